@@ -1,0 +1,79 @@
+"""Every error a user of model-factory can meet.
+
+::
+
+    ModelFactoryError
+    ├── ConfigError              a component config is wrong; names file, line and column
+    ├── BuildError               the config is well formed, but its model cannot be built
+    │   └── NotPortableError     a module's forward cannot be written down as a program
+    ├── GraphExecutionError      a forward was called wrongly, or one of its steps failed
+    │   └── CallFormError        no program exists for this way of calling a module
+    ├── FormatError              a descriptor, program or blob is not what it should be
+    │   └── IntegrityError       bytes do not match the digest they were asked for by
+    └── ServerError              the server refused, failed or broke its contract
+        └── UnavailableError     the server cannot be reached, or went away
+"""
+
+from __future__ import annotations
+
+
+class ModelFactoryError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(ModelFactoryError):
+    """A component config is wrong.
+
+    ``path`` is the place inside the config (``("model", "graph", "inputs", 0)``); ``reason`` is the message
+    without the place, which is what a server sends so that the client can add its own file, line and column.
+    """
+
+    def __init__(self, reason: str, *, path: tuple[str | int, ...] = (), place: str | None = None) -> None:
+        self.reason = reason
+        self.path = path
+        self.place = place
+        prefix = ": ".join(part for part in (place, path_text(path)) if part)
+        super().__init__(f"{prefix}: {reason}" if prefix else reason)
+
+
+class BuildError(ModelFactoryError):
+    """A well-formed config whose model cannot be built: a constructor refused its arguments, say."""
+
+
+class NotPortableError(BuildError):
+    """A module cannot be handed out without its code: names the module, the reason and the remedy."""
+
+
+class GraphExecutionError(ModelFactoryError):
+    """A forward was called with the wrong inputs, or one of its steps failed."""
+
+
+class CallFormError(GraphExecutionError):
+    """There is no program for this way of calling a module, and none could be recorded."""
+
+
+class FormatError(ModelFactoryError):
+    """A descriptor, program or blob breaks its format or a limit."""
+
+
+class IntegrityError(FormatError):
+    """Content does not match its digest or its declared size."""
+
+
+class ServerError(ModelFactoryError):
+    """The server refused or failed a request, or answered against its contract."""
+
+
+class UnavailableError(ServerError):
+    """The server cannot be reached, is stopping, or went away during a request."""
+
+
+def path_text(path: tuple[str | int, ...]) -> str:
+    """Write a config path the way users write it: ``model.graph.inputs[0]``."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else part
+    return text

@@ -1,0 +1,1 @@
+"""Programs: how any forward is written down, and the modules that run them."""

@@ -1,0 +1,93 @@
+"""The program: a forward written down as a list of steps.
+
+A program has no loops, looks up no names at run time and holds nothing but plain data, so it can travel and
+be checked before it is run. ``GraphModel``'s own steps, read from a config, and the forwards that the server
+records are the same thing.
+
+Argument values are ``None``, ``bool``, ``int``, ``float``, ``str``, ``list``, ``tuple`` and ``dict`` of
+arguments, ``slice`` of arguments, ``Ellipsis`` and the classes below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Argument: TypeAlias = Any
+"""A step's argument; see the module's docstring."""
+
+Out: TypeAlias = "str | tuple[str, ...] | Mapping[str, str]"
+"""Where a result goes: one name; one name per element of a tuple or list; or ``{key: name}`` for a dict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A value made by an earlier step, or an input."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """The size of an input tensor along one axis."""
+
+    name: str
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expr:
+    """Integer, float or truth arithmetic over ``Dim``, ``Ref`` (a number) and constants; ``op`` names the operation."""
+
+    op: str
+    args: tuple[Expr | Dim | Ref | int | float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A number computed from the sizes of the inputs."""
+
+    expr: Expr | Dim | Ref | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class TorchConst:
+    """A dtype, memory format or layout, by the name torch gives it: ``float32``, ``channels_last``."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeOf:
+    """The dtype that a value has at run time."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The device on which the program runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One call.
+
+    ``call`` is ``module:PATH`` (a descendant of the module the program belongs to), ``op:NAME`` (the closed table)
+    or ``attr:PATH`` (a parameter or buffer).
+    """
+
+    call: str
+    args: tuple[Argument, ...] = ()
+    kwargs: Mapping[str, Argument] = field(default_factory=dict)
+    out: Out = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """Named inputs, the steps in order, and the result built from their values."""
+
+    inputs: tuple[str, ...]
+    steps: tuple[Step, ...]
+    result: Argument
