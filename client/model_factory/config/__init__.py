@@ -1,0 +1,28 @@
+"""Component configs: from a YAML file or a mapping to a checked model and its canonical bytes.
+
+``resolve_file`` and ``resolve_mapping`` do it on the trainer, ``parse_config`` reads the result on a server. The
+language is described in ``docs/config.md``.
+"""
+
+from model_factory.config.bounds import MAX_DOCUMENT_BYTES
+from model_factory.config.canonical import canonical_bytes, digest, parse_wire, wire_bytes
+from model_factory.config.key_order import order_digest
+from model_factory.config.model_config import ModelConfig, Settings
+from model_factory.config.nodes import ConfigPath
+from model_factory.config.resolve import ResolvedConfig, parse_config, resolve_file, resolve_mapping
+
+__all__ = [
+    "MAX_DOCUMENT_BYTES",
+    "ConfigPath",
+    "ModelConfig",
+    "ResolvedConfig",
+    "Settings",
+    "canonical_bytes",
+    "digest",
+    "order_digest",
+    "parse_config",
+    "parse_wire",
+    "resolve_file",
+    "resolve_mapping",
+    "wire_bytes",
+]

@@ -1,0 +1,33 @@
+"""What a config may grow to. Each bound is checked before the thing it bounds is built."""
+
+from __future__ import annotations
+
+MAX_DOCUMENT_BYTES = 1024 * 1024
+"""Bytes of one YAML file, and of a resolved config on the wire."""
+
+MAX_TEXT_BYTES = 1024 * 1024
+"""UTF-8 bytes of all keys and strings of a config together, after aliases, templates and interpolation."""
+
+MAX_NODES = 100_000
+"""Values in a config, containers included, after aliases, templates and interpolation."""
+
+MAX_NESTING = 64
+"""Mappings and lists inside each other."""
+
+MAX_EXPANSION_DEPTH = 128
+"""Steps down the tree and along templates or references that lead to one value. Keeps the call stack small."""
+
+MAX_FILES = 64
+"""Files that one config may load through ``defaults``, each counted as often as it is named."""
+
+MAX_INT_BITS = 128
+"""Bits of an integer: no torch or numpy argument is wider, seeds included."""
+
+MAX_NUMBER_CHARS = 200
+"""Characters of a written number: reading a number can take time that is quadratic in its length."""
+
+MAX_EXAMPLE_ELEMENTS = 2**26
+"""Elements of all example tensors of a ``signature`` together: 256 MiB as float32."""
+
+MAX_EXAMPLE_RANK = 16
+"""Axes of one example tensor."""

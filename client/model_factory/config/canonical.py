@@ -1,0 +1,109 @@
+"""The wire form of a config, and its identity.
+
+The wire form is compact UTF-8 JSON. Python's JSON keeps ``1``, ``1.0`` and ``true`` apart and writes each finite
+float so that it reads back exactly. JSON has no infinite floats and no NaN: these are written as the mapping
+``{"$float": "inf"}`` (``-inf``, ``nan``). A config's own mapping whose one key is dollars followed by ``float``
+gets one dollar more, and loses it when read, so the two cannot be confused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from blake3 import blake3
+
+from model_factory.config.bounds import MAX_DOCUMENT_BYTES
+from model_factory.config.check import TOP_LEVEL_KEYS
+from model_factory.config.expect import require_keys, require_map
+from model_factory.config.lift import lift
+from model_factory.config.nodes import MapNode, Place, lower
+from model_factory.config.strict_json import parse_json
+from model_factory.config.wording import quoted
+from model_factory.errors import ConfigError
+
+WIRE_PLACE = Place(file="<request>")
+"""The place of every value that came over the wire."""
+
+_FLOAT_KEY = "$float"
+_FLOAT_LIKE_KEY = re.compile(r"\$+float")
+
+
+def wire_fields(tree: MapNode) -> dict[str, Any]:
+    """Return what a server needs of a resolved config, as plain data: without ``params``, notes and the like."""
+    return {key: lower(value) for key, value in tree.entries.items() if key in TOP_LEVEL_KEYS}
+
+
+def wire_bytes(config: Mapping[str, Any]) -> bytes:
+    """Return plain data as it crosses the wire, keys in written order.
+
+    Raises ConfigError when it is larger than a config may be.
+    """
+    data = _encode(config, sort_keys=False)
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise ConfigError(f"the resolved config takes {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
+    return data
+
+
+def canonical_bytes(value: Any) -> bytes:
+    """Return plain data in the one form that is the same for any order of keys.
+
+    Raises ConfigError for what is not plain data.
+    """
+    return _encode(value, sort_keys=True)
+
+
+def digest(value: Any) -> str:
+    """Return the blake3 of the canonical bytes, in hex."""
+    return blake3(canonical_bytes(value)).hexdigest()
+
+
+def parse_wire(data: bytes) -> MapNode:
+    """Read a config from the wire.
+
+    Raises ConfigError unless it is UTF-8 JSON within the bounds, with no key twice and nothing at the top level
+    that the wire form does not have.
+    """
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise ConfigError(f"the config takes {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the config is not UTF-8: {error.reason} at byte {error.start}") from None
+    tree = require_map(lift(parse_json(text, _decoded_mapping), WIRE_PLACE), ())
+    require_keys(tree, (), TOP_LEVEL_KEYS)
+    return tree
+
+
+def _encode(value: Any, *, sort_keys: bool) -> bytes:
+    # Lifting refuses what is not plain data, cycles and lone surrogates included, and bounds the rest.
+    plain = _encodable(lower(lift(value, Place(file="<value>"))))
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys, separators=(",", ":"))
+    return text.encode()
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT_KEY: str(value)}
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        escaped = len(value) == 1 and _FLOAT_LIKE_KEY.fullmatch(next(iter(value)))
+        return {f"${key}" if escaped else key: _encodable(item) for key, item in value.items()}
+    return value
+
+
+def _decoded_mapping(mapping: dict[str, Any]) -> Any:
+    if len(mapping) != 1:
+        return mapping
+    key, item = next(iter(mapping.items()))
+    if not _FLOAT_LIKE_KEY.fullmatch(key):
+        return mapping
+    if key != _FLOAT_KEY:
+        return {key[1:]: item}
+    if item not in ("inf", "-inf", "nan"):
+        raise ConfigError(f"{quoted(_FLOAT_KEY)} must be 'inf', '-inf' or 'nan'")
+    return float(item)

@@ -1,0 +1,91 @@
+"""Config file -> located tree, with the files named by its ``defaults`` merged below it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from model_factory.config.bounds import MAX_DOCUMENT_BYTES, MAX_FILES
+from model_factory.config.builders import MapBuilder
+from model_factory.config.expect import require_list, require_text
+from model_factory.config.merge import merge
+from model_factory.config.nodes import MapNode, error_at
+from model_factory.config.yaml_tree import parse_yaml
+from model_factory.errors import ConfigError
+
+
+def load_file(path: Path) -> MapNode:
+    """Return the config in a YAML file; ``defaults`` is gone from it, and list directives may still stand in it.
+
+    Raises ConfigError when a file cannot be read, is not a config, or includes itself.
+    """
+    return _Includes().load(path, ())
+
+
+class _Includes:
+    """The loading of one config; counts its files."""
+
+    def __init__(self) -> None:
+        self._loaded = 0
+
+    def load(self, path: Path, chain: tuple[Path, ...], named_at: str | None = None) -> MapNode:
+        """Load a file that the files of ``chain`` led to; ``named_at`` is where the last of them names it."""
+        if any(_same_file(path, earlier) for earlier in chain):
+            names = " -> ".join(str(link) for link in (*chain, path))
+            raise ConfigError(f"defaults include cycle detected: {names}", place=named_at)
+        self._loaded += 1
+        if self._loaded > MAX_FILES:
+            raise ConfigError(f"'defaults' lead to more than {MAX_FILES} files", place=named_at)
+        own = parse_yaml(_read_text(path, named_at), str(path))
+        result: MapNode | None = None
+        for name, place in _defaults(own):
+            included = self.load(path.parent / name, (*chain, path), place)
+            result = included if result is None else merge(result, included)
+        own = _without_defaults(own)
+        return own if result is None else merge(result, own)
+
+
+def _defaults(tree: MapNode) -> list[tuple[str, str]]:
+    """Return the file names that the tree's ``defaults`` holds, each with the place that names it."""
+    if "defaults" not in tree.entries:
+        return []
+    named = []
+    for index, item in enumerate(require_list(tree.entries["defaults"], ("defaults",), "file paths").items):
+        name = require_text(item, ("defaults", index))
+        if "\0" in name:
+            raise error_at(item, ("defaults", index), "a file path cannot hold a null character")
+        named.append((name, str(item.place)))
+    return named
+
+
+def _without_defaults(tree: MapNode) -> MapNode:
+    builder = MapBuilder(tree.place)
+    for key, value in tree.entries.items():
+        if key != "defaults":
+            builder.add(key, value)
+    return builder.build()
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False  # reading it says what is wrong with it
+
+
+def _read_text(path: Path, named_at: str | None) -> str:
+    try:
+        # Asked first: opening a pipe would wait for its writer.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ConfigError(f"{path} is not a regular file", place=named_at)
+        with path.open("rb") as file:
+            data = file.read(MAX_DOCUMENT_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}", place=named_at) from None
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise ConfigError(f"the file is larger than {MAX_DOCUMENT_BYTES} bytes", place=str(path))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"the file is not UTF-8: {error.reason} in line {line}", place=str(path)) from None

@@ -1,0 +1,82 @@
+"""The way of a config: load, defaults, merge, templates, interpolate, check, canonical bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from model_factory.config.canonical import digest, parse_wire, wire_bytes, wire_fields
+from model_factory.config.check import check
+from model_factory.config.interpolate import interpolate
+from model_factory.config.key_order import order_digest
+from model_factory.config.lift import lift
+from model_factory.config.load import load_file
+from model_factory.config.merge import settle
+from model_factory.config.model_config import ModelConfig
+from model_factory.config.nodes import ConfigPath, MapNode, Place, error_at, found, nearest_node
+from model_factory.config.templates import expand_templates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedConfig:
+    """A config with nothing left to resolve."""
+
+    tree: MapNode
+    """Every value with its place; holds what the wire form drops as well (``params``, notes)."""
+    model: ModelConfig
+    """The checked model."""
+    wire: bytes
+    """What a server needs of the config; ``parse_config`` reads it."""
+    digest: str
+    """blake3 of the wire form with sorted keys: the same for any order of keys."""
+    order_digest: str
+    """blake3 of the key orders that have a meaning; belongs to the model's identity beside ``digest``."""
+
+    def place_of(self, path: ConfigPath) -> str:
+        """Return ``file:line:column`` of the value at ``path``, or of the deepest value on the way to it."""
+        return str(nearest_node(self.tree, path).place)
+
+
+def resolve_file(path: str | PathLike[str], env: Mapping[str, str]) -> ResolvedConfig:
+    """Resolve the config in a YAML file, with ``${env:...}`` read from ``env``.
+
+    Raises ConfigError, which names the file, line and column.
+    """
+    return _resolved(load_file(Path(path)), env)
+
+
+def resolve_mapping(mapping: Mapping[str, Any], env: Mapping[str, str]) -> ResolvedConfig:
+    """Resolve an in-memory config, with ``${env:...}`` read from ``env``.
+
+    Raises ConfigError, which names the path inside the config.
+    """
+    tree = lift(mapping, Place(file="<config>"))
+    if not isinstance(tree, MapNode):
+        raise error_at(tree, (), f"a config must be a mapping, found {found(tree)}")
+    if "defaults" in tree.entries:
+        reason = "'defaults' names files relative to the file it stands in, so an in-memory config cannot have it"
+        raise error_at(tree.entries["defaults"], ("defaults",), reason)
+    return _resolved(tree, env)
+
+
+def parse_config(wire: bytes) -> ResolvedConfig:
+    """Read a config from the wire; nothing in it is resolved: ``${`` is plain text and no file is opened.
+
+    Raises ConfigError.
+    """
+    return _checked(parse_wire(wire))
+
+
+def _resolved(tree: MapNode, env: Mapping[str, str]) -> ResolvedConfig:
+    return _checked(interpolate(settle(expand_templates(tree)), env))
+
+
+def _checked(tree: MapNode) -> ResolvedConfig:
+    model = check(tree)
+    fields = wire_fields(tree)
+    return ResolvedConfig(
+        tree=tree, model=model, wire=wire_bytes(fields), digest=digest(fields), order_digest=order_digest(fields)
+    )

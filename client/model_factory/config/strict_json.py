@@ -1,0 +1,80 @@
+"""JSON text -> plain data, strictly: no key twice, no NaN, no infinity, bounds checked before Python's parser runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from model_factory.config.bounds import MAX_NESTING, MAX_NODES, MAX_NUMBER_CHARS
+from model_factory.config.wording import quoted
+from model_factory.errors import ConfigError
+
+# One token per container end, per comma and per string; a closing quote is optional so that an unclosed string
+# is one token, not one try per character. An empty container is a single token, for it holds no value.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|\[\s*+\]|\{\s*+\}|[\[\]{},]', re.DOTALL)
+
+# The wire form writes a float that JSON lacks as a mapping, one level deeper than the value stands.
+_MAX_JSON_NESTING = MAX_NESTING + 1
+
+
+def parse_json(text: str, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Return the value of a JSON text; ``object_hook`` may replace each object.
+
+    Raises ConfigError.
+    """
+    _check_shape(text)
+
+    def take_object(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise ConfigError(f"Duplicate mapping key {quoted(twice)}")
+        return found if object_hook is None else object_hook(found)
+
+    try:
+        return json.loads(
+            text, object_pairs_hook=take_object, parse_constant=_refuse, parse_int=_int, parse_float=_float
+        )
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"not valid JSON: {error.msg} at character {error.pos}") from None
+
+
+def _check_shape(text: str) -> None:
+    depth = 0
+    values = 1
+    for match in _TOKEN.finditer(text):
+        token = match.group()
+        if token in ("[", "{"):
+            depth += 1
+        elif token in ("]", "}"):
+            depth -= 1
+        # The first value of a container is counted with its bracket, every other one with its comma.
+        values += token in ("[", "{", ",")
+        is_empty = token[0] in "[{" and len(token) > 1
+        if depth + is_empty > _MAX_JSON_NESTING:
+            raise ConfigError(f"the config is too large: mappings and lists nested deeper than {MAX_NESTING}")
+        if values > MAX_NODES:
+            raise ConfigError(f"the config is too large: more than {MAX_NODES} values")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ConfigError(f"{constant} is not JSON")
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MAX_NUMBER_CHARS:
+        raise ConfigError(f"a number of more than {MAX_NUMBER_CHARS} characters")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    if len(digits) > MAX_NUMBER_CHARS:
+        raise ConfigError(f"a number of more than {MAX_NUMBER_CHARS} characters")
+    value = float(digits)
+    if math.isinf(value):
+        raise ConfigError("a number is too large for a float")
+    return value

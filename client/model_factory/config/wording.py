@@ -1,0 +1,37 @@
+"""Fragments of error messages: what was found, what is allowed, which known name is nearest."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable
+
+_SHOWN_CHARS = 60
+_SHOWN_NAMES = 20
+# difflib takes time quadratic in the length of names, and names may come from a stranger.
+_COMPARED_NAMES = 1000
+_COMPARED_CHARS = 100
+
+
+def quoted(value: object) -> str:
+    """Return the value's ``repr``, cut where it would flood the message."""
+    if isinstance(value, str) and len(value) > _SHOWN_CHARS:
+        return f"{value[:_SHOWN_CHARS]!r}..."
+    return repr(value)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names quoted, in the order given, with commas; ``none`` when there are none."""
+    shown = [quoted(name) for name in itertools.islice(names, _SHOWN_NAMES + 1)]
+    if len(shown) > _SHOWN_NAMES:
+        shown[-1] = "..."
+    return ", ".join(shown) or "none"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the known name closest to ``name``, or nothing when none is close."""
+    if len(name) > _COMPARED_CHARS:
+        return ""
+    candidates = [other for other in itertools.islice(known, _COMPARED_NAMES) if len(other) <= _COMPARED_CHARS]
+    matches = difflib.get_close_matches(name, candidates, n=1)
+    return f"; did you mean {quoted(matches[0])}?" if matches else ""

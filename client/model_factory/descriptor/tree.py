@@ -1,0 +1,93 @@
+"""The descriptor: a tree of modules as plain data.
+
+Modules and tensors are kept in two flat tables and referred to by position, so a shared module or a tied tensor is
+written once. Module 0 is the root.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from model_factory.graph.program import Program
+from model_factory.graph.signature import Signature
+
+STOCK = "stock"
+PROGRAM = "program"
+GRAPH = "graph"
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRef:
+    """A function of the closed table, as the value of an attribute."""
+
+    name: str
+    """A key of ``STOCK_FUNCTIONS``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorNode:
+    """A parameter or buffer."""
+
+    name: str
+    """The first state-dict-like name it is reached by; its key in the weights file."""
+    dtype: str
+    """As torch names it: ``float32``."""
+    shape: tuple[int, ...] | None
+    """``None`` for a lazy parameter or buffer that has no shape yet; it is not in the weights file."""
+    requires_grad: bool
+    """Always false for a buffer."""
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return 0 if self.shape is None else math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleNode:
+    """One module."""
+
+    kind: str
+    """``stock``, ``program`` or ``graph``."""
+    type: str
+    """A key of ``STOCK_CLASSES``; for the other kinds the class name, for people to read."""
+    training: bool
+    """Its training flag."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Plain attributes: plain data, ``TorchConst`` for dtypes, ``FunctionRef`` for functions."""
+    children: tuple[tuple[str, int | None], ...] = ()
+    """Name and position in the module table, in order."""
+    parameters: tuple[tuple[str, int | None], ...] = ()
+    """Name and position in the tensor table, in order."""
+    buffers: tuple[tuple[str, int | None, bool], ...] = ()
+    """Name, position in the tensor table, and whether it is in the state dict; in order."""
+    signature: Signature | None = None
+    """Of a program node's forward."""
+    program: Program | None = None
+    """A graph node's steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptor:
+    """A whole model without its weights."""
+
+    modules: tuple[ModuleNode, ...]
+    """Module 0 is the root."""
+    tensors: tuple[TensorNode, ...]
+    """Each tensor once, in the order of first appearance."""
+
+    def paths(self) -> dict[int, str]:
+        """The first path at which each module is reached, root first, in the order of ``named_modules``."""
+        found: dict[int, str] = {}
+        pending = [(0, "")]
+        while pending:
+            index, path = pending.pop()
+            if index in found:
+                continue
+            found[index] = path
+            children = [(child, f"{path}.{name}" if path else name) for name, child in self.modules[index].children]
+            pending.extend((child, name) for child, name in reversed(children) if child is not None)
+        return found

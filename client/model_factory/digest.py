@@ -1,0 +1,35 @@
+"""Digests: the identity of content, blake3 as 64 hex characters."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from blake3 import blake3
+
+from model_factory.errors import FormatError
+
+_PATTERN = re.compile(r"[0-9a-f]{64}\Z")
+
+
+def digest_of(data: bytes) -> str:
+    """Digest of bytes."""
+    return blake3(data).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Digest of a file's content, read through a mapping on all cores."""
+    hasher = blake3(max_threads=blake3.AUTO)
+    hasher.update_mmap(path)
+    return hasher.hexdigest()
+
+
+def check_digest(text: str) -> str:
+    """Return ``text`` if it is written as a digest; nothing else may ever become part of a path.
+
+    Raises:
+        FormatError: it is not.
+    """
+    if not _PATTERN.match(text):
+        raise FormatError(f"{text[:80]!r} is not a digest (64 hexadecimal digits in lower case)")
+    return text

@@ -1,0 +1,44 @@
+"""Canonical JSON: the bytes of descriptors, programs and manifests.
+
+Keys sorted, no white space, UTF-8, no duplicate keys, finite numbers only. Equal documents have equal bytes, so a
+digest of the bytes is an identity.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from model_factory.errors import FormatError
+from model_factory.limits import MAX_DOCUMENT_BYTES
+
+
+def encode_document(document: Any) -> bytes:
+    """Return the canonical bytes of plain data."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8")
+
+
+def decode_document(data: bytes, what: str) -> Any:
+    """Parse a document that came from somewhere else; ``what`` names it in errors.
+
+    Raises:
+        FormatError: it is too large, nested too deeply for the parser, or not JSON.
+    """
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise FormatError(f"{what} has {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
+    try:
+        return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{what} is not a JSON document: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key is given twice")
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,295 @@
+"""Programs, call forms and plain values as JSON data, and back.
+
+A JSON scalar or list stands for itself; everything else is a mapping with one key that says what it is:
+``{"ref": "v1"}``, ``{"tuple": [...]}``, ``{"size": {"op": ["add", {"dim": ["x", 1]}, 1]}}``. What cannot be written
+this way cannot be in a program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from model_factory.errors import FormatError
+from model_factory.graph.call_form import CONSTANT_TYPES, Form, Recorded
+from model_factory.graph.program import (
+    Argument,
+    Device,
+    Dim,
+    DtypeOf,
+    Expr,
+    Out,
+    Program,
+    Ref,
+    Size,
+    Step,
+    TorchConst,
+)
+from model_factory.graph.signature import KINDS, Parameter, Signature
+from model_factory.limits import MAX_STEPS
+
+Json: TypeAlias = Any
+
+
+def encode_value(value: Argument) -> Json:  # noqa: C901, PLR0912  one arm per kind of value
+    """Write a value or a program's argument as JSON data.
+
+    Raises:
+        FormatError: it holds something that has no written form.
+    """
+    if value is None or type(value) in {bool, int, str}:
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if type(value) is list:
+        return [encode_value(item) for item in value]
+    if type(value) is tuple:
+        return {"tuple": [encode_value(item) for item in value]}
+    if isinstance(value, Mapping):
+        return {"dict": [[encode_value(key), encode_value(item)] for key, item in value.items()]}
+    if isinstance(value, slice):
+        return {"slice": [encode_value(bound) for bound in (value.start, value.stop, value.step)]}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(value, Ref):
+        return {"ref": value.name}
+    if isinstance(value, Size):
+        return {"size": encode_expression(value.expr)}
+    if isinstance(value, TorchConst):
+        return {"torch": value.name}
+    if isinstance(value, DtypeOf):
+        return {"dtype_of": value.name}
+    if isinstance(value, Device):
+        return {"device": True}
+    raise FormatError(f"a {type(value).__module__}.{type(value).__qualname__} has no written form")
+
+
+def decode_value(data: Json) -> Argument:
+    """The inverse of :func:`encode_value`."""
+    if data is None or isinstance(data, bool | int | float | str):
+        return data
+    if isinstance(data, list):
+        return [decode_value(item) for item in data]
+    kind, body = _tagged(data)
+    decode = _VALUES.get(kind)
+    if decode is None:
+        raise FormatError(f"unknown kind of value {kind!r}")
+    return decode(body)
+
+
+def encode_expression(expr: Expr | Dim | Ref | float) -> Json:
+    """Write an expression on sizes as JSON data."""
+    if isinstance(expr, Dim):
+        return {"dim": [expr.name, expr.axis]}
+    if isinstance(expr, Ref):
+        return {"ref": expr.name}
+    if isinstance(expr, Expr):
+        return {"op": [expr.op, *[encode_expression(arg) for arg in expr.args]]}
+    return expr
+
+
+def decode_expression(data: Json) -> Expr | Dim | Ref | int | float:
+    """The inverse of :func:`encode_expression`."""
+    if isinstance(data, int | float):
+        return data
+    kind, body = _tagged(data)
+    if kind == "dim":
+        name, axis = _items(body, 2)
+        return Dim(_text(name), _integer(axis))
+    if kind == "ref":
+        return Ref(_text(body))
+    if kind == "op" and isinstance(body, list) and body:
+        return Expr(_text(body[0]), tuple(decode_expression(arg) for arg in body[1:]))
+    raise FormatError(f"unknown kind of expression {kind!r}")
+
+
+def encode_program(program: Program) -> Json:
+    """Write a program as JSON data."""
+    return {
+        "inputs": list(program.inputs),
+        "steps": [
+            {
+                "call": step.call,
+                "args": [encode_value(arg) for arg in step.args],
+                "kwargs": [[name, encode_value(arg)] for name, arg in step.kwargs.items()],
+                "out": step.out if isinstance(step.out, str) else encode_value(step.out),
+            }
+            for step in program.steps
+        ],
+        "result": encode_value(program.result),
+    }
+
+
+def decode_program(data: Json) -> Program:
+    """The inverse of :func:`encode_program`."""
+    fields = _fields(data, "inputs", "steps", "result")
+    steps = _list(fields["steps"])
+    if len(steps) > MAX_STEPS:
+        raise FormatError(f"a program has {len(steps)} steps; at most {MAX_STEPS} are allowed")
+    return Program(
+        inputs=tuple(_text(name) for name in _list(fields["inputs"])),
+        steps=tuple(_decode_step(step) for step in steps),
+        result=decode_value(fields["result"]),
+    )
+
+
+def _decode_step(data: Json) -> Step:
+    fields = _fields(data, "call", "args", "kwargs", "out")
+    return Step(
+        call=_text(fields["call"]),
+        args=tuple(decode_value(arg) for arg in _list(fields["args"])),
+        kwargs={_text(name): decode_value(arg) for name, arg in _pairs(fields["kwargs"])},
+        out=_decode_out(fields["out"]),
+    )
+
+
+def _decode_out(data: Json) -> Out:
+    if isinstance(data, str):
+        return data
+    out = decode_value(data)
+    if isinstance(out, tuple):
+        return tuple(_text(name) for name in out)
+    if isinstance(out, dict):
+        return {_text(key): _text(name) for key, name in out.items()}
+    raise FormatError("a step's out is a name, a tuple of names or a mapping to names")
+
+
+def encode_recorded(recorded: Recorded) -> Json:
+    """Write a recorded program with its conditions as JSON data."""
+    return {
+        "form": [[name, encode_form(form)] for name, form in recorded.form],
+        "training": [list(entry) for entry in recorded.training],
+        "dtypes": [list(entry) for entry in recorded.dtypes],
+        "guards": [encode_expression(guard) for guard in recorded.guards],
+        "program": encode_program(recorded.program),
+    }
+
+
+def decode_recorded(data: Json) -> Recorded:
+    """The inverse of :func:`encode_recorded`."""
+    fields = _fields(data, "form", "training", "dtypes", "guards", "program")
+    return Recorded(
+        form=tuple((_text(name), decode_form(form)) for name, form in _pairs(fields["form"])),
+        training=tuple((_text(path), _typed(flag, bool)) for path, flag in _pairs(fields["training"])),
+        dtypes=tuple((_text(name), _text(dtype)) for name, dtype in _pairs(fields["dtypes"])),
+        guards=tuple(decode_expression(guard) for guard in _list(fields["guards"])),
+        program=decode_program(fields["program"]),
+    )
+
+
+def encode_form(form: Form) -> Json:
+    """Write one argument's form as JSON data."""
+    match form[0]:
+        case "tensor":
+            return {"tensor": form[1]}
+        case "const":
+            return {"const": encode_value(form[2])}
+        case "dict":
+            return {"dict": [[key, encode_form(item)] for key, item in form[1]]}
+        case kind:
+            return {kind: [encode_form(item) for item in form[1]]}
+
+
+def decode_form(data: Json) -> Form:
+    """The inverse of :func:`encode_form`."""
+    kind, body = _tagged(data)
+    match kind:
+        case "tensor":
+            return ("tensor", _integer(body))
+        case "const":
+            value = decode_value(body)
+            if type(value) not in CONSTANT_TYPES:
+                raise FormatError(f"a call form's constant is a {type(value).__name__}")
+            return ("const", type(value).__name__, value)
+        case "dict":
+            return ("dict", tuple((_text(key), decode_form(item)) for key, item in _pairs(body)))
+        case "list" | "tuple":
+            return (kind, tuple(decode_form(item) for item in _list(body)))
+    raise FormatError(f"unknown kind of call form {kind!r}")
+
+
+def encode_signature(signature: Signature) -> Json:
+    """Write a forward's signature as JSON data."""
+    return [[item.name, item.kind, item.required, encode_value(item.default)] for item in signature.parameters]
+
+
+def decode_signature(data: Json) -> Signature:
+    """The inverse of :func:`encode_signature`."""
+    parameters = []
+    for entry in _list(data):
+        name, kind, required, default = _items(entry, 4)
+        if kind not in KINDS.values():
+            raise FormatError(f"unknown kind of parameter {kind!r}")
+        parameters.append(Parameter(_text(name), kind, _typed(required, bool), decode_value(default)))
+    return Signature(tuple(parameters))
+
+
+def _decode_slice(body: Json) -> slice:
+    start, stop, step = (decode_value(bound) for bound in _items(body, 3))
+    return slice(start, stop, step)
+
+
+def _decode_float(body: Json) -> float:
+    if body not in {"nan", "inf", "-inf"}:
+        raise FormatError(f"{body!r} is not nan, inf or -inf")
+    return float(body)
+
+
+_VALUES: Mapping[str, Callable[[Json], Argument]] = {
+    "float": _decode_float,
+    "tuple": lambda body: tuple(decode_value(item) for item in _list(body)),
+    "dict": lambda body: {_key(key): decode_value(item) for key, item in _pairs(body)},
+    "slice": _decode_slice,
+    "ellipsis": lambda _body: Ellipsis,
+    "ref": lambda body: Ref(_text(body)),
+    "size": lambda body: Size(decode_expression(body)),
+    "torch": lambda body: TorchConst(_text(body)),
+    "dtype_of": lambda body: DtypeOf(_text(body)),
+    "device": lambda _body: Device(),
+}
+
+
+def _key(data: Json) -> str | int | float | None:
+    return _typed(data, str, int, float, type(None))  # type: ignore[no-any-return]
+
+
+def _tagged(data: Json) -> tuple[str, Json]:
+    if not isinstance(data, dict) or len(data) != 1:
+        raise FormatError("a value is a scalar, a list or a mapping with one key")
+    return next(iter(data.items()))
+
+
+def _fields(data: Json, *names: str) -> dict[str, Json]:
+    if not isinstance(data, dict) or data.keys() != set(names):
+        raise FormatError(f"expected a mapping with exactly the keys {', '.join(names)}")
+    return data
+
+
+def _typed(data: Json, *types: type) -> Json:
+    if type(data) not in types:
+        raise FormatError(f"expected {' or '.join(item.__name__ for item in types)}, got {type(data).__name__}")
+    return data
+
+
+def _text(data: Json) -> str:
+    return _typed(data, str)  # type: ignore[no-any-return]
+
+
+def _integer(data: Json) -> int:
+    return _typed(data, int)  # type: ignore[no-any-return]
+
+
+def _list(data: Json) -> list[Json]:
+    return _typed(data, list)  # type: ignore[no-any-return]
+
+
+def _items(data: Json, count: int) -> list[Json]:
+    items = _list(data)
+    if len(items) != count:
+        raise FormatError(f"expected {count} items, got {len(items)}")
+    return items
+
+
+def _pairs(data: Json) -> list[list[Json]]:
+    return [_items(entry, 2) for entry in _list(data)]

@@ -1,0 +1,89 @@
+"""Arithmetic on sizes: what an :class:`Expr` means."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from functools import reduce
+from types import MappingProxyType
+from typing import Any
+
+from model_factory.errors import FormatError
+from model_factory.graph.program import Dim, Expr, Ref
+
+Env = dict[str, Any]
+Evaluate = Callable[[Env], Any]
+
+
+def _all(*values: object) -> bool:
+    return all(values)
+
+
+def _any(*values: object) -> bool:
+    return any(values)
+
+
+def _sum(*values: Any) -> Any:
+    return reduce(operator.add, values)
+
+
+def _product(*values: Any) -> Any:
+    return reduce(operator.mul, values)
+
+
+EXPRESSION_OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "add": _sum,
+        "mul": _product,
+        "floordiv": operator.floordiv,
+        "truediv": operator.truediv,
+        "mod": operator.mod,
+        "pow": operator.pow,
+        "max": max,
+        "min": min,
+        "float": float,
+        "int": int,
+        "floor": math.floor,
+        "ceil": math.ceil,
+        "sqrt": math.sqrt,
+        "eq": operator.eq,
+        "ne": operator.ne,
+        "lt": operator.lt,
+        "le": operator.le,
+        "gt": operator.gt,
+        "ge": operator.ge,
+        "and": _all,
+        "or": _any,
+        "not": operator.not_,
+    }
+)
+
+
+def compile_expression(expr: Expr | Dim | Ref | float) -> Evaluate:
+    """Turn an expression into a function of the values by name."""
+    if isinstance(expr, Dim):
+        name, axis = expr.name, expr.axis
+        return lambda env: env[name].shape[axis]
+    if isinstance(expr, Ref):
+        name = expr.name
+        return lambda env: env[name]
+    if isinstance(expr, Expr):
+        function = EXPRESSION_OPS.get(expr.op)
+        if function is None:
+            raise FormatError(f"a program uses the unknown size operation {expr.op!r}")
+        operands = tuple(compile_expression(arg) for arg in expr.args)
+        return lambda env: function(*[operand(env) for operand in operands])
+    constant = expr
+    return lambda _env: constant
+
+
+def expression_text(expr: Expr | Dim | Ref | float) -> str:
+    """Write an expression for a message: ``gt(cond_proprio.shape[1], 64)``."""
+    if isinstance(expr, Dim):
+        return f"{expr.name}.shape[{expr.axis}]"
+    if isinstance(expr, Ref):
+        return expr.name
+    if isinstance(expr, Expr):
+        return f"{expr.op}({', '.join(expression_text(arg) for arg in expr.args)})"
+    return repr(expr)

@@ -1,0 +1,169 @@
+"""The two modules that run programs: ``GraphModel`` (steps from a config) and ``ProgramModule`` (recorded)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from model_factory.errors import CallFormError, GraphExecutionError
+from model_factory.graph.call_form import Recorded, call_form, form_text, leaf_names
+from model_factory.graph.expressions import compile_expression
+from model_factory.graph.program import Program
+from model_factory.graph.runner import Runner, get_module, get_tensor
+from model_factory.graph.signature import Signature
+
+GRAPH_MODULES = "graph_modules"
+
+
+class GraphModel(nn.Module):
+    """A model whose forward is the steps of a config.
+
+    ``inputs`` is the list of input names; ``graph_modules`` an ``nn.ModuleDict`` of the config's modules by name.
+    The forward takes the inputs by position or by name, in any mix.
+    """
+
+    def __init__(self, program: Program, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.inputs: list[str] = list(program.inputs)
+        self.graph_modules = nn.ModuleDict(modules)
+        self.runner = Runner(program)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the steps.
+
+        Raises:
+            GraphExecutionError: an input is missing, unknown or given twice, or a step fails; the message has the
+                step's number and call.
+        """
+        return self.runner.run(self, self._bind(args, kwargs), on_error=self._step_failed)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        if len(args) > len(self.inputs):
+            raise GraphExecutionError(
+                f"too many positional inputs: the model takes {len(self.inputs)} ({', '.join(self.inputs)}), got {len(args)}"
+            )
+        values = dict(zip(self.inputs, args, strict=False))
+        for name, value in kwargs.items():
+            if name not in self.inputs:
+                close = difflib.get_close_matches(name, self.inputs, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise GraphExecutionError(f"unknown input {name!r}: the model takes {', '.join(self.inputs)}{hint}")
+            if name in values:
+                raise GraphExecutionError(f"input {name!r} is given by position and by name")
+            values[name] = value
+        missing = [name for name in self.inputs if name not in values]
+        if missing:
+            raise GraphExecutionError(f"missing input{'s' * (len(missing) > 1)}: {', '.join(missing)}")
+        return [values[name] for name in self.inputs]
+
+    def _step_failed(self, index: int, error: Exception) -> None:
+        call = self.runner.program.steps[index].call.replace(f"module:{GRAPH_MODULES}.", "module:")
+        where = f"step {index} ({call})"
+        if isinstance(error, GraphExecutionError):
+            error.add_note(f"in {where}")
+            return
+        raise GraphExecutionError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+class ProgramSource(Protocol):
+    """Where a module asks for the program of a call form it has none for."""
+
+    def record(self, path: str, arguments: Mapping[str, Any], training: tuple[tuple[str, bool], ...]) -> Recorded:
+        """Return a program for the module at ``path`` that covers a call with these arguments.
+
+        ``training`` has the training flag of the module (``""``) and of each program module below it.
+
+        Raises:
+            CallFormError: there is no such program and none can be made.
+        """
+        ...
+
+
+class _Ready:
+    """A recorded program, compiled: immutable, so copies of a module share it."""
+
+    def __init__(self, recorded: Recorded) -> None:
+        self.recorded = recorded
+        self.runner = Runner(recorded.program)
+        self.names = leaf_names(recorded.form)
+        self.guards = [compile_expression(guard) for guard in recorded.guards]
+        self.dtypes = [(name, getattr(torch, dtype)) for name, dtype in recorded.dtypes]
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _Ready:
+        return self
+
+    def __reduce__(self) -> tuple[type[_Ready], tuple[Recorded]]:
+        return (_Ready, (self.recorded,))
+
+    def accepts(self, module: nn.Module, form: tuple[Any, ...], leaves: Sequence[torch.Tensor]) -> bool:
+        """Whether this program stands for a call of ``module`` with that form and those tensors."""
+        if form != self.recorded.form:
+            return False
+        for path, training in self.recorded.training:
+            if get_module(module, path).training != training:
+                return False
+        env = dict(zip(self.names, leaves, strict=True))
+        for name, dtype in self.dtypes:
+            tensor = get_tensor(module, name.removeprefix("attr:")) if name.startswith("attr:") else env[name]
+            if tensor is None or tensor.dtype != dtype:
+                return False
+        return all(guard(env) for guard in self.guards)
+
+
+class ProgramModule(nn.Module):
+    """A module whose class stayed on the server: real children and parameters, and recorded programs as its forward.
+
+    A call of a form that no program stands for is sent to ``source``, which records one.
+    """
+
+    def __init__(
+        self, type_name: str, signature: Signature, path: str, source: ProgramSource | None, programs: Sequence[Recorded]
+    ) -> None:
+        super().__init__()
+        self.become(type_name, signature, path, source, programs)
+
+    def become(
+        self, type_name: str, signature: Signature, path: str, source: ProgramSource | None, programs: Sequence[Recorded]
+    ) -> None:
+        """Take on the forward of a described module; for a bare instance, in place of the constructor."""
+        self._type_name = type_name
+        self._signature = signature
+        self._path = path
+        self._source = source
+        self._programs = [_Ready(recorded) for recorded in programs]
+
+    def _get_name(self) -> str:
+        return self._type_name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program that stands for this way of calling.
+
+        Raises:
+            TypeError: the arguments do not fit the forward's signature.
+            CallFormError: there is no program for this call form and none can be recorded.
+        """
+        arguments = self._signature.bind(args, kwargs)
+        form, leaves = call_form(arguments)
+        for ready in self._programs:
+            if ready.accepts(self, form, leaves):
+                return ready.runner.run(self, leaves)
+        return self._learn(form, leaves, arguments).runner.run(self, leaves)
+
+    def _learn(self, form: tuple[Any, ...], leaves: Sequence[torch.Tensor], arguments: dict[str, Any]) -> _Ready:
+        where = f"{self._path or 'the model'} ({self._type_name})"
+        if self._source is None:
+            raise CallFormError(f"{where} has no program for the call ({form_text(form)}) and no server to record one")
+        flags = tuple(
+            (path, module.training)
+            for path, module in self.named_modules(remove_duplicate=False)
+            if isinstance(module, ProgramModule)
+        )
+        ready = _Ready(self._source.record(self._path, arguments, flags))
+        if not ready.accepts(self, form, leaves):
+            raise CallFormError(f"{where}: the server's program is not for the call ({form_text(form)})")
+        self._programs.append(ready)
+        return ready

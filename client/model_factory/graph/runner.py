@@ -1,0 +1,272 @@
+"""Runs programs.
+
+A program is turned once into a list of small closures and then interpreted. Modules are looked up by path on every
+call, never kept, so that replacing a child (SyncBatchNorm conversion, a LoRA wrapper) takes effect.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_factory.errors import FormatError, GraphExecutionError
+from model_factory.graph.expressions import Env, Evaluate, compile_expression
+from model_factory.graph.ops import OPS, SET_GRAD_ENABLED
+from model_factory.graph.program import (
+    Argument,
+    Device,
+    Dim,
+    DtypeOf,
+    Expr,
+    Out,
+    Program,
+    Ref,
+    Size,
+    Step,
+    TorchConst,
+)
+
+# Keys under which a run keeps the module it runs for and its device; no value can have such a name.
+_SELF = "<self>"
+_DEVICE = "<device>"
+
+_Action = Callable[[Env], Any]
+
+
+class Runner:
+    """A program, ready to run for any module that has the children and tensors it names."""
+
+    def __init__(self, program: Program) -> None:
+        """Check the program and compile it.
+
+        Raises:
+            FormatError: an op, value or constant is unknown.
+        """
+        self.program = program
+        _check_names(program)
+        last_use = _last_uses(program)
+        self._actions: list[_Action] = [_compile_step(step) for step in program.steps]
+        self._stores = [_compile_store(step.out) for step in program.steps]
+        self._dead = [
+            tuple(name for name, last in last_use.items() if last == index) for index in range(len(program.steps))
+        ]
+        self._result = _compile(program.result)
+        self._uses_device = any(Device() in _flat((step.args, step.kwargs)) for step in program.steps)
+        self._sets_grad_mode = any(step.call == f"op:{SET_GRAD_ENABLED}" for step in program.steps)
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Runner:
+        return self  # immutable: copies of a module share it
+
+    def __reduce__(self) -> tuple[type[Runner], tuple[Program]]:
+        return (Runner, (self.program,))
+
+    def run(self, module: nn.Module, values: list[Any], *, on_error: Callable[[int, Exception], None] | None = None) -> Any:
+        """Run for ``module`` with one value per program input, in order.
+
+        ``on_error`` is called with the number of a failing step and its error, and may raise another one.
+        """
+        env: Env = dict(zip(self.program.inputs, values, strict=True))
+        env[_SELF] = module
+        if self._uses_device:
+            env[_DEVICE] = _device(module, values)
+        if not self._sets_grad_mode:
+            return self._interpret(env, on_error)
+        grad_enabled = torch.is_grad_enabled()
+        try:
+            return self._interpret(env, on_error)
+        finally:
+            torch._C._set_grad_enabled(grad_enabled)  # noqa: SLF001  torch.set_grad_enabled without the context manager
+
+    def _interpret(self, env: Env, on_error: Callable[[int, Exception], None] | None) -> Any:
+        for index, action in enumerate(self._actions):
+            try:
+                self._stores[index](env, action(env))
+            except Exception as error:
+                if on_error is not None:
+                    on_error(index, error)
+                raise
+            for name in self._dead[index]:
+                env.pop(name, None)
+        return self._result(env)
+
+
+def get_module(root: nn.Module, path: str) -> nn.Module:
+    """Return the descendant of ``root`` at a dotted path; ``""`` is ``root`` itself."""
+    module = root
+    for part in path.split(".") if path else ():
+        child = module._modules.get(part)  # noqa: SLF001  get_submodule without its per-part isinstance checks
+        if child is None:
+            raise GraphExecutionError(f"the module has no child {path!r} (missing part: {part!r})")
+        module = child
+    return module
+
+
+def get_tensor(root: nn.Module, path: str) -> torch.Tensor | None:
+    """Return the parameter or buffer at a dotted path."""
+    owner, _, name = path.rpartition(".")
+    value = getattr(get_module(root, owner), name)
+    if value is not None and not isinstance(value, torch.Tensor):
+        raise GraphExecutionError(f"{path!r} is a {type(value).__name__}, not a parameter or buffer")
+    return value
+
+
+def _device(module: nn.Module, values: list[Any]) -> torch.device:
+    """The device a program runs on: of its first tensor input, else of the module's first tensor."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            return value.device
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def torch_const(name: str) -> Any:
+    """Return the dtype, memory format or layout of that name.
+
+    Raises:
+        FormatError: torch has no such constant.
+    """
+    value = getattr(torch, name, None)
+    if not isinstance(value, torch.dtype | torch.memory_format | torch.layout):
+        raise FormatError(f"a program uses the unknown torch constant {name!r}")
+    return value
+
+
+def _compile_step(step: Step) -> _Action:
+    kind, _, target = step.call.partition(":")
+    args = [_compile(arg) for arg in step.args]
+    kwargs = {name: _compile(arg) for name, arg in step.kwargs.items()}
+    if kind == "attr":
+        return lambda env: get_tensor(env[_SELF], target)
+    if kind == "op":
+        function = OPS.get(target)
+        if function is None:
+            raise FormatError(f"a program calls the unknown op {target!r}")
+        return lambda env: function(*[arg(env) for arg in args], **{name: arg(env) for name, arg in kwargs.items()})
+    if kind == "module":
+        return lambda env: get_module(env[_SELF], target)(
+            *[arg(env) for arg in args], **{name: arg(env) for name, arg in kwargs.items()}
+        )
+    raise FormatError(f"a program makes a call of unknown kind: {step.call!r}")
+
+
+def _compile(argument: Argument) -> Evaluate:  # noqa: C901, PLR0912  one arm per kind of argument
+    if isinstance(argument, Ref):
+        name = argument.name
+        return lambda env: env[name]
+    if isinstance(argument, Size):
+        return compile_expression(argument.expr)
+    if isinstance(argument, TorchConst):
+        constant = torch_const(argument.name)
+        return lambda _env: constant
+    if isinstance(argument, DtypeOf):
+        name = argument.name
+        return lambda env: env[name].dtype
+    if isinstance(argument, Device):
+        return lambda env: env[_DEVICE]
+    if isinstance(argument, slice):
+        bounds = [_compile(bound) for bound in (argument.start, argument.stop, argument.step)]
+        return lambda env: slice(*[bound(env) for bound in bounds])
+    if isinstance(argument, list | tuple):
+        items = [_compile(item) for item in argument]
+        if isinstance(argument, list):
+            return lambda env: [item(env) for item in items]
+        return lambda env: tuple([item(env) for item in items])
+    if isinstance(argument, Mapping):
+        entries = {key: _compile(item) for key, item in argument.items()}
+        return lambda env: {key: item(env) for key, item in entries.items()}
+    if argument is None or argument is Ellipsis or isinstance(argument, bool | int | float | str):
+        return lambda _env: argument
+    raise FormatError(f"a program holds an argument of unknown type {type(argument).__name__}")
+
+
+def _compile_store(out: Out) -> Callable[[Env, Any], None]:
+    if isinstance(out, str):
+        name = out
+
+        def store(env: Env, value: Any) -> None:
+            env[name] = value
+
+        return store
+    if isinstance(out, tuple):
+        names = out
+
+        def store_items(env: Env, value: Any) -> None:
+            if not isinstance(value, tuple | list) or len(value) != len(names):
+                raise GraphExecutionError(f"expected a tuple or list of {len(names)} values, got {_shape_text(value)}")
+            env.update(zip(names, value, strict=True))
+
+        return store_items
+    keys = out
+
+    def store_entries(env: Env, value: Any) -> None:
+        if not isinstance(value, Mapping):
+            raise GraphExecutionError(f"expected a mapping with keys {sorted(keys)}, got {_shape_text(value)}")
+        for key, name in keys.items():
+            if key not in value:
+                raise GraphExecutionError(f"the result has no key {key!r}; it has {sorted(map(str, value))}")
+            env[name] = value[key]
+
+    return store_entries
+
+
+def _shape_text(value: Any) -> str:
+    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
+
+
+def out_names(out: Out) -> tuple[str, ...]:
+    """The names a step's result is stored under."""
+    if isinstance(out, str):
+        return (out,)
+    return out if isinstance(out, tuple) else tuple(out.values())
+
+
+def _flat(argument: Argument) -> Iterator[Argument]:
+    """An argument's parts that are not containers."""
+    if isinstance(argument, Size):
+        yield from _flat(argument.expr)
+    elif isinstance(argument, Expr):
+        yield from _flat(argument.args)
+    elif isinstance(argument, slice):
+        yield from _flat((argument.start, argument.stop, argument.step))
+    elif isinstance(argument, list | tuple):
+        for item in argument:
+            yield from _flat(item)
+    elif isinstance(argument, Mapping):
+        yield from _flat(tuple(argument.values()))
+    else:
+        yield argument
+
+
+def names_in(argument: Argument) -> Iterator[str]:
+    """The values an argument refers to."""
+    return (part.name for part in _flat(argument) if isinstance(part, Ref | DtypeOf | Dim))
+
+
+def _check_names(program: Program) -> None:
+    known = set(program.inputs)
+    for index, step in enumerate(program.steps):
+        for name in names_in((step.args, step.kwargs)):
+            if name not in known:
+                raise FormatError(f"step {index} ({step.call}) uses {name!r} before it exists")
+        known.update(out_names(step.out))
+    for name in names_in(program.result):
+        if name not in known:
+            raise FormatError(f"the program's result uses {name!r}, which no step makes")
+
+
+def _last_uses(program: Program) -> dict[str, int]:
+    """For each value, the last step that needs it; values of the result are needed for ever."""
+    last: dict[str, int] = {}
+    for index, step in enumerate(program.steps):
+        for name in out_names(step.out):
+            last[name] = index
+        for name in names_in((step.args, step.kwargs)):
+            last[name] = index
+    for name in names_in(program.result):
+        last.pop(name, None)
+    return last

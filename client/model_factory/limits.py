@@ -1,0 +1,36 @@
+"""Bounds on everything that can grow, each with its unit. Checked before the thing grows."""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+
+MAX_DOCUMENT_BYTES = 64 * MIB
+"""Of a descriptor, a set of programs or a manifest, as JSON."""
+
+MAX_MODULES = 100_000
+"""Modules in one descriptor."""
+
+MAX_TENSORS = 100_000
+"""Parameters and buffers in one descriptor."""
+
+MAX_STEPS = 100_000
+"""Steps in one program."""
+
+MAX_WEIGHTS_BYTES = 1 << 40
+"""Of one component's weights."""
+
+MAX_SAFETENSORS_HEADER_BYTES = 64 * MIB
+"""Of the header of a weights file."""
+
+BLOB_CHUNK_BYTES = MIB
+"""Of one message of a blob stream."""
+
+MAX_MESSAGE_BYTES = 128 * MIB
+"""Of one gRPC message; descriptors travel inside one."""
+
+MAX_COMPONENTS = 256
+"""Components in one request."""
+
+MAX_CONFIG_BYTES = 4 * MIB
+"""Of one component's resolved config on the wire."""

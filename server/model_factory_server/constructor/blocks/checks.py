@@ -1,0 +1,54 @@
+"""Checks on the arguments of blocks and of their forwards: each raises a ``ValueError`` that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def check_count(name: str, value: object) -> int:
+    """Return ``value`` if it is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return value
+
+
+def check_probability(name: str, value: object) -> float:
+    """Return ``value`` if it can be a dropout probability, in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+    return value
+
+
+def check_module(name: str, value: object) -> nn.Module:
+    """Return ``value`` if it is a module."""
+    if not isinstance(value, nn.Module):
+        raise ValueError(f"{name} must be a module, written as {{_type_: nn.ReLU}}, got {value!r}")  # noqa: TRY004
+    return value
+
+
+def check_optional_dim(use_name: str, use: bool, dim_name: str, dim: int | None) -> int | None:
+    """Return ``dim`` if it agrees with its switch: a positive integer where used, ``None`` where not."""
+    if use and dim is None:
+        raise ValueError(f"{use_name} is true, so {dim_name} must be a number, got None")
+    if not use and dim is not None:
+        raise ValueError(f"{use_name} is false, so {dim_name} must be None, got {dim!r}")
+    return None if dim is None else check_count(dim_name, dim)
+
+
+def check_given(name: str, value: T | None, why: str) -> T:
+    """Return a forward's argument if it is not ``None``."""
+    if value is None:
+        raise ValueError(f"{name} must be given, since {why}; got None")
+    return value
+
+
+def check_rank(name: str, tensor: Tensor, layouts: Mapping[int, str]) -> None:
+    """Check a forward's argument against the allowed ranks, each with its layout in words."""
+    if tensor.ndim not in layouts:
+        allowed = " or ".join(f"{rank} {layout}" for rank, layout in layouts.items())
+        raise ValueError(f"{name} has rank {tensor.ndim}, shape {tuple(tensor.shape)}; allowed ranks: {allowed}")

@@ -1,0 +1,64 @@
+"""A checked config to a model: its modules built, its steps as the model's program."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from model_factory.config.model_config import ModelConfig
+from model_factory.graph.modules import GRAPH_MODULES, GraphModel
+from model_factory.graph.program import Program, Step
+from model_factory_server.constructor.factory import Path
+from model_factory_server.constructor.instantiate import instantiate_module
+from model_factory_server.constructor.policy import Policy
+from model_factory_server.constructor.registry import Registry
+
+
+class PluginOp(nn.Module):
+    """An operator's own op as a module, so that it can be recorded and handed out like one."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the op."""
+        return self.fn(*args, **kwargs)
+
+
+def build_model(config: ModelConfig, registry: Registry, policy: Policy) -> GraphModel:
+    """Build the model of a config on the current default device, with the current random state.
+
+    Modules are built in written order, which is also the order of the state dict. Each plug-in op that the steps call
+    is one more child of ``graph_modules``, under ``op:NAME``.
+
+    Raises:
+        ConfigError: a spec or an op's name is wrong; ``path`` is its place in the config.
+        BuildError: a module's constructor fails.
+    """
+    allowed = policy.narrowed(config.settings)
+    modules = {
+        name: instantiate_module(name, spec, registry, allowed, path=config.module_paths[name])
+        for name, spec in config.modules.items()
+    }
+    steps = []
+    for step, path in zip(config.steps, config.step_paths, strict=True):
+        call = _resolve_call(step, registry, modules, (*path, "call"))
+        steps.append(dataclasses.replace(step, call=call))
+    return GraphModel(Program(inputs=config.inputs, steps=tuple(steps), result=config.outputs), modules)
+
+
+def _resolve_call(step: Step, registry: Registry, modules: dict[str, nn.Module], path: Path) -> str:
+    """Return a config's call as a program writes it."""
+    kind, _, name = step.call.partition(":")
+    if kind == "module":
+        return f"module:{GRAPH_MODULES}.{name}"
+    plugin = registry.plugin_op(name)
+    if plugin is None:
+        return f"op:{registry.resolve_op(name, path)}"
+    child = f"op:{name.replace('.', ':')}"
+    modules.setdefault(child, PluginOp(plugin.call))
+    return f"module:{GRAPH_MODULES}.{child}"

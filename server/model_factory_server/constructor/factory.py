@@ -1,0 +1,135 @@
+"""A registered factory: its signature, what it accepts, and how it is described."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from model_factory.config.wording import listed, nearest, quoted
+from model_factory.errors import ConfigError
+
+Path = tuple[str | int, ...]
+
+SignaturePolicy = Literal["strict", "best_effort", "runtime_only"]
+"""``strict``: arguments are checked before the call, so the signature must be readable; ``best_effort``: checked where
+it is readable; ``runtime_only``: only the call decides."""
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArgumentListing:
+    """One argument of a factory, as text."""
+
+    name: str
+    """With its stars, if it takes many."""
+    default: str | None
+    """As Python writes it; None: there is none."""
+    required: bool
+    """Whether a call must give it."""
+    annotation: str
+    """As Python writes it; empty: there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What a registry says about one key."""
+
+    name: str
+    """The key."""
+    kind: Literal["module", "op"]
+    """What the key names."""
+    arguments: tuple[ArgumentListing, ...] | None
+    """In order; None: the signature cannot be read."""
+    doc: str
+    """The first line of the docstring; may be empty."""
+    tags: tuple[str, ...]
+    """Given at the registration."""
+    origin: str
+    """Where the factory comes from: ``package.module.Name``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factory:
+    """A callable under its registered name."""
+
+    name: str
+    """The key in configs."""
+    call: Callable[..., Any]
+    """The callable itself."""
+    signature_policy: SignaturePolicy = "strict"
+    """How much is checked before the call."""
+    tags: tuple[str, ...] = ()
+    """For listings."""
+    signature: inspect.Signature | None = field(init=False)
+    """None: it cannot be read."""
+
+    def __post_init__(self) -> None:
+        if self.signature_policy not in get_args(SignaturePolicy):
+            allowed = ", ".join(get_args(SignaturePolicy))
+            raise ValueError(f"{self.name!r}: signature_policy is one of {allowed}, got {self.signature_policy!r}")
+        if not callable(self.call):
+            raise ValueError(f"{self.name!r} must be registered with a callable, got {self.call!r}")
+        object.__setattr__(self, "signature", _signature(self.call))
+        if self.signature is None and self.signature_policy == "strict":
+            raise ValueError(f"the signature of {self.name!r} cannot be read; register it with 'best_effort'")
+
+    def check_arguments(self, args: Sequence[Any], kwargs: dict[str, Path], path: Path) -> None:
+        """Check a call before it is made; ``kwargs`` has each keyword's place in the config, ``path`` is the call's.
+
+        Raises:
+            ConfigError: the factory's policy asks for the check, and a keyword is unknown, a required argument is
+                missing, there are too many positional ones or one is given twice.
+        """
+        if self.signature is None or self.signature_policy == "runtime_only":
+            return
+        parameters = self.signature.parameters.values()
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            known = [parameter.name for parameter in parameters if parameter.kind in _BY_NAME]
+            unknown = [name for name in kwargs if name not in known]
+            if unknown:
+                what = f"Unknown kwargs for {quoted(self.name)}: {listed(unknown)}"
+                raise ConfigError(f"{what}{nearest(unknown[0], known)}; known: {listed(known)}", path=kwargs[unknown[0]])
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ConfigError(f"{quoted(self.name)}: {error}", path=path) from None
+
+    def listing(self, kind: Literal["module", "op"]) -> Listing:
+        """Describe the factory."""
+        parameters = None if self.signature is None else self.signature.parameters.values()
+        doc = (getattr(self.call, "__doc__", None) or "").strip()
+        return Listing(
+            name=self.name,
+            kind=kind,
+            arguments=None if parameters is None else tuple(_argument(parameter) for parameter in parameters),
+            doc=doc.partition("\n")[0].strip(),
+            tags=self.tags,
+            origin=f"{getattr(self.call, '__module__', None)}.{getattr(self.call, '__qualname__', repr(self.call))}",
+        )
+
+
+def _signature(call: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(call)
+    except (TypeError, ValueError):
+        return None
+
+
+def _argument(parameter: inspect.Parameter) -> ArgumentListing:
+    empty = inspect.Parameter.empty
+    stars = _STARS.get(parameter.kind, "")
+    annotation = parameter.annotation
+    if annotation is empty:
+        text = ""
+    else:
+        text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return ArgumentListing(
+        name=stars + parameter.name,
+        default=None if parameter.default is empty else repr(parameter.default),
+        required=parameter.default is empty and not stars,
+        annotation=text,
+    )

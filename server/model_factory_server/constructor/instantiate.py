@@ -1,0 +1,107 @@
+"""Specs to objects: ``{_type_: nn.Linear, in_features: 3, out_features: 4}`` to ``nn.Linear(3, 4)``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from model_factory.config.specs import RESERVED_KEYS
+from model_factory.config.wording import quoted
+from model_factory.errors import BuildError, ConfigError, ModelFactoryError, path_text
+from model_factory_server.constructor.factory import Factory, Path
+from model_factory_server.constructor.policy import Policy
+from model_factory_server.constructor.registry import Registry
+
+
+def instantiate_module(name: str, spec: Any, registry: Registry, policy: Policy, *, path: Path = ()) -> nn.Module:
+    """Build module ``name`` of a graph; otherwise as :func:`instantiate`.
+
+    Raises:
+        ConfigError: also if the spec builds something that is not a module.
+    """
+    module = instantiate(spec, registry, policy, path=path)
+    if not isinstance(module, nn.Module):
+        found = type(module).__name__
+        raise ConfigError(f"graph module {quoted(name)} is not a torch.nn.Module, but of type {found}", path=path)
+    return module
+
+
+def instantiate(spec: Any, registry: Registry, policy: Policy, *, path: Path = ()) -> Any:
+    """Build what plain data stands for: specs at any depth become objects, everything else stays as it is.
+
+    A spec's arguments are built before it: the positional ones in order, then the keyword ones in the order of their
+    sorted names, so that the random numbers drawn do not depend on how the keys were written. Lists are built in
+    order, plain mappings in written order. Strings stay strings.
+
+    Args:
+        spec: Plain data.
+        registry: What ``_type_`` can name.
+        policy: Whether, and for what, ``_target_`` may be used.
+        path: The place of ``spec`` in the config, for errors.
+
+    Raises:
+        ConfigError: a type is unknown, arguments do not fit, or a factory refuses their values (with a TypeError or
+            ValueError); ``path`` is the place of what is wrong.
+        BuildError: a factory fails in another way.
+    """
+    if isinstance(spec, Mapping):
+        if "_type_" in spec or "_target_" in spec:
+            return _build(spec, registry, policy, path)
+        return {key: instantiate(value, registry, policy, path=(*path, key)) for key, value in spec.items()}
+    if isinstance(spec, list | tuple):
+        return [instantiate(value, registry, policy, path=(*path, index)) for index, value in enumerate(spec)]
+    return spec
+
+
+def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Path) -> Any:
+    factory = _factory(spec, registry, policy, path)
+    positional = _part(spec, "_args_", list, path)
+    keywords = _keywords(spec, path)
+    factory.check_arguments(positional, {name: place for name, (place, _) in keywords.items()}, path)
+    args = instantiate(positional, registry, policy, path=(*path, "_args_"))
+    kwargs = {
+        name: instantiate(value, registry, policy, path=place) for name, (place, value) in sorted(keywords.items())
+    }
+    try:
+        return factory.call(*args, **kwargs)
+    except ModelFactoryError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{quoted(factory.name)}: {error}", path=path) from error
+    except Exception as error:
+        what = f"building {quoted(factory.name)} failed: {type(error).__name__}: {error}"
+        raise BuildError(f"{path_text(path)}: {what}" if path else what) from error
+
+
+def _factory(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Path) -> Factory:
+    if "_type_" in spec and "_target_" in spec:
+        raise ConfigError("a spec has '_type_' or '_target_', not both", path=(*path, "_target_"))
+    key = "_type_" if "_type_" in spec else "_target_"
+    name = spec[key]
+    if not isinstance(name, str):
+        raise ConfigError(f"{key} must be a string, found {quoted(name)}", path=(*path, key))
+    if key == "_type_":
+        return registry.module(name, (*path, key))
+    call = policy.import_target(name, (*path, key))
+    return Factory(name=name, call=call, signature_policy="best_effort")
+
+
+def _keywords(spec: Mapping[str, Any], path: Path) -> dict[str, tuple[Path, Any]]:
+    """Return each keyword argument's place and plain value."""
+    keywords = {key: ((*path, key), value) for key, value in spec.items() if key not in RESERVED_KEYS}
+    for key, value in _part(spec, "_kwargs_", dict, path).items():
+        place = (*path, "_kwargs_", key)
+        if key in keywords:
+            raise ConfigError(f"the keyword {quoted(key)} is given in the spec as well", path=place)
+        keywords[key] = (place, value)
+    return keywords
+
+
+def _part(spec: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
+    value = spec.get(key, kind())
+    if not isinstance(value, kind):
+        expected = "a list" if kind is list else "a mapping"
+        raise ConfigError(f"{key} must be {expected}, found {quoted(value)}", path=(*path, key))
+    return value

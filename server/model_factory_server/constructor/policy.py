@@ -1,0 +1,96 @@
+"""What the operator allows configs to do, and the import of objects by name under that policy."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from model_factory.config.model_config import Settings
+from model_factory.config.wording import listed, quoted
+from model_factory.errors import BuildError, ConfigError
+from model_factory_server.constructor.factory import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Permissions of configs, set by the operator; nothing is allowed by default."""
+
+    allow_imports: bool = False
+    """Whether anything may be imported for a config."""
+    allowed_import_prefixes: tuple[str, ...] = ()
+    """Packages or modules that may be imported, each with all below it: ``my_blocks`` or ``my_blocks.``."""
+    allow_target: bool = False
+    """Whether specs may use ``_target_``; also needs ``allow_imports``."""
+
+    def narrowed(self, settings: Settings) -> Policy:
+        """Return what both the operator and the config's own settings allow."""
+        return Policy(
+            allow_imports=self.allow_imports and settings.allow_imports,
+            allowed_import_prefixes=_common(self.allowed_import_prefixes, settings.allowed_import_prefixes),
+            allow_target=self.allow_target and settings.allow_target,
+        )
+
+    def allows_import(self, module: str) -> bool:
+        """Whether a module of that name may be imported."""
+        return self.allow_imports and any(_is_under(module, prefix) for prefix in self.allowed_import_prefixes)
+
+    def import_target(self, target: str, path: Path) -> Callable[..., Any]:
+        """Import the class or function that ``_target_: package.module.Name`` names.
+
+        Nothing outside the allowed prefixes is imported, and what the name leads to must itself have been defined
+        under them: a name that an allowed module merely imported (``my_blocks.os.system``) is refused.
+
+        Raises:
+            ConfigError: the policy forbids it, or there is no such class or function; ``path`` is the place of
+                ``_target_`` in the config.
+            BuildError: its module fails while it is imported.
+        """
+        if not (self.allow_target and self.allow_imports):
+            raise ConfigError("_target_ is not allowed by the server's policy or the config's settings", path=path)
+        parts = target.split(".")
+        if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+            raise ConfigError(f"_target_ must read package.module.Name, found {quoted(target)}", path=path)
+        if any(part.startswith("_") for part in parts):
+            raise ConfigError(f"_target_ {quoted(target)} names something private", path=path)
+        modules = [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
+        found = _find(target, [module for module in modules if self.allows_import(module)])
+        if found is not None and self.allows_import(found.__module__):
+            return found
+        if found is None and any(self.allows_import(module) for module in modules):
+            raise ConfigError(f"_target_ {quoted(target)} is not a class or function", path=path)
+        allowed = listed(self.allowed_import_prefixes)
+        home = "" if found is None else f", whose home is {quoted(found.__module__)},"
+        raise ConfigError(f"_target_ {quoted(target)}{home} is not under the allowed prefixes: {allowed}", path=path)
+
+
+def _find(target: str, modules: list[str]) -> Callable[..., Any] | None:
+    """Return the class or function of that name, looked for in the first of ``modules`` that exists."""
+    for name in modules:
+        try:
+            value: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and _is_under(name, error.name):
+                continue
+            raise BuildError(f"importing {name!r} failed: {error}") from error
+        except Exception as error:
+            raise BuildError(f"importing {name!r} failed: {type(error).__name__}: {error}") from error
+        for part in target[len(name) + 1 :].split("."):
+            value = getattr(value, part, None)
+        is_home_known = inspect.isclass(value) or inspect.isfunction(value) or inspect.ismethod(value)
+        return value if is_home_known else None
+    return None
+
+
+def _is_under(module: str, prefix: str) -> bool:
+    package = prefix.rstrip(".")
+    return bool(package) and (module == package or module.startswith(f"{package}."))
+
+
+def _common(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the prefixes that are under both lists."""
+    both = [prefix for prefix in first if any(_is_under(prefix.rstrip("."), other) for other in second)]
+    both += [prefix for prefix in second if any(_is_under(prefix.rstrip("."), other) for other in first)]
+    return tuple(dict.fromkeys(both))

@@ -1,0 +1,136 @@
+"""The registry: every name that a config can build or call, and what it stands for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from model_factory.config.wording import nearest, quoted
+from model_factory.errors import ConfigError
+from model_factory_server.constructor import blocks
+from model_factory_server.constructor.factory import Factory, Listing, Path, SignaturePolicy
+
+NOT_STOCK = ("Module", "Container")
+"""Names in ``torch.nn`` that build nothing of use: the base class, and a deprecated one that warns."""
+
+
+class Registry:
+    """Modules by the name that ``_type_`` gives, and ops beyond the closed table.
+
+    A registry starts empty; see :func:`default_registry`. Operators add to one with a module that has a function
+    ``register(registry)``.
+    """
+
+    def __init__(self) -> None:
+        self._modules: dict[str, Factory] = {}
+        self._ops: dict[str, Factory] = {}
+
+    def register_module(
+        self,
+        name: str,
+        factory: Callable[..., Any],
+        *,
+        signature_policy: SignaturePolicy = "strict",
+        tags: Sequence[str] = (),
+    ) -> None:
+        """Let ``_type_: name`` call ``factory`` with the spec's arguments.
+
+        Args:
+            name: The key, unique in this registry.
+            factory: A module class, or any callable; only a graph's modules themselves must be ``nn.Module``.
+            signature_policy: ``strict`` checks arguments before the call and needs a readable signature,
+                ``best_effort`` checks them where the signature is readable, ``runtime_only`` leaves it to the call.
+            tags: Words for listings.
+
+        Raises:
+            ValueError: the name is taken, or the signature is not readable although ``strict`` needs it.
+        """
+        entry = Factory(name=name, call=factory, signature_policy=signature_policy, tags=tuple(tags))
+        _add(self._modules, entry, "module type")
+
+    def register_op(self, name: str, fn: Callable[..., Any], *, tags: Sequence[str] = ()) -> None:
+        """Let ``call: op:name`` call ``fn``, for an operator's own functions.
+
+        torch's functions need no registration: the closed table of ``model_factory.graph.ops`` has them, and a name
+        registered here goes before the same name there. Since ``fn`` stays on the server, it is put into the model as
+        a module without parameters and recorded like any block; so it must be written in torch calls.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        _add(self._ops, Factory(name=name, call=fn, signature_policy="best_effort", tags=tuple(tags)), "op")
+
+    def module(self, name: str, path: Path = ()) -> Factory:
+        """Return what ``_type_: name`` stands for; ``path`` is the place in the config, for the error.
+
+        Raises:
+            ConfigError: there is no such module type; the message suggests the closest name.
+        """
+        if name not in self._modules:
+            hint = nearest(name, self._modules) or nearest(f"nn.{name}", self._modules)
+            raise ConfigError(f"Unknown module type {quoted(name)}{hint}", path=path)
+        return self._modules[name]
+
+    def plugin_op(self, name: str) -> Factory | None:
+        """Return the op registered here under that name, if there is one."""
+        return self._ops.get(name)
+
+    def resolve_op(self, name: str, path: Path = ()) -> str:
+        """Return the closed table's name for an op; ``path`` is the place in the config, for the error.
+
+        Raises:
+            ConfigError: the table has no such op; the message suggests the closest name.
+        """
+        from model_factory.graph.ops import resolve_op  # noqa: PLC0415  the table is not needed to list or register
+
+        try:
+            return resolve_op(name)
+        except ConfigError as error:
+            hint = nearest(name, self._ops)
+            raise ConfigError(f"Unknown op {quoted(name)}{hint}" if hint else error.reason, path=path) from None
+
+    def listing(self) -> tuple[Listing, ...]:
+        """Describe every registered module type and op, sorted by name."""
+        entries = [factory.listing("module") for factory in self._modules.values()]
+        entries += [factory.listing("op") for factory in self._ops.values()]
+        return tuple(sorted(entries, key=lambda entry: entry.name))
+
+
+def default_registry(plugins: Sequence[str] = ()) -> Registry:
+    """Return a registry with torch's modules, the block library and the operator's plug-ins.
+
+    Args:
+        plugins: Names of modules to import, each with a function ``register(registry)``; the operator's, never a
+            client's.
+
+    Raises:
+        ValueError: a plug-in has no such function, or registers a name that is taken.
+        ImportError: a plug-in cannot be imported.
+    """
+    registry = Registry()
+    register_stock(registry)
+    blocks.register(registry)
+    for plugin in plugins:
+        register = getattr(importlib.import_module(plugin), "register", None)
+        if not callable(register):
+            raise ValueError(f"plug-in {plugin!r} has no function register(registry)")
+        register(registry)
+    return registry
+
+
+def register_stock(registry: Registry) -> None:
+    """Register every public module class of ``torch.nn`` as ``nn.NAME``."""
+    for name in nn.modules.__all__:
+        module_type = getattr(nn.modules, name)
+        if name not in NOT_STOCK and isinstance(module_type, type) and issubclass(module_type, nn.Module):
+            registry.register_module(f"nn.{name}", module_type, tags=("torch",))
+
+
+def _add(entries: dict[str, Factory], entry: Factory, kind: str) -> None:
+    if entry.name in entries:
+        taken = entries[entry.name].listing("module").origin
+        raise ValueError(f"{kind} {entry.name!r} is registered already, by {taken}")
+    entries[entry.name] = entry

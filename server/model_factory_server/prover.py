@@ -1,0 +1,180 @@
+"""Proves a recorded program: replays it against the original on random inputs of other sizes.
+
+Outputs, gradients of parameters and inputs, buffers afterwards and the random numbers drawn must all agree: bit for bit
+on the CPU, within float tolerance elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from model_factory.errors import NotPortableError
+from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
+from model_factory.graph.expressions import compile_expression
+from model_factory.graph.program import Dim, Expr
+from model_factory.graph.runner import Runner, get_module
+from model_factory.graph.signature import Signature
+
+Shapes = list[list[int]]
+
+_PROOF_SEED = 20
+
+
+def prove(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -> None:
+    """Check that ``recorded`` does what ``module`` does, at the sizes of ``arguments`` and at others its guards allow.
+
+    Training flags and buffers are as before afterwards.
+
+    Raises:
+        NotPortableError: it does not, or no replay could be made.
+    """
+    flags = [(item, item.training) for item in module.modules()]
+    try:
+        for mode in (False, True) if not recorded.training else (None,):
+            if mode is not None:
+                module.train(mode)
+            for path, flag in recorded.training:
+                get_module(module, path).training = flag
+            _prove_mode(module, recorded, arguments)
+    finally:
+        for item, flag in flags:
+            item.training = flag
+
+
+def _prove_mode(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -> None:
+    signature = Signature.of(module.forward)
+    runner = Runner(recorded.program)
+    _, examples = call_form(arguments)
+
+    def original(leaves: list[torch.Tensor]) -> Any:
+        args, kwargs = signature.call(rebuild(recorded.form, leaves))
+        return module(*args, **kwargs)
+
+    def replay(leaves: list[torch.Tensor]) -> Any:
+        return runner.run(module, leaves)
+
+    proven = 0
+    for shapes in candidate_shapes(recorded, [list(leaf.shape) for leaf in examples]):
+        leaves = [_random_like(example, shape) for example, shape in zip(examples, shapes, strict=True)]
+        expected, actual = (_observe(call, module, leaves) for call in (original, replay))
+        if isinstance(expected, Exception) and isinstance(actual, Exception):
+            continue  # both refuse these sizes
+        if isinstance(expected, Exception) or isinstance(actual, Exception):
+            raise _disproved(f"one of the two failed at {shapes}: {expected if isinstance(expected, Exception) else actual}")
+        _compare(expected, actual, shapes)
+        proven += 1
+    if not proven:
+        raise _disproved("the forward refused every size it was tried at")
+
+
+def candidate_shapes(recorded: Recorded, example: Shapes) -> Iterator[Shapes]:
+    """The example's sizes, then other sizes that satisfy the guards: all different, all one, one changed at a time."""
+    names = leaf_names(recorded.form)
+    sizes = {Dim(name, axis): size for name, shape in zip(names, example, strict=True) for axis, size in enumerate(shape)}
+    groups = _free_groups(recorded, sizes)
+    guards = [compile_expression(guard) for guard in recorded.guards]
+
+    def shapes_of(values: Sequence[int]) -> Shapes:
+        chosen = dict(sizes)
+        for group, value in zip(groups, values, strict=True):
+            chosen.update(dict.fromkeys(group, value))
+        return [[chosen[Dim(name, axis)] for axis in range(len(shape))] for name, shape in zip(names, example, strict=True)]
+
+    base = [sizes[group[0]] for group in groups]
+    bigger = [size + 1 + index for index, size in enumerate(base)]
+    changed = [[*base[:index], size + 1, *base[index + 1 :]] for index, size in enumerate(base)]
+    seen: list[Shapes] = []
+    for values in [base, bigger, [1] * len(base), *changed]:
+        shapes = shapes_of(values)
+        env = {name: torch.empty(shape, device="meta") for name, shape in zip(names, shapes, strict=True)}
+        if shapes in seen or not all(guard(env) for guard in guards):
+            continue
+        seen.append(shapes)
+        yield shapes
+        if values is bigger:
+            return  # every free size changed at once: nothing more to learn one at a time
+
+
+def _free_groups(recorded: Recorded, sizes: Mapping[Dim, int]) -> list[list[Dim]]:
+    """Input dimensions that may change, grouped by those that must be equal."""
+    group_of: dict[Dim, list[Dim]] = {dim: [dim] for dim in sizes}
+    fixed: set[Dim] = set()
+    for guard in recorded.guards:
+        if not isinstance(guard, Expr) or guard.op != "eq":
+            continue
+        dims = [arg for arg in guard.args if isinstance(arg, Dim)]
+        if len(dims) == 2 and group_of[dims[0]] is not group_of[dims[1]]:
+            merged = group_of[dims[0]] + group_of[dims[1]]
+            group_of.update(dict.fromkeys(merged, merged))
+        elif len(dims) == 1:
+            fixed.add(dims[0])
+    groups = {id(group): group for group in group_of.values()}
+    return [group for group in groups.values() if not fixed.intersection(group)]
+
+
+def _random_like(example: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    if example.is_floating_point() or example.is_complex():
+        return torch.randn(shape, dtype=example.dtype, device=example.device)
+    low, high = (int(example.min()), int(example.max())) if example.numel() else (0, 1)
+    return torch.randint(low, high + 1, shape, device=example.device).to(example.dtype)
+
+
+def _observe(
+    call: Callable[[list[torch.Tensor]], Any], module: nn.Module, leaves: Sequence[torch.Tensor]
+) -> Exception | dict[str, Any]:
+    """Run once from a fixed seed; everything that can be seen of the run, or its error. Buffers are put back."""
+    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    inputs = [leaf.clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+    parameters = [item for item in module.parameters() if item.requires_grad]
+    with torch.random.fork_rng():
+        torch.manual_seed(_PROOF_SEED)
+        try:
+            outputs, structure = pytree.tree_flatten(call(inputs))
+            differentiable = [item for item in outputs if isinstance(item, torch.Tensor) and item.requires_grad]
+            loss = sum((item.abs().double().square().sum() for item in differentiable), torch.zeros((), dtype=torch.float64))
+            wanted = [*parameters, *[item for item in inputs if item.requires_grad]] if differentiable else []
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
+            after = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+            random = torch.rand(2)
+        except Exception as error:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
+            return error
+        finally:
+            with torch.no_grad():
+                for name, buffer in module.named_buffers():
+                    buffer.copy_(buffers[name])
+    return {
+        "output structure": str(structure), "outputs": outputs, "gradients": gradients, "buffers": after, "random": random
+    }
+
+
+def _compare(expected: dict[str, Any], actual: dict[str, Any], shapes: Shapes) -> None:
+    for what, value in expected.items():
+        try:
+            if what == "output structure":
+                if value != actual[what]:
+                    raise AssertionError(f"{value} is not {actual[what]}")  # noqa: TRY301
+                continue
+            for one, other in zip(pytree.tree_leaves(value), pytree.tree_leaves(actual[what]), strict=True):
+                _compare_leaf(one, other)
+        except (AssertionError, ValueError) as error:
+            raise _disproved(f"{what} differ at sizes {shapes}: {error}") from None
+
+
+def _compare_leaf(one: Any, other: Any) -> None:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        exact = {"rtol": 0.0, "atol": 0.0} if one.device.type == "cpu" else {}
+        torch.testing.assert_close(other, one, equal_nan=True, **exact)  # type: ignore[arg-type]
+    elif one != other and not (one != one and other != other):  # noqa: PLR0124  nan equals nan here
+        raise AssertionError(f"{one!r} is not {other!r}")
+
+
+def _disproved(detail: str) -> NotPortableError:
+    return NotPortableError(
+        f"its recorded program does not reproduce its forward ({detail}). Remedy: make the forward depend on its "
+        "arguments, parameters and buffers only"
+    )

@@ -1,0 +1,139 @@
+"""Symbols of a recording: from torch's symbolic sizes to a program's expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from model_factory.errors import NotPortableError
+from model_factory.graph.expressions import expression_text
+from model_factory.graph.program import Dim, Expr, Ref
+
+_OPERATIONS: Mapping[str, str] = {
+    "Add": "add",
+    "Mul": "mul",
+    "Pow": "pow",
+    "PowByNatural": "pow",
+    "FloatPow": "pow",
+    "FloorDiv": "floordiv",
+    "CleanDiv": "floordiv",
+    "Mod": "mod",
+    "PythonMod": "mod",
+    "Max": "max",
+    "Min": "min",
+    "IntTrueDiv": "truediv",
+    "FloatTrueDiv": "truediv",
+    "ToFloat": "float",
+    "TruncToInt": "int",
+    "FloorToInt": "floor",
+    "CeilToInt": "ceil",
+    "OpaqueUnaryFn_sqrt": "sqrt",
+    "Equality": "eq",
+    "Unequality": "ne",
+    "StrictLessThan": "lt",
+    "LessThan": "le",
+    "StrictGreaterThan": "gt",
+    "GreaterThan": "ge",
+    "And": "and",
+    "Or": "or",
+    "Not": "not",
+}
+
+
+_COMMUTATIVE = frozenset({"add", "mul", "max", "min", "and", "or", "eq", "ne"})
+
+
+class DecisionShapeEnv(ShapeEnv):
+    """A ``ShapeEnv`` that tells the forward's own decisions on sizes from those inside torch's ops.
+
+    Torch remembers only what it did not know yet, so a decision of the forward that an op's check already implied
+    would be lost with that check. Here every decision of the forward is kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(specialize_zero_one=False, duck_shape=False)
+        self.inside_op = 1
+        self.decisions: list[Any] = []
+
+    def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
+        """Decide an expression, and keep the decision if the forward asked."""
+        value = super().evaluate_expr(orig_expr, *args, **kwargs)  # type: ignore[no-untyped-call]
+        if not self.inside_op and isinstance(orig_expr, sympy.Basic) and orig_expr.free_symbols:
+            decided = orig_expr if value is sympy.true or value is True else sympy.Not(orig_expr)
+            if value not in {sympy.true, sympy.false, True, False} or not isinstance(orig_expr, sympy.logic.boolalg.Boolean):
+                decided = sympy.Eq(orig_expr, value)
+            self.decisions.append(decided)
+        return value
+
+
+class SymbolTable:
+    """Which symbol is which size of which input, or the result of which step."""
+
+    def __init__(self, shape_env: DecisionShapeEnv) -> None:
+        self._shape_env = shape_env
+        self._meaning: dict[sympy.Symbol, Dim | Ref] = {}
+
+    def add_input(self, name: str, fake: torch.Tensor) -> None:
+        """Register the sizes of an input."""
+        for axis, size in enumerate(fake.shape):
+            if isinstance(size, torch.SymInt):
+                self._meaning.setdefault(size.node.expr, Dim(name, axis))
+
+    def add_value(self, name: str, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> None:
+        """Register the number that a step results in, ``x.item()`` say."""
+        symbol = value.node.expr
+        if isinstance(symbol, sympy.Symbol):
+            self._meaning.setdefault(symbol, Ref(name))
+
+    def expression(self, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> Expr | Dim | Ref | int | float:
+        """Write a symbolic number as a program's expression."""
+        return self._translate(value.node.expr)
+
+    def guards(self) -> tuple[Expr | Dim | Ref | int | float, ...]:
+        """The conditions on input sizes that the recording relied on, each once."""
+        kept = [*self._shape_env.decisions, *(g.expr for g in self._shape_env.guards if not _is_layout_check(g.expr))]
+        return tuple(dict.fromkeys(self._translate(expr) for expr in kept if expr not in {sympy.true, True}))
+
+    def dims(self) -> dict[Dim, sympy.Expr]:
+        """Each input dimension as an expression of those that are still free."""
+        return {
+            meaning: self._shape_env.replace(symbol)  # type: ignore[no-untyped-call]
+            for symbol, meaning in self._meaning.items()
+            if isinstance(meaning, Dim)
+        }
+
+    def _translate(self, expr: Any) -> Expr | Dim | Ref | int | float:
+        if isinstance(expr, sympy.Symbol):
+            if expr not in self._meaning:
+                raise NotPortableError(f"its forward uses the number {expr}, which is no size of an input")
+            return self._meaning[expr]
+        if isinstance(expr, sympy.Integer):
+            return int(expr)
+        if isinstance(expr, sympy.Float):
+            return float(expr)
+        if isinstance(expr, sympy.Rational):
+            return Expr("truediv", (int(expr.p), int(expr.q)))
+        if expr in {sympy.true, sympy.false}:
+            return Expr("eq", (1, 1 if expr is sympy.true else 0))
+        operation = _OPERATIONS.get(type(expr).__name__)
+        if operation is None:
+            raise NotPortableError(f"its forward computes {expr} from sizes, which a program cannot express")
+        args = tuple(self._translate(arg) for arg in expr.args)
+        # Sympy orders by symbol names, which change from recording to recording.
+        return Expr(operation, tuple(sorted(args, key=_order)) if operation in _COMMUTATIVE else args)
+
+
+def _is_layout_check(expr: Any) -> bool:
+    """Whether an op's guard says only that a size is not 0 or 1, which is about memory layout and not about the result."""
+    return isinstance(expr, sympy.Ne) and expr.rhs in {sympy.Integer(0), sympy.Integer(1)}
+
+
+
+
+
+def _order(expr: Expr | Dim | Ref | float) -> tuple[bool, str]:
+    return (isinstance(expr, int | float), expression_text(expr))
