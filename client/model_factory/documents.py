@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 from model_factory.errors import FormatError
 from model_factory.limits import MAX_DOCUMENT_BYTES
 
+FORMAT = 1
+"""Version of the descriptor, programs and manifest documents; part of every build key."""
+
 
 def encode_document(document: Any) -> bytes:
     """Return the canonical bytes of plain data."""

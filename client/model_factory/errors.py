@@ -10,7 +10,9 @@
     │   └── CallFormError        no program exists for this way of calling a module
     ├── FormatError              a descriptor, program or blob is not what it should be
     │   └── IntegrityError       bytes do not match the digest they were asked for by
+    ├── StoreError               a store or cache folder cannot be used: no space, no permission
     └── ServerError              the server refused, failed or broke its contract
+        ├── LimitError           the request is over a limit of the server
         └── UnavailableError     the server cannot be reached, or went away
 """
 
@@ -60,8 +62,16 @@ class IntegrityError(FormatError):
     """Content does not match its digest or its declared size."""
 
 
+class StoreError(ModelFactoryError):
+    """A store or cache folder cannot be read or written."""
+
+
 class ServerError(ModelFactoryError):
     """The server refused or failed a request, or answered against its contract."""
+
+
+class LimitError(ServerError):
+    """The request is over a limit of the server."""
 
 
 class UnavailableError(ServerError):

@@ -17,10 +17,11 @@ from typing import Any
 from blake3 import blake3
 
 from model_factory.config.bounds import MAX_DOCUMENT_BYTES
+from model_factory.config.builders import MapBuilder
 from model_factory.config.check import TOP_LEVEL_KEYS
 from model_factory.config.expect import require_keys, require_map
 from model_factory.config.lift import lift
-from model_factory.config.nodes import MapNode, Place, lower
+from model_factory.config.nodes import ListNode, MapNode, Node, Place, Scalar
 from model_factory.config.strict_json import parse_json
 from model_factory.config.wording import quoted
 from model_factory.errors import ConfigError
@@ -32,13 +33,17 @@ _FLOAT_KEY = "$float"
 _FLOAT_LIKE_KEY = re.compile(r"\$+float")
 
 
-def wire_fields(tree: MapNode) -> dict[str, Any]:
-    """Return what a server needs of a resolved config, as plain data: without ``params``, notes and the like."""
-    return {key: lower(value) for key, value in tree.entries.items() if key in TOP_LEVEL_KEYS}
+def wire_tree(tree: MapNode) -> MapNode:
+    """Return what a server needs of a resolved config: without ``params``, notes and the like."""
+    builder = MapBuilder(tree.place)
+    for key, value in tree.entries.items():
+        if key in TOP_LEVEL_KEYS:
+            builder.add(key, value)
+    return builder.build()
 
 
-def wire_bytes(config: Mapping[str, Any]) -> bytes:
-    """Return plain data as it crosses the wire, keys in written order.
+def wire_bytes(config: Mapping[str, Any] | MapNode) -> bytes:
+    """Return a config, given as plain data or as a tree, as it crosses the wire, keys in written order.
 
     Raises ConfigError when it is larger than a config may be.
     """
@@ -49,7 +54,7 @@ def wire_bytes(config: Mapping[str, Any]) -> bytes:
 
 
 def canonical_bytes(value: Any) -> bytes:
-    """Return plain data in the one form that is the same for any order of keys.
+    """Return plain data, or a tree, in the one form that is the same for any order of keys.
 
     Raises ConfigError for what is not plain data.
     """
@@ -57,7 +62,7 @@ def canonical_bytes(value: Any) -> bytes:
 
 
 def digest(value: Any) -> str:
-    """Return the blake3 of the canonical bytes, in hex."""
+    """Return the blake3 of ``canonical_bytes``, in hex."""
     return blake3(canonical_bytes(value)).hexdigest()
 
 
@@ -80,20 +85,21 @@ def parse_wire(data: bytes) -> MapNode:
 
 def _encode(value: Any, *, sort_keys: bool) -> bytes:
     # Lifting refuses what is not plain data, cycles and lone surrogates included, and bounds the rest.
-    plain = _encodable(lower(lift(value, Place(file="<value>"))))
+    node = value if isinstance(value, Scalar | ListNode | MapNode) else lift(value, Place(file="<value>"))
+    plain = _encodable(node)
     text = json.dumps(plain, ensure_ascii=False, allow_nan=False, sort_keys=sort_keys, separators=(",", ":"))
     return text.encode()
 
 
-def _encodable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return {_FLOAT_KEY: str(value)}
-    if isinstance(value, list):
-        return [_encodable(item) for item in value]
-    if isinstance(value, dict):
-        escaped = len(value) == 1 and _FLOAT_LIKE_KEY.fullmatch(next(iter(value)))
-        return {f"${key}" if escaped else key: _encodable(item) for key, item in value.items()}
-    return value
+def _encodable(node: Node) -> Any:
+    if isinstance(node, ListNode):
+        return [_encodable(item) for item in node.items]
+    if isinstance(node, MapNode):
+        escaped = len(node.entries) == 1 and _FLOAT_LIKE_KEY.fullmatch(next(iter(node.entries)))
+        return {f"${key}" if escaped else key: _encodable(item) for key, item in node.entries.items()}
+    if isinstance(node.value, float) and not math.isfinite(node.value):
+        return {_FLOAT_KEY: str(node.value)}
+    return node.value
 
 
 def _decoded_mapping(mapping: dict[str, Any]) -> Any:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from model_factory.config.expect import require_bool, require_keys, require_list, require_map, require_text
+from model_factory.config.expect import (
+    require_bool,
+    require_entry,
+    require_keys,
+    require_list,
+    require_map,
+    require_text,
+)
 from model_factory.config.model_config import ModelConfig, Settings
 from model_factory.config.model_forms import read_graph, read_sequential
 from model_factory.config.nodes import ConfigPath, MapNode, Node, Scalar, error_at, found, lower
 from model_factory.config.signature import check_signature
-from model_factory.config.wording import nearest
 
 SCHEMA_VERSION = 1
 """The version of the language that this package reads."""
@@ -28,23 +34,15 @@ def check(tree: MapNode) -> ModelConfig:
     """
     _check_schema_version(tree)
     settings = _read_settings(tree.entries["settings"], ("settings",)) if "settings" in tree.entries else Settings()
-    model = _read_model(require_map(_required(tree, "model"), ("model",)), ("model",), settings)
+    model = _read_model(require_map(require_entry(tree, (), "model"), ("model",)), ("model",), settings)
     if "signature" not in tree.entries:
         return model
     signature = check_signature(tree.entries["signature"], ("signature",), model.inputs)
     return replace(model, signature=lower(signature))
 
 
-def _required(tree: MapNode, key: str) -> Node:
-    if key not in tree.entries:
-        others = [other for other in tree.entries if other not in TOP_LEVEL_KEYS]
-        hint = "".join(f"; is {other!r} meant to be it?" for other in others if nearest(other, [key]))
-        raise error_at(tree, (), f"'{key}' is required at the top level{hint}")
-    return tree.entries[key]
-
-
 def _check_schema_version(tree: MapNode) -> None:
-    version = _required(tree, "schema_version")
+    version = require_entry(tree, (), "schema_version")
     if not isinstance(version, Scalar) or type(version.value) is not int or version.value != SCHEMA_VERSION:
         raise error_at(version, ("schema_version",), f"must be {SCHEMA_VERSION}, found {found(version)}")
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 
 from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, Scalar, error_at, found
-from model_factory.config.wording import listed, nearest, quoted
+from model_factory.config.wording import listed, meant, nearest, quoted
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """What modules, inputs and values are called; matched against the whole string."""
@@ -73,5 +73,5 @@ def require_keys(node: MapNode, path: ConfigPath, allowed: Collection[str]) -> N
 def require_entry(node: MapNode, path: ConfigPath, key: str) -> Node:
     """Return what a mapping must hold under a key."""
     if key not in node.entries:
-        raise error_at(node, path, f"'{key}' is required")
+        raise error_at(node, path, f"'{key}' is required{meant(key, node.entries)}")
     return node.entries[key]

@@ -120,8 +120,9 @@ def _as_text(value: Node, at: Scalar, at_path: ConfigPath) -> str:
 def _unknown(path: ConfigPath, index: int, parent: Node) -> str:
     part = path[index]
     above = quoted(path_text(path[:index])) if index else "the config"
-    reason = f"Unknown path {quoted('${' + path_text(path) + '}')}: "
-    if isinstance(parent, MapNode):
-        return reason + f"{above} has no {quoted(part)}{nearest(str(part), parent.entries)}"
-    wanted = "index" if isinstance(part, int) else "key"
-    return reason + f"{above} is {found(parent)} and has no {wanted} {quoted(part)}"
+    reason = f"Unknown path {quoted('${' + path_text(path) + '}')}: {above}"
+    if isinstance(parent, MapNode) and isinstance(part, str):
+        return f"{reason} has no {quoted(part)}{nearest(part, parent.entries)}"
+    # A scalar is not shown: it may have come from a variable that holds a secret.
+    kind = "a single value" if isinstance(parent, Scalar) else found(parent)
+    return f"{reason} is {kind} and has no {'index' if isinstance(part, int) else 'key'} {quoted(part)}"

@@ -46,7 +46,7 @@ class _Lift:
 
     def _mapping(self, value: Mapping[object, object], path: ConfigPath) -> MapNode:
         builder = MapBuilder(self._place, path)
-        for key, item in value.items():
+        for key, item in dict(value).items():
             if type(key) is not str:
                 raise self._error(f"every mapping key must be a string, found {quoted(key)}", path)
             builder.add(key, self.node(item, (*path, key)))

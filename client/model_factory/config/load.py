@@ -9,7 +9,7 @@ from model_factory.config.bounds import MAX_DOCUMENT_BYTES, MAX_FILES
 from model_factory.config.builders import MapBuilder
 from model_factory.config.expect import require_list, require_text
 from model_factory.config.merge import merge
-from model_factory.config.nodes import MapNode, error_at
+from model_factory.config.nodes import MapNode
 from model_factory.config.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 
@@ -51,10 +51,7 @@ def _defaults(tree: MapNode) -> list[tuple[str, str]]:
         return []
     named = []
     for index, item in enumerate(require_list(tree.entries["defaults"], ("defaults",), "file paths").items):
-        name = require_text(item, ("defaults", index))
-        if "\0" in name:
-            raise error_at(item, ("defaults", index), "a file path cannot hold a null character")
-        named.append((name, str(item.place)))
+        named.append((require_text(item, ("defaults", index)), str(item.place)))
     return named
 
 
@@ -69,7 +66,7 @@ def _without_defaults(tree: MapNode) -> MapNode:
 def _same_file(path: Path, other: Path) -> bool:
     try:
         return path.samefile(other)
-    except OSError:
+    except (OSError, ValueError):
         return False  # reading it says what is wrong with it
 
 
@@ -80,8 +77,9 @@ def _read_text(path: Path, named_at: str | None) -> str:
             raise ConfigError(f"{path} is not a regular file", place=named_at)
         with path.open("rb") as file:
             data = file.read(MAX_DOCUMENT_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}: {error.strerror}", place=named_at) from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot read the config file {str(path)!r}: {reason}", place=named_at) from None
     if len(data) > MAX_DOCUMENT_BYTES:
         raise ConfigError(f"the file is larger than {MAX_DOCUMENT_BYTES} bytes", place=str(path))
     try:

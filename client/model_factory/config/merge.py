@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from model_factory.config.builders import ListBuilder, MapBuilder
 from model_factory.config.expect import require_list, require_map, require_one_of, require_text
-from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, error_at, moved
-from model_factory.config.wording import listed, nearest, quoted
+from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, error_at
+from model_factory.config.wording import listed, meant, nearest, quoted
 
 _MODES = ("replace", "append", "prepend", "keyed")
 
@@ -82,19 +82,21 @@ def _directive(node: Node, path: ConfigPath) -> _Directive | None:
     """Read a directive; None for what is not meant to be one."""
     if not isinstance(node, MapNode) or not {"_merge_", "_value_"} & node.entries.keys():
         return None
-    if "_merge_" not in node.entries:
-        hint = "".join(nearest(key, ["_merge_"]) for key in node.entries if key not in ("_value_", "key"))
-        raise error_at(node, path, f"'_value_' without '_merge_'{hint}; a list directive needs both")
-    if "_value_" not in node.entries:
-        hint = "".join(nearest(key, ["_value_"]) for key in node.entries if key not in ("_merge_", "key"))
-        raise error_at(node, path, f"'_merge_' without '_value_'{hint}; a list directive needs both")
+    for key in ("_merge_", "_value_"):
+        if key not in node.entries:
+            raise error_at(
+                node,
+                path,
+                f"a list directive needs '_merge_' and '_value_', {key!r} is missing{meant(key, node.entries)}",
+            )
     mode = require_one_of(node.entries["_merge_"], (*path, "_merge_"), _MODES)
     allowed = ("_merge_", "_value_", "key") if mode == "keyed" else ("_merge_", "_value_")
     for key, value in node.entries.items():
         if key not in allowed:
-            reason = f"{quoted(key)} does not belong in a list directive with mode {mode!r}"
-            hint = nearest(key, allowed) or f"; allowed are {listed(allowed)}"
-            raise error_at(value, (*path, key), reason + hint)
+            reason = (
+                f"{quoted(key)} does not belong in a list directive with mode {mode!r}; allowed are {listed(allowed)}"
+            )
+            raise error_at(value, (*path, key), reason + nearest(key, allowed))
     if mode == "keyed" and "key" not in node.entries:
         raise error_at(node, path, "a 'keyed' list directive needs 'key', the field that identifies items")
     # Directives act before interpolation, so a '${...}' here is a string and is refused as one.
@@ -121,10 +123,9 @@ def _applied(directive: _Directive, base: ListNode | None, path: ConfigPath) -> 
 
 
 def _keyed(directive: _Directive, base: ListNode | None, path: ConfigPath) -> tuple[Node, ...]:
-    result: dict[str, Node] = {} if base is None else dict(_by_field(base, directive.field, path))
+    result = {} if base is None else _by_field(base, directive.field, path)
     for name, item in _by_field(directive.value, directive.field, (*path, "_value_")).items():
-        below = result.get(name)
-        result[name] = item if below is None else moved(merge(require_map(below, path), item, path), item.place)
+        result[name] = merge(result[name], item, path) if name in result else item
     return tuple(result.values())
 
 
@@ -134,8 +135,8 @@ def _by_field(items: ListNode, field: str, path: ConfigPath) -> dict[str, MapNod
         item_path = (*path, index)
         entries = require_map(item, item_path)
         if field not in entries.entries:
-            hint = nearest(field, entries.entries)
-            raise error_at(item, item_path, f"a list merged by the key {quoted(field)} has an item without it{hint}")
+            reason = f"a list merged by the key {quoted(field)} has an item without it"
+            raise error_at(item, item_path, reason + meant(field, entries.entries))
         name = require_text(entries.entries[field], (*item_path, field))
         if name in named:
             raise error_at(item, item_path, f"two items of a list merged by key have {field} {quoted(name)}")

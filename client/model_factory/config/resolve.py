@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from model_factory.config.canonical import digest, parse_wire, wire_bytes, wire_fields
+from model_factory.config.canonical import digest, parse_wire, wire_bytes, wire_tree
 from model_factory.config.check import check
 from model_factory.config.interpolate import interpolate
 from model_factory.config.key_order import order_digest
@@ -16,7 +16,7 @@ from model_factory.config.lift import lift
 from model_factory.config.load import load_file
 from model_factory.config.merge import settle
 from model_factory.config.model_config import ModelConfig
-from model_factory.config.nodes import ConfigPath, MapNode, Place, error_at, found, nearest_node
+from model_factory.config.nodes import ConfigPath, MapNode, Place, error_at, found, lower, nearest_node
 from model_factory.config.templates import expand_templates
 
 
@@ -24,11 +24,11 @@ from model_factory.config.templates import expand_templates
 class ResolvedConfig:
     """A config with nothing left to resolve."""
 
-    tree: MapNode
+    tree: MapNode = field(repr=False)
     """Every value with its place; holds what the wire form drops as well (``params``, notes)."""
     model: ModelConfig
     """The checked model."""
-    wire: bytes
+    wire: bytes = field(repr=False)
     """What a server needs of the config; ``parse_config`` reads it."""
     digest: str
     """blake3 of the wire form with sorted keys: the same for any order of keys."""
@@ -76,7 +76,7 @@ def _resolved(tree: MapNode, env: Mapping[str, str]) -> ResolvedConfig:
 
 def _checked(tree: MapNode) -> ResolvedConfig:
     model = check(tree)
-    fields = wire_fields(tree)
+    sent = wire_tree(tree)
     return ResolvedConfig(
-        tree=tree, model=model, wire=wire_bytes(fields), digest=digest(fields), order_digest=order_digest(fields)
+        tree=tree, model=model, wire=wire_bytes(sent), digest=digest(sent), order_digest=order_digest(lower(sent))
     )

@@ -7,7 +7,7 @@ from collections.abc import Container
 
 from model_factory.config.expect import require_list, require_map, require_text
 from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, error_at, found
-from model_factory.config.wording import listed, nearest
+from model_factory.config.wording import listed, meant, nearest, quoted
 
 RESERVED_KEYS = ("_type_", "_args_", "_kwargs_", "_name_", "_target_")
 """The keys of a spec that are not keyword arguments."""
@@ -25,24 +25,10 @@ def check_module_spec(node: Node, path: ConfigPath, *, strict: bool) -> MapNode:
     if not isinstance(node, MapNode):
         raise error_at(node, path, f"must be a spec, a mapping with '_type_', found {found(node)}")
     if not is_spec(node.entries):
-        hint = next(filter(None, (nearest(key, RESERVED_KEYS) for key in node.entries)), "")
-        raise error_at(node, path, f"a module's spec needs '_type_' (or '_target_'){hint}")
-    _check_value(node, path, strict=strict)
+        reason = "a module's spec needs '_type_' (or '_target_')"
+        raise error_at(node, path, reason + meant("_type_", node.entries))
+    _check_spec(node, path, strict=strict)
     return node
-
-
-def _check_value(node: Node, path: ConfigPath, *, strict: bool) -> None:
-    if isinstance(node, ListNode):
-        for index, item in enumerate(node.items):
-            _check_value(item, (*path, index), strict=strict)
-    elif isinstance(node, MapNode):
-        if is_spec(node.entries):
-            _check_spec(node, path, strict=strict)
-        elif strict:
-            # A plain mapping is data and its keys are free, but a key of this form is a misspelt or stranded spec.
-            _refuse_reserved(node, path, [key for key in node.entries if _RESERVED_FORM.fullmatch(key)], "'_type_'")
-        for key, value in node.entries.items():
-            _check_value(value, (*path, key), strict=strict)
 
 
 def _check_spec(node: MapNode, path: ConfigPath, *, strict: bool) -> None:
@@ -51,16 +37,40 @@ def _check_spec(node: MapNode, path: ConfigPath, *, strict: bool) -> None:
         unknown = [key for key in entries if key.startswith("_") and key not in RESERVED_KEYS]
         _refuse_reserved(node, path, unknown, listed(RESERVED_KEYS))
     if "_type_" in entries and "_target_" in entries:
-        raise error_at(entries["_target_"], path, "a spec has '_type_' or '_target_', not both")
+        raise error_at(entries["_target_"], (*path, "_target_"), "a spec has '_type_' or '_target_', not both")
     kind = "_type_" if "_type_" in entries else "_target_"
     require_text(entries[kind], (*path, kind))
     if "_args_" in entries:
         require_list(entries["_args_"], (*path, "_args_"), "positional arguments")
     if "_kwargs_" in entries:
-        extra = require_map(entries["_kwargs_"], (*path, "_kwargs_"))
-        for key, value in extra.entries.items():
-            if key in entries and key not in RESERVED_KEYS:
-                raise error_at(value, (*path, "_kwargs_", key), f"the keyword {key!r} is given in the spec as well")
+        _check_extra_keywords(node, path, strict=strict)
+    for key, value in entries.items():
+        if key != "_kwargs_":
+            _check_argument(value, (*path, key), strict=strict)
+
+
+def _check_extra_keywords(spec: MapNode, path: ConfigPath, *, strict: bool) -> None:
+    extra_path = (*path, "_kwargs_")
+    for key, value in require_map(spec.entries["_kwargs_"], extra_path).entries.items():
+        # Keys in _kwargs_ are keywords whatever they look like, so one named like a reserved key is no clash.
+        if key in spec.entries and key not in RESERVED_KEYS:
+            raise error_at(value, (*extra_path, key), f"the keyword {quoted(key)} is given in the spec as well")
+        _check_argument(value, (*extra_path, key), strict=strict)
+
+
+def _check_argument(node: Node, path: ConfigPath, *, strict: bool) -> None:
+    if isinstance(node, ListNode):
+        for index, item in enumerate(node.items):
+            _check_argument(item, (*path, index), strict=strict)
+    elif isinstance(node, MapNode) and is_spec(node.entries):
+        _check_spec(node, path, strict=strict)
+    elif isinstance(node, MapNode):
+        if strict:
+            # A plain mapping is data and its keys are free, but a key of this form is a misspelt or stranded spec.
+            reserved = [key for key in node.entries if _RESERVED_FORM.fullmatch(key)]
+            _refuse_reserved(node, path, reserved, "'_type_', which makes it a spec")
+        for key, value in node.entries.items():
+            _check_argument(value, (*path, key), strict=strict)
 
 
 def _refuse_reserved(node: MapNode, path: ConfigPath, keys: list[str], allowed: str) -> None:

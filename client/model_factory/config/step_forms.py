@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from model_factory.config.builders import make_scalar
 from model_factory.config.expect import (
     check_name,
     require_entry,
@@ -28,10 +29,10 @@ class WrittenStep:
     """Its mapping."""
     path: ConfigPath
     """Where it stands."""
-    out: Node | None
-    """The node that says where the result goes; None where ``name`` does."""
-    name: str
-    """The node's name; empty for a member of ``steps``."""
+    out: Node
+    """The node that says where the result goes; a node's name where it has no ``out``."""
+    out_path: ConfigPath
+    """Where that stands."""
 
 
 def written_steps(graph: MapNode, path: ConfigPath) -> list[WrittenStep]:
@@ -55,7 +56,7 @@ def _step_list(body: Node, path: ConfigPath) -> list[WrittenStep]:
         step = require_map(item, item_path)
         require_keys(step, item_path, _STEP_KEYS)
         out = require_entry(step, item_path, "out")
-        steps.append(WrittenStep(node=step, path=item_path, out=out, name=""))
+        steps.append(WrittenStep(node=step, path=item_path, out=out, out_path=(*item_path, "out")))
     return steps
 
 
@@ -69,7 +70,7 @@ def _node_list(body: Node, path: ConfigPath) -> list[WrittenStep]:
         name = require_name(name_node, (*item_path, "name"))
         if name in steps:
             raise error_at(name_node, (*item_path, "name"), f"collision: a node {quoted(name)} stands above already")
-        steps[name] = WrittenStep(node=node, path=item_path, out=node.entries.get("out"), name=name)
+        steps[name] = _node_step(node, item_path, name_node, (*item_path, "name"))
     return list(steps.values())
 
 
@@ -96,4 +97,10 @@ def _mapped_node(name: str, body: Node, path: ConfigPath) -> WrittenStep:
     node = require_map(body, path)
     check_name(name, node, path)
     require_keys(node, path, _STEP_KEYS)
-    return WrittenStep(node=node, path=path, out=node.entries.get("out"), name=name)
+    return _node_step(node, path, make_scalar(name, node.place), path)
+
+
+def _node_step(node: MapNode, path: ConfigPath, name: Node, name_path: ConfigPath) -> WrittenStep:
+    if "out" in node.entries:
+        return WrittenStep(node=node, path=path, out=node.entries["out"], out_path=(*path, "out"))
+    return WrittenStep(node=node, path=path, out=name, out_path=name_path)

@@ -31,19 +31,14 @@ def read_steps(graph: MapNode, path: ConfigPath, modules: Collection[str], value
 
 
 def _read_out(step: WrittenStep, index: int, values: Values) -> Out:
-    if step.out is None:
-        values.add(step.name, index, step.node, step.path)
-        return step.name
-    path = (*step.path, "out")
-    if isinstance(step.out, Scalar):
-        return _new_value(step.out, path, index, values)
-    children = step.out.items if isinstance(step.out, ListNode) else step.out.entries
-    if not children:
-        reason = f"must be a name, a list of names or {{returned key: name}}, found {found(step.out)}"
-        raise error_at(step.out, path, reason)
-    if isinstance(step.out, ListNode):
-        return tuple(_new_value(item, (*path, i), index, values) for i, item in enumerate(step.out.items))
-    return {key: _new_value(item, (*path, key), index, values) for key, item in step.out.entries.items()}
+    out, path = step.out, step.out_path
+    if isinstance(out, ListNode) and out.items:
+        return tuple(_new_value(item, (*path, i), index, values) for i, item in enumerate(out.items))
+    if isinstance(out, MapNode) and out.entries:
+        return {key: _new_value(item, (*path, key), index, values) for key, item in out.entries.items()}
+    if not isinstance(out, Scalar):
+        raise error_at(out, path, f"must be a name, a list of names or {{returned key: name}}, found {found(out)}")
+    return _new_value(out, path, index, values)
 
 
 def _new_value(node: Node, path: ConfigPath, index: int, values: Values) -> str:

@@ -36,9 +36,11 @@ class _Expansion:
 
     def check_all(self) -> None:
         for name, body in self._written.items():
-            self._template(name, body, ("templates", name), 0)
+            self._template(name, body, 0)
 
     def mapping(self, node: MapNode, path: ConfigPath, depth: int) -> MapNode:
+        if depth > MAX_EXPANSION_DEPTH:
+            raise error_at(node, path, f"templates lead more than {MAX_EXPANSION_DEPTH} steps deep")
         own = MapBuilder(node.place, path)
         for key, value in node.entries.items():
             if key != "_template_":
@@ -49,8 +51,6 @@ class _Expansion:
         return merge(template, own.build(), path)
 
     def _node(self, node: Node, path: ConfigPath, depth: int) -> Node:
-        if depth > MAX_EXPANSION_DEPTH:
-            raise error_at(node, path, f"templates lead more than {MAX_EXPANSION_DEPTH} steps deep")
         if isinstance(node, MapNode):
             return self.mapping(node, path, depth)
         if not isinstance(node, ListNode):
@@ -67,13 +67,12 @@ class _Expansion:
         if name in self._open:
             chain = " -> ".join([*self._open[self._open.index(name) :], name])
             raise error_at(reference, path, f"Template cycle detected: {chain}")
-        return self._template(name, self._written[name], path, depth)
+        return self._template(name, self._written[name], depth)
 
-    def _template(self, name: str, body: Node, path: ConfigPath, depth: int) -> MapNode:
+    def _template(self, name: str, body: Node, depth: int) -> MapNode:
         if name not in self._done:
-            if depth > MAX_EXPANSION_DEPTH:
-                raise error_at(body, path, f"templates lead more than {MAX_EXPANSION_DEPTH} steps deep")
             self._open.append(name)
-            self._done[name] = self.mapping(require_map(body, ("templates", name)), ("templates", name), depth + 1)
+            path = ("templates", name)
+            self._done[name] = self.mapping(require_map(body, path), path, depth + 1)
             self._open.pop()
         return self._done[name]

@@ -29,9 +29,19 @@ def listed(names: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the known name closest to ``name``, or nothing when none is close."""
+    """Return ``; did you mean 'x'?`` for the known name closest to an unknown one, or nothing when none is close."""
+    other = _closest(name, known)
+    return "" if other is None else f"; did you mean {quoted(other)}?"
+
+
+def meant(missing: str, given: Iterable[str]) -> str:
+    """Return ``; is 'x' meant to be it?`` for the given name closest to a missing one, or nothing."""
+    other = _closest(missing, given)
+    return "" if other is None else f"; is {quoted(other)} meant to be it?"
+
+
+def _closest(name: str, others: Iterable[str]) -> str | None:
     if len(name) > _COMPARED_CHARS:
-        return ""
-    candidates = [other for other in itertools.islice(known, _COMPARED_NAMES) if len(other) <= _COMPARED_CHARS]
-    matches = difflib.get_close_matches(name, candidates, n=1)
-    return f"; did you mean {quoted(matches[0])}?" if matches else ""
+        return None
+    candidates = [other for other in itertools.islice(others, _COMPARED_NAMES) if len(other) <= _COMPARED_CHARS]
+    return next(iter(difflib.get_close_matches(name, candidates, n=1)), None)

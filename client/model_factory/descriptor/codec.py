@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from model_factory.descriptor.tree import GRAPH, PROGRAM, STOCK, Descriptor, FunctionRef, ModuleNode, TensorNode
-from model_factory.documents import decode_document, encode_document
+from model_factory.documents import FORMAT, decode_document, encode_document
 from model_factory.errors import FormatError
 from model_factory.graph.codec import (
     decode_program,
@@ -19,9 +19,6 @@ from model_factory.graph.codec import (
 )
 from model_factory.graph.call_form import Recorded
 from model_factory.limits import MAX_MODULES, MAX_TENSORS
-
-FORMAT = 1
-"""Version of the descriptor and programs documents; part of every build key."""
 
 Programs = tuple[tuple[str, Recorded], ...]
 """Recorded programs by module path."""

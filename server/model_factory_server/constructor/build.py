@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from model_factory.config.model_config import ModelConfig
+from model_factory.config import ConfigPath, ModelConfig
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.program import Program, Step
-from model_factory_server.constructor.factory import Path
 from model_factory_server.constructor.instantiate import instantiate_module
 from model_factory_server.constructor.policy import Policy
 from model_factory_server.constructor.registry import Registry
@@ -51,7 +50,7 @@ def build_model(config: ModelConfig, registry: Registry, policy: Policy) -> Grap
     return GraphModel(Program(inputs=config.inputs, steps=tuple(steps), result=config.outputs), modules)
 
 
-def _resolve_call(step: Step, registry: Registry, modules: dict[str, nn.Module], path: Path) -> str:
+def _resolve_call(step: Step, registry: Registry, modules: dict[str, nn.Module], path: ConfigPath) -> str:
     """Return a config's call as a program writes it."""
     kind, _, name = step.call.partition(":")
     if kind == "module":

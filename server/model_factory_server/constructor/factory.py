@@ -7,17 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from model_factory.config import ConfigPath
 from model_factory.config.wording import listed, nearest, quoted
 from model_factory.errors import ConfigError
-
-Path = tuple[str | int, ...]
 
 SignaturePolicy = Literal["strict", "best_effort", "runtime_only"]
 """``strict``: arguments are checked before the call, so the signature must be readable; ``best_effort``: checked where
 it is readable; ``runtime_only``: only the call decides."""
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-_STARS = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +71,17 @@ class Factory:
             allowed = ", ".join(get_args(SignaturePolicy))
             raise ValueError(f"{self.name!r}: signature_policy is one of {allowed}, got {self.signature_policy!r}")
         if not callable(self.call):
-            raise ValueError(f"{self.name!r} must be registered with a callable, got {self.call!r}")
+            raise ValueError(f"{self.name!r} must be registered with a callable, got {self.call!r}")  # noqa: TRY004
         object.__setattr__(self, "signature", _signature(self.call))
         if self.signature is None and self.signature_policy == "strict":
             raise ValueError(f"the signature of {self.name!r} cannot be read; register it with 'best_effort'")
 
-    def check_arguments(self, args: Sequence[Any], kwargs: dict[str, Path], path: Path) -> None:
+    @property
+    def origin(self) -> str:
+        """Where the callable comes from: ``package.module.Name``."""
+        return f"{getattr(self.call, '__module__', None)}.{getattr(self.call, '__qualname__', repr(self.call))}"
+
+    def check_arguments(self, args: Sequence[Any], kwargs: dict[str, ConfigPath], path: ConfigPath) -> None:
         """Check a call before it is made; ``kwargs`` has each keyword's place in the config, ``path`` is the call's.
 
         Raises:
@@ -92,7 +96,9 @@ class Factory:
             unknown = [name for name in kwargs if name not in known]
             if unknown:
                 what = f"Unknown kwargs for {quoted(self.name)}: {listed(unknown)}"
-                raise ConfigError(f"{what}{nearest(unknown[0], known)}; known: {listed(known)}", path=kwargs[unknown[0]])
+                raise ConfigError(
+                    f"{what}{nearest(unknown[0], known)}; known: {listed(known)}", path=kwargs[unknown[0]]
+                )
         try:
             self.signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -108,7 +114,7 @@ class Factory:
             arguments=None if parameters is None else tuple(_argument(parameter) for parameter in parameters),
             doc=doc.partition("\n")[0].strip(),
             tags=self.tags,
-            origin=f"{getattr(self.call, '__module__', None)}.{getattr(self.call, '__qualname__', repr(self.call))}",
+            origin=self.origin,
         )
 
 

@@ -7,15 +7,16 @@ from typing import Any
 
 from torch import nn
 
+from model_factory.config import ConfigPath
 from model_factory.config.specs import RESERVED_KEYS
 from model_factory.config.wording import quoted
 from model_factory.errors import BuildError, ConfigError, ModelFactoryError, path_text
-from model_factory_server.constructor.factory import Factory, Path
+from model_factory_server.constructor.factory import Factory
 from model_factory_server.constructor.policy import Policy
 from model_factory_server.constructor.registry import Registry
 
 
-def instantiate_module(name: str, spec: Any, registry: Registry, policy: Policy, *, path: Path = ()) -> nn.Module:
+def instantiate_module(name: str, spec: Any, registry: Registry, policy: Policy, *, path: ConfigPath = ()) -> nn.Module:
     """Build module ``name`` of a graph; otherwise as :func:`instantiate`.
 
     Raises:
@@ -28,7 +29,7 @@ def instantiate_module(name: str, spec: Any, registry: Registry, policy: Policy,
     return module
 
 
-def instantiate(spec: Any, registry: Registry, policy: Policy, *, path: Path = ()) -> Any:
+def instantiate(spec: Any, registry: Registry, policy: Policy, *, path: ConfigPath = ()) -> Any:
     """Build what plain data stands for: specs at any depth become objects, everything else stays as it is.
 
     A spec's arguments are built before it: the positional ones in order, then the keyword ones in the order of their
@@ -55,7 +56,7 @@ def instantiate(spec: Any, registry: Registry, policy: Policy, *, path: Path = (
     return spec
 
 
-def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Path) -> Any:
+def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: ConfigPath) -> Any:
     factory = _factory(spec, registry, policy, path)
     positional = _part(spec, "_args_", list, path)
     keywords = _keywords(spec, path)
@@ -75,7 +76,7 @@ def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Pa
         raise BuildError(f"{path_text(path)}: {what}" if path else what) from error
 
 
-def _factory(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Path) -> Factory:
+def _factory(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: ConfigPath) -> Factory:
     if "_type_" in spec and "_target_" in spec:
         raise ConfigError("a spec has '_type_' or '_target_', not both", path=(*path, "_target_"))
     key = "_type_" if "_type_" in spec else "_target_"
@@ -88,7 +89,7 @@ def _factory(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: 
     return Factory(name=name, call=call, signature_policy="best_effort")
 
 
-def _keywords(spec: Mapping[str, Any], path: Path) -> dict[str, tuple[Path, Any]]:
+def _keywords(spec: Mapping[str, Any], path: ConfigPath) -> dict[str, tuple[ConfigPath, Any]]:
     """Return each keyword argument's place and plain value."""
     keywords = {key: ((*path, key), value) for key, value in spec.items() if key not in RESERVED_KEYS}
     for key, value in _part(spec, "_kwargs_", dict, path).items():
@@ -99,7 +100,7 @@ def _keywords(spec: Mapping[str, Any], path: Path) -> dict[str, tuple[Path, Any]
     return keywords
 
 
-def _part(spec: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
+def _part(spec: Mapping[str, Any], key: str, kind: type, path: ConfigPath) -> Any:
     value = spec.get(key, kind())
     if not isinstance(value, kind):
         expected = "a list" if kind is list else "a mapping"

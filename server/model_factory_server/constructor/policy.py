@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from model_factory.config.model_config import Settings
+from model_factory.config import ConfigPath, Settings
 from model_factory.config.wording import listed, quoted
 from model_factory.errors import BuildError, ConfigError
-from model_factory_server.constructor.factory import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,7 @@ class Policy:
         """Whether a module of that name may be imported."""
         return self.allow_imports and any(_is_under(module, prefix) for prefix in self.allowed_import_prefixes)
 
-    def import_target(self, target: str, path: Path) -> Callable[..., Any]:
+    def import_target(self, target: str, path: ConfigPath) -> Callable[..., Any]:
         """Import the class or function that ``_target_: package.module.Name`` names.
 
         Nothing outside the allowed prefixes is imported, and what the name leads to must itself have been defined

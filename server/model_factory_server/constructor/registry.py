@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from model_factory.config import ConfigPath
 from model_factory.config.wording import nearest, quoted
 from model_factory.errors import ConfigError
+from model_factory.graph.ops import resolve_op
 from model_factory_server.constructor import blocks
-from model_factory_server.constructor.factory import Factory, Listing, Path, SignaturePolicy
+from model_factory_server.constructor.factory import Factory, Listing, SignaturePolicy
 
 NOT_STOCK = ("Module", "Container")
 """Names in ``torch.nn`` that build nothing of use: the base class, and a deprecated one that warns."""
@@ -63,7 +65,7 @@ class Registry:
         """
         _add(self._ops, Factory(name=name, call=fn, signature_policy="best_effort", tags=tuple(tags)), "op")
 
-    def module(self, name: str, path: Path = ()) -> Factory:
+    def module(self, name: str, path: ConfigPath = ()) -> Factory:
         """Return what ``_type_: name`` stands for; ``path`` is the place in the config, for the error.
 
         Raises:
@@ -78,14 +80,12 @@ class Registry:
         """Return the op registered here under that name, if there is one."""
         return self._ops.get(name)
 
-    def resolve_op(self, name: str, path: Path = ()) -> str:
+    def resolve_op(self, name: str, path: ConfigPath = ()) -> str:
         """Return the closed table's name for an op; ``path`` is the place in the config, for the error.
 
         Raises:
             ConfigError: the table has no such op; the message suggests the closest name.
         """
-        from model_factory.graph.ops import resolve_op  # noqa: PLC0415  the table is not needed to list or register
-
         try:
             return resolve_op(name)
         except ConfigError as error:
@@ -116,7 +116,7 @@ def default_registry(plugins: Sequence[str] = ()) -> Registry:
     for plugin in plugins:
         register = getattr(importlib.import_module(plugin), "register", None)
         if not callable(register):
-            raise ValueError(f"plug-in {plugin!r} has no function register(registry)")
+            raise ValueError(f"plug-in {plugin!r} has no function register(registry)")  # noqa: TRY004
         register(registry)
     return registry
 
@@ -131,6 +131,5 @@ def register_stock(registry: Registry) -> None:
 
 def _add(entries: dict[str, Factory], entry: Factory, kind: str) -> None:
     if entry.name in entries:
-        taken = entries[entry.name].listing("module").origin
-        raise ValueError(f"{kind} {entry.name!r} is registered already, by {taken}")
+        raise ValueError(f"{kind} {entry.name!r} is registered already, as {entries[entry.name].origin}")
     entries[entry.name] = entry

@@ -49,6 +49,8 @@ def check_given(name: str, value: T | None, why: str) -> T:
 
 def check_rank(name: str, tensor: Tensor, layouts: Mapping[int, str]) -> None:
     """Check a forward's argument against the allowed ranks, each with its layout in words."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")  # noqa: TRY004
     if tensor.ndim not in layouts:
         allowed = " or ".join(f"{rank} {layout}" for rank, layout in layouts.items())
         raise ValueError(f"{name} has rank {tensor.ndim}, shape {tuple(tensor.shape)}; allowed ranks: {allowed}")

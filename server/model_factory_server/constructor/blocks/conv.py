@@ -34,7 +34,15 @@ class ConvBNAct(nn.Module):
         with_bias = norm is None if bias is None else bias
         self.conv: nn.Conv2d
         if in_channels is None:
-            self.conv = nn.LazyConv2d(out_channels, kernel_size, stride, padding, dilation, groups, with_bias)
+            self.conv = nn.LazyConv2d(
+                out_channels,
+                kernel_size,
+                stride,
+                padding,  # type: ignore[arg-type]  # strings work as well
+                dilation,
+                groups,
+                with_bias,
+            )
         else:
             check_count("in_channels", in_channels)
             self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, with_bias)

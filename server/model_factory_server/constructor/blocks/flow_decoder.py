@@ -83,7 +83,7 @@ class FlowDecoder(nn.Module):
         return self.output_layer(self.decoder(self.noise_projection(noise), memory))  # type: ignore[no-any-return]
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return calls with semantics of both ranks, if the block uses them, and without, and one with time (b, 1)."""
+        """Return calls with semantics of both ranks, if the block uses them, and one without."""
         if not self.batch_first:
             return []
         sizes = distinct_sizes(self.action_dim, self.d_model, self.semantic_dim)
@@ -93,11 +93,10 @@ class FlowDecoder(nn.Module):
             "memory_input": example(BATCH, next(sizes), self.d_model),
             "discrete_semantic_input": None,
         }
-        calls = [inputs]
-        if self.semantic_dim is not None:
-            for shape in ((next(sizes), self.semantic_dim), (self.semantic_dim,)):
-                calls.insert(0, inputs | {"discrete_semantic_input": example(BATCH, *shape)})
-        return [*calls, calls[0] | {"time": example(BATCH, 1)}]
+        if self.semantic_dim is None:
+            return [inputs]
+        semantics = (example(BATCH, self.semantic_dim), example(BATCH, next(sizes), self.semantic_dim))
+        return [*(inputs | {"discrete_semantic_input": item} for item in semantics), inputs]
 
 
 def _time_vector(time: Tensor) -> Tensor:

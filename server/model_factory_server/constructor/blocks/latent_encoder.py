@@ -110,9 +110,7 @@ class LatentEncoder(nn.Module):
 
     def example_inputs(self) -> list[dict[str, object]]:
         """Return a call for each rank of the visuals, and one with semantics ``(batch, k, f)`` if they are used."""
-        sizes = distinct_sizes(
-            self.proprio_dim, self.visual_dim, self.semantic_dim, self.action_dim, self.num_cameras
-        )
+        sizes = distinct_sizes(self.proprio_dim, self.visual_dim, self.semantic_dim, self.action_dim, self.num_cameras)
         cameras, channels = (BATCH, self.num_cameras), self.visual_dim
         seq, time, height, width = (next(sizes) for _ in range(4))
         images = example(*cameras, channels, height, width)

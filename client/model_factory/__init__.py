@@ -1,0 +1,58 @@
+"""model-factory: trainable torch modules from a model server, without the model code on the trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from model_factory.errors import (
+    BuildError,
+    CallFormError,
+    ConfigError,
+    FormatError,
+    GraphExecutionError,
+    IntegrityError,
+    LimitError,
+    ModelFactoryError,
+    NotPortableError,
+    ServerError,
+    StoreError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from model_factory.graph.modules import GraphModel
+    from model_factory.protocol import ModelFactory
+    from model_factory.remote.factory import RemoteModelFactory
+
+__all__ = [
+    "BuildError",
+    "CallFormError",
+    "ConfigError",
+    "FormatError",
+    "GraphExecutionError",
+    "GraphModel",
+    "IntegrityError",
+    "LimitError",
+    "ModelFactory",
+    "ModelFactoryError",
+    "NotPortableError",
+    "RemoteModelFactory",
+    "ServerError",
+    "StoreError",
+    "UnavailableError",
+]
+
+_NEEDS_TORCH = {
+    "GraphModel": "model_factory.graph.modules",
+    "ModelFactory": "model_factory.protocol",
+    "RemoteModelFactory": "model_factory.remote.factory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up late, so that what needs no torch (the server's own process, `validate`) does not import it.
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib  # noqa: PLC0415
+
+    return getattr(importlib.import_module(_NEEDS_TORCH[name]), name)

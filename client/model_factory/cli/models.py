@@ -1,0 +1,87 @@
+"""The commands that talk to a server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from model_factory.descriptor.codec import encode_descriptor
+from model_factory.descriptor.describe import describe as describe_module
+from model_factory.descriptor.weights import write_weights
+from model_factory.errors import ModelFactoryError
+from model_factory.graph.runner import torch_const
+from model_factory.remote.factory import RemoteModelFactory
+from model_factory.store import Store
+from model_factory.v1 import capabilities_pb2
+
+
+def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: str | None, output: Path | None) -> int:
+    """Build models and say what came of it; write them to ``output`` if given."""
+    factory = RemoteModelFactory(server, seed=seed, dtype=None if dtype is None else _dtype(dtype))
+    started = time.monotonic()
+    models = factory.build(configs)
+    assert isinstance(models, dict)
+    seconds = time.monotonic() - started
+    for name, model in models.items():
+        parameters = sum(item.numel() for item in model.parameters())
+        print(f"{name}: {parameters:,} parameters")
+        if output is not None:
+            for path in _write(output, name, model):
+                print(f"  {path}")
+    print(f"{len(models)} models in {seconds:.2f} s")
+    return 0
+
+
+def describe(configs: Mapping[str, str], server: str) -> int:
+    """Print a table of each model's modules."""
+    described = RemoteModelFactory(server).describe(configs)
+    assert isinstance(described, dict)
+    for name, architecture in described.items():
+        print(f"{name}\n\n{architecture}\n")
+    return 0
+
+
+def blocks(server: str, names: Sequence[str]) -> int:
+    """Print what the server can build."""
+    found = [
+        block
+        for block in RemoteModelFactory(server).blocks()
+        if not names or any(block.name.startswith(name) for name in names)
+    ]
+    if not found:
+        raise ModelFactoryError(f"the server has no block whose name starts with {' or '.join(map(repr, names))}")
+    for block in found:
+        print(f"{block.name}({', '.join(_argument(argument) for argument in block.arguments)})  [{block.origin}]")
+        if block.summary:
+            print(f"    {block.summary}")
+    return 0
+
+
+def _argument(argument: capabilities_pb2.BlockArgument) -> str:
+    return argument.name if not argument.default else f"{argument.name}={argument.default}"
+
+
+def _dtype(name: str) -> torch.dtype:
+    value = torch_const(name)
+    if not isinstance(value, torch.dtype):
+        raise ModelFactoryError(f"{name!r} is not a dtype")
+    return value
+
+
+def _write(output: Path, name: str, model: nn.Module) -> list[Path]:
+    """Write a model's state dict and descriptor; whole files or none."""
+    staging = Store(output / ".staging")
+    weights, descriptor = output / f"{name}.safetensors", output / f"{name}.descriptor.json"
+    with staging.stage() as (file, publish):
+        write_weights(file, model.state_dict())
+        publish.to(weights)
+    with staging.stage() as (file, publish):
+        file.write(encode_descriptor(describe_module(model)))
+        publish.to(descriptor)
+    return [weights, descriptor]
+
+

@@ -1,0 +1,86 @@
+"""From a trainer's ``model_cfg`` to resolved components, and their seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from model_factory.config import ResolvedConfig, resolve_file, resolve_mapping
+from model_factory.errors import ConfigError
+from model_factory.limits import MAX_COMPONENTS
+
+SINGLE = "model"
+"""The name of the component where a trainer asks for one model without naming it."""
+
+_SEED_BITS = 63  # torch.manual_seed takes signed 64-bit numbers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One model to build."""
+
+    name: str
+    """As the trainer calls it."""
+    config: ResolvedConfig
+    """Resolved and checked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a ``model_cfg`` asks for."""
+
+    components: tuple[Component, ...]
+    """In the order of the config."""
+    single: bool
+    """Whether the answer is one module rather than a dict."""
+
+
+def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str, str]) -> Request:
+    """Resolve every component of a ``model_cfg``.
+
+    Relative paths are relative to ``base_dir``; ``env`` answers ``${env:...}``.
+
+    Raises:
+        ValueError: ``model_cfg`` is empty.
+        ConfigError: a config is wrong.
+    """
+    if not model_cfg:
+        raise ValueError(
+            "model_cfg is empty; give {'config_path': PATH}, {'config': MAPPING} or component names with their paths"
+        )
+    for key in ("config_path", "config"):
+        if key in model_cfg:
+            if len(model_cfg) > 1:
+                others = ", ".join(repr(name) for name in model_cfg if name != key)
+                raise ConfigError(f"a model_cfg with {key!r} holds nothing else, found also {others}")
+            if key == "config" and not isinstance(model_cfg[key], Mapping):
+                raise ConfigError(f"'config' is a mapping, found {type(model_cfg[key]).__name__}")
+            if key == "config_path" and isinstance(model_cfg[key], Mapping):
+                raise ConfigError("'config_path' is a path, found a mapping")
+            return Request(components=(_component(SINGLE, model_cfg[key], base_dir, env),), single=True)
+    if len(model_cfg) > MAX_COMPONENTS:
+        raise ConfigError(f"model_cfg has {len(model_cfg)} components; at most {MAX_COMPONENTS} are allowed")
+    return Request(
+        components=tuple(_component(name, value, base_dir, env) for name, value in model_cfg.items()), single=False
+    )
+
+
+def component_seed(seed: int, name: str) -> int:
+    """The seed of one component: of the request's seed and its name alone, not of what else is asked for."""
+    digest = blake3(f"{seed}:{name}".encode()).digest(8)
+    return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
+
+
+def _component(name: Any, value: Any, base_dir: Path, env: Mapping[str, str]) -> Component:
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"component names are non-empty strings, found {name!r}")
+    if isinstance(value, Mapping):
+        return Component(name=name, config=resolve_mapping(value, env))
+    if isinstance(value, str | PathLike):
+        return Component(name=name, config=resolve_file(base_dir / Path(value), env))
+    raise ConfigError(f"component {name!r} is a path or a mapping, found {type(value).__name__}")

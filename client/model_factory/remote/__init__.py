@@ -1,0 +1,1 @@
+"""The client side of the wire: channel, blob transfer, and the remote factory."""

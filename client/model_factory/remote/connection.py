@@ -1,0 +1,107 @@
+"""A connection to one server: channel, deadlines, errors, and the node's cache in front of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from model_factory.config import ResolvedConfig
+from model_factory.documents import FORMAT
+from model_factory.errors import ServerError
+from model_factory.limits import MAX_MESSAGE_BYTES
+from model_factory.v1 import capabilities_pb2, service_pb2_grpc, wire
+
+RETRY_ATTEMPTS = 4
+
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "model_factory.v1.ModelFactoryService"}],
+            "retryPolicy": {
+                "maxAttempts": RETRY_ATTEMPTS,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class Connection:
+    """Opened on first use; a copy or an unpickled one opens its own."""
+
+    def __init__(self, address: str, timeout: float | None = None) -> None:
+        self.address = address
+        self.timeout = timeout
+        self._lock = threading.Lock()
+        self._stub: service_pb2_grpc.ModelFactoryServiceStub | None = None
+        self._channel: grpc.Channel | None = None
+        self._capabilities: capabilities_pb2.GetCapabilitiesResponse | None = None
+
+    def __reduce__(self) -> tuple[type[Connection], tuple[str, float | None]]:
+        return (Connection, (self.address, self.timeout))
+
+    def __deepcopy__(self, _memo: Mapping[int, Any]) -> Connection:
+        return self
+
+    @property
+    def stub(self) -> Any:
+        """The generated stub."""
+        with self._lock:
+            if self._stub is None:
+                self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
+                self._stub = service_pb2_grpc.ModelFactoryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+            return self._stub
+
+    def close(self) -> None:
+        """Close the channel; the next call opens another."""
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+            self._channel = self._stub = None
+
+    def capabilities(self) -> capabilities_pb2.GetCapabilitiesResponse:
+        """What the server is and accepts; asked once.
+
+        Raises:
+            ServerError: the server speaks another version of the formats.
+        """
+        if self._capabilities is None:
+            with self.errors():
+                answer = self.stub.GetCapabilities(capabilities_pb2.GetCapabilitiesRequest(), timeout=self.timeout)
+            if answer.format_version != FORMAT:
+                raise ServerError(
+                    f"the server at {self.address} (version {answer.server_version}) speaks format "
+                    f"{answer.format_version}, this client format {FORMAT}. Remedy: install the same version on both"
+                )
+            self._capabilities = answer
+        return self._capabilities
+
+    @contextmanager
+    def errors(self, configs: Mapping[str, ResolvedConfig] | None = None) -> Iterator[None]:
+        """Raise failed calls as exceptions of this package, with places in ``configs`` (by component name)."""
+
+        def place_of(component: str, path: tuple[str | int, ...]) -> str:
+            config = (configs or {}).get(component)
+            return config.place_of(path) if config is not None else component
+
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise wire.from_rpc_error(error, self.address, place_of) from None
+
+

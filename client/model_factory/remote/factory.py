@@ -1,0 +1,154 @@
+"""``RemoteModelFactory``: the trainers' factory, with the model code on a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_factory.components import Component, Request, read_request
+from model_factory.descriptor.architecture import Architecture
+from model_factory.descriptor.codec import decode_descriptor, decode_programs
+from model_factory.descriptor.rebuild import rebuild
+from model_factory.descriptor.stock import torch_name
+from model_factory.descriptor.weights import map_weights
+from model_factory.errors import ServerError
+from model_factory.remote.blobs import fetch_blob, read_blob
+from model_factory.remote.connection import Connection
+from model_factory.remote.programs import RemotePrograms
+from model_factory.remote.progress import Progress
+from model_factory.settings import default_cache_dir, environment
+from model_factory.store import Store
+from model_factory.v1 import build_pb2, capabilities_pb2, wire
+
+_SEED_RANGE = 1 << 64
+
+
+class RemoteModelFactory:
+    """Builds models on a server and hands back trainable modules, without their code.
+
+    The modules are real ``torch.nn`` modules over weights mapped from the node's cache; all processes of a node share
+    one copy until they write to it.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        seed: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        base_dir: str | PathLike[str] | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Make a factory; nothing is contacted until it is used.
+
+        Args:
+            address: ``HOST:PORT`` of the server.
+            seed: Seed of the weights; by default ``torch.initial_seed()`` at the time of a build, as a build in this
+                process would use.
+            dtype: What floating parameters and buffers are cast to; by default left as built.
+            device: Where the modules' tensors are put.
+            base_dir: What relative config paths are relative to; by default the working directory.
+            cache_dir: The node's cache; by default ``$MODEL_FACTORY_CACHE`` or the user's cache folder.
+            timeout: Seconds that a call to the server may take; by default unlimited.
+        """
+        self._connection = Connection(address, timeout)
+        self._seed = seed
+        self._dtype = "" if dtype is None else torch_name(dtype)
+        self._device = torch.device(device)
+        self._base_dir = Path.cwd() if base_dir is None else Path(base_dir)
+        self._cache = Store(default_cache_dir() if cache_dir is None else Path(cache_dir))
+        self._progress = Progress()
+
+    def build(self, model_cfg: Mapping[str, Any]) -> nn.Module | dict[str, nn.Module]:
+        """Build the models of a config; see :class:`model_factory.ModelFactory`.
+
+        Raises:
+            ValueError: the mapping is empty.
+            ModelFactoryError: see its subclasses.
+        """
+        request = read_request(model_cfg, self._base_dir, environment())
+        self._connection.capabilities()
+        manifest = self._build_on_server(request)
+        inline = {item.digest.blake3: item.data for item in manifest.inline_blobs}
+        modules = {
+            component.name: self._assemble(component, built, inline)
+            for component, built in zip(request.components, manifest.components, strict=True)
+        }
+        return next(iter(modules.values())) if request.single else modules
+
+    def describe(self, model_cfg: Mapping[str, Any]) -> Architecture | dict[str, Architecture]:
+        """Return the architecture and sizes of the models of a config, without building their weights.
+
+        Raises:
+            ValueError: the mapping is empty.
+            ModelFactoryError: see its subclasses.
+        """
+        request = read_request(model_cfg, self._base_dir, environment())
+        self._connection.capabilities()
+        message = build_pb2.DescribeModelsRequest(components=_components(request), dtype=self._dtype)
+        with self._connection.errors(_configs(request)):
+            response = self._connection.stub.DescribeModels(message, timeout=self._connection.timeout)
+        if [item.name for item in response.components] != [item.name for item in request.components]:
+            raise ServerError(f"the server at {self._connection.address} described other components than asked for")
+        found = {item.name: Architecture(decode_descriptor(item.descriptor_json)) for item in response.components}
+        return next(iter(found.values())) if request.single else found
+
+    def blocks(self) -> list[capabilities_pb2.Block]:
+        """What configs may name as ``_type_`` on this server."""
+        self._connection.capabilities()
+        with self._connection.errors():
+            response = self._connection.stub.ListBlocks(
+                capabilities_pb2.ListBlocksRequest(), timeout=self._connection.timeout
+            )
+        return list(response.blocks)
+
+    def close(self) -> None:
+        """Close the connection; the factory and its modules open another when they need one."""
+        self._connection.close()
+
+    def _build_on_server(self, request: Request) -> build_pb2.Manifest:
+        seed = torch.initial_seed() if self._seed is None else self._seed
+        message = build_pb2.BuildModelsRequest(
+            components=_components(request), seed=seed % _SEED_RANGE, dtype=self._dtype
+        )
+        manifest = None
+        names = [component.name for component in request.components]
+        with self._connection.errors(_configs(request)), self._progress.build(names) as bar:
+            for response in self._connection.stub.BuildModels(message, timeout=self._connection.timeout):
+                if response.WhichOneof("event") == "manifest":
+                    manifest = response.manifest
+                else:
+                    stage = build_pb2.BuildStage.Name(response.progress.stage)
+                    bar.update(response.progress.component, stage.removeprefix("BUILD_STAGE_").lower())
+        if manifest is None or [item.name for item in manifest.components] != names:
+            raise ServerError(f"the server at {self._connection.address} ended a build without its manifest")
+        return manifest
+
+    def _assemble(self, component: Component, built: build_pb2.BuiltComponent, inline: dict[str, bytes]) -> nn.Module:
+        descriptor_blob, programs_blob, weights_blob = (
+            wire.from_digest(item) for item in (built.descriptor, built.programs, built.weights)
+        )
+        with self._progress.download(component.name, weights_blob.size) as bar:
+            path = fetch_blob(self._connection, self._cache, weights_blob, bar.update)
+        source = RemotePrograms(self._connection, self._cache, component, self._dtype, descriptor_blob)
+        return rebuild(
+            decode_descriptor(read_blob(self._connection, self._cache, descriptor_blob, inline)),
+            map_weights(path, self._device),
+            decode_programs(read_blob(self._connection, self._cache, programs_blob, inline)),
+            source,
+        )
+
+
+def _components(request: Request) -> list[build_pb2.Component]:
+    return [build_pb2.Component(name=item.name, config_json=item.config.wire) for item in request.components]
+
+
+def _configs(request: Request) -> dict[str, Any]:
+    return {item.name: item.config for item in request.components}

@@ -1,0 +1,113 @@
+from model_factory.v1 import blob_pb2 as _blob_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class BuildStage(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BUILD_STAGE_UNSPECIFIED: _ClassVar[BuildStage]
+    BUILD_STAGE_QUEUED: _ClassVar[BuildStage]
+    BUILD_STAGE_CONSTRUCTING: _ClassVar[BuildStage]
+    BUILD_STAGE_RECORDING: _ClassVar[BuildStage]
+    BUILD_STAGE_WRITING: _ClassVar[BuildStage]
+    BUILD_STAGE_DONE: _ClassVar[BuildStage]
+BUILD_STAGE_UNSPECIFIED: BuildStage
+BUILD_STAGE_QUEUED: BuildStage
+BUILD_STAGE_CONSTRUCTING: BuildStage
+BUILD_STAGE_RECORDING: BuildStage
+BUILD_STAGE_WRITING: BuildStage
+BUILD_STAGE_DONE: BuildStage
+
+class Component(_message.Message):
+    __slots__ = ("name", "config_json")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_JSON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    config_json: bytes
+    def __init__(self, name: _Optional[str] = ..., config_json: _Optional[bytes] = ...) -> None: ...
+
+class BuildModelsRequest(_message.Message):
+    __slots__ = ("components", "seed", "dtype")
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    components: _containers.RepeatedCompositeFieldContainer[Component]
+    seed: int
+    dtype: str
+    def __init__(self, components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., seed: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
+
+class BuildModelsResponse(_message.Message):
+    __slots__ = ("progress", "manifest")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    progress: BuildProgress
+    manifest: Manifest
+    def __init__(self, progress: _Optional[_Union[BuildProgress, _Mapping]] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ...) -> None: ...
+
+class BuildProgress(_message.Message):
+    __slots__ = ("component", "stage", "elapsed_ms")
+    COMPONENT_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_MS_FIELD_NUMBER: _ClassVar[int]
+    component: str
+    stage: BuildStage
+    elapsed_ms: int
+    def __init__(self, component: _Optional[str] = ..., stage: _Optional[_Union[BuildStage, str]] = ..., elapsed_ms: _Optional[int] = ...) -> None: ...
+
+class Manifest(_message.Message):
+    __slots__ = ("components", "inline_blobs")
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    INLINE_BLOBS_FIELD_NUMBER: _ClassVar[int]
+    components: _containers.RepeatedCompositeFieldContainer[BuiltComponent]
+    inline_blobs: _containers.RepeatedCompositeFieldContainer[InlineBlob]
+    def __init__(self, components: _Optional[_Iterable[_Union[BuiltComponent, _Mapping]]] = ..., inline_blobs: _Optional[_Iterable[_Union[InlineBlob, _Mapping]]] = ...) -> None: ...
+
+class BuiltComponent(_message.Message):
+    __slots__ = ("name", "build_key", "descriptor", "programs", "weights", "built_now")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BUILD_KEY_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    PROGRAMS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    BUILT_NOW_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    build_key: str
+    descriptor: _blob_pb2.Digest
+    programs: _blob_pb2.Digest
+    weights: _blob_pb2.Digest
+    built_now: bool
+    def __init__(self, name: _Optional[str] = ..., build_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., programs: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., weights: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., built_now: bool = ...) -> None: ...
+
+class InlineBlob(_message.Message):
+    __slots__ = ("digest", "data")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    digest: _blob_pb2.Digest
+    data: bytes
+    def __init__(self, digest: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class DescribeModelsRequest(_message.Message):
+    __slots__ = ("components", "dtype")
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    components: _containers.RepeatedCompositeFieldContainer[Component]
+    dtype: str
+    def __init__(self, components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., dtype: _Optional[str] = ...) -> None: ...
+
+class DescribeModelsResponse(_message.Message):
+    __slots__ = ("components",)
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    components: _containers.RepeatedCompositeFieldContainer[DescribedComponent]
+    def __init__(self, components: _Optional[_Iterable[_Union[DescribedComponent, _Mapping]]] = ...) -> None: ...
+
+class DescribedComponent(_message.Message):
+    __slots__ = ("name", "descriptor_json")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_JSON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    descriptor_json: bytes
+    def __init__(self, name: _Optional[str] = ..., descriptor_json: _Optional[bytes] = ...) -> None: ...

@@ -1,0 +1,82 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetCapabilitiesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetCapabilitiesResponse(_message.Message):
+    __slots__ = ("server_version", "format_version", "backend", "device_kind", "limits")
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    server_version: str
+    format_version: int
+    backend: Backend
+    device_kind: str
+    limits: Limits
+    def __init__(self, server_version: _Optional[str] = ..., format_version: _Optional[int] = ..., backend: _Optional[_Union[Backend, _Mapping]] = ..., device_kind: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class Backend(_message.Message):
+    __slots__ = ("name", "code_digest", "torch_version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CODE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TORCH_VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    code_digest: str
+    torch_version: str
+    def __init__(self, name: _Optional[str] = ..., code_digest: _Optional[str] = ..., torch_version: _Optional[str] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("components", "config_bytes", "inline_bytes", "weights_bytes", "build_timeout_ms")
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    INLINE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUILD_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    components: int
+    config_bytes: int
+    inline_bytes: int
+    weights_bytes: int
+    build_timeout_ms: int
+    def __init__(self, components: _Optional[int] = ..., config_bytes: _Optional[int] = ..., inline_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., build_timeout_ms: _Optional[int] = ...) -> None: ...
+
+class ListBlocksRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListBlocksResponse(_message.Message):
+    __slots__ = ("blocks",)
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    blocks: _containers.RepeatedCompositeFieldContainer[Block]
+    def __init__(self, blocks: _Optional[_Iterable[_Union[Block, _Mapping]]] = ...) -> None: ...
+
+class Block(_message.Message):
+    __slots__ = ("name", "summary", "origin", "arguments")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    summary: str
+    origin: str
+    arguments: _containers.RepeatedCompositeFieldContainer[BlockArgument]
+    def __init__(self, name: _Optional[str] = ..., summary: _Optional[str] = ..., origin: _Optional[str] = ..., arguments: _Optional[_Iterable[_Union[BlockArgument, _Mapping]]] = ...) -> None: ...
+
+class BlockArgument(_message.Message):
+    __slots__ = ("name", "annotation", "required", "default")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ANNOTATION_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    annotation: str
+    required: bool
+    default: str
+    def __init__(self, name: _Optional[str] = ..., annotation: _Optional[str] = ..., required: bool = ..., default: _Optional[str] = ...) -> None: ...

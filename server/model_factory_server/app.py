@@ -1,0 +1,84 @@
+"""The composition root: wires store, builder and servicer into a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from model_factory.errors import ServerError
+from model_factory.limits import MAX_MESSAGE_BYTES
+from model_factory.store import Store
+from model_factory.v1 import service_pb2_grpc
+from model_factory_server.builder import Builder
+from model_factory_server.keys import builtin_backend
+from model_factory_server.servicer import Servicer
+from model_factory_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a rival
+]
+
+
+def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; ``on_ready`` is told ``HOST:PORT`` once calls are answered.
+
+    Raises:
+        ServerError: the address cannot be bound.
+        StoreError: the store cannot be used.
+    """
+    asyncio.run(_serve(settings, on_ready))
+
+
+async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
+    store = Store(settings.store)
+    backend = builtin_backend(_device_kind(settings.device))
+    builder = Builder(settings, store, backend)
+    server = grpc.aio.server(options=_OPTIONS)
+    service_pb2_grpc.add_ModelFactoryServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        Servicer(settings, store, builder, backend), server
+    )
+    health = HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        address = _bind(server, settings.listen)
+        await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        await server.start()
+        await builder.blocks()  # warms the fork server up, and shows that a worker can be started
+        await health.set("", health_pb2.HealthCheckResponse.SERVING)
+        on_ready(address)
+        await stop.wait()
+        log.info("stopping: calls in progress have %g seconds to end", settings.drain_timeout)
+        await health.enter_graceful_shutdown()
+        await server.stop(settings.drain_timeout)
+    finally:
+        builder.close()
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> str:
+    host, _, _ = listen.rpartition(":")
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise ServerError(f"cannot listen on {listen}: {error}") from None
+    return f"{host}:{port}"
+
+
+def _device_kind(device: str) -> str:
+    """What ``auto`` means here. Asks the driver's files, since the gRPC process has no CUDA context."""
+    if device != "auto":
+        return device
+    return "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"

@@ -1,0 +1,219 @@
+"""Builds: from a key to what is in the store, each once, in worker processes. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from typing import Any
+
+from model_factory import errors
+from model_factory.components import component_seed
+from model_factory.config import ResolvedConfig
+from model_factory.store import Blob, Store
+from model_factory_server.keys import Backend, architecture_key, build_key, call_key
+from model_factory_server.settings import Settings
+
+OnStage = Callable[[str], None]
+
+_WORKER = "model_factory_server.worker"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A component in the store."""
+
+    key: str
+    """Its build key."""
+    descriptor: Blob
+    """The module tree."""
+    programs: Blob
+    """The recorded forwards."""
+    weights: Blob
+    """The parameters and buffers."""
+    now: bool
+    """Whether it was built for this request."""
+
+
+class _Flight:
+    """A job that is being done, and those who wait for it."""
+
+    def __init__(self) -> None:
+        self.listeners: list[OnStage] = []
+        self.stage = "queued"
+        self.task: asyncio.Task[Any] | None = None
+
+    def report(self, stage: str) -> None:
+        self.stage = stage
+        for listener in self.listeners:
+            listener(stage)
+
+
+class Builder:
+    """Turns requests into builds; equal ones at the same time share one."""
+
+    def __init__(self, settings: Settings, store: Store, backend: Backend) -> None:
+        self._settings = settings
+        self._store = store
+        self._backend = backend
+        self._slots = asyncio.Semaphore(settings.builders)
+        self._threads = ThreadPoolExecutor(max_workers=settings.builders, thread_name_prefix="builder")
+        self._flights: dict[str, _Flight] = {}
+        self._workers: set[Any] = set()
+        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([_WORKER])
+
+    async def build(self, name: str, config: ResolvedConfig, seed: int, dtype: str, on_stage: OnStage) -> Built:
+        """Return a component's build, from the store if it is there.
+
+        Raises:
+            ModelFactoryError: it cannot be built.
+        """
+        own_seed = component_seed(seed, name)
+        key = build_key(self._backend, config, dtype, own_seed)
+        record = self._complete(key, "descriptor", "programs", "weights")
+        if record is not None:
+            on_stage("done")
+            return _built(key, record, now=False)
+        record = await self._once(key, lambda report: self._build(key, config, own_seed, dtype, report), on_stage)
+        on_stage("done")
+        return _built(key, record, now=True)
+
+    async def describe(self, config: ResolvedConfig, dtype: str) -> bytes:
+        """Return a component's descriptor without building its weights."""
+        key = architecture_key(self._backend, config, dtype)
+        record = self._complete(key, "descriptor")
+        if record is None:
+            record = await self._once(f"describe {key}", lambda report: self._describe(key, config, dtype, report))
+        return self._read(record["descriptor"])
+
+    async def record(
+        self, config: ResolvedConfig, dtype: str, path: str, call: bytes, training: dict[str, bool]
+    ) -> bytes:
+        """Return the program of one module for one call."""
+        key = call_key(self._backend, config, dtype, path, call, training)
+        record = self._complete(key, "programs")
+        if record is None:
+            job = {"kind": "record", "path": path, "call": call, "training": tuple(training.items())}
+            record = await self._once(key, lambda report: self._run(config, dtype, report, **job))
+            self._store.put_record(key, record)
+        return self._read(record["programs"])
+
+    async def blocks(self) -> list[dict[str, Any]]:
+        """Return what configs may name."""
+        return await self._once("list", lambda report: self._run(None, "", report, kind="list"))  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End every worker process at once."""
+        for process in list(self._workers):
+            process.kill()
+        self._threads.shutdown(wait=True)
+
+    async def _build(self, key: str, config: ResolvedConfig, seed: int, dtype: str, report: OnStage) -> Any:
+        architecture = architecture_key(self._backend, config, dtype)
+        known = self._complete(architecture, "descriptor", "programs")
+        result = await self._run(config, dtype, report, kind="build", seed=seed, recorded=known is not None)
+        record = (known or {}) | result
+        if known is None:
+            self._store.put_record(architecture, {name: record[name] for name in ("descriptor", "programs")})
+        self._store.put_record(key, record)
+        return record
+
+    async def _describe(self, key: str, config: ResolvedConfig, dtype: str, report: OnStage) -> Any:
+        record = await self._run(config, dtype, report, kind="describe")
+        self._store.put_record(key, record)
+        return record
+
+    async def _once(self, key: str, work: Callable[[OnStage], Any], on_stage: OnStage = lambda _stage: None) -> Any:
+        """Do ``work`` unless it is being done already; all who ask meanwhile get its result or its error."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight()
+            flight.task = asyncio.create_task(work(flight.report))
+            flight.task.add_done_callback(lambda _task: self._flights.pop(key, None))
+        on_stage(flight.stage)
+        flight.listeners.append(on_stage)
+        try:
+            assert flight.task is not None
+            return await asyncio.shield(flight.task)  # one waiter that goes away does not take it from the others
+        finally:
+            flight.listeners.remove(on_stage)
+
+    async def _run(self, config: ResolvedConfig | None, dtype: str, report: OnStage, **job: Any) -> Any:
+        """Do one job in a process of its own."""
+        job = {
+            "store": self._store.root,
+            "config": config.wire if config is not None else b"",
+            "dtype": dtype,
+            "device_kind": self._backend.device_kind,
+            "max_weights_bytes": self._settings.max_weights_bytes,
+            **job,
+        }
+        loop = asyncio.get_running_loop()
+        async with self._slots:
+            return await loop.run_in_executor(
+                self._threads, self._attend, job, lambda stage: loop.call_soon_threadsafe(report, stage)
+            )
+
+    def _attend(self, job: dict[str, Any], report: OnStage) -> Any:
+        """Start a worker and listen to it until it ends; runs in a thread."""
+        receiver, sender = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_enter_worker, args=(job, sender), daemon=True)
+        process.start()
+        self._workers.add(process)
+        try:
+            sender.close()
+            return _listen(receiver, report, self._settings.build_timeout)
+        finally:
+            process.kill()
+            process.join()
+            self._workers.discard(process)
+            receiver.close()
+
+    def _complete(self, key: str, *names: str) -> Any | None:
+        """Return a record if every blob it names is in the store."""
+        record = self._store.record(key)
+        if record is None or any(name not in record or self._store.find(Blob(*record[name])) is None for name in names):
+            return None
+        return record
+
+    def _read(self, entry: list[Any]) -> bytes:
+        data = self._store.read(Blob(*entry))
+        if data is None:
+            raise errors.StoreError(f"blob {entry[0]} vanished from the store")
+        return data
+
+
+def _built(key: str, record: dict[str, list[Any]], *, now: bool) -> Built:
+    blobs = {name: Blob(*record[name]) for name in ("descriptor", "programs", "weights")}
+    return Built(key=key, now=now, **blobs)
+
+
+def _enter_worker(job: dict[str, Any], sender: Connection) -> None:
+    from model_factory_server import worker  # noqa: PLC0415  torch, which only the fork server and its workers import
+
+    worker.main(worker.Job(**job), sender)
+
+
+def _listen(receiver: Connection, report: OnStage, seconds: float) -> Any:
+    """Return a worker's result, or raise its error."""
+    deadline = time.monotonic() + seconds
+    while receiver.poll(max(0.0, deadline - time.monotonic())):
+        try:
+            kind, body = receiver.recv()
+        except EOFError:
+            raise errors.BuildError("the builder process died; it may have run out of memory") from None
+        if kind == "stage":
+            report(body)
+        elif kind == "result":
+            return body
+        else:
+            name, text, path = body
+            cls = getattr(errors, name)
+            raise cls(text, path=tuple(path)) if cls is errors.ConfigError else cls(text)
+    raise errors.LimitError(f"the build took longer than the {seconds:g} seconds that this server allows")

@@ -1,0 +1,52 @@
+"""``model-factory serve``: added to the command by this package's entry point."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from model_factory.limits import MIB
+from model_factory.settings import DEFAULT_ADDRESS
+from model_factory_server.settings import DEVICES, Settings
+
+
+def add_serve(commands: Any) -> None:
+    """Add the ``serve`` command to the sub-parsers of ``model-factory``."""
+    parser = commands.add_parser("serve", help="run a server", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--listen", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="port 0 picks a free one")
+    parser.add_argument("--store", default=Path("model-factory-store"), type=Path, metavar="DIR", help="blobs and records")
+    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where models are initialised")
+    parser.add_argument("--builders", type=_positive_int, default=2, metavar="N", help="builds at the same time")
+    parser.add_argument("--build-timeout", type=float, default=600.0, metavar="SECONDS", help="of one component")
+    parser.add_argument(
+        "--max-weights-mib", type=_positive_int, default=64 * 1024, metavar="MIB", help="weights of one component"
+    )
+    parser.add_argument("--drain-timeout", type=float, default=30.0, metavar="SECONDS", help="after a signal to stop")
+    parser.set_defaults(run=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from model_factory_server.app import serve  # noqa: PLC0415  grpc, which --help can do without
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = Settings(
+        listen=arguments.listen,
+        store=arguments.store,
+        device=arguments.device,
+        builders=arguments.builders,
+        build_timeout=arguments.build_timeout,
+        max_weights_bytes=arguments.max_weights_mib * MIB,
+        drain_timeout=arguments.drain_timeout,
+    )
+    serve(settings, lambda address: print(f"listening on {address}", flush=True))  # noqa: T201  the command's output
+    return 0
+
+
+def _positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value

@@ -1,0 +1,117 @@
+"""From a built model to what travels: its descriptor and the programs of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_factory.descriptor.codec import Programs
+from model_factory.descriptor.stock import is_stock
+from model_factory.errors import BuildError, CallFormError, NotPortableError
+from model_factory.graph.call_form import Recorded
+from model_factory.graph.modules import GRAPH_MODULES, GraphModel
+from model_factory.graph.runner import get_module
+from model_factory.graph.signature import Signature
+from model_factory_server.prover import prove
+from model_factory_server.recorder import record, record_modes, training_flags
+
+
+def record_model(model: nn.Module) -> Programs:
+    """Record and prove every block that the trainer calls, for the calls of its ``example_inputs()``.
+
+    Raises:
+        NotPortableError: a block's forward cannot be written down; the message names the block.
+    """
+    programs: list[tuple[str, Recorded]] = []
+    for path, block in called_blocks(model):
+        for example in _examples(block, path):
+            with _naming(path, block):
+                arguments = Signature.of(block.forward).bind((), example)
+                for recorded in record_modes(block, arguments):
+                    if (path, recorded) not in programs:
+                        prove(block, recorded, arguments)
+                        programs.append((path, recorded))
+    return tuple(programs)
+
+
+def record_call(model: nn.Module, path: str, arguments: Mapping[str, Any], training: Mapping[str, bool]) -> Recorded:
+    """Record and prove one block for one call that came up on a trainer.
+
+    Raises:
+        NotPortableError: its forward cannot be written down for this call.
+        CallFormError: its forward refuses the call.
+        FormatError: the model has no such block.
+    """
+    block = get_module(model, path)
+    if is_stock(block) or isinstance(block, GraphModel):
+        raise NotPortableError(f"{path} is a {type(block).__name__}, which needs no program")
+    with _naming(path, block):
+        if _is_lazy(block):
+            _materialise(block, arguments)
+        for relative, module in block.named_modules():
+            module.training = training.get(relative, module.training)
+        if training_flags(block) and len({flag for _, flag in training_flags(block)}) > 1:
+            recorded = record(block, arguments)
+        else:
+            recorded = next(
+                item for item in record_modes(block, arguments)
+                if all(get_module(block, relative).training == flag for relative, flag in item.training)
+            )
+        prove(block, recorded, arguments)
+        return recorded
+
+
+def called_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that need a program of their own: those called by the graph or by a stock module.
+
+    What such a block calls itself is part of its program, except inside stock modules, which a program does not enter.
+    """
+    seen: set[nn.Module] = set()
+    pending: list[tuple[str, nn.Module, bool]] = [("", model, True)]
+    while pending:
+        path, module, called = pending.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        transparent = isinstance(module, GraphModel) or is_stock(module)
+        if called and not transparent:
+            yield path, module
+        # A ModuleList or ModuleDict is never called itself: what it holds is called by its owner.
+        below = called if isinstance(module, nn.ModuleList | nn.ModuleDict) else transparent
+        children = [(f"{path}.{name}" if path else name, child, below) for name, child in module.named_children()]
+        pending.extend(reversed(children))
+
+
+def _examples(block: nn.Module, path: str) -> list[dict[str, Any]]:
+    example_inputs = getattr(block, "example_inputs", None)
+    if example_inputs is None or _is_lazy(block):
+        return []
+    try:
+        return list(example_inputs())
+    except Exception as error:
+        raise BuildError(f"{path} ({type(block).__name__}).example_inputs() failed: {type(error).__name__}: {error}") from error
+
+
+def _is_lazy(block: nn.Module) -> bool:
+    return any(nn.parameter.is_lazy(item) for item in [*block.parameters(), *block.buffers()])
+
+
+def _materialise(block: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Run a block with lazy parameters once, so that they get their shapes."""
+    args, kwargs = Signature.of(block.forward).call(dict(arguments))
+    with torch.no_grad():
+        block(*args, **kwargs)
+
+
+@contextmanager
+def _naming(path: str, block: nn.Module) -> Iterator[None]:
+    """Say in every error which block it is about."""
+    try:
+        yield
+    except (BuildError, CallFormError) as error:
+        where = path.removeprefix(f"{GRAPH_MODULES}.") or "the model"
+        raise type(error)(f"{where} ({type(block).__name__}): {error}") from error

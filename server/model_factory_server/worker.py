@@ -1,0 +1,190 @@
+"""The builder process: builds one component, and ends.
+
+A process of its own for each build, because seeding is process-wide, because a process can be limited and killed, and
+because nothing a config does then outlives the build. The fork server that the processes come from has this module,
+and so torch, imported already.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from model_factory.config import ResolvedConfig, parse_config
+from model_factory.descriptor.codec import encode_descriptor, encode_programs
+from model_factory.descriptor.describe import describe, named_tensors
+from model_factory.descriptor.architecture import Architecture
+from model_factory.descriptor.weights import write_weights
+from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError
+from model_factory.graph.call_example import decode_call
+from model_factory.graph.runner import torch_const
+from model_factory.store import Blob, Store
+from model_factory_server.constructor import Policy, build_model, default_registry
+from model_factory_server.portable import record_call, record_model
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a builder process is to do."""
+
+    kind: Literal["build", "describe", "record", "list"]
+    """Which of the functions below."""
+    store: Path
+    """Where blobs go."""
+    config: bytes = b""
+    """The component's config as on the wire."""
+    seed: int = 0
+    """The component's own seed."""
+    dtype: str = ""
+    """What floating tensors are cast to; empty: left."""
+    device_kind: str = "cpu"
+    """Where the model is initialised."""
+    max_weights_bytes: int
+    """Refuse models with more."""
+    recorded: bool = False
+    """Whether descriptor and programs are known already, so that only the weights are to be made."""
+    path: str = ""
+    """Of the module to record."""
+    call: bytes = b""
+    """The call to record it for."""
+    training: tuple[tuple[str, bool], ...] = ()
+    """Training flags at that call."""
+
+
+def main(job: Job, connection: Connection) -> None:
+    """Do a job and send ``("stage", name)`` any number of times and then ``("result", ...)`` or ``("error", ...)``."""
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    try:
+        result = _JOBS[job.kind](job, lambda stage: connection.send(("stage", stage)))
+    except ModelFactoryError as error:
+        path = error.path if isinstance(error, ConfigError) else ()
+        text = error.reason if isinstance(error, ConfigError) else str(error)
+        connection.send(("error", (type(error).__name__, text, path)))
+    else:
+        connection.send(("result", result))
+    finally:
+        connection.close()
+
+
+def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
+    stage("constructing")
+    config = parse_config(job.config)
+    _check_size(job, config)
+    model = construct(config, job.seed, job.device_kind)
+    store = Store(job.store)
+    result: dict[str, Any] = {}
+    if not job.recorded:
+        stage("recording")
+        result["programs"] = _blob(store.put(encode_programs(record_model(model))))
+    _cast(model, job.dtype)
+    stage("writing")
+    descriptor = describe(model)
+    result["descriptor"] = _blob(store.put(encode_descriptor(descriptor)))
+    with store.stage() as (file, publish):
+        blob = Blob(*write_weights(file, named_tensors(model, descriptor)))
+        publish(blob)
+    return result | {"weights": _blob(blob)}
+
+
+def _describe(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
+    stage("constructing")
+    config = parse_config(job.config)
+    model = construct_on_meta(config) or construct(config, job.seed, job.device_kind)
+    _cast(model, job.dtype)
+    return {"descriptor": _blob(Store(job.store).put(encode_descriptor(describe(model))))}
+
+
+def _record(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
+    arguments = decode_call(job.call)
+    stage("constructing")
+    config = parse_config(job.config)
+    _check_size(job, config)
+    model = construct(config, job.seed, "cpu")
+    _cast(model, job.dtype)
+    stage("recording")
+    recorded = record_call(model, job.path, arguments, dict(job.training))
+    return {"programs": _blob(Store(job.store).put(encode_programs(((job.path, recorded),))))}
+
+
+def _list(_job: Job, _stage: Callable[[str], None]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": item.name if item.kind == "module" else f"op:{item.name}",
+            "summary": item.doc,
+            "origin": "torch" if "torch" in item.tags else "builtin",
+            "arguments": [
+                {
+                    "name": argument.name,
+                    "annotation": argument.annotation,
+                    "required": argument.required,
+                    "default": argument.default or "",
+                }
+                for argument in item.arguments or ()
+            ],
+        }
+        for item in default_registry().listing()
+    ]
+
+
+_JOBS: dict[str, Callable[[Job, Callable[[str], None]], Any]] = {
+    "build": _build,
+    "describe": _describe,
+    "record": _record,
+    "list": _list,
+}
+
+
+def construct(config: ResolvedConfig, seed: int, device_kind: str) -> nn.Module:
+    """Build a component in this process; the process's random state is set by ``seed``.
+
+    Raises:
+        ConfigError: the config names or passes something wrong.
+        BuildError: a constructor fails.
+    """
+    torch.manual_seed(seed)
+    with torch.device(device_kind):
+        return build_model(config.model, default_registry(), Policy())
+
+
+def construct_on_meta(config: ResolvedConfig) -> nn.Module | None:
+    """Build a component without weights, or return None if a constructor of it needs real ones."""
+    try:
+        return construct(config, 0, "meta")
+    except BuildError:
+        return None
+
+
+def _check_size(job: Job, config: ResolvedConfig) -> None:
+    model = construct_on_meta(config)
+    size = 0 if model is None else Architecture(describe(model)).bytes
+    if size > job.max_weights_bytes:
+        raise LimitError(f"the model has {size} bytes of weights; this server builds at most {job.max_weights_bytes}")
+
+
+def _cast(model: nn.Module, dtype: str) -> None:
+    if dtype:
+        model.to(dtype=torch_const(dtype))
+
+
+def _blob(blob: Blob) -> list[str | int]:
+    return [blob.digest, blob.size]
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process with the fork server, which ends with the server."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -1,0 +1,176 @@
+"""The registry: what can be named, how it is looked up and described."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+from torch import nn
+
+from model_factory.errors import ConfigError
+from model_factory_server.constructor import Registry, default_registry
+from model_factory_server.constructor.factory import Factory
+from model_factory_server.constructor.registry import register_stock
+
+
+def half(width: int, scale: float = 0.5, *rest: int, name: str, **more: Any) -> None:
+    """Halve a width.
+
+    In words.
+    """
+
+
+@pytest.fixture
+def registry() -> Registry:
+    registry = Registry()
+    register_stock(registry)
+    return registry
+
+
+def test_every_module_class_of_torch_nn_is_registered(registry: Registry) -> None:
+    classes = {name for name, value in vars(nn).items() if isinstance(value, type) and issubclass(value, nn.Module)}
+    registered = {entry.name.removeprefix("nn.") for entry in registry.listing()}
+    # DataParallel wraps a model for several GPUs of one process; it is no part of a model.
+    assert classes - registered == {"Module", "Container", "DataParallel"}
+    assert registry.module("nn.Linear").call is nn.Linear
+
+
+def test_unknown_module_type_suggests_the_closest(registry: Registry) -> None:
+    with pytest.raises(ConfigError, match=r"model\.x: Unknown module type 'nn.Liner'; did you mean 'nn.Linear'\?"):
+        registry.module("nn.Liner", ("model", "x"))
+    with pytest.raises(ConfigError, match=r"Unknown module type 'Conv2d'; did you mean 'nn.Conv2d'\?"):
+        registry.module("Conv2d")
+    with pytest.raises(ConfigError, match=r"Unknown module type 'zzzzzzzzzz'$"):
+        registry.module("zzzzzzzzzz")
+
+
+def test_duplicate_registration_is_an_error(registry: Registry) -> None:
+    with pytest.raises(ValueError, match=r"'nn.Linear' is registered already, as torch.nn.modules.linear.Linear"):
+        registry.register_module("nn.Linear", nn.Linear)
+    registry.register_op("twice", half)
+    with pytest.raises(ValueError, match="op 'twice' is registered already"):
+        registry.register_op("twice", half)
+
+
+def test_registries_are_separate() -> None:
+    one, other = Registry(), Registry()
+    one.register_module("x", nn.Linear)
+    with pytest.raises(ConfigError):
+        other.module("x")
+
+
+def test_registration_refuses_what_cannot_be_called() -> None:
+    with pytest.raises(ValueError, match="must be registered with a callable"):
+        Registry().register_module("x", 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="signature_policy is one of strict, best_effort, runtime_only, got 'lax'"):
+        Registry().register_module("x", nn.Linear, signature_policy="lax")  # type: ignore[arg-type]
+
+
+def test_strict_needs_a_readable_signature() -> None:
+    registry = Registry()
+    with pytest.raises(ValueError, match="the signature of 'x' cannot be read; register it with 'best_effort'"):
+        registry.register_module("x", max)
+    registry.register_module("x", max, signature_policy="best_effort")
+    assert registry.listing()[0].arguments is None
+
+
+def check(factory: Factory, *args: Any, **kwargs: Any) -> None:
+    factory.check_arguments(args, {name: ("spec", name) for name in kwargs}, ("spec",))
+
+
+@pytest.mark.parametrize("policy", ["strict", "best_effort"])
+def test_arguments_are_checked_before_the_call(policy: Any) -> None:
+    factory = Factory(name="nn.Linear", call=nn.Linear, signature_policy=policy)
+    check(factory, 3, out_features=4)
+    with pytest.raises(
+        ConfigError, match=r"^spec\.bia: Unknown kwargs for 'nn.Linear': 'bia', 'z'; did you mean 'bias'"
+    ):
+        check(factory, bia=3, z=4)
+    with pytest.raises(ConfigError, match=r"^spec: 'nn.Linear': missing a required argument: 'out_features'"):
+        check(factory, in_features=3)
+    with pytest.raises(ConfigError, match=r"^spec: 'nn.Linear': too many positional arguments"):
+        check(factory, 1, 2, 3, 4, 5, 6)
+    with pytest.raises(ConfigError, match=r"^spec: 'nn.Linear': multiple values for argument 'in_features'"):
+        check(factory, 3, in_features=3)
+
+
+def test_runtime_only_leaves_arguments_to_the_call() -> None:
+    check(Factory(name="x", call=nn.Linear, signature_policy="runtime_only"), zzz=4)
+
+
+def test_best_effort_checks_nothing_where_it_cannot() -> None:
+    check(Factory(name="x", call=max, signature_policy="best_effort"), zzz=4)
+
+
+def test_factories_that_take_any_keyword_get_any() -> None:
+    check(Factory(name="x", call=half), 1, name="a", zzz=4)
+
+
+def test_plugin_ops_are_kept_and_the_closed_table_answers_the_rest(registry: Registry) -> None:
+    registry.register_op("halve", half)
+    plugin = registry.plugin_op("halve")
+    assert plugin is not None
+    assert plugin.call is half
+    assert registry.plugin_op("cat") is None
+    assert registry.resolve_op("relu") == "torch.relu"
+
+
+def test_unknown_op_suggests_the_closest(registry: Registry) -> None:
+    registry.register_op("frobnicate", half)
+    with pytest.raises(ConfigError, match=r"^steps\[0\]: Unknown op 'frobnicat'; did you mean 'frobnicate'\?"):
+        registry.resolve_op("frobnicat", ("steps", 0))
+    with pytest.raises(ConfigError, match=r"^steps\[0\]: Unknown op 'softmaxx'; did you mean .*softmax"):
+        registry.resolve_op("softmaxx", ("steps", 0))
+
+
+def test_listing_describes_arguments_docs_tags_and_origin() -> None:
+    registry = Registry()
+    registry.register_op("halve", half, tags=("mine",))
+    registry.register_module("a", nn.Linear)
+    first, second = registry.listing()
+    assert (first.name, first.kind, first.origin) == ("a", "module", "torch.nn.modules.linear.Linear")
+    assert (second.name, second.kind, second.doc, second.tags) == ("halve", "op", "Halve a width.", ("mine",))
+    assert second.origin == f"{__name__}.half"
+    assert second.arguments is not None
+    described = [(item.name, item.default, item.required, item.annotation) for item in second.arguments]
+    assert described == [
+        ("width", None, True, "int"),
+        ("scale", "0.5", False, "float"),
+        ("*rest", None, False, "int"),
+        ("name", None, True, "str"),
+        ("**more", None, False, "Any"),
+    ]
+
+
+def test_blocks_are_listed_with_the_names_that_configs_use() -> None:
+    entries = {entry.name: entry for entry in default_registry().listing()}
+    decoder = entries["vfp_single_action_decoder"]
+    assert decoder.tags == ("block",)
+    assert [item.name for item in decoder.arguments or ()] == [
+        "action_dim",
+        "transformer_d_model",
+        "transformer_nhead",
+        "transformer_dim_feedforward",
+        "transformer_dropout",
+        "transformer_activation",
+        "transformer_batch_first",
+        "transformer_tgt_is_causal",
+        "transformer_num_layers",
+        "transformer_action_chunk_size",
+        "use_cond_semantic",
+        "cond_semantic_dim",
+    ]
+
+
+def test_operator_plugins_register_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = ModuleType("my_plugin")
+    plugin.register = lambda registry: registry.register_module("mine", nn.Linear)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_plugin", plugin)
+    monkeypatch.setitem(sys.modules, "no_plugin", ModuleType("no_plugin"))
+    assert default_registry(["my_plugin"]).module("mine").call is nn.Linear
+    with pytest.raises(ValueError, match=r"plug-in 'no_plugin' has no function register\(registry\)"):
+        default_registry(["no_plugin"])
+    with pytest.raises(ImportError):
+        default_registry(["there_is_no_such_plugin"])
