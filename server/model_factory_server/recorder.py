@@ -35,8 +35,9 @@ from model_factory.descriptor.stock import is_stock, torch_name
 from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.ops import OPS, SET_GRAD_ENABLED
-from model_factory.graph.program import Argument, Device, Dim, DtypeOf, Program, Ref, Size, Step, TorchConst
+from model_factory.graph.program import Argument, Device, Program, Ref, Size, Step, TorchConst
 from model_factory.graph.signature import Signature
+from model_factory_server.dtypes import DtypeDecidesError, ReadDtype, merge_dtypes, settle_dtypes
 from model_factory_server.symbols import DecisionShapeEnv, SymbolTable
 
 _OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(OPS.items())}
@@ -48,6 +49,13 @@ _SIZE_QUESTIONS = frozenset(
 _DTYPE_QUESTIONS = frozenset("is_floating_point is_complex is_signed element_size".split())
 _SIZE_PROPERTIES = frozenset("shape ndim device layout nbytes names is_sparse is_quantized is_nested is_meta".split())
 _DTYPE_PROPERTIES = frozenset("dtype itemsize".split())
+# Ops whose result sizes follow from a formula: what their kernels ask of sizes besides is about speed or validity.
+_KERNELS = frozenset(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul bmm baddbmm addmm layer_norm "
+    "group_norm batch_norm instance_norm rms_norm scaled_dot_product_attention softmax gelu silu relu".split()
+)
+# Stacks of layers that give what they get its size back; running them on symbols would only cost time.
+_SAME_SIZE_STACKS = (nn.TransformerEncoder, nn.TransformerDecoder)
 _SQUEEZES = frozenset("squeeze squeeze_".split())
 
 _REMEDY = (
@@ -68,13 +76,14 @@ def record(module: nn.Module, arguments: Mapping[str, Any]) -> Recorded:
     program = first.run()
     dtypes: tuple[tuple[str, str], ...] = ()
     if first.tape.dtype_read:
-        program, dtypes = _free_dtypes(module, arguments, first, program)
+        # Where only dtype arguments follow a change of dtype, they mean "the dtype of that value". Where anything else
+        # does, or the forward refuses the other dtype, the program is limited to the dtypes it was recorded with.
+        try:
+            program = merge_dtypes(program, _Recording(module, arguments, first.other_dtype).run())
+        except (DtypeDecidesError, NotPortableError, CallFormError):
+            program, dtypes = settle_dtypes(program), first.float_dtypes()
     return Recorded(
-        form=first.form,
-        program=program,
-        training=training_flags(module),
-        dtypes=dtypes,
-        guards=first.symbols.guards(),
+        form=first.form, program=program, training=training_flags(module), dtypes=dtypes, guards=first.symbols.guards()
     )
 
 
@@ -82,81 +91,27 @@ def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Record
     """Record in eval and in train mode; one program where the two do not differ. Flags are restored."""
     before = [(item, item.training) for item in module.modules()]
     try:
+        # Usually neither mode nor dtype decides anything: two recordings that differ in both show that for both.
+        evaluating = _Recording(module.eval(), arguments, None)
+        training = _Recording(module.train(), arguments, evaluating.other_dtype)
+        try:
+            program = merge_dtypes(evaluating.run_in(False), training.run_in(True))
+        except (DtypeDecidesError, NotPortableError, CallFormError):
+            pass
+        else:
+            if evaluating.symbols.guards() == training.symbols.guards():
+                return [Recorded(form=evaluating.form, program=program, guards=evaluating.symbols.guards())]
         recordings = [record(module.train(mode), arguments) for mode in (False, True)]
     finally:
         for item, flag in before:
             item.training = flag
-    evaluating, training = (replace(item, training=()) for item in recordings)
-    return [evaluating] if evaluating == training else recordings
+    evaluated, trained = (replace(item, training=()) for item in recordings)
+    return [evaluated] if evaluated == trained else recordings
 
 
 def training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:
     """The training flag of a module and of each of its descendants that is not a stock one."""
     return tuple((path, item.training) for path, item in module.named_modules() if not is_stock(item))
-
-
-def _free_dtypes(
-    module: nn.Module, arguments: Mapping[str, Any], first: _Recording, program: Program
-) -> tuple[Program, tuple[tuple[str, str], ...]]:
-    """Find out what the dtypes that the forward read were used for, by recording once more in another dtype.
-
-    Where only dtype arguments follow the change, they become "the dtype of that value". Where anything else does, or
-    the forward refuses the other dtype, the program is limited to the dtypes it was recorded with.
-    """
-    other = torch.float64 if first.main_dtype != torch.float64 else torch.float32
-    try:
-        second = _Recording(module, arguments, other).run()
-        return _merge_dtypes(program, second), ()
-    except (_DtypeDecides, NotPortableError, CallFormError):
-        return _settle(program), first.float_dtypes()
-
-
-@dataclass(frozen=True, slots=True)
-class _ReadDtype:
-    """A dtype argument that may have come from ``value.dtype``."""
-
-    dtype: str
-    value: str
-
-
-class _DtypeDecides(Exception):
-    """Two recordings in different dtypes differ in more than dtype arguments."""
-
-
-def _merge_dtypes(first: Program, second: Program) -> Program:
-    return Program(inputs=first.inputs, steps=_merge(first.steps, second.steps), result=_merge(first.result, second.result))
-
-
-def _merge(first: Any, second: Any) -> Any:
-    if isinstance(first, _ReadDtype) and isinstance(second, _ReadDtype):
-        return TorchConst(first.dtype) if first.dtype == second.dtype else DtypeOf(first.value)
-    if isinstance(first, _ReadDtype | TorchConst) and isinstance(second, _ReadDtype | TorchConst):
-        names = [item.dtype if isinstance(item, _ReadDtype) else item.name for item in (first, second)]
-        if names[0] == names[1]:
-            return TorchConst(names[0])
-        raise _DtypeDecides
-    if type(first) is not type(second):
-        raise _DtypeDecides
-    if isinstance(first, Step):
-        if first.call != second.call or first.out != second.out:
-            raise _DtypeDecides
-        return replace(first, args=_merge(first.args, second.args), kwargs=_merge(first.kwargs, second.kwargs))
-    if isinstance(first, list | tuple):
-        if len(first) != len(second):
-            raise _DtypeDecides
-        return type(first)(_merge(one, other) for one, other in zip(first, second, strict=True))
-    if isinstance(first, Mapping):
-        if first.keys() != second.keys():
-            raise _DtypeDecides
-        return {key: _merge(value, second[key]) for key, value in first.items()}
-    if first != second:
-        raise _DtypeDecides
-    return first
-
-
-def _settle(program: Program) -> Program:
-    """Take every dtype as the constant it was."""
-    return _merge_dtypes(program, program)
 
 
 class _Recording:
@@ -175,10 +130,10 @@ class _Recording:
         self._dtype = dtype
 
     @property
-    def main_dtype(self) -> torch.dtype:
-        """The dtype of the first floating tensor."""
-        floating = (tensor.dtype for tensor in [*self._leaves, *self.module.parameters()] if tensor.is_floating_point())
-        return next(floating, torch.get_default_dtype())
+    def other_dtype(self) -> torch.dtype:
+        """A floating dtype that neither the inputs nor the parameters have."""
+        tensors = [*self._leaves, *self.module.parameters()]
+        return torch.float32 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float64
 
     def float_dtypes(self) -> tuple[tuple[str, str], ...]:
         """The dtypes of the floating inputs, and of the module's first floating parameter, by name."""
@@ -186,6 +141,11 @@ class _Recording:
         parameters = ((f"attr:{name}", item) for name, item in self.module.named_parameters() if item.is_floating_point())
         entries += [first] if (first := next(parameters, None)) else []
         return tuple((name, torch_name(tensor.dtype)) for name, tensor in entries)
+
+    def run_in(self, training: bool) -> Program:  # noqa: FBT001
+        """Run with every training flag of the module set so."""
+        self.module.train(training)
+        return self.run()
 
     def run(self) -> Program:
         with symbolic_config.patch(backed_size_oblivious=True):
@@ -199,7 +159,7 @@ class _Recording:
         return rebuild(self.form, [self._fake_input(name, leaf) for name, leaf in zip(self.names, self._leaves, strict=True)])
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
-        # Static strides: an input's memory layout must not appear in the sizes of the program.
+        # Contiguous: an input's memory layout must not appear in the sizes of the program.
         context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * leaf.dim())  # type: ignore[no-untyped-call]
         fake = self.fake_mode.from_tensor(leaf.detach().contiguous(), symbolic_context=context)
         self.symbols.add_input(name, fake)
@@ -310,6 +270,12 @@ class _Tape(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _KERNELS:
+            with self.shape_env.in_kernel():
+                return self._answer(func, args, kwargs)
+        return self._answer(func, args, kwargs)
+
+    def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._paused:
             return func(*args, **kwargs)
         self.shape_env.inside_op += 1
@@ -386,7 +352,9 @@ class _Tape(TorchFunctionMode):
         self._paused += 1
         self.shape_env.inside_op += 1
         try:
-            result = call(module, *args, **kwargs)
+            first = next(iter((*args, *kwargs.values())), None)
+            same_size = isinstance(module, _SAME_SIZE_STACKS) and isinstance(first, torch.Tensor)
+            result = torch.empty_like(first) if same_size else call(module, *args, **kwargs)
         finally:
             self._paused -= 1
             self.shape_env.inside_op -= 1
@@ -446,7 +414,7 @@ class _Tape(TorchFunctionMode):
             return value
         if isinstance(value, torch.dtype):
             source = self._dtype_sources.get(value)
-            return TorchConst(torch_name(value)) if source is None else _ReadDtype(torch_name(value), source)
+            return TorchConst(torch_name(value)) if source is None else ReadDtype(torch_name(value), source)
         if isinstance(value, torch.memory_format | torch.layout):
             return TorchConst(torch_name(value))
         if isinstance(value, torch.device):

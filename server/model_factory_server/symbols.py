@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import sympy
@@ -58,6 +59,24 @@ class DecisionShapeEnv(ShapeEnv):
         super().__init__(specialize_zero_one=False, duck_shape=False)
         self.inside_op = 1
         self.decisions: list[Any] = []
+        self._kernel_guards: set[int] = set()
+
+    @contextmanager
+    def in_kernel(self) -> Iterator[None]:
+        """Mark what is asked of sizes meanwhile as a kernel's affair, equalities aside."""
+        start = len(self.guards)
+        try:
+            yield
+        finally:
+            self._kernel_guards.update(range(start, len(self.guards)))
+
+    def conditions(self) -> list[Any]:
+        """What must hold for the recording to stand: the forward's decisions, and its ops' as far as results need them."""
+        return self.decisions + [
+            guard.expr
+            for index, guard in enumerate(self.guards)
+            if isinstance(guard.expr, sympy.Eq) or not (index in self._kernel_guards or _is_layout_check(guard.expr))
+        ]
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         """Decide an expression, and keep the decision if the forward asked."""
@@ -95,8 +114,8 @@ class SymbolTable:
 
     def guards(self) -> tuple[Expr | Dim | Ref | int | float, ...]:
         """The conditions on input sizes that the recording relied on, each once."""
-        kept = [*self._shape_env.decisions, *(g.expr for g in self._shape_env.guards if not _is_layout_check(g.expr))]
-        return tuple(dict.fromkeys(self._translate(expr) for expr in kept if expr not in {sympy.true, True}))
+        kept = (expr for expr in self._shape_env.conditions() if expr not in {sympy.true, True})
+        return tuple(dict.fromkeys(self._translate(expr) for expr in kept))
 
     def dims(self) -> dict[Dim, sympy.Expr]:
         """Each input dimension as an expression of those that are still free."""

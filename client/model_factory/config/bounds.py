@@ -8,6 +8,9 @@ MAX_DOCUMENT_BYTES = 1024 * 1024
 MAX_TEXT_BYTES = 1024 * 1024
 """UTF-8 bytes of all keys and strings of a config together, after aliases, templates and interpolation."""
 
+MAX_KEY_CHARS = 256
+"""Characters of a mapping key: keys become keyword arguments, module names and parts of error messages."""
+
 MAX_NODES = 100_000
 """Values in a config, containers included, after aliases, templates and interpolation."""
 

@@ -6,7 +6,7 @@ writing out the copies in it.
 
 from __future__ import annotations
 
-from model_factory.config.bounds import MAX_INT_BITS, MAX_NESTING, MAX_NODES, MAX_TEXT_BYTES
+from model_factory.config.bounds import MAX_INT_BITS, MAX_KEY_CHARS, MAX_NESTING, MAX_NODES, MAX_TEXT_BYTES
 from model_factory.config.nodes import ConfigPath, Extent, ListNode, MapNode, Node, Place, Scalar
 from model_factory.errors import ConfigError
 
@@ -81,6 +81,8 @@ class MapBuilder(_Builder):
     def add(self, key: str, value: Node) -> None:
         """Add a value under a new key."""
         assert key not in self._entries, key  # noqa: S101  # our own bug: callers refuse or merge duplicates
+        if len(key) > MAX_KEY_CHARS:
+            raise self._too_large(f"a key of {len(key)} characters, at most {MAX_KEY_CHARS} are allowed")
         self._count(value, _text_bytes(key, self._place, self._path))
         self._entries[key] = value
 

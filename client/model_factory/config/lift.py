@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from model_factory.config.bounds import MAX_NESTING
+from model_factory.config.bounds import MAX_KEY_CHARS, MAX_NESTING
 from model_factory.config.builders import ListBuilder, MapBuilder, make_scalar
 from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, Place
 from model_factory.config.wording import quoted
@@ -49,7 +49,7 @@ class _Lift:
         for key, item in dict(value).items():
             if type(key) is not str:
                 raise self._error(f"every mapping key must be a string, found {quoted(key)}", path)
-            builder.add(key, self.node(item, (*path, key)))
+            builder.add(key, self.node(item, (*path, key[:MAX_KEY_CHARS])))
         return builder.build()
 
     def _list(self, value: list[object] | tuple[object, ...], path: ConfigPath) -> ListNode:

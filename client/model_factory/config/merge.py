@@ -84,18 +84,13 @@ def _directive(node: Node, path: ConfigPath) -> _Directive | None:
         return None
     for key in ("_merge_", "_value_"):
         if key not in node.entries:
-            raise error_at(
-                node,
-                path,
-                f"a list directive needs '_merge_' and '_value_', {key!r} is missing{meant(key, node.entries)}",
-            )
+            reason = f"a list directive needs '_merge_' and '_value_', {key!r} is missing"
+            raise error_at(node, path, reason + meant(key, node.entries))
     mode = require_one_of(node.entries["_merge_"], (*path, "_merge_"), _MODES)
     allowed = ("_merge_", "_value_", "key") if mode == "keyed" else ("_merge_", "_value_")
     for key, value in node.entries.items():
         if key not in allowed:
-            reason = (
-                f"{quoted(key)} does not belong in a list directive with mode {mode!r}; allowed are {listed(allowed)}"
-            )
+            reason = f"{quoted(key)} does not belong in a {mode!r} list directive; allowed are {listed(allowed)}"
             raise error_at(value, (*path, key), reason + nearest(key, allowed))
     if mode == "keyed" and "key" not in node.entries:
         raise error_at(node, path, "a 'keyed' list directive needs 'key', the field that identifies items")
