@@ -99,8 +99,9 @@ class Store:
             StoreError: the disk is full, say.
         """
         try:
-            with tempfile.NamedTemporaryFile(dir=self.root / "staging", delete=False) as file:
-                path = Path(file.name)
+            number, name = tempfile.mkstemp(dir=self.root / "staging")
+            path = Path(name)
+            with os.fdopen(number, "wb") as file:
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX)
                 try:
                     yield file, Publish(self, file, path)

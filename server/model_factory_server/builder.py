@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from model_factory_server.settings import Settings
 
 OnStage = Callable[[str], None]
 
-_WORKER = "model_factory_server.worker"
+_PRELOADED = "model_factory_server.warm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,7 @@ class Builder:
         self._flights: dict[str, _Flight] = {}
         self._workers: set[Any] = set()
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([_WORKER])
+        self._context.set_forkserver_preload([_PRELOADED])
 
     async def build(self, name: str, config: ResolvedConfig, seed: int, dtype: str, on_stage: OnStage) -> Built:
         """Return a component's build, from the store if it is there.
@@ -152,13 +153,16 @@ class Builder:
             "dtype": dtype,
             "device_kind": self._backend.device_kind,
             "max_weights_bytes": self._settings.max_weights_bytes,
+            "threads": max(1, len(os.sched_getaffinity(0)) // self._settings.builders),
             **job,
         }
         loop = asyncio.get_running_loop()
+
+        def relay(stage: str) -> None:
+            loop.call_soon_threadsafe(report, stage)
+
         async with self._slots:
-            return await loop.run_in_executor(
-                self._threads, self._attend, job, lambda stage: loop.call_soon_threadsafe(report, stage)
-            )
+            return await loop.run_in_executor(self._threads, self._attend, job, relay)
 
     def _attend(self, job: dict[str, Any], report: OnStage) -> Any:
         """Start a worker and listen to it until it ends; runs in a thread."""

@@ -17,7 +17,9 @@ def add_serve(commands: Any) -> None:
     """Add the ``serve`` command to the sub-parsers of ``model-factory``."""
     parser = commands.add_parser("serve", help="run a server", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--listen", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="port 0 picks a free one")
-    parser.add_argument("--store", default=Path("model-factory-store"), type=Path, metavar="DIR", help="blobs and records")
+    parser.add_argument(
+        "--store", default=Path("model-factory-store"), type=Path, metavar="DIR", help="blobs and records"
+    )
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where models are initialised")
     parser.add_argument("--builders", type=_positive_int, default=2, metavar="N", help="builds at the same time")
     parser.add_argument("--build-timeout", type=float, default=600.0, metavar="SECONDS", help="of one component")

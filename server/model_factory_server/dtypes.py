@@ -29,7 +29,9 @@ def merge_dtypes(first: Program, second: Program) -> Program:
     Raises:
         DtypeDecidesError: they differ in anything else.
     """
-    return Program(inputs=first.inputs, steps=_merge(first.steps, second.steps), result=_merge(first.result, second.result))
+    return Program(
+        inputs=first.inputs, steps=_merge(first.steps, second.steps), result=_merge(first.result, second.result)
+    )
 
 
 def settle_dtypes(program: Program) -> Program:

@@ -65,7 +65,9 @@ def build_key(backend: Backend, config: ResolvedConfig, dtype: str, seed: int) -
     return _key("build", backend, config, dtype, seed)
 
 
-def call_key(backend: Backend, config: ResolvedConfig, dtype: str, path: str, call: bytes, training: dict[str, bool]) -> str:
+def call_key(
+    backend: Backend, config: ResolvedConfig, dtype: str, path: str, call: bytes, training: dict[str, bool]
+) -> str:
     """Key of the program of one module for one call."""
     return _key("call", backend, config, dtype, path, digest_of(call), training)
 

@@ -58,7 +58,8 @@ def record_call(model: nn.Module, path: str, arguments: Mapping[str, Any], train
             recorded = record(block, arguments)
         else:
             recorded = next(
-                item for item in record_modes(block, arguments)
+                item
+                for item in record_modes(block, arguments)
                 if all(get_module(block, relative).training == flag for relative, flag in item.training)
             )
         prove(block, recorded, arguments)
@@ -93,7 +94,9 @@ def _examples(block: nn.Module, path: str) -> list[dict[str, Any]]:
     try:
         return list(example_inputs())
     except Exception as error:
-        raise BuildError(f"{path} ({type(block).__name__}).example_inputs() failed: {type(error).__name__}: {error}") from error
+        raise BuildError(
+            f"{path} ({type(block).__name__}).example_inputs() failed: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _is_lazy(block: nn.Module) -> bool:

@@ -45,8 +45,10 @@ def prove(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -
 
 @contextmanager
 def _shallow_stacks(module: nn.Module, recorded: Recorded) -> Iterator[None]:
-    """Cut the stacks of layers that the program calls as a whole to one layer: what is inside torch's own modules is not
-    in question, and a proof of a large model would take minutes."""
+    """Cut the stacks of layers that the program calls as a whole to one layer.
+
+    What is inside torch's own modules is not in question, and a proof of a large model would take minutes.
+    """
     calls = [step.call.removeprefix("module:") for step in recorded.program.steps if step.call.startswith("module:")]
     stacks = [
         item
@@ -85,46 +87,67 @@ def _prove_mode(module: nn.Module, recorded: Recorded, arguments: Mapping[str, A
     def replay(leaves: list[torch.Tensor]) -> Any:
         return runner.run(module, leaves)
 
+    def accepts(shapes: Shapes) -> bool:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(), _buffers_kept(module):
+                original([_random_like(example, shape) for example, shape in zip(examples, shapes, strict=True)])
+        except Exception:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
+            return False
+        return True
+
     proven = 0
-    for shapes in candidate_shapes(recorded, [list(leaf.shape) for leaf in examples]):
+    for shapes in candidate_shapes(recorded, [list(leaf.shape) for leaf in examples], accepts):
         leaves = [_random_like(example, shape) for example, shape in zip(examples, shapes, strict=True)]
         expected, actual = (_observe(call, module, leaves) for call in (original, replay))
         if isinstance(expected, Exception) and isinstance(actual, Exception):
             continue  # both refuse these sizes
         if isinstance(expected, Exception) or isinstance(actual, Exception):
-            raise _disproved(f"one of the two failed at {shapes}: {expected if isinstance(expected, Exception) else actual}")
+            failure = expected if isinstance(expected, Exception) else actual
+            raise _disproved(f"only one of the two failed at sizes {shapes}: {failure}")
         _compare(expected, actual, shapes)
         proven += 1
     if not proven:
         raise _disproved("the forward refused every size it was tried at")
 
 
-def candidate_shapes(recorded: Recorded, example: Shapes) -> Iterator[Shapes]:
-    """The example's sizes, then others that satisfy the guards: all one, all changed at once or else one at a time."""
+def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Shapes], bool]) -> Iterator[Shapes]:
+    """Sizes to prove a program at: the example's, and others that its guards allow and the forward accepts.
+
+    The others are every size that may change larger by one, and every such size one; where that is refused together,
+    each on its own.
+    """
     names = leaf_names(recorded.form)
-    sizes = {Dim(name, axis): size for name, shape in zip(names, example, strict=True) for axis, size in enumerate(shape)}
-    groups = _free_groups(recorded, sizes)
+    sizes = {
+        Dim(name, axis): size for name, shape in zip(names, example, strict=True) for axis, size in enumerate(shape)
+    }
     guards = [compile_expression(guard) for guard in recorded.guards]
 
-    def shapes_of(values: Sequence[int]) -> Shapes:
-        chosen = dict(sizes)
-        for group, value in zip(groups, values, strict=True):
-            chosen.update(dict.fromkeys(group, value))
-        return [[chosen[Dim(name, axis)] for axis in range(len(shape))] for name, shape in zip(names, example, strict=True)]
+    def changed(groups: Sequence[list[Dim]], change: Callable[[int], int]) -> Shapes:
+        chosen = sizes | {dim: change(sizes[dim]) for group in groups for dim in group}
+        return [
+            [chosen[Dim(name, axis)] for axis in range(len(shape))] for name, shape in zip(names, example, strict=True)
+        ]
 
-    base = [sizes[group[0]] for group in groups]
-    bigger = [size + 1 for size in base]
-    changed = [[*base[:index], size + 1, *base[index + 1 :]] for index, size in enumerate(base)]
-    seen: list[Shapes] = []
-    for values in [base, [1] * len(base), bigger, *changed]:
-        shapes = shapes_of(values)
+    def allowed(shapes: Shapes) -> bool:
         env = {name: torch.empty(shape, device="meta") for name, shape in zip(names, shapes, strict=True)}
-        if shapes in seen or not all(guard(env) for guard in guards):
-            continue
-        seen.append(shapes)
-        yield shapes
-        if values is bigger:
-            return  # every free size changed at once: nothing more to learn one at a time
+        return all(guard(env) for guard in guards) and accepts(shapes)
+
+    yield example
+    for change in (_larger, _one):
+        free = [group for group in _free_groups(recorded, sizes) if allowed(changed([group], change))]
+        together = changed(free, change)
+        if allowed(together):
+            yield together
+        else:
+            yield from (changed([group], change) for group in free)
+
+
+def _larger(size: int) -> int:
+    return size + 1
+
+
+def _one(_size: int) -> int:
+    return 1
 
 
 def _free_groups(recorded: Recorded, sizes: Mapping[Dim, int]) -> list[list[Dim]]:
@@ -151,31 +174,44 @@ def _random_like(example: torch.Tensor, shape: list[int]) -> torch.Tensor:
     return torch.randint(low, high + 1, shape, device=example.device).to(example.dtype)
 
 
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Put every buffer back to what it was."""
+    before = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
 def _observe(
     call: Callable[[list[torch.Tensor]], Any], module: nn.Module, leaves: Sequence[torch.Tensor]
 ) -> Exception | dict[str, Any]:
     """Run once from a fixed seed; everything that can be seen of the run, or its error. Buffers are put back."""
-    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
     inputs = [leaf.clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     parameters = [item for item in module.parameters() if item.requires_grad]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _buffers_kept(module):
         torch.manual_seed(_PROOF_SEED)
         try:
             outputs, structure = pytree.tree_flatten(call(inputs))
             differentiable = [item for item in outputs if isinstance(item, torch.Tensor) and item.requires_grad]
-            loss = sum((item.abs().double().square().sum() for item in differentiable), torch.zeros((), dtype=torch.float64))
+            loss = sum(
+                (item.abs().double().square().sum() for item in differentiable), torch.zeros((), dtype=torch.float64)
+            )
             wanted = [*parameters, *[item for item in inputs if item.requires_grad]] if differentiable else []
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
             after = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
             random = torch.rand(2)
         except Exception as error:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
             return error
-        finally:
-            with torch.no_grad():
-                for name, buffer in module.named_buffers():
-                    buffer.copy_(buffers[name])
     return {
-        "output structure": str(structure), "outputs": outputs, "gradients": gradients, "buffers": after, "random": random
+        "output structure": str(structure),
+        "outputs": outputs,
+        "gradients": gradients,
+        "buffers": after,
+        "random": random,
     }
 
 

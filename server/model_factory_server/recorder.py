@@ -9,15 +9,16 @@ recording fails and says where.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
+from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -34,33 +35,39 @@ from torch.overrides import TorchFunctionMode
 from model_factory.descriptor.stock import is_stock, torch_name
 from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
-from model_factory.graph.ops import OPS, SET_GRAD_ENABLED
+from model_factory.graph.ops import OPS
 from model_factory.graph.program import Argument, Device, Program, Ref, Size, Step, TorchConst
 from model_factory.graph.signature import Signature
 from model_factory_server.dtypes import DtypeDecidesError, ReadDtype, merge_dtypes, settle_dtypes
 from model_factory_server.symbols import DecisionShapeEnv, SymbolTable
 
-_OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(OPS.items())}
+_OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(list(OPS.items()))}
 
 # Answered from the fake tensor and not recorded: their answers are sizes, which stay symbols.
 _SIZE_QUESTIONS = frozenset(
-    "size dim ndimension numel nelement __len__ stride storage_offset is_contiguous is_nested is_same_size".split()
+    ("size dim ndimension numel nelement __len__ stride storage_offset is_contiguous is_nested is_same_size").split()
 )
 _DTYPE_QUESTIONS = frozenset("is_floating_point is_complex is_signed element_size".split())
 _SIZE_PROPERTIES = frozenset("shape ndim device layout nbytes names is_sparse is_quantized is_nested is_meta".split())
 _DTYPE_PROPERTIES = frozenset("dtype itemsize".split())
 # Ops whose result sizes follow from a formula: what their kernels ask of sizes besides is about speed or validity.
 _KERNELS = frozenset(
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul bmm baddbmm addmm layer_norm "
-    "group_norm batch_norm instance_norm rms_norm scaled_dot_product_attention softmax gelu silu relu".split()
+    (
+        "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul bmm baddbmm "
+        "addmm layer_norm group_norm batch_norm instance_norm rms_norm scaled_dot_product_attention softmax "
+        "gelu silu relu"
+    ).split()
 )
-# Stacks of layers that give what they get its size back; running them on symbols would only cost time.
-_SAME_SIZE_STACKS = (nn.TransformerEncoder, nn.TransformerDecoder)
+# Stock modules that give what they get its sizes back, the last one aside where they say so. They are answered from this
+# rule: running them on symbols costs seconds, and what they refuse they will refuse themselves when the program runs.
+_SAME_SIZES = (
+    *(nn.TransformerEncoder, nn.TransformerDecoder, nn.LayerNorm, nn.Dropout, nn.Identity),
+    *(nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.LeakyReLU),
+)
+_SYMBOLIC_CONFIG: Any = symbolic_config  # a module whose type torch does not declare
 _SQUEEZES = frozenset("squeeze squeeze_".split())
 
-_REMEDY = (
-    "write the decision with torch.where or as an argument of the forward, so that the forward is the same for all values"
-)
+_REMEDY = "decide with torch.where, or by an argument of the forward, so that the forward is the same for all values"
 
 
 def record(module: nn.Module, arguments: Mapping[str, Any]) -> Recorded:
@@ -137,31 +144,41 @@ class _Recording:
 
     def float_dtypes(self) -> tuple[tuple[str, str], ...]:
         """The dtypes of the floating inputs, and of the module's first floating parameter, by name."""
-        entries = [(name, leaf) for name, leaf in zip(self.names, self._leaves, strict=True) if leaf.is_floating_point()]
-        parameters = ((f"attr:{name}", item) for name, item in self.module.named_parameters() if item.is_floating_point())
+        entries = [
+            (name, leaf) for name, leaf in zip(self.names, self._leaves, strict=True) if leaf.is_floating_point()
+        ]
+        parameters = (
+            (f"attr:{name}", item) for name, item in self.module.named_parameters() if item.is_floating_point()
+        )
         entries += [first] if (first := next(parameters, None)) else []
         return tuple((name, torch_name(tensor.dtype)) for name, tensor in entries)
 
-    def run_in(self, training: bool) -> Program:  # noqa: FBT001
+    def run_in(self, training: bool) -> Program:
         """Run with every training flag of the module set so."""
         self.module.train(training)
         return self.run()
 
     def run(self) -> Program:
-        with symbolic_config.patch(backed_size_oblivious=True):
-            # Size-oblivious: an op's own broadcasting does not tell size 1 from others; only the forward's decisions do.
+        with _SYMBOLIC_CONFIG.patch(backed_size_oblivious=True):
+            # Size-oblivious: an op's broadcasting does not tell size 1 from others; only the forward's decisions do.
             fake_arguments = self._fake_arguments()
             state = self._fake_state()
             result = self._run_forward(fake_arguments, state)
         return Program(inputs=self.names, steps=tuple(self.tape.steps), result=self.tape.argument(result))
 
     def _fake_arguments(self) -> dict[str, Any]:
-        return rebuild(self.form, [self._fake_input(name, leaf) for name, leaf in zip(self.names, self._leaves, strict=True)])
+        return rebuild(
+            self.form, [self._fake_input(name, leaf) for name, leaf in zip(self.names, self._leaves, strict=True)]
+        )
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
         # Contiguous: an input's memory layout must not appear in the sizes of the program.
-        context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * leaf.dim())  # type: ignore[no-untyped-call]
-        fake = self.fake_mode.from_tensor(leaf.detach().contiguous(), symbolic_context=context)
+        context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * leaf.dim())
+        # A source of its own name: symbols are named and ordered by it, and so the same in every recording.
+        source = ConstantSource(name)
+        fake: torch.Tensor = self.fake_mode.from_tensor(
+            leaf.detach().contiguous(), source=source, symbolic_context=context
+        )
         self.symbols.add_input(name, fake)
         fake = self._in_dtype(fake)
         self.tape.know(fake, name)
@@ -170,7 +187,10 @@ class _Recording:
     def _fake_state(self) -> dict[str, torch.Tensor]:
         state: dict[str, torch.Tensor] = {}
         by_tensor: dict[int, torch.Tensor] = {}
-        named = [*self.module.named_parameters(remove_duplicate=False), *self.module.named_buffers(remove_duplicate=False)]
+        named = [
+            *self.module.named_parameters(remove_duplicate=False),
+            *self.module.named_buffers(remove_duplicate=False),
+        ]
         for name, tensor in named:
             if id(tensor) not in by_tensor:
                 fake = self._in_dtype(self.fake_mode.from_tensor(tensor, static_shapes=True))
@@ -200,7 +220,9 @@ class _Recording:
         except Exception as error:  # the forward is the operator's code: whatever it raises is its refusal
             if "Please convert all Tensors to FakeTensors" in str(error):
                 raise NotPortableError(_foreign_tensor(_user_line(error))) from error
-            raise CallFormError(f"the forward refused the call{_user_line(error)}: {type(error).__name__}: {error}") from error
+            raise CallFormError(
+                f"the forward refused the call{_user_line(error)}: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _foreign_tensor(where: str) -> str:
@@ -216,7 +238,9 @@ def _user_line(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename not in ours and "/torch/" not in frame.filename and "/model_factory/" not in frame.filename
+        if frame.filename not in ours
+        and "/torch/" not in frame.filename
+        and "/model_factory/" not in frame.filename
         and Path(frame.filename).name not in {"contextlib.py", "mock.py"}
     ]
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
@@ -263,7 +287,7 @@ class _Tape(TorchFunctionMode):
 
         self.shape_env.inside_op = 0
         try:
-            with mock.patch.object(nn.Module, "__call__", recorded_call), self:
+            with patch.object(nn.Module, "__call__", recorded_call), self:
                 yield
         finally:
             self.shape_env.inside_op = 1
@@ -299,7 +323,7 @@ class _Tape(TorchFunctionMode):
 
     def _read_property(self, getter: Any, args: tuple[Any, ...]) -> Any:
         owner = getter.__self__
-        name = owner.fget.__name__ if isinstance(owner, property) else owner.__name__
+        name = getattr(owner, "fget", owner).__name__
         if name in _DTYPE_PROPERTIES:
             self._note_dtype(args[0])
             return getter(*args)
@@ -322,7 +346,9 @@ class _Tape(TorchFunctionMode):
         if name in _SQUEEZES:
             self._fix_squeezed(args, kwargs)
         step_args = tuple(self.argument(arg) for arg in args)
-        step_kwargs = {key: Device() if key == "device" and arg is not None else self.argument(arg) for key, arg in kwargs.items()}
+        step_kwargs = {
+            key: Device() if key == "device" and arg is not None else self.argument(arg) for key, arg in kwargs.items()
+        }
         if op == "torch.Tensor.to" and len(args) > 1 and isinstance(args[1], str):
             step_args = (step_args[0], Device(), *step_args[2:])
         result = func(*args, **kwargs)
@@ -353,8 +379,8 @@ class _Tape(TorchFunctionMode):
         self.shape_env.inside_op += 1
         try:
             first = next(iter((*args, *kwargs.values())), None)
-            same_size = isinstance(module, _SAME_SIZE_STACKS) and isinstance(first, torch.Tensor)
-            result = torch.empty_like(first) if same_size else call(module, *args, **kwargs)
+            sizes = _sizes_after(module, first.shape) if isinstance(first, torch.Tensor) else None
+            result = call(module, *args, **kwargs) if sizes is None else first.new_empty(sizes)
         finally:
             self._paused -= 1
             self.shape_env.inside_op -= 1
@@ -364,7 +390,9 @@ class _Tape(TorchFunctionMode):
         before = _plain_state(module)
         result = call(module, *args, **kwargs)
         after = _plain_state(module)
-        changed = sorted(key for key in before.keys() | after.keys() if before.get(key, None) is not after.get(key, None))
+        changed = sorted(
+            key for key in before.keys() | after.keys() if before.get(key, None) is not after.get(key, None)
+        )
         if changed:
             where = f"{type(module).__name__}.{changed[0]}"
             raise NotPortableError(
@@ -427,7 +455,25 @@ class _Tape(TorchFunctionMode):
             return tuple(self.argument(item) for item in value)
         if isinstance(value, dict):
             return {str(key): self.argument(item) for key, item in value.items()}
-        raise NotPortableError(f"its forward passes a {type(value).__module__}.{type(value).__qualname__}, which is not plain data")
+        raise NotPortableError(
+            f"its forward passes a {type(value).__module__}.{type(value).__qualname__}, which is not plain data"
+        )
+
+
+def _sizes_after(module: nn.Module, sizes: Sequence[Any]) -> Sequence[Any] | None:
+    """Sizes of a stock module's result by rule, or None if it has to be run to know."""
+    if isinstance(module, _SAME_SIZES):
+        return sizes
+    if type(module) is nn.Linear and sizes:
+        return (*sizes[:-1], module.out_features)
+    if type(module) is nn.Sequential:
+        for child in module:
+            known = _sizes_after(child, sizes) if is_stock(child) else None
+            if known is None:
+                return None
+            sizes = known
+        return sizes
+    return None
 
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:
@@ -436,14 +482,9 @@ def _plain_state(module: nn.Module) -> dict[str, Any]:
 
 
 def _autocast_state() -> tuple[Any, ...]:
-    return tuple(
-        (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")
-    )
+    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
 
 
 def _function_text(func: Any) -> str:
     module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", "torch")
     return f"{module}.{getattr(func, '__name__', func)}"
-
-
-

@@ -25,6 +25,9 @@ from model_factory_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
+Context = Any
+"""``grpc.aio.ServicerContext``; the published stubs lack ``abort_with_status``."""
+
 _DTYPES = frozenset({"", "float16", "bfloat16", "float32", "float64"})
 _MAX_NAME_BYTES = 255
 INLINE_BYTES = limits.MIB
@@ -40,7 +43,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self._backend = backend
 
     async def GetCapabilities(  # noqa: N802
-        self, request: capabilities_pb2.GetCapabilitiesRequest, context: grpc.aio.ServicerContext
+        self, request: capabilities_pb2.GetCapabilitiesRequest, context: Context
     ) -> capabilities_pb2.GetCapabilitiesResponse:
         """See service.proto."""
         return capabilities_pb2.GetCapabilitiesResponse(
@@ -62,14 +65,14 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         )
 
     async def ListBlocks(  # noqa: N802
-        self, request: capabilities_pb2.ListBlocksRequest, context: grpc.aio.ServicerContext
+        self, request: capabilities_pb2.ListBlocksRequest, context: Context
     ) -> capabilities_pb2.ListBlocksResponse:
         """See service.proto."""
         async with _answering(context, "ListBlocks"):
             return capabilities_pb2.ListBlocksResponse(blocks=[_block(item) for item in await self._builder.blocks()])
 
     async def DescribeModels(  # noqa: N802
-        self, request: build_pb2.DescribeModelsRequest, context: grpc.aio.ServicerContext
+        self, request: build_pb2.DescribeModelsRequest, context: Context
     ) -> build_pb2.DescribeModelsResponse:
         """See service.proto."""
         async with _answering(context, "DescribeModels") as call:
@@ -84,7 +87,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             )
 
     async def BuildModels(  # noqa: N802
-        self, request: build_pb2.BuildModelsRequest, context: grpc.aio.ServicerContext
+        self, request: build_pb2.BuildModelsRequest, context: Context
     ) -> AsyncIterator[build_pb2.BuildModelsResponse]:
         """See service.proto."""
         async with _answering(context, "BuildModels") as call:
@@ -104,7 +107,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 building.cancel()
 
     async def RecordProgram(  # noqa: N802
-        self, request: program_pb2.RecordProgramRequest, context: grpc.aio.ServicerContext
+        self, request: program_pb2.RecordProgramRequest, context: Context
     ) -> program_pb2.RecordProgramResponse:
         """See service.proto."""
         async with _answering(context, "RecordProgram") as call:
@@ -119,7 +122,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             return program_pb2.RecordProgramResponse(programs_json=programs)
 
     async def ReadBlob(  # noqa: N802
-        self, request: blob_pb2.ReadBlobRequest, context: grpc.aio.ServicerContext
+        self, request: blob_pb2.ReadBlobRequest, context: Context
     ) -> AsyncIterator[blob_pb2.ReadBlobResponse]:
         """See service.proto."""
         async with _answering(context, "ReadBlob"):
@@ -127,6 +130,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             path = self._store.find(blob)
             if path is None:
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"no blob {blob.digest} in this store; build again")
+                return
             if not 0 <= request.offset_bytes <= blob.size or request.limit_bytes < 0:
                 await context.abort(
                     grpc.StatusCode.OUT_OF_RANGE, f"offset {request.offset_bytes} is outside the {blob.size} bytes"
@@ -182,7 +186,9 @@ class _Call:
         for component in components:
             name = self.component = component.name
             if not name or len(name.encode()) > _MAX_NAME_BYTES or name in configs:
-                raise FormatError(f"component names are unique and have 1 to {_MAX_NAME_BYTES} bytes, got {name[:80]!r}")
+                raise FormatError(
+                    f"component names are unique and have 1 to {_MAX_NAME_BYTES} bytes, got {name[:80]!r}"
+                )
             if len(component.config_json) > limits.MAX_CONFIG_BYTES:
                 raise LimitError(
                     f"a config takes at most {limits.MAX_CONFIG_BYTES} bytes, got {len(component.config_json)}"
@@ -207,7 +213,7 @@ class _Call:
 
 
 @asynccontextmanager
-async def _answering(context: grpc.aio.ServicerContext, method: str) -> AsyncIterator[_Call]:
+async def _answering(context: Context, method: str) -> AsyncIterator[_Call]:
     """Turn errors into statuses: ours with their details, all others with a request id for the log and nothing else."""
     call = _Call()
     try:
@@ -229,7 +235,7 @@ def _reporter(name: str, events: asyncio.Queue[build_pb2.BuildModelsResponse | N
     def report(stage: str) -> None:
         progress = build_pb2.BuildProgress(
             component=name,
-            stage=build_pb2.BuildStage.Value(f"BUILD_STAGE_{stage.upper()}"),
+            stage=f"BUILD_STAGE_{stage.upper()}",
             elapsed_ms=round((time.monotonic() - started) * 1000),
         )
         events.put_nowait(build_pb2.BuildModelsResponse(progress=progress))
@@ -242,5 +248,3 @@ def _block(item: dict[str, Any]) -> capabilities_pb2.Block:
     return capabilities_pb2.Block(
         name=item["name"], summary=item["summary"], origin=item["origin"], arguments=arguments
     )
-
-

@@ -71,7 +71,7 @@ class DecisionShapeEnv(ShapeEnv):
             self._kernel_guards.update(range(start, len(self.guards)))
 
     def conditions(self) -> list[Any]:
-        """What must hold for the recording to stand: the forward's decisions, and its ops' as far as results need them."""
+        """What must hold for the recording to stand: the forward's decisions, and those of its ops that sizes need."""
         return self.decisions + [
             guard.expr
             for index, guard in enumerate(self.guards)
@@ -80,10 +80,12 @@ class DecisionShapeEnv(ShapeEnv):
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         """Decide an expression, and keep the decision if the forward asked."""
-        value = super().evaluate_expr(orig_expr, *args, **kwargs)  # type: ignore[no-untyped-call]
+        value = super().evaluate_expr(orig_expr, *args, **kwargs)
         if not self.inside_op and isinstance(orig_expr, sympy.Basic) and orig_expr.free_symbols:
             decided = orig_expr if value is sympy.true or value is True else sympy.Not(orig_expr)
-            if value not in {sympy.true, sympy.false, True, False} or not isinstance(orig_expr, sympy.logic.boolalg.Boolean):
+            if value not in {sympy.true, sympy.false, True, False} or not isinstance(
+                orig_expr, sympy.logic.boolalg.Boolean
+            ):
                 decided = sympy.Eq(orig_expr, value)
             self.decisions.append(decided)
         return value
@@ -120,7 +122,7 @@ class SymbolTable:
     def dims(self) -> dict[Dim, sympy.Expr]:
         """Each input dimension as an expression of those that are still free."""
         return {
-            meaning: self._shape_env.replace(symbol)  # type: ignore[no-untyped-call]
+            meaning: self._shape_env.replace(symbol)
             for symbol, meaning in self._meaning.items()
             if isinstance(meaning, Dim)
         }
@@ -147,11 +149,8 @@ class SymbolTable:
 
 
 def _is_layout_check(expr: Any) -> bool:
-    """Whether an op's guard says only that a size is not 0 or 1, which is about memory layout and not about the result."""
+    """Whether an op's guard says only that a size is not 0 or 1: that is about memory layout, not about the result."""
     return isinstance(expr, sympy.Ne) and expr.rhs in {sympy.Integer(0), sympy.Integer(1)}
-
-
-
 
 
 def _order(expr: Expr | Dim | Ref | float) -> tuple[bool, str]:

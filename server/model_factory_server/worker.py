@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from model_factory.config import ResolvedConfig, parse_config
+from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import encode_descriptor, encode_programs
 from model_factory.descriptor.describe import describe, named_tensors
-from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.weights import write_weights
 from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError
 from model_factory.graph.call_example import decode_call
@@ -52,6 +52,8 @@ class Job:
     """Where the model is initialised."""
     max_weights_bytes: int
     """Refuse models with more."""
+    threads: int = 1
+    """Threads for torch's kernels, so that builders at the same time do not wait for each other."""
     recorded: bool = False
     """Whether descriptor and programs are known already, so that only the weights are to be made."""
     path: str = ""
@@ -65,6 +67,7 @@ class Job:
 def main(job: Job, connection: Connection) -> None:
     """Do a job and send ``("stage", name)`` any number of times and then ``("result", ...)`` or ``("error", ...)``."""
     _die_with_parent()
+    torch.set_num_threads(job.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     try:
         result = _JOBS[job.kind](job, lambda stage: connection.send(("stage", stage)))

@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="build models on a server")
     _add_configs(build)
     _add_server(build)
-    build.add_argument("-o", "--output", type=Path, metavar="DIR", help="write each model's state dict and descriptor here")
+    build.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="write each model's state dict and descriptor here"
+    )
     build.add_argument("--seed", type=int, default=None, help="seed of the weights (default: a fresh one)")
     build.add_argument("--dtype", default=None, help="cast floating tensors, to bfloat16 say")
     build.set_defaults(run=_build)
@@ -74,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_configs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("configs", nargs="+", metavar="CONFIG", help="a YAML file, or NAME=FILE; the name is else the file's")
+    parser.add_argument(
+        "configs", nargs="+", metavar="CONFIG", help="a YAML file, or NAME=FILE; the name is else the file's"
+    )
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:

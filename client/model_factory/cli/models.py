@@ -83,5 +83,3 @@ def _write(output: Path, name: str, model: nn.Module) -> list[Path]:
         file.write(encode_descriptor(describe_module(model)))
         publish.to(descriptor)
     return [weights, descriptor]
-
-

@@ -80,7 +80,7 @@ class MapBuilder(_Builder):
 
     def add(self, key: str, value: Node) -> None:
         """Add a value under a new key."""
-        assert key not in self._entries, key  # noqa: S101  # our own bug: callers refuse or merge duplicates
+        assert key not in self._entries, key  # our own bug: callers refuse or merge duplicates
         if len(key) > MAX_KEY_CHARS:
             raise self._too_large(f"a key of {len(key)} characters, at most {MAX_KEY_CHARS} are allowed")
         self._count(value, _text_bytes(key, self._place, self._path))

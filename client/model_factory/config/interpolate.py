@@ -27,7 +27,7 @@ def interpolate(tree: MapNode, env: Mapping[str, str]) -> MapNode:
     and a result past the bounds.
     """
     result = _Interpolation(tree, env).value(tree, ())
-    assert isinstance(result, MapNode)  # noqa: S101  # a mapping's value is a mapping
+    assert isinstance(result, MapNode)  # a mapping's value is a mapping
     return result
 
 

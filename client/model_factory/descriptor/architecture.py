@@ -39,7 +39,9 @@ class Architecture:
     def modules(self) -> tuple[ModuleRow, ...]:
         """Every module once, in the order of ``named_modules``. A shared tensor counts where it appears first."""
         seen: set[int] = set()
-        return tuple(self._row(path, self.descriptor.modules[index], seen) for index, path in self.descriptor.paths().items())
+        return tuple(
+            self._row(path, self.descriptor.modules[index], seen) for index, path in self.descriptor.paths().items()
+        )
 
     @property
     def parameters(self) -> int:

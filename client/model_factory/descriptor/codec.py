@@ -7,6 +7,7 @@ from typing import Any
 from model_factory.descriptor.tree import GRAPH, PROGRAM, STOCK, Descriptor, FunctionRef, ModuleNode, TensorNode
 from model_factory.documents import FORMAT, decode_document, encode_document
 from model_factory.errors import FormatError
+from model_factory.graph.call_form import Recorded
 from model_factory.graph.codec import (
     decode_program,
     decode_recorded,
@@ -17,7 +18,6 @@ from model_factory.graph.codec import (
     encode_signature,
     encode_value,
 )
-from model_factory.graph.call_form import Recorded
 from model_factory.limits import MAX_MODULES, MAX_TENSORS
 
 Programs = tuple[tuple[str, Recorded], ...]

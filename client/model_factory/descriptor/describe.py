@@ -63,15 +63,17 @@ class _Table:
         index = self._module_index[module] = len(self.modules)
         self.modules.append(None)  # its place, before its children's
         _refuse_hooks(module, path)
-        parameters = tuple((name, self._add_tensor(item, _join(path, name))) for name, item in module._parameters.items())  # noqa: SLF001
-        transient = module._non_persistent_buffers_set  # noqa: SLF001
+        parameters = tuple(
+            (name, self._add_tensor(item, _join(path, name))) for name, item in module._parameters.items()
+        )
+        transient = module._non_persistent_buffers_set
         buffers = tuple(
             (name, self._add_tensor(item, _join(path, name)), name not in transient)
-            for name, item in module._buffers.items()  # noqa: SLF001
+            for name, item in module._buffers.items()
         )
         children = tuple(
             (name, None if child is None else self.add_module(child, _join(path, name)))
-            for name, child in module._modules.items()  # noqa: SLF001
+            for name, child in module._modules.items()
         )
         kind = STOCK if is_stock(module) else GRAPH if isinstance(module, GraphModel) else PROGRAM
         self.modules[index] = ModuleNode(

@@ -22,6 +22,8 @@ from model_factory.graph.modules import GRAPH_MODULES, GraphModel, ProgramModule
 from model_factory.graph.program import TorchConst
 from model_factory.graph.runner import Runner, torch_const
 
+_LAZY: Any = nn.parameter  # its declared types lack the arguments of the lazy tensors
+
 
 def rebuild(
     descriptor: Descriptor,
@@ -69,7 +71,7 @@ def _tensor(node: TensorNode, tensors: Mapping[str, torch.Tensor]) -> torch.Tens
     if not isinstance(dtype, torch.dtype):
         raise FormatError(f"tensor {node.name!r} has {node.dtype!r} for a dtype")
     if node.shape is None:
-        return nn.parameter.UninitializedBuffer(dtype=dtype)
+        return _LAZY.UninitializedBuffer(dtype=dtype)  # type: ignore[no-any-return]
     tensor = tensors.get(node.name)
     if tensor is None:
         raise FormatError(f"the weights lack the tensor {node.name!r}")
@@ -84,11 +86,11 @@ def _as_parameter(tensor: torch.Tensor, node: TensorNode) -> nn.Parameter:
     if node.requires_grad and not (tensor.is_floating_point() or tensor.is_complex()):
         raise FormatError(f"parameter {node.name!r} of dtype {node.dtype} cannot require gradients")
     if node.shape is None:
-        return nn.parameter.UninitializedParameter(requires_grad=node.requires_grad, dtype=tensor.dtype)
+        return _LAZY.UninitializedParameter(requires_grad=node.requires_grad, dtype=tensor.dtype)  # type: ignore[no-any-return]
     return nn.Parameter(tensor, requires_grad=node.requires_grad)
 
 
-def _bare(node: ModuleNode, path: str, programs: Sequence[Recorded], source: ProgramSource | None) -> nn.Module:
+def _bare(node: ModuleNode, path: str, programs: Sequence[Recorded], source: ProgramSource | None) -> Any:
     if node.kind == STOCK:
         cls = STOCK_CLASSES.get(node.type)
         if cls is None:
@@ -119,13 +121,13 @@ def _fill(module: nn.Module, node: ModuleNode, modules: list[nn.Module], values:
         module.__dict__[name] = _attribute(value)
     module.training = node.training
     for name, index in node.parameters:
-        module._parameters[name] = None if index is None else values[index]  # type: ignore[assignment]  # noqa: SLF001
+        module._parameters[name] = None if index is None else values[index]
     for name, index, persistent in node.buffers:
-        module._buffers[name] = None if index is None else values[index]  # noqa: SLF001
+        module._buffers[name] = None if index is None else values[index]
         if not persistent:
-            module._non_persistent_buffers_set.add(name)  # noqa: SLF001
+            module._non_persistent_buffers_set.add(name)
     for name, index in node.children:
-        module._modules[name] = None if index is None else modules[index]  # noqa: SLF001
+        module._modules[name] = None if index is None else modules[index]
 
 
 def _attribute(value: Any) -> Any:
@@ -142,10 +144,10 @@ def _attribute(value: Any) -> Any:
 def _finish(module: nn.Module, node: ModuleNode) -> None:
     """Let torch derive what it keeps beside the attributes."""
     if isinstance(module, nn.RNNBase):
-        module._init_flat_weights()  # type: ignore[no-untyped-call]  # noqa: SLF001
+        module._init_flat_weights()  # type: ignore[no-untyped-call]
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         hooks: Any = module
-        hooks._load_hook = module._register_load_state_dict_pre_hook(hooks._lazy_load_hook)  # noqa: SLF001
-        hooks._initialize_hook = module.register_forward_pre_hook(hooks._infer_parameters, with_kwargs=True)  # noqa: SLF001
-    if node.kind == GRAPH and not isinstance(module._modules.get(GRAPH_MODULES), nn.ModuleDict):  # noqa: SLF001
+        hooks._load_hook = hooks._register_load_state_dict_pre_hook(hooks._lazy_load_hook)
+        hooks._initialize_hook = module.register_forward_pre_hook(hooks._infer_parameters, with_kwargs=True)
+    if node.kind == GRAPH and not isinstance(module._modules.get(GRAPH_MODULES), nn.ModuleDict):
         raise FormatError(f"a graph module has a child {GRAPH_MODULES!r}, an nn.ModuleDict")

@@ -38,7 +38,7 @@ STOCK_FUNCTIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 """Name -> function, for attributes such as the activation of ``nn.TransformerEncoderLayer``."""
 
 STOCK_FUNCTION_NAMES: Mapping[int, str] = MappingProxyType(
-    {id(function): name for name, function in reversed(STOCK_FUNCTIONS.items())}
+    {id(function): name for name, function in reversed(list(STOCK_FUNCTIONS.items()))}
 )
 """``id`` of a function -> its name; of several names for one function the first."""
 

@@ -14,16 +14,16 @@ import torch
 
 from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError
-from model_factory.graph.codec import decode_form, encode_form
 from model_factory.graph.call_form import call_form, rebuild
+from model_factory.graph.codec import decode_form, encode_form
 from model_factory.graph.runner import torch_const
 
 MAX_EXAMPLE_ELEMENTS = 1 << 28
 """Numbers in all tensors of one call."""
 
 
-def encode_call(arguments: Mapping[str, Any]) -> bytes:
-    """Write bound arguments as a document.
+def encode_call(arguments: Mapping[str, Any], dtype: torch.dtype | None = None) -> bytes:
+    """Write bound arguments as a document, floating tensors as ones of ``dtype`` if it is given.
 
     Raises:
         CallFormError: an argument cannot be described.
@@ -32,7 +32,7 @@ def encode_call(arguments: Mapping[str, Any]) -> bytes:
     return encode_document(
         {
             "form": [[name, encode_form(item)] for name, item in form],
-            "tensors": [_encode_tensor(leaf) for leaf in leaves],
+            "tensors": [_encode_tensor(leaf, dtype) for leaf in leaves],
         }
     )
 
@@ -68,8 +68,9 @@ def _elements(shape: list[int]) -> int:
     return total
 
 
-def _encode_tensor(tensor: torch.Tensor) -> dict[str, Any]:
-    entry: dict[str, Any] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+def _encode_tensor(tensor: torch.Tensor, floating: torch.dtype | None) -> dict[str, Any]:
+    dtype = floating if floating is not None and tensor.is_floating_point() else tensor.dtype
+    entry: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     if not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel():
         # Index tensors: the range is what keeps them inside an embedding.
         entry["range"] = [int(tensor.min()), int(tensor.max())]

@@ -61,7 +61,9 @@ def _form(value: Any, where: str, leaves: list[torch.Tensor]) -> Form:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise CallFormError(f"argument {where!r} is a mapping with a {type(key).__name__} key; keys are strings")
+                raise CallFormError(
+                    f"argument {where!r} is a mapping with a {type(key).__name__} key; keys are strings"
+                )
         return ("dict", tuple([(key, _form(item, f"{where}.{key}", leaves)) for key, item in value.items()]))
     raise CallFormError(
         f"argument {where!r} is a {type(value).__name__}; a remotely built module takes tensors, None, bool, int, "

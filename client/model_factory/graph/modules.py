@@ -43,8 +43,9 @@ class GraphModel(nn.Module):
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         if len(args) > len(self.inputs):
+            known = ", ".join(self.inputs)
             raise GraphExecutionError(
-                f"too many positional inputs: the model takes {len(self.inputs)} ({', '.join(self.inputs)}), got {len(args)}"
+                f"too many positional inputs: the model takes {len(self.inputs)} ({known}), got {len(args)}"
             )
         values = dict(zip(self.inputs, args, strict=False))
         for name, value in kwargs.items():
@@ -72,10 +73,21 @@ class GraphModel(nn.Module):
 class ProgramSource(Protocol):
     """Where a module asks for the program of a call form it has none for."""
 
-    def record(self, path: str, arguments: Mapping[str, Any], training: tuple[tuple[str, bool], ...]) -> Recorded:
+    def known(self, path: str) -> Sequence[Recorded]:
+        """Return the programs for the module at ``path`` that were recorded before and are at hand."""
+        ...
+
+    def record(
+        self,
+        path: str,
+        arguments: Mapping[str, Any],
+        training: tuple[tuple[str, bool], ...],
+        dtype: torch.dtype | None,
+    ) -> Recorded:
         """Return a program for the module at ``path`` that covers a call with these arguments.
 
-        ``training`` has the training flag of the module (``""``) and of each program module below it.
+        ``training`` has the training flag of the module (``""``) and of each program module below it; ``dtype`` is the
+        dtype of all its floating parameters, or None where they have several or there are none.
 
         Raises:
             CallFormError: there is no such program and none can be made.
@@ -121,13 +133,23 @@ class ProgramModule(nn.Module):
     """
 
     def __init__(
-        self, type_name: str, signature: Signature, path: str, source: ProgramSource | None, programs: Sequence[Recorded]
+        self,
+        type_name: str,
+        signature: Signature,
+        path: str,
+        source: ProgramSource | None,
+        programs: Sequence[Recorded],
     ) -> None:
         super().__init__()
         self.become(type_name, signature, path, source, programs)
 
     def become(
-        self, type_name: str, signature: Signature, path: str, source: ProgramSource | None, programs: Sequence[Recorded]
+        self,
+        type_name: str,
+        signature: Signature,
+        path: str,
+        source: ProgramSource | None,
+        programs: Sequence[Recorded],
     ) -> None:
         """Take on the forward of a described module; for a bare instance, in place of the constructor."""
         self._type_name = type_name
@@ -162,8 +184,20 @@ class ProgramModule(nn.Module):
             for path, module in self.named_modules(remove_duplicate=False)
             if isinstance(module, ProgramModule)
         )
-        ready = _Ready(self._source.record(self._path, arguments, flags))
+        before = [ready.recorded for ready in self._programs]
+        for recorded in self._source.known(self._path):
+            if recorded not in before:
+                self._programs.append(_Ready(recorded))
+                if self._programs[-1].accepts(self, form, leaves):
+                    return self._programs[-1]
+        ready = _Ready(self._source.record(self._path, arguments, flags, _floating_dtype(self)))
         if not ready.accepts(self, form, leaves):
             raise CallFormError(f"{where}: the server's program is not for the call ({form_text(form)})")
         self._programs.append(ready)
         return ready
+
+
+def _floating_dtype(module: nn.Module) -> torch.dtype | None:
+    """The one dtype of all floating parameters, if there is one."""
+    dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None

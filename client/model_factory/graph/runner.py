@@ -64,7 +64,9 @@ class Runner:
     def __reduce__(self) -> tuple[type[Runner], tuple[Program]]:
         return (Runner, (self.program,))
 
-    def run(self, module: nn.Module, values: list[Any], *, on_error: Callable[[int, Exception], None] | None = None) -> Any:
+    def run(
+        self, module: nn.Module, values: list[Any], *, on_error: Callable[[int, Exception], None] | None = None
+    ) -> Any:
         """Run for ``module`` with one value per program input, in order.
 
         ``on_error`` is called with the number of a failing step and its error, and may raise another one.
@@ -154,7 +156,7 @@ def _compile_step(step: Step) -> _Action:
     raise FormatError(f"a program makes a call of unknown kind: {step.call!r}")
 
 
-def _compile(argument: Argument) -> Evaluate:  # noqa: C901, PLR0912  one arm per kind of argument
+def _compile(argument: Argument) -> Evaluate:  # noqa: C901  one arm per kind of argument
     if isinstance(argument, Ref):
         name = argument.name
         return lambda env: env[name]
@@ -215,7 +217,9 @@ def _compile_store(out: Out) -> Callable[[Env, Any], None]:
 
 
 def _shape_text(value: Any) -> str:
-    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
+    return (
+        f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
+    )
 
 
 def out_names(out: Out) -> tuple[str, ...]:

@@ -64,7 +64,9 @@ def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: Call
             for response in connection.stub.ReadBlob(request):
                 received += len(response.data)
                 if received > blob.size:
-                    raise IntegrityError(f"the server at {connection.address} sends more than the {blob.size} bytes of {blob.digest}")
+                    raise IntegrityError(
+                        f"the server at {connection.address} sends more than the {blob.size} bytes of {blob.digest}"
+                    )
                 file.write(response.data)
                 hasher.update(response.data)
                 on_bytes(len(response.data))
@@ -74,6 +76,8 @@ def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: Call
                 raise wire.from_rpc_error(error, connection.address, lambda component, _path: component) from None
         else:
             if received == start:
-                raise UnavailableError(f"the server at {connection.address} ended blob {blob.digest} after {received} of {blob.size} bytes")
+                raise UnavailableError(
+                    f"the server at {connection.address} ended blob {blob.digest} after {received} of {blob.size} bytes"
+                )
     if hasher.hexdigest() != blob.digest:
         raise IntegrityError(f"the server at {connection.address} sent other bytes than blob {blob.digest}")

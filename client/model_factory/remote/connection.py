@@ -103,5 +103,3 @@ class Connection:
             yield
         except grpc.RpcError as error:
             raise wire.from_rpc_error(error, self.address, place_of) from None
-
-

@@ -20,7 +20,7 @@ from model_factory.errors import ServerError
 from model_factory.remote.blobs import fetch_blob, read_blob
 from model_factory.remote.connection import Connection
 from model_factory.remote.programs import RemotePrograms
-from model_factory.remote.progress import Progress
+from model_factory.remote.progress import building, downloading
 from model_factory.settings import default_cache_dir, environment
 from model_factory.store import Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
@@ -64,7 +64,6 @@ class RemoteModelFactory:
         self._device = torch.device(device)
         self._base_dir = Path.cwd() if base_dir is None else Path(base_dir)
         self._cache = Store(default_cache_dir() if cache_dir is None else Path(cache_dir))
-        self._progress = Progress()
 
     def build(self, model_cfg: Mapping[str, Any]) -> nn.Module | dict[str, nn.Module]:
         """Build the models of a config; see :class:`model_factory.ModelFactory`.
@@ -118,15 +117,15 @@ class RemoteModelFactory:
         message = build_pb2.BuildModelsRequest(
             components=_components(request), seed=seed % _SEED_RANGE, dtype=self._dtype
         )
-        manifest = None
+        manifest: build_pb2.Manifest | None = None
         names = [component.name for component in request.components]
-        with self._connection.errors(_configs(request)), self._progress.build(names) as bar:
+        with self._connection.errors(_configs(request)), building(names) as report:
             for response in self._connection.stub.BuildModels(message, timeout=self._connection.timeout):
                 if response.WhichOneof("event") == "manifest":
                     manifest = response.manifest
                 else:
                     stage = build_pb2.BuildStage.Name(response.progress.stage)
-                    bar.update(response.progress.component, stage.removeprefix("BUILD_STAGE_").lower())
+                    report(response.progress.component, stage.removeprefix("BUILD_STAGE_").lower())
         if manifest is None or [item.name for item in manifest.components] != names:
             raise ServerError(f"the server at {self._connection.address} ended a build without its manifest")
         return manifest
@@ -135,8 +134,8 @@ class RemoteModelFactory:
         descriptor_blob, programs_blob, weights_blob = (
             wire.from_digest(item) for item in (built.descriptor, built.programs, built.weights)
         )
-        with self._progress.download(component.name, weights_blob.size) as bar:
-            path = fetch_blob(self._connection, self._cache, weights_blob, bar.update)
+        with downloading(component.name, weights_blob.size) as report:
+            path = fetch_blob(self._connection, self._cache, weights_blob, report)
         source = RemotePrograms(self._connection, self._cache, component, self._dtype, descriptor_blob)
         return rebuild(
             decode_descriptor(read_blob(self._connection, self._cache, descriptor_blob, inline)),

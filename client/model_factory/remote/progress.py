@@ -1,54 +1,41 @@
-"""A progress bar on long builds and downloads, where a person is watching."""
+"""Progress bars on long builds and downloads, where a person is watching."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
 SHOW_AFTER_SECONDS = 1.0
 
 
-class Progress:
-    """Says on standard error what is going on, if that is a terminal; otherwise silent."""
+@contextmanager
+def building(names: list[str]) -> Iterator[Callable[[str, str], None]]:
+    """Show the stage each component is at; call the value with a component and its stage."""
+    with _bar(total=len(names), desc="build", unit="model") as bar:
 
-    def __init__(self) -> None:
-        self._watched = sys.stderr.isatty()
+        def report(component: str, stage: str) -> None:
+            bar.set_postfix_str(f"{component}: {stage}", refresh=False)
+            bar.update(1 if stage == "done" else 0)
+            bar.refresh()
 
-    @contextmanager
-    def build(self, names: list[str]) -> Iterator[BuildBar]:
-        """Show the stage each component is at."""
-        with tqdm(total=len(names), desc="build", unit="model", disable=not self._watched, leave=False, delay=SHOW_AFTER_SECONDS) as bar:
-            yield BuildBar(bar)
-
-    @contextmanager
-    def download(self, name: str, size: int) -> Iterator[tqdm[None]]:
-        """Show bytes transferred."""
-        with tqdm(
-            total=size,
-            desc=name,
-            unit="B",
-            unit_scale=True,
-            disable=not self._watched,
-            leave=False,
-            delay=SHOW_AFTER_SECONDS,
-        ) as bar:
-            yield bar
+        yield report
 
 
-class BuildBar:
-    """The bar of one build request."""
+@contextmanager
+def downloading(name: str, size: int) -> Iterator[Callable[[int], None]]:
+    """Show bytes transferred; call the value with the size of each chunk."""
+    with _bar(total=size, desc=name, unit="B", unit_scale=True) as bar:
 
-    def __init__(self, bar: tqdm[None]) -> None:
-        self._bar = bar
-        self._started = time.monotonic()
+        def report(count: int) -> None:
+            bar.update(count)
 
-    def update(self, component: str, stage: str) -> None:
-        """Note that a component reached a stage."""
-        self._bar.set_postfix_str(f"{component}: {stage}", refresh=False)
-        if stage == "done":
-            self._bar.update(1)
-        self._bar.refresh()
+        yield report
+
+
+def _bar(**options: Any) -> tqdm[Any]:
+    """Make a bar on standard error; silent unless that is a terminal, and until the work has taken a while."""
+    return tqdm(disable=not sys.stderr.isatty(), leave=False, delay=SHOW_AFTER_SECONDS, **options)

@@ -38,7 +38,7 @@ _COMPONENT = "component"
 
 def to_status(error: errors.ModelFactoryError, component: str = "") -> grpc.Status:
     """Turn an error into the status a server ends a call with."""
-    cls, reason, code = next(entry for entry in CATALOGUE if isinstance(error, entry[0]))
+    _, reason, code = next(entry for entry in CATALOGUE if isinstance(error, entry[0]))
     message = error.reason if isinstance(error, errors.ConfigError) else str(error)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata={_COMPONENT: component})
     details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest] = [info]
@@ -51,7 +51,9 @@ def to_status(error: errors.ModelFactoryError, component: str = "") -> grpc.Stat
     return rpc_status.to_status(status_pb2.Status(code=code, message=message, details=packed))
 
 
-def from_rpc_error(error: grpc.RpcError, address: str, place_of: Callable[[str, tuple[str | int, ...]], str]) -> Exception:
+def from_rpc_error(
+    error: grpc.RpcError, address: str, place_of: Callable[[str, tuple[str | int, ...]], str]
+) -> Exception:
     """Turn a failed call into an exception of this package.
 
     ``place_of`` gives file, line and column for a component and a path inside its config.
@@ -99,7 +101,9 @@ def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, 
 
 
 def _encode_path(path: tuple[str | int, ...]) -> str:
-    return "/".join(f"#{part}" if isinstance(part, int) else part.replace("%", "%25").replace("/", "%2F") for part in path)
+    return "/".join(
+        f"#{part}" if isinstance(part, int) else part.replace("%", "%25").replace("/", "%2F") for part in path
+    )
 
 
 def _decode_path(text: str) -> tuple[str | int, ...]:

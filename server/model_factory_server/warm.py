@@ -1,0 +1,43 @@
+"""Imported once by the fork server: does everything that the first build of a process would have to do first.
+
+Importing torch's tracing takes seconds, and so does its first use; every worker is forked from a process that has both
+behind it. Nothing here starts a thread or touches a GPU, since neither survives a fork.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from model_factory_server.portable import record_model
+from model_factory_server.worker import Job, main
+
+__all__ = ["Job", "main"]
+
+
+class _Block(nn.Module):
+    """Small, with what most blocks do: layers, positions, sizes, a cast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.SiLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(x)
+        positions = torch.arange(x.shape[1], device=x.device).float()[None, :, None]
+        return torch.cat([x + torch.sin(positions).to(x.dtype), x[:, :1]], dim=1)
+
+    def example_inputs(self) -> list[dict[str, torch.Tensor]]:
+        return [{"x": torch.zeros(2, 3, 4)}]
+
+
+def _warm_up() -> None:
+    with torch.device("meta"):
+        nn.TransformerEncoderLayer(4, 2, 4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    record_model(_Block())
+    torch.set_num_threads(threads)
+
+
+_warm_up()

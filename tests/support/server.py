@@ -1,0 +1,138 @@
+"""A server as operators run it: the real command in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+COMMAND = Path(sys.executable).with_name("model-factory")
+"""The console script of this environment."""
+
+READY_SECONDS = 90.0
+STOP_SECONDS = 60.0
+_LISTENING = "listening on "
+
+
+class ServerProcess:
+    """``model-factory serve`` on a free port of the loopback interface."""
+
+    def __init__(self, store: Path, *arguments: str) -> None:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        self.store = store
+        command = [COMMAND, "serve", "--listen", "127.0.0.1:0", "--store", store, *arguments]
+        self._log = store.with_name(f"{store.name}.log").open("ab")
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        try:
+            self.address = self._read_address()
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        return Path(self._log.name).read_text(encoding="utf-8")
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def workers(self) -> set[int]:
+        """The builder processes: children of the fork server, which is a child of the server."""
+        children = _children()
+        return {worker for child in children.get(self.pid, ()) for worker in children.get(child, ())}
+
+    def stop(self) -> int:
+        """Ask it to stop with SIGTERM and return its exit status, once nothing of it is left."""
+        below = descendants(self.pid)
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            status = self._process.wait(STOP_SECONDS)
+        finally:
+            self.kill()
+        assert wait_gone(below), f"processes of the server outlived it: {below}"
+        return status
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, as the kernel does when memory is short."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._log.close()
+
+    def _read_address(self) -> str:
+        assert self._process.stdout is not None
+        watchdog = threading.Timer(READY_SECONDS, self._process.kill)
+        watchdog.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            watchdog.cancel()
+        assert line.startswith(_LISTENING), f"the server said {line!r}; its log:\n{self.log}"
+        return line.removeprefix(_LISTENING).rstrip("\n")
+
+
+@contextmanager
+def running_server(store: Path, *arguments: str) -> Iterator[ServerProcess]:
+    """A server that has to end cleanly."""
+    process = ServerProcess(store, *arguments)
+    try:
+        yield process
+    except BaseException:
+        process.kill()
+        raise
+    status = process.stop()
+    assert status == 0, f"the server ended with {status}; its log:\n{process.log}"
+
+
+def descendants(pid: int) -> set[tuple[int, str]]:
+    """Processes below a process, each with its start time, so that a reused number is not mistaken for it."""
+    children = _children()
+    found: set[int] = set()
+    pending = [pid]
+    while pending:
+        below = children.get(pending.pop(), ())
+        pending.extend(set(below) - found)
+        found.update(below)
+    return {(child, started) for child in found if (started := _started(child))}
+
+
+def wait_gone(processes: set[tuple[int, str]], seconds: float = 10.0) -> bool:
+    """Whether all of them have ended in time."""
+    deadline = time.monotonic() + seconds
+    while any(_started(pid) == started for pid, started in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _children() -> dict[int, list[int]]:
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (fields := _stat(int(entry))):
+            children.setdefault(int(fields[1]), []).append(int(entry))
+    return children
+
+
+def _started(pid: int) -> str:
+    fields = _stat(pid)
+    return fields[19] if fields and fields[0] != "Z" else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` from the state on; nothing if the process is gone."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return []
