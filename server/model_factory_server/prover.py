@@ -87,16 +87,10 @@ def _prove_mode(module: nn.Module, recorded: Recorded, arguments: Mapping[str, A
     def replay(leaves: list[torch.Tensor]) -> Any:
         return runner.run(module, leaves)
 
-    def accepts(shapes: Shapes) -> bool:
-        try:
-            with torch.no_grad(), torch.random.fork_rng(), _buffers_kept(module):
-                original([_random_like(example, shape) for example, shape in zip(examples, shapes, strict=True)])
-        except Exception:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
-            return False
-        return True
-
     proven = 0
-    for shapes in candidate_shapes(recorded, [list(leaf.shape) for leaf in examples], accepts):
+    for shapes in candidate_shapes(
+        recorded, [list(leaf.shape) for leaf in examples], _acceptance(module, recorded, examples)
+    ):
         leaves = [_random_like(example, shape) for example, shape in zip(examples, shapes, strict=True)]
         expected, actual = (_observe(call, module, leaves) for call in (original, replay))
         if isinstance(expected, Exception) and isinstance(actual, Exception):
@@ -111,10 +105,10 @@ def _prove_mode(module: nn.Module, recorded: Recorded, arguments: Mapping[str, A
 
 
 def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Shapes], bool]) -> Iterator[Shapes]:
-    """Sizes to prove a program at: the example's, and others that its guards allow and the forward accepts.
+    """Sizes to prove a program at: not the example's, where others are allowed by its guards and the forward.
 
-    The others are every size that may change larger by one, and every such size one; where that is refused together,
-    each on its own.
+    These are every size that may change larger by one, and every such size one; where that is refused together, each on
+    its own.
     """
     names = leaf_names(recorded.form)
     sizes = {
@@ -132,14 +126,38 @@ def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Sha
         env = {name: torch.empty(shape, device="meta") for name, shape in zip(names, shapes, strict=True)}
         return all(guard(env) for guard in guards) and accepts(shapes)
 
-    yield example
+    free = [group for group in _free_groups(recorded, sizes) if allowed(changed([group], _larger))]
+    if not free:
+        yield example
     for change in (_larger, _one):
-        free = [group for group in _free_groups(recorded, sizes) if allowed(changed([group], change))]
         together = changed(free, change)
         if allowed(together):
             yield together
         else:
-            yield from (changed([group], change) for group in free)
+            yield from (shapes for group in free if allowed(shapes := changed([group], change)))
+
+
+def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.Tensor]) -> Callable[[Shapes], bool]:
+    """Return whether the forward accepts given sizes; asked on the meta device, where that costs next to nothing."""
+    signature = Signature.of(module.forward)
+    state = {name: item.to("meta") for name, item in [*module.named_parameters(), *module.named_buffers()]}
+
+    def accepts(shapes: Shapes) -> bool:
+        leaves = [
+            torch.empty(shape, dtype=example.dtype, device="meta")
+            for example, shape in zip(examples, shapes, strict=True)
+        ]
+        args, kwargs = signature.call(rebuild(recorded.form, leaves))
+        try:
+            with torch.no_grad():
+                torch.func.functional_call(module, state, args, kwargs)
+        except Exception:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
+            return False
+        return True
+
+    if accepts([list(example.shape) for example in examples]):
+        return accepts
+    return lambda _shapes: True  # it needs real tensors: let the proof itself find out
 
 
 def _larger(size: int) -> int:

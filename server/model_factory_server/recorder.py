@@ -58,8 +58,8 @@ _KERNELS = frozenset(
         "gelu silu relu"
     ).split()
 )
-# Stock modules that give what they get its sizes back, the last one aside where they say so. They are answered from this
-# rule: running them on symbols costs seconds, and what they refuse they will refuse themselves when the program runs.
+# Stock modules that give what they get its sizes back. They are answered by this rule: running them on symbols costs
+# seconds, and what they refuse they will refuse themselves when the program runs.
 _SAME_SIZES = (
     *(nn.TransformerEncoder, nn.TransformerDecoder, nn.LayerNorm, nn.Dropout, nn.Identity),
     *(nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.LeakyReLU),

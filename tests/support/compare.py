@@ -36,7 +36,8 @@ def assert_same_state(actual: nn.Module, expected: nn.Module) -> None:
     """Check parameters and buffers: names, order, values, and what is trained."""
     assert_same(dict(actual.state_dict()), dict(expected.state_dict()), "state")
     assert [name for name, _ in actual.named_parameters()] == [name for name, _ in expected.named_parameters()]
-    assert [item.requires_grad for item in actual.parameters()] == [item.requires_grad for item in expected.parameters()]
+    trained = [[item.requires_grad for item in model.parameters()] for model in (actual, expected)]
+    assert trained[0] == trained[1]
     assert_same(dict(actual.named_buffers()), dict(expected.named_buffers()), "buffers")
     assert {name: module.training for name, module in actual.named_modules()} == {
         name: module.training for name, module in expected.named_modules()

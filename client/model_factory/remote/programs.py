@@ -56,7 +56,7 @@ class RemotePrograms:
             CallFormError: the server cannot be reached, or the forward refuses the call.
             NotPortableError: the forward cannot be written down for this call.
         """
-        # Under autocast the inputs' dtype is not the parameters', and no op of the forward minds; when recording, it does.
+        # Under autocast the inputs' dtype may differ from the parameters'; the server records without autocast.
         autocast = any(torch.is_autocast_enabled(leaf.device.type) for leaf in call_form(arguments)[1])
         call = encode_call(arguments, dtype if autocast else None)
         programs = decode_programs(self._ask(path, call, training, dtype))

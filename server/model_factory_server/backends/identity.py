@@ -1,0 +1,77 @@
+"""What a backend is: part of every key, and of a server's capabilities."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import model_factory
+from model_factory.digest import digest_of
+from model_factory.documents import encode_document
+from model_factory_server.backends.sources import code_files, digest_of_files, operator_files
+from model_factory_server.settings import BUILTIN, BackendSettings
+
+_SERVER = Path(__file__).parents[1]
+_CORE = Path(model_factory.__file__).parent
+# What decides about weights, descriptors and programs. Not the package version: most changes to it change no model.
+_CODE = (
+    _SERVER / "backends",
+    _SERVER / "dtypes.py",
+    _SERVER / "examples.py",
+    _SERVER / "portable.py",
+    _SERVER / "recorder.py",
+    _SERVER / "symbols.py",
+    _CORE / "graph",
+    _CORE / "descriptor",
+)
+_BUILTIN_CODE = (_SERVER / "constructor",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendIdentity:
+    """What builds."""
+
+    name: str
+    """Of the backend."""
+    version: str
+    """As its package says, for people; empty where it says nothing."""
+    code_digest: str
+    """Over its source files, the operator's plug-ins included, and over the settings that choose among them."""
+    torch_version: str
+    """As the installed package says, build variant included."""
+    device_kind: str
+    """``cpu`` or ``cuda``: random numbers differ between the two."""
+
+
+def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
+    """Identify the backend of these settings; imports neither torch nor anything of the operator's.
+
+    Raises:
+        ServerError: something is not where the settings say.
+    """
+    own = {}
+    for root in (*_CODE, *(_BUILTIN_CODE if settings.name == BUILTIN else ())):
+        own |= {f"{root.name}/{name}": path for name, path in code_files(root).items()}
+    # The order of plug-ins counts: it is the order in which they register.
+    parts = [digest_of_files(own), digest_of_files(operator_files(settings)), list(settings.plugins)]
+    if settings.name == BUILTIN:
+        parts += [settings.hub.repository, settings.hub.version]
+    return BackendIdentity(
+        name=settings.name,
+        version=_version(settings),
+        code_digest=digest_of(encode_document(parts)),
+        torch_version=metadata.version("torch"),
+        device_kind=device_kind,
+    )
+
+
+def _version(settings: BackendSettings) -> str:
+    if settings.path is None:
+        return metadata.version("model-factory-server")
+    try:
+        project = tomllib.loads((settings.path / "pyproject.toml").read_text(encoding="utf-8"))
+        return str(project["project"]["version"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,328 @@
+"""One suite over both factories: what a trainer may rely on, wherever its models are built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from support.cases import CASES, CONFIGS
+from support.compare import assert_same_state
+from torch import nn
+
+from model_factory import ConfigError, GraphModel, ModelFactory, ModelFactoryError, RemoteModelFactory
+from model_factory_server import PolicyConstructorModelFactory
+
+SMALL = CONFIGS / "small"
+TINY = {
+    "schema_version": 1,
+    "model": {"sequential": {"layers": [{"_type_": "nn.Linear", "in_features": 3, "out_features": 2}]}},
+}
+
+Make = Callable[..., ModelFactory]
+
+
+@pytest.fixture(params=["remote", "local"])
+def make(request: pytest.FixtureRequest) -> Make:
+    return request.getfixturevalue(f"make_{request.param}")
+
+
+@pytest.fixture
+def make_local() -> Make:
+    return lambda **arguments: PolicyConstructorModelFactory(**({"seed": 7} | arguments))
+
+
+@pytest.fixture
+def make_both(make_remote: Make, make_local: Make) -> Callable[..., tuple[ModelFactory, ModelFactory]]:
+    return lambda **arguments: (make_remote(**arguments), make_local(**arguments))
+
+
+def one(model: nn.Module | Mapping[str, nn.Module]) -> nn.Module:
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def several(models: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    assert type(models) is dict
+    return models
+
+
+def test_is_a_model_factory(make: Make) -> None:
+    assert isinstance(make(), ModelFactory)
+
+
+def test_config_path_gives_one_module(make: Make) -> None:
+    model = one(make().build({"config_path": SMALL / "mlp.yaml"}))
+    assert isinstance(model, GraphModel)
+    assert model.inputs == ["x"]
+    assert isinstance(model.graph_modules, nn.ModuleDict)
+    assert model(torch.zeros(2, 12)).shape == (2, 4)
+
+
+def test_config_path_may_be_text(make: Make) -> None:
+    assert isinstance(make().build({"config_path": str(SMALL / "mlp.yaml")}), GraphModel)
+
+
+def test_config_gives_one_module(make: Make) -> None:
+    model = one(make().build({"config": TINY}))
+    assert type(model.graph_modules["layer0"]) is nn.Linear
+    assert list(model.state_dict()) == ["graph_modules.layer0.weight", "graph_modules.layer0.bias"]
+
+
+def test_names_give_a_dict_in_the_order_of_the_config(make: Make) -> None:
+    asked = {"z": SMALL / "mlp.yaml", "a": TINY, "m": str(SMALL / "conv_graph.yaml")}
+    models = several(make().build(asked))
+    assert list(models) == ["z", "a", "m"]
+    assert all(isinstance(model, GraphModel) for model in models.values())
+
+
+def test_one_name_still_gives_a_dict(make: Make) -> None:
+    assert list(several(make().build({"only": TINY}))) == ["only"]
+
+
+@pytest.mark.parametrize("empty", [{}, yaml.safe_load("{}")])
+def test_an_empty_mapping_is_a_value_error(make: Make, empty: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="model_cfg is empty"):
+        make().build(empty)
+
+
+def test_relative_paths_are_relative_to_base_dir(make: Make) -> None:
+    models = several(make(base_dir=CONFIGS).build({"mlp": "small/mlp.yaml"}))
+    assert isinstance(models["mlp"], GraphModel)
+
+
+def test_relative_paths_are_else_relative_to_the_working_directory(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(SMALL)
+    factory = make()
+    monkeypatch.chdir(tmp_path)  # the one at the time of making it, as for every other argument
+    assert isinstance(one(factory.build({"config_path": "mlp.yaml"})), GraphModel)
+
+
+def test_environment_variables_are_the_trainers(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = {"_type_": "nn.Linear", "in_features": "${env:int:TEST_WIDTH}", "out_features": 2}
+    monkeypatch.setenv("TEST_WIDTH", "5")
+    model = one(make().build({"config": TINY | {"model": {"sequential": {"layers": [layer]}}}}))
+    assert model.graph_modules["layer0"].in_features == 5
+    assert "TEST_WIDTH" in os.environ
+
+
+def test_modules_are_in_train_mode_and_trainable(make: Make) -> None:
+    model = one(make().build({"config_path": SMALL / "info_embedder.yaml"}))
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
+
+
+def test_every_build_is_a_model_of_its_own(make: Make) -> None:
+    factory = make()
+    first, second = (one(factory.build({"config": TINY})) for _ in range(2))
+    assert_same_state(first, second)
+    with torch.no_grad():
+        first.graph_modules["layer0"].weight.fill_(3.0)
+    assert not second.graph_modules["layer0"].weight.eq(3.0).any()
+    third = one(factory.build({"config": TINY}))
+    assert_same_state(third, second)
+
+
+def test_components_with_one_config_do_not_share_their_tensors(make: Make) -> None:
+    """Their weights differ as well: each has a seed of its own, of its name."""
+    models = several(make().build({"left": TINY, "right": TINY}))
+    left, right = (model.graph_modules["layer0"].weight for model in models.values())
+    assert left.data_ptr() != right.data_ptr()
+    assert not left.equal(right)
+
+
+def test_the_seed_decides(make: Make) -> None:
+    again = [one(make(seed=seed).build({"config": TINY})).state_dict() for seed in (1, 1, 2, -1, 2**63)]
+    weights = [state["graph_modules.layer0.weight"] for state in again]
+    assert weights[0].equal(weights[1])
+    assert len({tuple(weight.flatten().tolist()) for weight in weights}) == 4
+
+
+def test_without_a_seed_the_trainers_own_is_taken(make: Make) -> None:
+    def build() -> torch.Tensor:
+        return one(make(seed=None).build({"config": TINY})).graph_modules["layer0"].weight
+
+    torch.manual_seed(21)
+    first = build()
+    torch.rand(5)
+    second = build()
+    torch.manual_seed(22)
+    third = build()
+    assert first.equal(second)
+    assert not first.equal(third)
+
+
+def test_the_trainers_random_state_is_left_alone(make: Make) -> None:
+    torch.manual_seed(13)
+    before = torch.get_rng_state()
+    make(seed=1).build({"config": TINY})
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtype_is_what_floating_tensors_are_cast_to(make: Make, dtype: torch.dtype) -> None:
+    model = one(make(dtype=dtype).build({"config_path": SMALL / "conv_graph.yaml"}))
+    state = model.state_dict()
+    counters = {key for key in state if key.endswith("num_batches_tracked")}
+    assert counters
+    assert {state[key].dtype for key in counters} == {torch.int64}
+    assert {value.dtype for key, value in state.items() if key not in counters} == {dtype}
+
+
+def test_device_is_where_tensors_are_put(make: Make) -> None:
+    model = one(make(device="cpu").build({"config": TINY}))
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_build_the_same_model(
+    name: str, make_both: Callable[..., tuple[ModelFactory, ModelFactory]]
+) -> None:
+    for dtype in (None, torch.bfloat16):
+        remote, local = (factory.build({name: CASES[name].config})[name] for factory in make_both(dtype=dtype))
+        assert_same_state(remote, local)
+
+
+def test_both_describe_a_model_alike(make_both: Callable[..., tuple[ModelFactory, ModelFactory]]) -> None:
+    asked = {name: case.config for name, case in CASES.items()}
+    remote, local = (factory.describe(asked) for factory in make_both())
+    assert list(remote) == list(local) == list(asked)
+    built = make_both()[1].build(asked)
+    for name, model in built.items():
+        assert str(remote[name]) == str(local[name])
+        assert remote[name].parameters == sum(item.numel() for item in model.parameters())
+        tensors = [*model.parameters(), *model.buffers()]
+        assert remote[name].bytes == sum(item.nbytes for item in tensors)
+
+
+def test_describing_one_model_gives_one_description(make_both: Callable[..., tuple[ModelFactory, ModelFactory]]) -> None:
+    remote, local = (factory.describe({"config": TINY}) for factory in make_both())
+    assert str(remote) == str(local)
+    assert remote.parameters == 8
+
+
+def layers(*specs: Any) -> dict[str, Any]:
+    return {"schema_version": 1, "model": {"sequential": {"layers": list(specs)}}}
+
+
+def graph(**changes: Any) -> dict[str, Any]:
+    body = {
+        "inputs": ["x"],
+        "modules": {"a": {"_type_": "nn.ReLU"}},
+        "steps": [{"call": "module:a", "args": ["$x"], "out": "y"}],
+        "outputs": ["y"],
+    }
+    return {"schema_version": 1, "model": {"graph": body | changes}}
+
+
+LINEAR = TINY["model"]["sequential"]["layers"][0]
+
+# What is wrong, and a piece of what both factories have to say about it.
+REFUSED: dict[str, tuple[Any, type[ModelFactoryError], str]] = {
+    "unknown type": (layers({"_type_": "nn.Linaer"}), ConfigError, "Unknown module type 'nn.Linaer'"),
+    "unknown argument": (layers(LINEAR | {"biass": True}), ConfigError, "Unknown kwargs for 'nn.Linear': 'biass'"),
+    "missing argument": (layers({"_type_": "nn.Linear", "in_features": 1}), ConfigError, "out_features"),
+    "refused value": (layers({"_type_": "mlp", "dims": [3]}), ConfigError, "at least two widths"),
+    "nested refused value": (
+        layers({"_type_": "nn.Sequential", "_args_": [LINEAR, {"_type_": "nn.Linear", "_args_": ["a", "b"]}]}),
+        ConfigError,
+        "'nn.Linear': ",
+    ),
+    "unknown op": (graph(steps=[{"call": "op:sofmax", "args": ["$x"], "out": "y"}]), ConfigError, "Unknown op 'sofmax'"),
+    "unknown module": (graph(steps=[{"call": "module:b", "out": "y"}]), ConfigError, "Unknown module 'b'"),
+    "forward reference": (
+        graph(
+            steps=[
+                {"call": "module:a", "args": ["$z"], "out": "y"},
+                {"call": "module:a", "args": ["$x"], "out": "z"},
+            ]
+        ),
+        ConfigError,
+        "Forward reference",
+    ),
+    "reused name": (graph(steps=[{"call": "module:a", "args": ["$x"], "out": "x"}]), ConfigError, "collision"),
+    "schema version": (TINY | {"schema_version": 2}, ConfigError, "must be 1, found 2"),
+    "no model": ({"schema_version": 1}, ConfigError, "'model' is required"),
+    "target": (layers({"_target_": "os.system", "command": "true"}), ConfigError, "_target_ is not allowed"),
+    "reserved key": (layers(LINEAR | {"_nmae_": "x"}), ConfigError, "Unknown reserved keys"),
+    "interpolation cycle": (
+        TINY | {"params": {"a": "${params.b}", "b": "${params.a}"}},
+        ConfigError,
+        "Interpolation cycle detected",
+    ),
+    "missing variable": (TINY | {"note": "${env:NOT_SET_ANYWHERE}"}, ConfigError, "NOT_SET_ANYWHERE"),
+    "defaults in memory": (TINY | {"defaults": ["a.yaml"]}, ConfigError, "in-memory"),
+}
+
+
+@pytest.fixture
+def refusals(make_both: Callable[..., tuple[ModelFactory, ModelFactory]]) -> Callable[[Any], list[Exception]]:
+    def refuse(model_cfg: Any) -> list[Exception]:
+        caught = []
+        for factory in make_both():
+            with pytest.raises(Exception) as error:  # noqa: PT011  the test compares what was raised
+                factory.build(model_cfg)
+            caught.append(error.value)
+        return caught
+
+    return refuse
+
+
+@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("form", ["config", "file", "named"])
+def test_both_refuse_alike(
+    what: str, form: str, refusals: Callable[[Any], list[Exception]], tmp_path: Path
+) -> None:
+    config, cls, text = REFUSED[what]
+    if form == "config":
+        asked = {"config": config}
+    elif form == "named":
+        asked = {"good": TINY, "bad": config}
+    elif what == "defaults in memory":
+        pytest.skip("in a file it is no mistake")
+    else:
+        path = tmp_path / "bad.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        asked = {"config_path": path}
+    remote, local = refusals(asked)
+    assert type(remote) is type(local) is cls
+    assert text in str(local)
+    assert str(remote) == str(local).replace(" (<config>)", "") or form == "file"
+    if form == "file":
+        assert str(remote).startswith(f"{tmp_path / 'bad.yaml'}:"), "the place in the file is missing"
+        assert remote.path == local.path
+        assert remote.reason == local.reason
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"config_path": "nowhere.yaml"},
+        {"config": 3},
+        {"config_path": TINY},
+        {"config": TINY, "config_path": "a.yaml"},
+        {"name": 3},
+        {3: TINY},
+        {"": TINY},
+        {f"c{index}": TINY for index in range(257)},
+    ],
+    ids=lambda asked: str(asked)[:40],
+)
+def test_both_refuse_a_wrong_model_cfg_alike(asked: Any, refusals: Callable[[Any], list[Exception]]) -> None:
+    remote, local = refusals(asked)
+    assert type(remote) is type(local) is ConfigError
+    assert str(remote) == str(local)
+
+
+def test_a_remote_factory_refuses_before_it_connects(tmp_path: Path) -> None:
+    factory = RemoteModelFactory("127.0.0.1:1", cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="empty"):
+        factory.build({})
+    with pytest.raises(ConfigError, match="must be 1"):
+        factory.build({"config": TINY | {"schema_version": 9}})
