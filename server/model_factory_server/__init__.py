@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from model_factory_server.embedded import local_server
     from model_factory_server.local import PolicyConstructorModelFactory
 
-__all__ = ["PolicyConstructorModelFactory"]
+__all__ = ["PolicyConstructorModelFactory", "local_server"]
+
+_HOMES = {
+    "PolicyConstructorModelFactory": "model_factory_server.local",
+    "local_server": "model_factory_server.embedded",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Looked up late: the gRPC process imports this package and never torch.
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from model_factory_server.local import PolicyConstructorModelFactory  # noqa: PLC0415
-
-    return PolicyConstructorModelFactory
+    return getattr(importlib.import_module(_HOMES[name]), name)

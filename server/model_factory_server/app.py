@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -16,8 +17,8 @@ from model_factory.errors import ServerError
 from model_factory.limits import MAX_MESSAGE_BYTES
 from model_factory.store import Store
 from model_factory.v1 import service_pb2_grpc
+from model_factory_server.backends.identity import identify
 from model_factory_server.builder import Builder
-from model_factory_server.keys import builtin_backend
 from model_factory_server.servicer import Servicer
 from model_factory_server.settings import Settings
 
@@ -34,7 +35,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; ``on_ready`` is told ``HOST:PORT`` once calls are answered.
 
     Raises:
-        ServerError: the address cannot be bound.
+        ServerError: the address cannot be bound, or the backend or a plug-in cannot be used.
         StoreError: the store cannot be used.
     """
     asyncio.run(_serve(settings, on_ready))
@@ -42,7 +43,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
 
 async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     store = Store(settings.store)
-    backend = builtin_backend(_device_kind(settings.device))
+    backend = identify(settings.backend, _device_kind(settings.device))
     builder = Builder(settings, store, backend)
     server = grpc.aio.server(options=_OPTIONS)
     service_pb2_grpc.add_ModelFactoryServiceServicer_to_server(  # type: ignore[no-untyped-call]
@@ -57,15 +58,30 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
         address = _bind(server, settings.listen)
         await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
-        await builder.blocks()  # warms the fork server up, and shows that a worker can be started
-        await health.set("", health_pb2.HealthCheckResponse.SERVING)
-        on_ready(address)
-        await stop.wait()
+        # Warms the fork server up, and shows that a worker can be started before anyone is told to come.
+        if await _before(stop, builder.blocks()):
+            await health.set("", health_pb2.HealthCheckResponse.SERVING)
+            on_ready(address)
+            await stop.wait()
         log.info("stopping: calls in progress have %g seconds to end", settings.drain_timeout)
         await health.enter_graceful_shutdown()
         await server.stop(settings.drain_timeout)
     finally:
+        await server.stop(None)
         builder.close()
+
+
+async def _before(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
+    """Do ``work``, unless the signal to stop comes first; return whether it was done."""
+    stopping = asyncio.create_task(stop.wait())
+    working = asyncio.create_task(work)
+    await asyncio.wait({stopping, working}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        working.cancel()
+        return False
+    await working  # raises what it raised
+    return True
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:

@@ -17,7 +17,8 @@ from model_factory import errors
 from model_factory.components import component_seed
 from model_factory.config import ResolvedConfig
 from model_factory.store import Blob, Store
-from model_factory_server.keys import Backend, architecture_key, build_key, call_key
+from model_factory_server.backends.identity import BackendIdentity
+from model_factory_server.keys import architecture_key, build_key, call_key
 from model_factory_server.settings import Settings
 
 OnStage = Callable[[str], None]
@@ -58,7 +59,7 @@ class _Flight:
 class Builder:
     """Turns requests into builds; equal ones at the same time share one."""
 
-    def __init__(self, settings: Settings, store: Store, backend: Backend) -> None:
+    def __init__(self, settings: Settings, store: Store, backend: BackendIdentity) -> None:
         self._settings = settings
         self._store = store
         self._backend = backend
@@ -151,6 +152,8 @@ class Builder:
             "store": self._store.root,
             "config": config.wire if config is not None else b"",
             "dtype": dtype,
+            "backend": self._settings.backend,
+            "code_stamp": self._backend.code_stamp,
             "device_kind": self._backend.device_kind,
             "max_weights_bytes": self._settings.max_weights_bytes,
             "threads": max(1, len(os.sched_getaffinity(0)) // self._settings.builders),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 
 from model_factory.components import component_seed, read_request
+from model_factory.config import ResolvedConfig
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.describe import describe
+from model_factory.errors import ConfigError
 from model_factory.settings import environment
 from model_factory_server.worker import construct, construct_on_meta
 
@@ -46,7 +49,7 @@ class PolicyConstructorModelFactory:
         seed = torch.initial_seed() if self._seed is None else self._seed
         modules: dict[str, nn.Module] = {}
         for component in request.components:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), _placing(component.config):
                 module = construct(component.config, component_seed(seed, component.name), "cpu")
             modules[component.name] = module.to(device=self._device, dtype=self._dtype)
         return next(iter(modules.values())) if request.single else modules
@@ -56,7 +59,16 @@ class PolicyConstructorModelFactory:
         request = read_request(model_cfg, self._base_dir, environment())
         found: dict[str, Architecture] = {}
         for component in request.components:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), _placing(component.config):
                 module = construct_on_meta(component.config) or construct(component.config, 0, "cpu")
             found[component.name] = Architecture(describe(module.to(dtype=self._dtype)))
         return next(iter(found.values())) if request.single else found
+
+
+@contextmanager
+def _placing(config: ResolvedConfig) -> Iterator[None]:
+    """Give errors of a config their file, line and column, as a remote factory does."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(error.reason, path=error.path, place=config.place_of(error.path)) from error

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_factory.config import ModelConfig
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import BuildError, CallFormError, NotPortableError
@@ -16,25 +17,32 @@ from model_factory.graph.call_form import Recorded
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Signature
+from model_factory_server.examples import calls_of_blocks
 from model_factory_server.prover import prove
 from model_factory_server.recorder import record, record_modes, training_flags
 
 
-def record_model(model: nn.Module) -> Programs:
-    """Record and prove every block that the trainer calls, for the calls of its ``example_inputs()``.
+def record_model(model: nn.Module, config: ModelConfig | None = None) -> Programs:
+    """Record and prove every block that the trainer calls.
+
+    It is recorded for the calls of its own ``example_inputs()``, and for those that come up when the model runs on the
+    ``signature`` of its config.
 
     Raises:
         NotPortableError: a block's forward cannot be written down; the message names the block.
+        ConfigError: the model does not run on the config's examples.
     """
     programs: list[tuple[str, Recorded]] = []
-    for path, block in called_blocks(model):
-        for example in _examples(block, path):
-            with _naming(path, block):
-                arguments = Signature.of(block.forward).bind((), example)
-                for recorded in record_modes(block, arguments):
-                    if (path, recorded) not in programs:
-                        prove(block, recorded, arguments)
-                        programs.append((path, recorded))
+    blocks = dict(called_blocks(model))
+    calls = [(path, arguments) for path, block in blocks.items() for arguments in _example_calls(path, block)]
+    calls += [] if config is None else calls_of_blocks(model, blocks, config)
+    for path, arguments in calls:
+        block = blocks[path]
+        with _naming(path, block):
+            for recorded in record_modes(block, arguments):
+                if (path, recorded) not in programs:
+                    prove(block, recorded, arguments)
+                    programs.append((path, recorded))
     return tuple(programs)
 
 
@@ -87,12 +95,13 @@ def called_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         pending.extend(reversed(children))
 
 
-def _examples(block: nn.Module, path: str) -> list[dict[str, Any]]:
+def _example_calls(path: str, block: nn.Module) -> list[dict[str, Any]]:
     example_inputs = getattr(block, "example_inputs", None)
     if example_inputs is None or _is_lazy(block):
         return []
     try:
-        return list(example_inputs())
+        signature = Signature.of(block.forward)
+        return [signature.bind((), example) for example in example_inputs()]
     except Exception as error:
         raise BuildError(
             f"{path} ({type(block).__name__}).example_inputs() failed: {type(error).__name__}: {error}"

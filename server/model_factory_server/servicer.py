@@ -19,8 +19,8 @@ from model_factory.documents import FORMAT
 from model_factory.errors import FormatError, LimitError, ModelFactoryError, ServerError
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
+from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builder import Builder, Built
-from model_factory_server.keys import Backend
 from model_factory_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ INLINE_BYTES = limits.MIB
 class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
     """Implements ``model_factory.v1.ModelFactoryService``."""
 
-    def __init__(self, settings: Settings, store: Store, builder: Builder, backend: Backend) -> None:
+    def __init__(self, settings: Settings, store: Store, builder: Builder, backend: BackendIdentity) -> None:
         self._settings = settings
         self._store = store
         self._builder = builder
@@ -51,6 +51,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             format_version=FORMAT,
             backend=capabilities_pb2.Backend(
                 name=self._backend.name,
+                version=self._backend.version,
                 code_digest=self._backend.code_digest,
                 torch_version=self._backend.torch_version,
             ),

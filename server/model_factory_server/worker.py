@@ -7,8 +7,6 @@ and so torch, imported already.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,14 +22,17 @@ from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import encode_descriptor, encode_programs
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.weights import write_weights
-from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError
+from model_factory.errors import ConfigError, LimitError, ModelFactoryError, ServerError
 from model_factory.graph.call_example import decode_call
 from model_factory.graph.runner import torch_const
 from model_factory.store import Blob, Store
-from model_factory_server.constructor import Policy, build_model, default_registry
+from model_factory_server.apart import apart, die_with_parent
+from model_factory_server.backends import Backend
+from model_factory_server.backends.loading import load_backend
+from model_factory_server.backends.sources import operator_files, stamp_of_files
+from model_factory_server.examples import materialise
 from model_factory_server.portable import record_call, record_model
-
-_PR_SET_PDEATHSIG = 1
+from model_factory_server.settings import BackendSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,10 @@ class Job:
     """Which of the functions below."""
     store: Path
     """Where blobs go."""
+    backend: BackendSettings
+    """What builds."""
+    code_stamp: str
+    """Of the operator's files when the server started."""
     config: bytes = b""
     """The component's config as on the wire."""
     seed: int = 0
@@ -66,7 +71,7 @@ class Job:
 
 def main(job: Job, connection: Connection) -> None:
     """Do a job and send ``("stage", name)`` any number of times and then ``("result", ...)`` or ``("error", ...)``."""
-    _die_with_parent()
+    die_with_parent()
     torch.set_num_threads(job.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     try:
@@ -83,14 +88,14 @@ def main(job: Job, connection: Connection) -> None:
 
 def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     stage("constructing")
-    config = parse_config(job.config)
-    _check_size(job, config)
-    model = construct(config, job.seed, job.device_kind)
+    backend, config = _load_backend(job), parse_config(job.config)
+    _check_size(job, backend, config)
+    model = construct(backend, config, job.seed, job.device_kind)
     store = Store(job.store)
     result: dict[str, Any] = {}
     if not job.recorded:
         stage("recording")
-        result["programs"] = _blob(store.put(encode_programs(record_model(model))))
+        result["programs"] = _blob(store.put(encode_programs(record_model(model, config.model))))
     _cast(model, job.dtype)
     stage("writing")
     descriptor = describe(model)
@@ -103,30 +108,36 @@ def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
 
 def _describe(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     stage("constructing")
-    config = parse_config(job.config)
-    model = construct_on_meta(config) or construct(config, job.seed, job.device_kind)
-    _cast(model, job.dtype)
-    return {"descriptor": _blob(Store(job.store).put(encode_descriptor(describe(model))))}
+    backend, config = _load_backend(job), parse_config(job.config)
+
+    def described(model: nn.Module) -> bytes:
+        _cast(model, job.dtype)
+        return encode_descriptor(describe(model))
+
+    data = apart(lambda: described(construct(backend, config, job.seed, "meta")))
+    if data is None:  # a constructor needs real tensors, or something is wrong: now it is said what
+        data = described(construct(backend, config, job.seed, job.device_kind))
+    return {"descriptor": _blob(Store(job.store).put(data))}
 
 
 def _record(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     arguments = decode_call(job.call)
     stage("constructing")
-    config = parse_config(job.config)
-    _check_size(job, config)
-    model = construct(config, job.seed, "cpu")
+    backend, config = _load_backend(job), parse_config(job.config)
+    _check_size(job, backend, config)
+    model = construct(backend, config, job.seed, "cpu")
     _cast(model, job.dtype)
     stage("recording")
     recorded = record_call(model, job.path, arguments, dict(job.training))
     return {"programs": _blob(Store(job.store).put(encode_programs(((job.path, recorded),))))}
 
 
-def _list(_job: Job, _stage: Callable[[str], None]) -> list[dict[str, Any]]:
+def _list(job: Job, _stage: Callable[[str], None]) -> list[dict[str, Any]]:
     return [
         {
             "name": item.name if item.kind == "module" else f"op:{item.name}",
             "summary": item.doc,
-            "origin": "torch" if "torch" in item.tags else "builtin",
+            "origin": item.source,
             "arguments": [
                 {
                     "name": argument.name,
@@ -137,7 +148,7 @@ def _list(_job: Job, _stage: Callable[[str], None]) -> list[dict[str, Any]]:
                 for argument in item.arguments or ()
             ],
         }
-        for item in default_registry().listing()
+        for item in _load_backend(job).blocks()
     ]
 
 
@@ -149,8 +160,10 @@ _JOBS: dict[str, Callable[[Job, Callable[[str], None]], Any]] = {
 }
 
 
-def construct(config: ResolvedConfig, seed: int, device_kind: str) -> nn.Module:
+def construct(backend: Backend, config: ResolvedConfig, seed: int, device_kind: str) -> nn.Module:
     """Build a component in this process; the process's random state is set by ``seed``.
+
+    Lazy modules get their shapes if the config's ``signature`` gives examples.
 
     Raises:
         ConfigError: the config names or passes something wrong.
@@ -158,20 +171,19 @@ def construct(config: ResolvedConfig, seed: int, device_kind: str) -> nn.Module:
     """
     torch.manual_seed(seed)
     with torch.device(device_kind):
-        return build_model(config.model, default_registry(), Policy())
+        model = backend.construct(config)
+        materialise(model, config.model)
+    return model
 
 
-def construct_on_meta(config: ResolvedConfig) -> nn.Module | None:
-    """Build a component without weights, or return None if a constructor of it needs real ones."""
-    try:
-        return construct(config, 0, "meta")
-    except BuildError:
-        return None
+def _load_backend(job: Job) -> Backend:
+    if stamp_of_files(operator_files(job.backend)) != job.code_stamp:
+        raise ServerError("the code that this server builds with has changed since it started. Remedy: restart it")
+    return load_backend(job.backend)
 
 
-def _check_size(job: Job, config: ResolvedConfig) -> None:
-    model = construct_on_meta(config)
-    size = 0 if model is None else Architecture(describe(model)).bytes
+def _check_size(job: Job, backend: Backend, config: ResolvedConfig) -> None:
+    size = apart(lambda: Architecture(describe(construct(backend, config, job.seed, "meta"))).bytes) or 0
     if size > job.max_weights_bytes:
         raise LimitError(f"the model has {size} bytes of weights; this server builds at most {job.max_weights_bytes}")
 
@@ -183,11 +195,3 @@ def _cast(model: nn.Module, dtype: str) -> None:
 
 def _blob(blob: Blob) -> list[str | int]:
     return [blob.digest, blob.size]
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this process with the fork server, which ends with the server."""
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)

@@ -1,26 +1,35 @@
-"""The closed tables of what a stock node may be: ``torch.nn`` classes and the functions their attributes hold."""
+"""Stock modules: torch's own, which a trainer has too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cache
+from inspect import getattr_static
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import parametrizations, parametrize
 
-from model_factory.graph.ops import OPS
+from model_factory.descriptor.attributes import described, settable, torch_name
+from model_factory.descriptor.derived import derived_names, is_parametrized
+from model_factory.errors import FormatError
+
+__all__ = ["STOCK_CLASSES", "STOCK_NAMES", "is_stock", "stock_attributes", "stock_type", "torch_name"]
 
 
 def _stock_classes() -> dict[str, type[nn.Module]]:
+    exported = {f"nn.{name}": getattr(nn, name) for name in nn.modules.__all__}
     classes = {
-        f"nn.{name}": value
-        for name in nn.modules.__all__
-        if isinstance(value := getattr(nn, name), type) and issubclass(value, nn.Module) and value is not nn.Module
+        name: value for name, value in exported.items() if isinstance(value, type) and issubclass(value, nn.Module)
     }
-    # The out_proj of nn.MultiheadAttention, which torch.nn does not export.
+    # What torch makes for its users without exporting it: the out_proj of nn.MultiheadAttention, and parametrisations.
     classes["nn.modules.linear.NonDynamicallyQuantizableLinear"] = NonDynamicallyQuantizableLinear
+    classes["nn.utils.parametrize.ParametrizationList"] = parametrize.ParametrizationList
+    for name in ("_WeightNorm", "_SpectralNorm", "_Orthogonal"):
+        classes[f"nn.utils.parametrizations.{name}"] = vars(parametrizations)[name]
     return classes
 
 
@@ -29,25 +38,70 @@ STOCK_CLASSES: Mapping[str, type[nn.Module]] = MappingProxyType(_stock_classes()
 
 STOCK_NAMES: Mapping[type[nn.Module], str] = MappingProxyType({cls: name for name, cls in STOCK_CLASSES.items()})
 
-_ACTIVATIONS = "relu gelu silu elu selu celu leaky_relu mish hardswish softplus sigmoid tanh"
-
-STOCK_FUNCTIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {name: OPS[name] for name in OPS if name.startswith(("torch.nn.functional.", "torch.special."))}
-    | {f"torch.{name}": OPS[f"torch.{name}"] for name in _ACTIVATIONS.split() if f"torch.{name}" in OPS}
+_INTERNALS = frozenset(nn.Module().__dict__)
+# What a subclass of a stock class may have of its own and still behave like it once it is built.
+_HARMLESS = frozenset(
+    (
+        "__init__ __doc__ __module__ __annotations__ __dict__ __weakref__ __constants__ __repr__ __init_subclass__ "
+        "__firstlineno__ __static_attributes__ __annotate__ __annotate_func__ __annotations_cache__ __parameters__ "
+        "__subclasshook__ __class_getitem__ __orig_bases__ __jit_unused_properties__ reset_parameters "
+        "_reset_parameters extra_repr"
+    ).split()
 )
-"""Name -> function, for attributes such as the activation of ``nn.TransformerEncoderLayer``."""
-
-STOCK_FUNCTION_NAMES: Mapping[int, str] = MappingProxyType(
-    {id(function): name for name, function in reversed(list(STOCK_FUNCTIONS.items()))}
-)
-"""``id`` of a function -> its name; of several names for one function the first."""
 
 
 def is_stock(module: nn.Module) -> bool:
-    """Whether a module is exactly one of torch's own, its forward not replaced."""
-    return type(module) in STOCK_NAMES and "forward" not in module.__dict__
+    """Whether a module travels as one of torch's own."""
+    return stock_type(module) is not None
 
 
-def torch_name(value: torch.dtype | torch.memory_format | torch.layout) -> str:
-    """The name of a torch constant without the ``torch.`` before it."""
-    return str(value).removeprefix("torch.")
+def stock_type(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch's own that a module travels as: its class, or the one it only adds a constructor to.
+
+    None for any other module, and where the module's forward is replaced. Of a parametrised module the class before.
+    """
+    cls = type(module)
+    if cls not in STOCK_NAMES and is_parametrized(module):
+        cls = parametrize.type_before_parametrizations(module)
+    if "forward" in module.__dict__:
+        return None
+    if cls in STOCK_NAMES:
+        return cls
+    base = _stock_base(cls)
+    if base is None:
+        return None
+    try:
+        stock_attributes(module, base)
+    except FormatError:
+        return None  # its constructor has given it more than torch's own forward could be sure to do without
+    return base
+
+
+@cache
+def _stock_base(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The stock class that ``cls`` inherits everything from that runs after the constructor, if there is one."""
+    base = next((item for item in cls.__mro__ if item in STOCK_NAMES), nn.Module)
+    if base is nn.Module:
+        return None
+    same = all(getattr_static(cls, name) is getattr_static(base, name) for name in dir(base) if name not in _HARMLESS)
+    return base if same else None
+
+
+def stock_attributes(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
+    """The plain attributes of a module that travels as ``cls``, described; tensors as they are.
+
+    Raises:
+        FormatError: one cannot travel.
+    """
+    skipped = _INTERNALS | derived_names(cls)
+    attributes = {}
+    for name, value in module.__dict__.items():
+        if name in skipped:
+            continue
+        try:
+            attributes[name] = value if isinstance(value, torch.Tensor) else described(value)
+        except FormatError as error:
+            raise FormatError(f"its attribute {name!r} cannot travel: {error}") from None
+        if not settable(cls, _INTERNALS, name):
+            raise FormatError(f"its attribute {name!r} hides a method")
+    return attributes

@@ -20,16 +20,24 @@ GRAPH = "graph"
 
 
 @dataclass(frozen=True, slots=True)
-class FunctionRef:
-    """A function of the closed table, as the value of an attribute."""
+class StockValue:
+    """A function or constant of torch's own, as an attribute or in one."""
 
     name: str
-    """A key of ``STOCK_FUNCTIONS``."""
+    """A key of ``STOCK_VALUES``."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """A tensor as a plain attribute, neither parameter nor buffer of its module."""
+
+    index: int
+    """Its position in the tensor table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorNode:
-    """A parameter or buffer."""
+    """A parameter, buffer or plain tensor attribute."""
 
     name: str
     """The first state-dict-like name it is reached by; its key in the weights file."""
@@ -38,7 +46,11 @@ class TensorNode:
     shape: tuple[int, ...] | None
     """``None`` for a lazy parameter or buffer that has no shape yet; it is not in the weights file."""
     requires_grad: bool
-    """Always false for a buffer."""
+    """Whether autograd computes its gradient."""
+    parameter: bool
+    """Whether it is an ``nn.Parameter``."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Plain attributes of the tensor object, such as the ``_no_weight_decay`` that optimisers look for."""
 
     @property
     def elements(self) -> int:
@@ -57,7 +69,7 @@ class ModuleNode:
     training: bool
     """Its training flag."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """Plain attributes: plain data, ``TorchConst`` for dtypes, ``FunctionRef`` for functions."""
+    """Plain attributes: plain data, ``TorchConst`` for dtypes, ``StockValue`` for functions, ``TensorRef`` for tensors."""
     children: tuple[tuple[str, int | None], ...] = ()
     """Name and position in the module table, in order."""
     parameters: tuple[tuple[str, int | None], ...] = ()
@@ -66,6 +78,8 @@ class ModuleNode:
     """Name, position in the tensor table, and whether it is in the state dict; in order."""
     signature: Signature | None = None
     """Of a program node's forward."""
+    frozen: tuple[str, ...] = ()
+    """Of a program node: paths below it, itself included as ``""``, that its ``train()`` leaves in eval mode."""
     program: Program | None = None
     """A graph node's steps."""
 

@@ -20,7 +20,7 @@ from model_factory.errors import FormatError
 
 ALIGNMENT = 64
 
-_DTYPES: Mapping[torch.dtype, str] = {
+DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -32,7 +32,15 @@ _DTYPES: Mapping[torch.dtype, str] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
     torch.complex64: "C64",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }
+"""What safetensors has a name for."""
 
 
 def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int]:
@@ -49,22 +57,27 @@ def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[
     file.write(header)
     hasher.update(header)
     for _, tensor in ordered:
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+        data = _bytes(tensor) if tensor.numel() else b""
         file.write(data)
         hasher.update(data)
         size += tensor.nbytes
     return hasher.hexdigest(), size
 
 
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data
+
+
 def _header(ordered: list[tuple[str, torch.Tensor]]) -> bytes:
     entries: dict[str, object] = {}
     offset = 0
     for name, tensor in ordered:
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPES:
             raise FormatError(f"tensor {name!r} has dtype {tensor.dtype}, which a weights file cannot hold")
         end = offset + tensor.nbytes
         entries[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }

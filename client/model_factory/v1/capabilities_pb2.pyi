@@ -24,14 +24,16 @@ class GetCapabilitiesResponse(_message.Message):
     def __init__(self, server_version: _Optional[str] = ..., format_version: _Optional[int] = ..., backend: _Optional[_Union[Backend, _Mapping]] = ..., device_kind: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class Backend(_message.Message):
-    __slots__ = ("name", "code_digest", "torch_version")
+    __slots__ = ("name", "code_digest", "torch_version", "version")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CODE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     TORCH_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     code_digest: str
     torch_version: str
-    def __init__(self, name: _Optional[str] = ..., code_digest: _Optional[str] = ..., torch_version: _Optional[str] = ...) -> None: ...
+    version: str
+    def __init__(self, name: _Optional[str] = ..., code_digest: _Optional[str] = ..., torch_version: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("components", "config_bytes", "inline_bytes", "weights_bytes", "build_timeout_ms")

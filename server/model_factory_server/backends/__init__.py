@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from model_factory.config import ResolvedConfig
-    from model_factory_server.backends.listing import Block
+    from model_factory_server.constructor.factory import Listing
 
 
 class Backend(Protocol):
@@ -27,6 +27,6 @@ class Backend(Protocol):
         """
         ...
 
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> tuple[Listing, ...]:
         """What configs may name, sorted by name."""
         ...

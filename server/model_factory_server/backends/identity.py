@@ -10,12 +10,12 @@ from pathlib import Path
 import model_factory
 from model_factory.digest import digest_of
 from model_factory.documents import encode_document
-from model_factory_server.backends.sources import code_files, digest_of_files, operator_files
+from model_factory_server.backends.sources import code_files, digest_of_files, operator_files, stamp_of_files
 from model_factory_server.settings import BUILTIN, BackendSettings
 
 _SERVER = Path(__file__).parents[1]
 _CORE = Path(model_factory.__file__).parent
-# What decides about weights, descriptors and programs. Not the package version: most changes to it change no model.
+# What decides about weights, descriptors and programs.
 _CODE = (
     _SERVER / "backends",
     _SERVER / "dtypes.py",
@@ -43,6 +43,8 @@ class BackendIdentity:
     """As the installed package says, build variant included."""
     device_kind: str
     """``cpu`` or ``cuda``: random numbers differ between the two."""
+    code_stamp: str
+    """Over sizes and times of change of the operator's files: by it workers notice changes. In no key."""
 
 
 def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
@@ -54,16 +56,20 @@ def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
     own = {}
     for root in (*_CODE, *(_BUILTIN_CODE if settings.name == BUILTIN else ())):
         own |= {f"{root.name}/{name}": path for name, path in code_files(root).items()}
+    operators = operator_files(settings)
+    stamp = stamp_of_files(operators)  # before their digest: a change in between is noticed
+    version = _version(settings)
     # The order of plug-ins counts: it is the order in which they register.
-    parts = [digest_of_files(own), digest_of_files(operator_files(settings)), list(settings.plugins)]
-    if settings.name == BUILTIN:
-        parts += [settings.hub.repository, settings.hub.version]
+    parts = [digest_of_files(own), digest_of_files(operators), list(settings.plugins)]
+    # Not this package's own version: most changes to it change no model.
+    parts += [settings.hub.repository, settings.hub.version] if settings.name == BUILTIN else [version]
     return BackendIdentity(
         name=settings.name,
-        version=_version(settings),
+        version=version,
         code_digest=digest_of(encode_document(parts)),
         torch_version=metadata.version("torch"),
         device_kind=device_kind,
+        code_stamp=stamp,
     )
 
 

@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from model_factory.digest import digest_of_file
 from model_factory.errors import ServerError
-from model_factory_server.settings import POLICY_CONSTRUCTOR, BackendSettings, HubSettings
+from model_factory_server.settings import BackendSettings, HubSettings
 
 CHECKOUT_PACKAGE = "model_constructor"
 """What a policy_constructor checkout holds."""
@@ -29,13 +29,13 @@ def operator_files(settings: BackendSettings) -> dict[str, Path]:
     Raises:
         ServerError: something is not where the settings say.
     """
-    files: dict[str, Path] = {}
-    if settings.name == POLICY_CONSTRUCTOR:
-        assert settings.path is not None
-        files |= _named(POLICY_CONSTRUCTOR, _checkout_files(settings.path))
+    if settings.path is not None:
+        files = _named("checkout", _checkout_files(settings.path))
+    else:
+        files = _named("hub", _hub_files(settings.hub))
     for plugin in settings.plugins:
         files |= _named(f"plug-in {plugin}", _plugin_files(plugin))
-    return files | _named("hub", _hub_files(settings.hub))
+    return files
 
 
 def digest_of_files(files: Mapping[str, Path]) -> str:

@@ -49,6 +49,8 @@ class Listing:
     """Given at the registration."""
     origin: str
     """Where the factory comes from: ``package.module.Name``."""
+    source: str
+    """Who registered it: ``torch``, ``builtin``, a plug-in's module; empty if nobody said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,8 @@ class Factory:
     """How much is checked before the call."""
     tags: tuple[str, ...] = ()
     """For listings."""
+    source: str = ""
+    """Who registered it, for listings."""
     signature: inspect.Signature | None = field(init=False)
     """None: it cannot be read."""
 
@@ -115,6 +119,7 @@ class Factory:
             doc=doc.partition("\n")[0].strip(),
             tags=self.tags,
             origin=self.origin,
+            source=self.source,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from model_factory.config.wording import nearest, quoted
 from model_factory.errors import ConfigError
 from model_factory.graph.ops import resolve_op
 from model_factory_server.constructor import blocks
+from model_factory_server.constructor.blocks.radio import LoadRadio
 from model_factory_server.constructor.factory import Factory, Listing, SignaturePolicy
 
 NOT_STOCK = ("Module", "Container")
@@ -29,6 +29,15 @@ class Registry:
     def __init__(self) -> None:
         self._modules: dict[str, Factory] = {}
         self._ops: dict[str, Factory] = {}
+        self._source = ""
+
+    def register_from(self, source: str, register: Callable[[Registry], object]) -> None:
+        """Call ``register(self)``; what it registers is listed as coming from ``source``."""
+        self._source = source
+        try:
+            register(self)
+        finally:
+            self._source = ""
 
     def register_module(
         self,
@@ -50,7 +59,9 @@ class Registry:
         Raises:
             ValueError: the name is taken, or the signature is not readable although ``strict`` needs it.
         """
-        entry = Factory(name=name, call=factory, signature_policy=signature_policy, tags=tuple(tags))
+        entry = Factory(
+            name=name, call=factory, signature_policy=signature_policy, tags=tuple(tags), source=self._source
+        )
         _add(self._modules, entry, "module type")
 
     def register_op(self, name: str, fn: Callable[..., Any], *, tags: Sequence[str] = ()) -> None:
@@ -63,7 +74,8 @@ class Registry:
         Raises:
             ValueError: the name is taken.
         """
-        _add(self._ops, Factory(name=name, call=fn, signature_policy="best_effort", tags=tuple(tags)), "op")
+        entry = Factory(name=name, call=fn, signature_policy="best_effort", tags=tuple(tags), source=self._source)
+        _add(self._ops, entry, "op")
 
     def module(self, name: str, path: ConfigPath = ()) -> Factory:
         """Return what ``_type_: name`` stands for; ``path`` is the place in the config, for the error.
@@ -99,25 +111,16 @@ class Registry:
         return tuple(sorted(entries, key=lambda entry: entry.name))
 
 
-def default_registry(plugins: Sequence[str] = ()) -> Registry:
-    """Return a registry with torch's modules, the block library and the operator's plug-ins.
+def default_registry(load_radio: LoadRadio | None = None) -> Registry:
+    """Return a registry with torch's modules and the block library.
 
     Args:
-        plugins: Names of modules to import, each with a function ``register(registry)``; the operator's, never a
-            client's.
-
-    Raises:
-        ValueError: a plug-in has no such function, or registers a name that is taken.
-        ImportError: a plug-in cannot be imported.
+        load_radio: Makes the pretrained model of ``radiov3`` as the operator has set it up; without it, a config that
+            names the block is refused.
     """
     registry = Registry()
-    register_stock(registry)
-    blocks.register(registry)
-    for plugin in plugins:
-        register = getattr(importlib.import_module(plugin), "register", None)
-        if not callable(register):
-            raise ValueError(f"plug-in {plugin!r} has no function register(registry)")  # noqa: TRY004
-        register(registry)
+    registry.register_from("torch", register_stock)
+    registry.register_from("builtin", lambda target: blocks.register(target, load_radio))
     return registry
 
 

@@ -1,7 +1,7 @@
 """The block library: the modules that component configs name with ``_type_``, beyond ``torch.nn``.
 
-Every block has ``example_inputs()``: keyword arguments of its typical calls, as small tensors, from which its forward
-is recorded.
+Every block but the pretrained ``radiov3`` has ``example_inputs()``: keyword arguments of its typical calls, as small
+tensors, from which its forward is recorded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from model_factory_server.constructor.blocks.action_autoencoder import ActionDec
 from model_factory_server.constructor.blocks.conv import ConvBNAct, ResidualBlock
 from model_factory_server.constructor.blocks.dsrl import DSRLNoiseLatentActor, DSRLQFunction
 from model_factory_server.constructor.blocks.mlp import MLP
+from model_factory_server.constructor.blocks.radio import LoadRadio, radiov3_factory
 from model_factory_server.constructor.blocks.vfp_decoder import VFPMoE, VFPSingleActionDecoder
 from model_factory_server.constructor.blocks.vfp_embedder import VFPSingleInfoEmbedder, VFPSingleMultimodalBridge
 from model_factory_server.constructor.blocks.vfp_vae import VFPSinglePosterior, VFPSinglePrior
@@ -36,7 +37,8 @@ BLOCKS = {
 }
 
 
-def register(registry: Registry) -> None:
-    """Register every block under the name that configs use."""
+def register(registry: Registry, load_radio: LoadRadio | None = None) -> None:
+    """Register every block under the name that configs use; ``load_radio`` is for ``radiov3``."""
     for name, block in BLOCKS.items():
         registry.register_module(name, block, tags=("block",))
+    registry.register_module("radiov3", radiov3_factory(load_radio), tags=("pretrained",))

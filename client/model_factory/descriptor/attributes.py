@@ -1,0 +1,201 @@
+"""Attributes: which values of a module's ``__dict__`` travel, and under which names.
+
+Three forms: the live value; the described value in a ``ModuleNode`` (plain data, ``TorchConst``, ``StockValue``,
+``TensorRef``); and JSON, where a scalar or list stands for itself and everything else is a mapping with one key.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from model_factory.descriptor.tree import StockValue, TensorRef
+from model_factory.errors import FormatError
+from model_factory.graph.ops import OPS
+from model_factory.graph.program import TorchConst
+from model_factory.graph.runner import torch_const
+
+_ACTIVATIONS = "relu gelu silu elu selu celu leaky_relu mish hardswish softplus sigmoid tanh"
+_ORTHOGONAL_MAPS: Any = vars(parametrizations)["_OrthMaps"]  # an enum that torch keeps to itself
+
+STOCK_VALUES: Mapping[str, Any] = MappingProxyType(
+    {name: OPS[name] for name in OPS if name.startswith(("torch.nn.functional.", "torch.special."))}
+    | {f"torch.{name}": OPS[f"torch.{name}"] for name in _ACTIVATIONS.split() if f"torch.{name}" in OPS}
+    | {f"torch.nn.utils.parametrizations._OrthMaps.{item.name}": item for item in _ORTHOGONAL_MAPS}
+)
+"""Name -> value, for attributes such as the activation of ``nn.TransformerEncoderLayer``."""
+
+_NAMES: Mapping[int, str] = {id(value): name for name, value in reversed(list(STOCK_VALUES.items()))}
+
+_SCALARS = frozenset({bool, int, float, str, type(None)})
+_INT_BITS = 64
+
+
+def settable(cls: type[nn.Module], taken: Mapping[str, Any] | frozenset[str], name: str) -> bool:
+    """Whether plain data may be set as the attribute ``name`` of a module: it must not hide what the class relies on.
+
+    ``taken`` are the attributes that a bare instance has.
+    """
+    if name in taken or name.startswith("__") or callable(getattr(cls, name, None)):
+        return False
+    return name == "_version" or not hasattr(nn.Module, name)
+
+
+def described(value: Any) -> Any:
+    """Return the described form of a live value, a copy of it.
+
+    Raises:
+        FormatError: it has none. Types are exact: what would come back as something else has none.
+    """
+    try:
+        return _described(value)
+    except RecursionError:
+        raise FormatError("it contains itself, or is nested too deeply") from None
+
+
+def _described(value: Any) -> Any:
+    kind = type(value)
+    if kind in _SCALARS:
+        _check_scalar(value)
+        return value
+    if kind is list or kind is tuple:
+        return kind([_described(item) for item in value])
+    if kind is torch.Size:
+        return value
+    if kind is dict:
+        return {_described_key(key): _described(item) for key, item in value.items()}
+    if isinstance(value, torch.dtype | torch.memory_format | torch.layout):
+        return TorchConst(torch_name(value))
+    name = _NAMES.get(id(value))
+    if name is None:
+        raise FormatError(f"a {kind.__module__}.{kind.__qualname__} is not plain data")
+    return StockValue(name)
+
+
+def _described_key(key: Any) -> Any:
+    if type(key) not in _SCALARS:
+        raise FormatError(f"a mapping with a {type(key).__name__} key is not plain data")
+    return _described(key)
+
+
+def _check_scalar(value: Any) -> None:
+    if type(value) is int and value.bit_length() > _INT_BITS:
+        raise FormatError(f"an integer of {value.bit_length()} bits is too large")
+    if type(value) is str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise FormatError(f"{value!r} cannot be written in UTF-8") from None
+
+
+def live(value: Any) -> Any:
+    """Return a live value of a described one, with containers of its own.
+
+    Raises:
+        FormatError: it names a constant or function outside the closed tables.
+    """
+    kind = type(value)
+    if kind in _SCALARS or kind is torch.Size:
+        return value
+    if kind is list or kind is tuple:
+        return kind([live(item) for item in value])
+    if kind is dict:
+        return {key: live(item) for key, item in value.items()}
+    if kind is TorchConst:
+        return torch_const(value.name)
+    if kind is StockValue and value.name in STOCK_VALUES:
+        return STOCK_VALUES[value.name]
+    raise FormatError(f"{value!r} is not a value that an attribute can have")
+
+
+def encode_attribute(value: Any) -> Any:
+    """Write a described value as JSON data."""
+    kind = type(value)
+    if kind is float and not math.isfinite(value):
+        return {"float": repr(value)}
+    if kind is list:
+        return [encode_attribute(item) for item in value]
+    if kind is tuple:
+        return {"tuple": [encode_attribute(item) for item in value]}
+    if kind is torch.Size:
+        return {"size": list(value)}
+    if kind is dict:
+        return {"dict": [[encode_attribute(key), encode_attribute(item)] for key, item in value.items()]}
+    if kind is TorchConst:
+        return {"torch": value.name}
+    if kind is StockValue:
+        return {"stock": value.name}
+    if kind is TensorRef:
+        return {"tensor": value.index}
+    return value
+
+
+def decode_attribute(data: Any) -> Any:
+    """The inverse of :func:`encode_attribute`.
+
+    Raises:
+        FormatError: it is not the JSON form of an attribute.
+    """
+    if type(data) in _SCALARS:
+        return data
+    if type(data) is list:
+        return [decode_attribute(item) for item in data]
+    if type(data) is not dict or len(data) != 1:
+        raise FormatError("an attribute is a scalar, a list or a mapping with one key")
+    ((kind, body),) = data.items()
+    decode = _DECODERS.get(kind)
+    if decode is None:
+        raise FormatError(f"unknown kind of attribute {kind!r}")
+    return decode(body)
+
+
+def _decode_float(body: Any) -> float:
+    if body not in {"nan", "inf", "-inf"}:
+        raise FormatError(f"{body!r} is not nan, inf or -inf")
+    return float(body)
+
+
+def _decode_size(body: Any) -> torch.Size:
+    return torch.Size([_typed(size, int) for size in _typed(body, list)])
+
+
+def _decode_dict(body: Any) -> dict[Any, Any]:
+    entries = {_decode_key(key): decode_attribute(item) for key, item in _typed(body, list)}
+    if len(entries) != len(body):
+        raise FormatError("a key of an attribute is given twice")
+    return entries
+
+
+def _decode_key(data: Any) -> Any:
+    key = decode_attribute(data)
+    if type(key) not in _SCALARS:
+        raise FormatError(f"a {type(key).__name__} is not the key of an attribute")
+    return key
+
+
+_DECODERS: Mapping[str, Callable[[Any], Any]] = {
+    "float": _decode_float,
+    "tuple": lambda body: tuple([decode_attribute(item) for item in _typed(body, list)]),
+    "size": _decode_size,
+    "dict": _decode_dict,
+    "torch": lambda body: TorchConst(_typed(body, str)),
+    "stock": lambda body: StockValue(_typed(body, str)),
+    "tensor": lambda body: TensorRef(_typed(body, int)),
+}
+
+
+def _typed(data: Any, kind: type) -> Any:
+    if type(data) is not kind:
+        raise FormatError(f"expected {kind.__name__}, got {type(data).__name__}")
+    return data
+
+
+def torch_name(value: torch.dtype | torch.memory_format | torch.layout) -> str:
+    """The name of a torch constant without the ``torch.`` before it."""
+    return str(value).removeprefix("torch.")

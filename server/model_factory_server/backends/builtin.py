@@ -1,0 +1,38 @@
+"""The built-in backend: this package's constructor and block library, and the operator's plug-ins."""
+
+from __future__ import annotations
+
+import functools
+
+from torch import nn
+
+from model_factory.config import ResolvedConfig
+from model_factory_server.backends.hub import load_radio
+from model_factory_server.backends.plugins import load_register, plugin_errors
+from model_factory_server.constructor import Policy, build_model, default_registry
+from model_factory_server.constructor.factory import Listing
+from model_factory_server.settings import BackendSettings
+
+
+class BuiltinBackend:
+    """A ``Backend``."""
+
+    def __init__(self, settings: BackendSettings) -> None:
+        """Import the plug-ins and let them register.
+
+        Raises:
+            ServerError: one of them cannot be used; the message names it.
+        """
+        self._registry = default_registry(functools.partial(load_radio, settings.hub))
+        for plugin in settings.plugins:
+            register = load_register(plugin)
+            with plugin_errors(plugin):
+                self._registry.register_from(plugin, register)
+
+    def construct(self, config: ResolvedConfig) -> nn.Module:
+        """See ``Backend``."""
+        return build_model(config.model, self._registry, Policy())
+
+    def blocks(self) -> tuple[Listing, ...]:
+        """See ``Backend``."""
+        return self._registry.listing()

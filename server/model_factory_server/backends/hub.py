@@ -1,0 +1,67 @@
+"""Pretrained models from ``torch.hub``, offline unless the operator allows downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+import torch
+
+from model_factory.errors import BuildError, ModelFactoryError
+from model_factory_server.backends.private import without_paths
+from model_factory_server.backends.sources import local_hub_repository
+from model_factory_server.settings import HubSettings
+
+_ENTRY_POINT = "radio_model"
+
+
+def load_radio(hub: HubSettings) -> Any:
+    """Load the pretrained RADIO model of the operator's choice.
+
+    Raises:
+        BuildError: it is neither here nor may it be downloaded, or the repository's code fails.
+    """
+    repository = local_hub_repository(hub)
+    if repository is None and not hub.allow_download:
+        raise BuildError(
+            f"this server has no local copy of the hub repository {hub.repository} and downloads nothing. Remedy: "
+            "start it with --hub-dir naming a folder that holds the repository's hubconf.py, and the weights under "
+            "its checkpoints, or with --allow-hub-download"
+        )
+    source = {"source": "local"} if repository is not None else {"source": "github", "trust_repo": True}
+    try:
+        with _hub_folder(hub):
+            return torch.hub.load(str(repository or hub.repository), _ENTRY_POINT, version=hub.version, **source)
+    except ModelFactoryError:
+        raise
+    except Exception as error:
+        detail = without_paths(f"{type(error).__name__}: {error}")
+        raise BuildError(
+            f"loading version {hub.version!r} of {hub.repository} (--radio-version, --radio-repo) failed: {detail}"
+        ) from error
+
+
+@contextmanager
+def _hub_folder(hub: HubSettings) -> Iterator[None]:
+    """Have torch look for weights in the operator's folder, and refuse to download them unless it is allowed."""
+    before = torch.hub.get_dir()
+    with ExitStack() as patches:
+        if hub.directory is not None:
+            torch.hub.set_dir(str(hub.directory))
+        if not hub.allow_download:
+            patches.enter_context(patch.object(torch.hub, "download_url_to_file", _refuse_download))
+        try:
+            yield
+        finally:
+            torch.hub.set_dir(before)
+
+
+def _refuse_download(url: str, dst: str, *_args: Any, **_kwargs: Any) -> NoReturn:
+    name = Path(dst).name
+    raise BuildError(
+        f"the hub repository wants to download {url}, and this server downloads nothing. Remedy: put the file into "
+        f"--hub-dir as checkpoints/{name}, or start the server with --allow-hub-download"
+    )

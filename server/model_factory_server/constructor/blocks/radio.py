@@ -1,0 +1,65 @@
+"""The pretrained vision backbone RADIO as a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model_factory.errors import BuildError
+from model_factory_server.constructor.blocks.checks import check_count, check_rank
+
+LoadRadio: TypeAlias = "Callable[[], Any]"
+"""Makes the pretrained model; it has the method ``get_nearest_supported_resolution(height, width)``."""
+
+AUTO = "auto"
+FIXED_SIZE = (336, 504)
+"""Height and width that are asked for when images do not keep about their own size."""
+
+IMAGE = {3: "(channels, h, w)", 4: "(batch, channels, h, w)"}
+_MAX_UNIT_VALUE = 1.5  # above the largest value of a 0..1 image that overshoots, below any 0..255 image with content
+
+
+class RadioV3(nn.Module):
+    """Scales and resizes images, and returns the features and the summary of a pretrained model.
+
+    It has no ``example_inputs()``: which sizes its model takes is the model's affair, so its forward is recorded when
+    it is first called.
+    """
+
+    def __init__(self, model: nn.Module, channels: Sequence[int] = (1024, 3072), resize_method: str = AUTO) -> None:
+        super().__init__()
+        self.channels = [check_count(f"channels[{index}]", width) for index, width in enumerate(channels)]
+        self.resize_method = resize_method
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images ``(channels, h, w)`` or ``(batch, channels, h, w)`` to ``(features, summary)``.
+
+        Values are taken as 0..1, or as 0..255 where one is over 1.5. ``features`` are ``(batch, d, h', w')`` and
+        ``summary`` is ``(batch, d')``; an image without a batch dimension gets one.
+        """
+        check_rank("image", image, IMAGE)
+        images = image.unsqueeze(0) if image.ndim == 3 else image
+        # Not an if: a recorded forward is the same for all values.
+        images = torch.where(images.amax() > _MAX_UNIT_VALUE, images / 255.0, images)
+        height, width = images.shape[-2:] if self.resize_method == AUTO else FIXED_SIZE
+        size = self.model.get_nearest_supported_resolution(height, width)
+        images = functional.interpolate(images, size=(size.height, size.width), mode="bilinear", align_corners=False)
+        summary, features = self.model(images, feature_fmt="NCHW")
+        return features, summary
+
+
+def radiov3_factory(load_radio: LoadRadio | None) -> Callable[..., RadioV3]:
+    """Return what configs call as ``radiov3``: where its model comes from is the operator's affair, not a config's."""
+
+    def radiov3(channels: Sequence[int] = (1024, 3072), resize_method: str = AUTO) -> RadioV3:
+        """The pretrained vision backbone RADIO: features and summary of images."""
+        if load_radio is None:
+            raise BuildError("radiov3 takes its model from the operator's hub settings, and this registry has none")
+        return RadioV3(load_radio(), channels, resize_method)
+
+    return radiov3

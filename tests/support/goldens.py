@@ -1,0 +1,43 @@
+"""The numbers of the reference: a config, a state, inputs, and what comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+DATA = Path(__file__).parents[1] / "golden" / "data"
+NAMES = sorted(path.stem for path in DATA.glob("*.yaml"))
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+class Golden:
+    """One golden's tensors and metadata."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = DATA / f"{name}.yaml"
+        with safe_open(DATA / f"{name}.safetensors", "pt") as file:
+            metadata = file.metadata()
+            self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
+        self.modules: dict[str, str] = json.loads(metadata["modules"])
+        self.param_order: list[str] = json.loads(metadata["param_order"])
+        self.inputs = self._nested(json.loads(metadata["inputs"]), "input/")
+        self.outputs = self._nested(json.loads(metadata["outputs"]), "output/")
+
+    def tensors(self, kind: str) -> dict[str, torch.Tensor]:
+        return {key.removeprefix(kind): value for key, value in self._tensors.items() if key.startswith(kind)}
+
+    def _nested(self, form: dict[str, Any], path: str) -> Any:
+        ((kind, body),) = form.items()
+        if kind == "tensor":
+            return self._tensors[path]
+        if kind == "value":
+            return body
+        entries = body.items() if kind == "dict" else enumerate(body)
+        inside = path if path.endswith("/") else f"{path}."
+        built = [(key, self._nested(item, f"{inside}{key}")) for key, item in entries]
+        return dict(built) if kind == "dict" else [item for _, item in built]
