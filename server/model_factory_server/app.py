@@ -16,7 +16,7 @@ from grpc_health.v1._async import HealthServicer
 from model_factory.errors import ServerError
 from model_factory.limits import MAX_MESSAGE_BYTES
 from model_factory.store import Store
-from model_factory.v1 import service_pb2_grpc
+from model_factory.v1 import blob_pb2, service_pb2_grpc, wire
 from model_factory_server.backends.identity import identify
 from model_factory_server.builder import Builder
 from model_factory_server.servicer import Servicer
@@ -46,9 +46,8 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     backend = identify(settings.backend, _device_kind(settings.device))
     builder = Builder(settings, store, backend)
     server = grpc.aio.server(options=_OPTIONS)
-    service_pb2_grpc.add_ModelFactoryServiceServicer_to_server(  # type: ignore[no-untyped-call]
-        Servicer(settings, store, builder, backend), server
-    )
+    servicer = Servicer(settings, store, builder, backend)
+    _add_servicer(server, servicer)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     stop = asyncio.Event()
@@ -82,6 +81,21 @@ async def _before(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
         return False
     await working  # raises what it raised
     return True
+
+
+def _add_servicer(server: grpc.aio.Server, servicer: Servicer) -> None:
+    """Add the service, with ``ReadBlob`` answered without making a message of every chunk."""
+    service, _, method = wire.READ_BLOB.lstrip("/").partition("/")
+    read_blob = grpc.unary_stream_rpc_method_handler(
+        servicer.ReadBlob,
+        request_deserializer=blob_pb2.ReadBlobRequest.FromString,
+        response_serializer=wire.frame_chunk,
+    )
+    handlers = {method: read_blob}
+    # Of generic handlers the first answers, of registered ones the last; which kind is asked depends on grpc's version.
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    service_pb2_grpc.add_ModelFactoryServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    server.add_registered_method_handlers(service, handlers)  # type: ignore[attr-defined]
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -176,6 +177,9 @@ class Builder:
         try:
             sender.close()
             return _listen(receiver, report, self._settings.build_timeout)
+        except EOFError:
+            process.join()
+            raise errors.BuildError(_death_text(process.exitcode)) from None
         finally:
             process.kill()
             process.join()
@@ -207,14 +211,19 @@ def _enter_worker(job: dict[str, Any], sender: Connection) -> None:
     worker.main(worker.Job(**job), sender)
 
 
+def _death_text(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = "; the node may be out of memory" if name == "SIGKILL" else ""
+        return f"the builder process was ended by {name}{hint}"
+    return f"the builder process ended with status {exit_code} before it had a result"
+
+
 def _listen(receiver: Connection, report: OnStage, seconds: float) -> Any:
-    """Return a worker's result, or raise its error."""
+    """Return a worker's result, or raise its error; EOFError if it died without either."""
     deadline = time.monotonic() + seconds
     while receiver.poll(max(0.0, deadline - time.monotonic())):
-        try:
-            kind, body = receiver.recv()
-        except EOFError:
-            raise errors.BuildError("the builder process died; it may have run out of memory") from None
+        kind, body = receiver.recv()
         if kind == "stage":
             report(body)
         elif kind == "result":

@@ -14,6 +14,7 @@ from model_factory.errors import CallFormError, ConfigError
 from model_factory.graph.call_form import call_form, rebuild
 from model_factory.graph.runner import torch_const
 from model_factory.graph.signature import Signature
+from model_factory_server.untouched import untouched
 
 DEFAULT_DTYPE = "float32"
 
@@ -28,7 +29,8 @@ def materialise(model: nn.Module, config: ModelConfig) -> None:
         ConfigError: the model does not run on them.
     """
     if config.signature is not None and any(map(nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])):
-        _run(model, config.signature)
+        with _evaluating(model):
+            _run(model, config.signature)
 
 
 def calls_of_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], config: ModelConfig) -> list[Call]:
@@ -41,6 +43,14 @@ def calls_of_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], config: M
     """
     if config.signature is None:
         return []
+    with noted_calls(blocks) as calls, untouched(model), _evaluating(model):
+        _run(model, config.signature)
+    return calls
+
+
+@contextmanager
+def noted_calls(blocks: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
+    """Note with what each of ``blocks`` (by path) is called; calls that differ in values alone are noted once."""
     calls: list[Call] = []
     seen: list[Any] = []
 
@@ -57,18 +67,17 @@ def calls_of_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], config: M
         for path, block in blocks.items()
     ]
     try:
-        _run(model, config.signature)
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()
-    return calls
 
 
 def _run(model: nn.Module, signature: Mapping[str, Any]) -> None:
     device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
     inputs = {name: _example(value, device) for name, value in signature.items()}
     try:
-        with _evaluating(model), torch.no_grad():
+        with torch.no_grad():
             model(**inputs)
     except CallFormError:
         raise

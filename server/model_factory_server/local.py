@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -15,9 +15,12 @@ from model_factory.components import component_seed, read_request
 from model_factory.config import ResolvedConfig
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.describe import describe
-from model_factory.errors import ConfigError
+from model_factory.errors import BuildError, ConfigError
 from model_factory.settings import environment
-from model_factory_server.worker import construct, construct_on_meta
+from model_factory_server.backends.loading import load_backend
+from model_factory_server.backends.sources import with_installed_plugins
+from model_factory_server.settings import BackendSettings
+from model_factory_server.worker import construct
 
 
 class PolicyConstructorModelFactory:
@@ -30,8 +33,23 @@ class PolicyConstructorModelFactory:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         base_dir: str | PathLike[str] | None = None,
+        backend: BackendSettings | None = None,
+        plugins: Sequence[str] = (),
     ) -> None:
-        """Make a factory; the arguments mean what they mean for ``RemoteModelFactory``."""
+        """Make a factory; ``seed`` to ``base_dir`` mean what they mean for ``RemoteModelFactory``.
+
+        Args:
+            seed: Of the weights.
+            dtype: What floating parameters and buffers are cast to.
+            device: Where the modules' tensors are put.
+            base_dir: What relative config paths are relative to.
+            backend: What builds; by default the built-in backend with ``plugins`` and those that are installed.
+            plugins: Modules with a function ``register(registry)``, as for ``model-factory serve --plugin``.
+
+        Raises:
+            ServerError: the backend or a plug-in cannot be used.
+        """
+        self._backend = load_backend(backend or BackendSettings(plugins=with_installed_plugins(plugins)))
         self._seed = seed
         self._dtype = dtype
         self._device = torch.device(device)
@@ -50,7 +68,7 @@ class PolicyConstructorModelFactory:
         modules: dict[str, nn.Module] = {}
         for component in request.components:
             with torch.random.fork_rng(), _placing(component.config):
-                module = construct(component.config, component_seed(seed, component.name), "cpu")
+                module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
             modules[component.name] = module.to(device=self._device, dtype=self._dtype)
         return next(iter(modules.values())) if request.single else modules
 
@@ -60,9 +78,16 @@ class PolicyConstructorModelFactory:
         found: dict[str, Architecture] = {}
         for component in request.components:
             with torch.random.fork_rng(), _placing(component.config):
-                module = construct_on_meta(component.config) or construct(component.config, 0, "cpu")
+                module = self._without_weights(component.config)
             found[component.name] = Architecture(describe(module.to(dtype=self._dtype)))
         return next(iter(found.values())) if request.single else found
+
+    def _without_weights(self, config: ResolvedConfig) -> nn.Module:
+        """Build a component on the meta device, or on the CPU if a constructor needs real tensors."""
+        try:
+            return construct(self._backend, config, 0, "meta")
+        except BuildError:
+            return construct(self._backend, config, 0, "cpu")
 
 
 @contextmanager

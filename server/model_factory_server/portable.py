@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -17,16 +17,17 @@ from model_factory.graph.call_form import Recorded
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Signature
-from model_factory_server.examples import calls_of_blocks
+from model_factory_server.examples import Call, calls_of_blocks, noted_calls
 from model_factory_server.prover import prove
 from model_factory_server.recorder import record, record_modes, training_flags
+from model_factory_server.untouched import untouched
 
 
 def record_model(model: nn.Module, config: ModelConfig | None = None) -> Programs:
     """Record and prove every block that the trainer calls.
 
-    It is recorded for the calls of its own ``example_inputs()``, and for those that come up when the model runs on the
-    ``signature`` of its config.
+    It is recorded for the calls of its own ``example_inputs()``, for those that come up when a block around it runs on
+    its own, and for those that come up when the model runs on the ``signature`` of its config.
 
     Raises:
         NotPortableError: a block's forward cannot be written down; the message names the block.
@@ -34,7 +35,12 @@ def record_model(model: nn.Module, config: ModelConfig | None = None) -> Program
     """
     programs: list[tuple[str, Recorded]] = []
     blocks = dict(called_blocks(model))
-    calls = [(path, arguments) for path, block in blocks.items() for arguments in _example_calls(path, block)]
+    calls = [
+        call
+        for path, block in blocks.items()
+        for arguments in _example_calls(path, block)
+        for call in [(path, arguments), *_calls_inside(path, block, arguments, blocks)]
+    ]
     calls += [] if config is None else calls_of_blocks(model, blocks, config)
     for path, arguments in calls:
         block = blocks[path]
@@ -79,20 +85,42 @@ def called_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
     What such a block calls itself is part of its program, except inside stock modules, which a program does not enter.
     """
-    seen: set[nn.Module] = set()
-    pending: list[tuple[str, nn.Module, bool]] = [("", model, True)]
+    called: set[nn.Module] = set()
+    seen: set[tuple[nn.Module, bool]] = set()  # a shared module may be called at one place and not at another
+    pending = [(model, True)]
     while pending:
-        path, module, called = pending.pop()
-        if module in seen:
+        module, is_called = pending.pop()
+        if (module, is_called) in seen:
             continue
-        seen.add(module)
+        seen.add((module, is_called))
         transparent = isinstance(module, GraphModel) or is_stock(module)
-        if called and not transparent:
-            yield path, module
-        # A ModuleList or ModuleDict is never called itself: what it holds is called by its owner.
-        below = called if isinstance(module, nn.ModuleList | nn.ModuleDict) else transparent
-        children = [(f"{path}.{name}" if path else name, child, below) for name, child in module.named_children()]
-        pending.extend(reversed(children))
+        if not _has_forward(module):
+            below = is_called  # a container such as nn.ModuleList: what it holds is called by its owner
+        else:
+            below = transparent
+            called |= {module} if is_called and not transparent else set()
+        pending.extend((child, below) for child in module.children())
+    yield from ((path, module) for path, module in model.named_modules() if module in called)
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward or "forward" in module.__dict__
+
+
+def _calls_inside(
+    path: str, block: nn.Module, arguments: Mapping[str, Any], blocks: Mapping[str, nn.Module]
+) -> list[Call]:
+    """The calls of blocks inside stock modules that come up when ``block`` is called so."""
+    prefix = f"{path}." if path else ""
+    inside = {name: item for name, item in blocks.items() if name.startswith(prefix) and item is not block}
+    if not inside:
+        return []
+    args, kwargs = Signature.of(block.forward).call(dict(arguments))
+    with noted_calls(inside) as calls, untouched(block), torch.random.fork_rng(), torch.no_grad():
+        block.eval()
+        with suppress(Exception):  # the recording of the call itself will tell
+            block(*args, **kwargs)
+    return calls
 
 
 def _example_calls(path: str, block: nn.Module) -> list[dict[str, Any]]:

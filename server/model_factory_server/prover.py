@@ -14,12 +14,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from model_factory.descriptor.describe import plain_tensors
 from model_factory.errors import NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.expressions import compile_expression
 from model_factory.graph.program import Dim, Expr
 from model_factory.graph.runner import Runner, get_module
 from model_factory.graph.signature import Signature
+from model_factory_server.untouched import untouched
 
 Shapes = list[list[int]]
 
@@ -192,25 +194,14 @@ def _random_like(example: torch.Tensor, shape: list[int]) -> torch.Tensor:
     return torch.randint(low, high + 1, shape, device=example.device).to(example.dtype)
 
 
-@contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Put every buffer back to what it was."""
-    before = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
-
-
 def _observe(
     call: Callable[[list[torch.Tensor]], Any], module: nn.Module, leaves: Sequence[torch.Tensor]
 ) -> Exception | dict[str, Any]:
-    """Run once from a fixed seed; everything that can be seen of the run, or its error. Buffers are put back."""
+    """Run once from a fixed seed; everything that can be seen of the run, or its error. The module is as before."""
     inputs = [leaf.clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
-    parameters = [item for item in module.parameters() if item.requires_grad]
-    with torch.random.fork_rng(), _buffers_kept(module):
+    plain = plain_tensors(module)
+    parameters = [item for item in [*module.parameters(), *plain.values()] if item.requires_grad]
+    with torch.random.fork_rng(), untouched(module):
         torch.manual_seed(_PROOF_SEED)
         try:
             outputs, structure = pytree.tree_flatten(call(inputs))
@@ -220,7 +211,7 @@ def _observe(
             )
             wanted = [*parameters, *[item for item in inputs if item.requires_grad]] if differentiable else []
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
-            after = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+            after = {name: item.detach().clone() for name, item in [*module.named_buffers(), *plain.items()]}
             random = torch.rand(2)
         except Exception as error:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
             return error

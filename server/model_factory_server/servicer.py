@@ -124,8 +124,8 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
 
     async def ReadBlob(  # noqa: N802
         self, request: blob_pb2.ReadBlobRequest, context: Context
-    ) -> AsyncIterator[blob_pb2.ReadBlobResponse]:
-        """See service.proto."""
+    ) -> AsyncIterator[bytes]:
+        """See service.proto. Yields the chunks themselves; :func:`wire.frame_chunk` makes them messages."""
         async with _answering(context, "ReadBlob"):
             blob = wire.from_digest(request.digest)
             path = self._store.find(blob)
@@ -144,7 +144,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                     if not data:
                         raise ServerError(f"blob {blob.digest} ended early")
                     left -= len(data)
-                    yield blob_pb2.ReadBlobResponse(data=data)
+                    yield data
 
     def _manifest(self, builds: dict[str, Built]) -> build_pb2.Manifest:
         small: dict[str, bytes] = {}

@@ -8,6 +8,7 @@ and so torch, imported already.
 from __future__ import annotations
 
 import signal
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -80,6 +81,10 @@ def main(job: Job, connection: Connection) -> None:
         path = error.path if isinstance(error, ConfigError) else ()
         text = error.reason if isinstance(error, ConfigError) else str(error)
         connection.send(("error", (type(error).__name__, text, path)))
+    except Exception as error:  # noqa: BLE001  ours to mend: the details are for the server's log, not for the client
+        traceback.print_exc()
+        text = f"the builder failed with {type(error).__name__}; the server's log has the details"
+        connection.send(("error", ("ServerError", text, ())))
     else:
         connection.send(("result", result))
     finally:

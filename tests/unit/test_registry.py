@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -164,13 +162,9 @@ def test_blocks_are_listed_with_the_names_that_configs_use() -> None:
     ]
 
 
-def test_operator_plugins_register_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin = ModuleType("my_plugin")
-    plugin.register = lambda registry: registry.register_module("mine", nn.Linear)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "my_plugin", plugin)
-    monkeypatch.setitem(sys.modules, "no_plugin", ModuleType("no_plugin"))
-    assert default_registry(["my_plugin"]).module("mine").call is nn.Linear
-    with pytest.raises(ValueError, match=r"plug-in 'no_plugin' has no function register\(registry\)"):
-        default_registry(["no_plugin"])
-    with pytest.raises(ImportError):
-        default_registry(["there_is_no_such_plugin"])
+def test_listing_says_who_registered(registry: Registry) -> None:
+    registry.register_from("my_plugin", lambda target: target.register_module("mine", nn.Linear))
+    registry.register_module("ours", nn.Linear)
+    sources = {entry.name: entry.source for entry in registry.listing()}
+    assert (sources["mine"], sources["ours"]) == ("my_plugin", "")
+    assert {entry.source for entry in default_registry().listing()} == {"torch", "builtin"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model_factory.descriptor.tree import Descriptor, ModuleNode, TensorNode
+from model_factory.descriptor.tree import Descriptor, ModuleNode, TensorNode, TensorRef
 from model_factory.graph.runner import torch_const
 
 
@@ -21,11 +21,11 @@ class ModuleRow:
     kind: str
     """``stock``, ``program`` or ``graph``."""
     shapes: tuple[tuple[str, tuple[int, ...] | None], ...]
-    """Name and shape of its own parameters and buffers; no shape yet for lazy ones."""
+    """Name and shape of its own parameters, buffers and plain tensors; no shape yet for lazy ones."""
     parameters: int
     """Numbers in its own parameters."""
     bytes: int
-    """Of its own parameters and buffers."""
+    """Of its own parameters, buffers and plain tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +50,21 @@ class Architecture:
 
     @property
     def bytes(self) -> int:
-        """Of all parameters and buffers."""
+        """Of all parameters, buffers and plain tensors."""
         return sum(row.bytes for row in self.modules)
 
     def _row(self, path: str, node: ModuleNode, seen: set[int]) -> ModuleRow:
         parameters = [(name, index) for name, index in node.parameters if index is not None]
         buffers = [(name, index) for name, index, _ in node.buffers if index is not None]
-        fresh = {index for _, index in parameters + buffers} - seen
+        plain = [(name, value.index) for name, value in node.attributes.items() if isinstance(value, TensorRef)]
+        fresh = {index for _, index in parameters + buffers + plain} - seen
         tensors = self.descriptor.tensors
         seen |= fresh
         return ModuleRow(
             path=path,
             type=node.type,
             kind=node.kind,
-            shapes=tuple((name, tensors[index].shape) for name, index in parameters + buffers),
+            shapes=tuple((name, tensors[index].shape) for name, index in parameters + buffers + plain),
             parameters=sum(tensors[index].elements for _, index in parameters if index in fresh),
             bytes=sum(_bytes(tensors[index]) for index in fresh),
         )

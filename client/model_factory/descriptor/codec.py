@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from model_factory.descriptor.tree import GRAPH, PROGRAM, STOCK, Descriptor, FunctionRef, ModuleNode, TensorNode
+from model_factory.descriptor.attributes import decode_attribute, encode_attribute
+from model_factory.descriptor.tree import GRAPH, PROGRAM, STOCK, Descriptor, ModuleNode, TensorNode, TensorRef
 from model_factory.documents import FORMAT, decode_document, encode_document
 from model_factory.errors import FormatError
 from model_factory.graph.call_form import Recorded
@@ -12,13 +14,14 @@ from model_factory.graph.codec import (
     decode_program,
     decode_recorded,
     decode_signature,
-    decode_value,
     encode_program,
     encode_recorded,
     encode_signature,
-    encode_value,
 )
 from model_factory.limits import MAX_MODULES, MAX_TENSORS
+
+MAX_DEPTH = 200
+"""Of modules in modules; torch's own walks are recursive."""
 
 Programs = tuple[tuple[str, Recorded], ...]
 """Recorded programs by module path."""
@@ -30,10 +33,7 @@ def encode_descriptor(descriptor: Descriptor) -> bytes:
         {
             "format": FORMAT,
             "modules": [_encode_module(node) for node in descriptor.modules],
-            "tensors": [
-                [node.name, node.dtype, None if node.shape is None else list(node.shape), node.requires_grad]
-                for node in descriptor.tensors
-            ],
+            "tensors": [_encode_tensor(node) for node in descriptor.tensors],
         }
     )
 
@@ -59,7 +59,7 @@ def decode_descriptor(data: bytes) -> Descriptor:
         raise FormatError(f"malformed descriptor: {error!r}") from None
     if len({node.name for node in descriptor.tensors}) != len(tensors):
         raise FormatError("two tensors of a descriptor have the same name")
-    _check_acyclic(descriptor)
+    _check_tree(descriptor)
     return descriptor
 
 
@@ -99,20 +99,25 @@ def _encode_module(node: ModuleNode) -> dict[str, Any]:
         "kind": node.kind,
         "type": node.type,
         "training": node.training,
-        "attributes": [[name, _encode_attribute(value)] for name, value in node.attributes.items()],
+        "attributes": _encode_attributes(node.attributes),
         "children": [list(entry) for entry in node.children],
         "parameters": [list(entry) for entry in node.parameters],
         "buffers": [list(entry) for entry in node.buffers],
     }
     if node.signature is not None:
         document["signature"] = encode_signature(node.signature)
+        document["frozen"] = list(node.frozen)
     if node.program is not None:
         document["program"] = encode_program(node.program)
     return document
 
 
 _MODULE_KEYS = {"kind", "type", "training", "attributes", "children", "parameters", "buffers"}
-_KEYS_BY_KIND = {STOCK: _MODULE_KEYS, PROGRAM: _MODULE_KEYS | {"signature"}, GRAPH: _MODULE_KEYS | {"program"}}
+_KEYS_BY_KIND = {
+    STOCK: _MODULE_KEYS,
+    PROGRAM: _MODULE_KEYS | {"signature", "frozen"},
+    GRAPH: _MODULE_KEYS | {"program"},
+}
 
 
 def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
@@ -121,55 +126,83 @@ def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
         raise FormatError(f"unknown kind of module {kind!r}")
     if data.keys() != _KEYS_BY_KIND[kind]:
         raise FormatError(f"a {kind} module has exactly the keys {', '.join(sorted(_KEYS_BY_KIND[kind]))}")
-    return ModuleNode(
+    node = ModuleNode(
         kind=kind,
         type=_text(data["type"]),
         training=_flag(data["training"]),
-        attributes={_text(name): _decode_attribute(value) for name, value in data["attributes"]},
+        attributes=_decode_attributes(data["attributes"]),
         children=tuple((_member(name), _index(child, modules)) for name, child in data["children"]),
         parameters=tuple((_member(name), _index(item, tensors)) for name, item in data["parameters"]),
         buffers=tuple((_member(name), _index(item, tensors), _flag(kept)) for name, item, kept in data["buffers"]),
         signature=decode_signature(data["signature"]) if kind == PROGRAM else None,
         program=decode_program(data["program"]) if kind == GRAPH else None,
+        frozen=tuple(_text(path) for path in data.get("frozen", ())),
     )
+    _check_names(node)
+    for value in node.attributes.values():
+        if isinstance(value, TensorRef):
+            _index(value.index, tensors)
+    return node
 
 
-def _encode_attribute(value: Any) -> Any:
-    return {"function": value.name} if isinstance(value, FunctionRef) else encode_value(value)
+def _check_names(node: ModuleNode) -> None:
+    tables = (node.attributes, dict(node.children), dict(node.parameters), {name for name, _, _ in node.buffers})
+    entries = len(node.attributes) + len(node.children) + len(node.parameters) + len(node.buffers)
+    if len(set().union(*tables)) != entries:
+        raise FormatError(f"a {node.type} has two members of the same name")
 
 
-def _decode_attribute(data: Any) -> Any:
-    if isinstance(data, dict) and data.keys() == {"function"}:
-        return FunctionRef(_text(data["function"]))
-    return decode_value(data)
+def _encode_attributes(attributes: Mapping[str, Any]) -> list[Any]:
+    return [[name, encode_attribute(value)] for name, value in attributes.items()]
+
+
+def _decode_attributes(data: Any) -> dict[str, Any]:
+    attributes = {_text(name): decode_attribute(value) for name, value in data}
+    if len(attributes) != len(data):
+        raise FormatError("an attribute is given twice")
+    return attributes
+
+
+def _encode_tensor(node: TensorNode) -> list[Any]:
+    shape = None if node.shape is None else list(node.shape)
+    return [node.name, node.dtype, shape, node.requires_grad, node.parameter, _encode_attributes(node.attributes)]
 
 
 def _decode_tensor(data: Any) -> TensorNode:
-    name, dtype, shape, requires_grad = data
+    name, dtype, shape, requires_grad, parameter, attributes = data
     return TensorNode(
         name=_text(name),
         dtype=_text(dtype),
         shape=None if shape is None else tuple(_size(size) for size in shape),
         requires_grad=_flag(requires_grad),
+        parameter=_flag(parameter),
+        attributes=_decode_attributes(attributes),
     )
 
 
-def _check_acyclic(descriptor: Descriptor) -> None:
-    """A module below itself would make every walk endless."""
-    done: set[int] = set()
+def _check_tree(descriptor: Descriptor) -> None:
+    """Bound what a walk over the modules does: no module is below itself, and shared ones are not met too often."""
+    visits: dict[int, int] = {}  # of a walk that enters shared modules each time, as that of a state dict
     open_: set[int] = set()
     stack: list[tuple[int, bool]] = [(0, False)]
     while stack:
         index, leaving = stack.pop()
+        children = [child for _, child in descriptor.modules[index].children if child is not None]
         if leaving:
             open_.discard(index)
-            done.add(index)
+            visits[index] = 1 + sum(visits[child] for child in children)
         elif index in open_:
             raise FormatError("a module of a descriptor is below itself")
-        elif index not in done:
+        elif index not in visits:
+            if len(open_) >= MAX_DEPTH:
+                raise FormatError(f"modules of a descriptor are nested more than {MAX_DEPTH} deep")
             open_.add(index)
             stack.append((index, True))
-            stack.extend((child, False) for _, child in descriptor.modules[index].children if child is not None)
+            stack.extend((child, False) for child in children)
+    if len(visits) != len(descriptor.modules):
+        raise FormatError("a descriptor has modules that are not below its first")
+    if visits[0] > MAX_MODULES:
+        raise FormatError(f"a walk over the modules of a descriptor takes more than {MAX_MODULES} visits")
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What torch's own modules keep beside attributes and tensors: left out of the descriptor, and made again by the rebuild.
+"""What torch's own modules keep beside attributes and tensors: not in the descriptor, and made again by the rebuild.
 
 RNNs have lists of their weights, lazy modules the two hooks that give them their shapes, and parametrised modules a
 class of their own with a property for each parametrised tensor.
@@ -29,11 +29,11 @@ def derived_names(cls: type[nn.Module]) -> frozenset[str]:
     return frozenset()
 
 
-def derived_hooks(cls: type[nn.Module], module: nn.Module) -> list[Any]:
-    """The hooks of a module of torch's ``cls`` that the rebuild makes again."""
+def derived_hooks(cls: type[nn.Module] | None, module: nn.Module) -> list[Any]:
+    """The hooks of a module that the rebuild makes again; ``cls`` is the class of torch's own it travels as, if any."""
     hooks: Any = module
     found = [item for item in hooks._load_state_dict_pre_hooks.values() if _is_weight_norm_hook(item.hook)]
-    if issubclass(cls, LazyModuleMixin) and "_load_hook" in module.__dict__:
+    if cls is not None and issubclass(cls, LazyModuleMixin) and "_load_hook" in module.__dict__:
         found.append(hooks._load_state_dict_pre_hooks.get(hooks._load_hook.id))
         found.append(hooks._forward_pre_hooks.get(hooks._initialize_hook.id))
     return found
@@ -48,10 +48,10 @@ def derive(module: nn.Module) -> None:
     try:
         if is_parametrized(module):
             _parametrize(module)
+        hooks: Any = module
         if isinstance(module, nn.RNNBase):
-            module._init_flat_weights()  # type: ignore[no-untyped-call]
+            hooks._init_flat_weights()
         elif isinstance(module, LazyModuleMixin):
-            hooks: Any = module
             hooks._load_hook = hooks._register_load_state_dict_pre_hook(hooks._lazy_load_hook)
             hooks._initialize_hook = module.register_forward_pre_hook(hooks._infer_parameters, with_kwargs=True)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:

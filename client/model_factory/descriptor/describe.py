@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from model_factory.graph.modules import GraphModel, ProgramModule
 from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Parameter, Signature
 
+_INTERNALS = frozenset(nn.Module().__dict__)
 _PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", Signature(()), "", None, ()).__dict__)
 
 
@@ -52,9 +55,8 @@ def named_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torch.
     for node in descriptor.tensors:
         owner, _, name = node.name.rpartition(".")
         holder = get_module(module, owner)
-        value = next(
-            table[name] for table in (holder._parameters, holder._buffers, holder.__dict__) if table.get(name) is not None
-        )
+        tables: tuple[Mapping[str, Any], ...] = (holder._parameters, holder._buffers, holder.__dict__)
+        value: torch.Tensor = next(table[name] for table in tables if name in table)
         if value.is_meta:
             raise NotPortableError(f"the tensor {node.name!r} is on the meta device. Remedy: give it values")
         if node.shape is not None:
@@ -87,9 +89,9 @@ class _Table:
         index = self._module_index[id(module)] = len(self.modules)
         self.modules.append(None)  # its place, before its children's
         where = f"{path or 'the model'} ({type(module).__name__})"
-        refuse_class(module, where)
         stock = stock_type(module)
-        refuse_hooks(module, where, derived_hooks(stock or type(module), module))
+        refuse_class(module, where, stock)
+        refuse_hooks(module, where, derived_hooks(stock, module))
         parameters = tuple(
             (name, self._add_tensor(item, _join(path, name))) for name, item in module._parameters.items()
         )
@@ -103,14 +105,121 @@ class _Table:
             for name, child in module._modules.items()
         )
         node = ModuleNode(
-            kind=STOCK,
-            type="" if stock is None else STOCK_NAMES[stock],
+            kind=PROGRAM,
+            type=type(module).__name__,
             training=module.training,
             children=children,
             parameters=parameters,
             buffers=buffers,
         )
-        if stock is not None:
-            attributes = self._stock_attributes(module, stock, path, where)
+        if isinstance(module, GraphModel):
+            node = replace(node, kind=GRAPH, program=module.runner.program)
+        elif stock is not None:
+            attributes = _stock_attributes(module, stock, where)
+            node = replace(node, kind=STOCK, type=STOCK_NAMES[stock], attributes=self._with_tensors(attributes, path))
+        else:
+            refuse_methods(module, where)
+            attributes = _program_attributes(module, where)
+            node = replace(
+                node,
+                attributes=self._with_tensors(attributes, path),
+                signature=_signature(module),
+                frozen=frozen_modules(module, where),
+            )
         self.modules[index] = node
         return index
+
+    def _with_tensors(self, attributes: dict[str, Any], path: str) -> dict[str, Any]:
+        return {name: self._attribute(value, _join(path, name)) for name, value in attributes.items()}
+
+    def _attribute(self, value: Any, name: str) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        index = self._add_tensor(value, name)
+        assert index is not None
+        return TensorRef(index)
+
+    def _add_tensor(self, tensor: torch.Tensor | None, name: str) -> int | None:
+        if tensor is None:
+            return None
+        known = self._tensor_index.get(id(tensor))
+        if known is not None:
+            return known
+        refuse_tensor(tensor, name)
+        lazy = is_lazy(tensor)
+        self.tensors.append(
+            TensorNode(
+                name=name,
+                dtype=torch_name(tensor.dtype),
+                shape=None if lazy else tuple(tensor.shape),
+                requires_grad=tensor.requires_grad,
+                parameter=isinstance(tensor, nn.Parameter),
+                attributes=_tensor_attributes(tensor, name),
+            )
+        )
+        if not lazy:
+            self.values[name] = tensor
+        self._tensor_index[id(tensor)] = len(self.tensors) - 1
+        return len(self.tensors) - 1
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _stock_attributes(module: nn.Module, cls: type[nn.Module], where: str) -> dict[str, Any]:
+    try:
+        return stock_attributes(module, cls)
+    except FormatError as error:
+        raise NotPortableError(f"{where}: {error}. Remedy: delete it, or use what torch.nn.functional has") from None
+
+
+def _program_attributes(module: nn.Module, where: str) -> dict[str, Any]:
+    """What a trainer may want to read off a block, and the tensors that its program reads.
+
+    The forward needs no other: a program has them inside. So what cannot travel is left out here.
+    """
+    for name in (*module._parameters, *module._buffers, *module._modules):
+        if name in _PROGRAM_ATTRIBUTES:
+            raise NotPortableError(f"{where}: the name {name!r} is taken in rebuilt modules. Remedy: rename it")
+    attributes: dict[str, Any] = {}
+    for name, value in module.__dict__.items():
+        if name in _INTERNALS:
+            continue
+        free = settable(ProgramModule, _PROGRAM_ATTRIBUTES, name)
+        if isinstance(value, torch.Tensor):
+            if not free:
+                raise NotPortableError(f"{where}: the tensor attribute {name!r} hides a method. Remedy: rename it")
+            attributes[name] = value
+        elif free:
+            with suppress(FormatError):
+                attributes[name] = described(value)
+    if type(module)._version != nn.Module._version:
+        attributes["_version"] = type(module)._version
+    return attributes
+
+
+def _tensor_attributes(tensor: torch.Tensor, name: str) -> dict[str, Any]:
+    attributes = {}
+    for key, value in tensor.__dict__.items():
+        try:
+            attributes[key] = described(value)
+        except FormatError as error:
+            raise NotPortableError(
+                f"the tensor {name!r} has the attribute {key!r}, which cannot travel: {error}. Remedy: set it on the "
+                "rebuilt tensor"
+            ) from None
+    return attributes
+
+
+def _signature(module: nn.Module) -> Signature:
+    return Signature(tuple(_portable_default(parameter) for parameter in Signature.of(module.forward).parameters))
+
+
+def _portable_default(parameter: Parameter) -> Parameter:
+    """A default that cannot travel must be given by those who call the module themselves."""
+    try:
+        encode_value(parameter.default)
+    except FormatError:
+        return Parameter(parameter.name, parameter.kind)
+    return parameter

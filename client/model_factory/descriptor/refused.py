@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from model_factory.descriptor.weights import DTYPES
 from model_factory.errors import NotPortableError
@@ -45,12 +47,17 @@ _TENSOR_TYPES = frozenset(
 _HOOKS = tuple(name for name in sorted(nn.Module().__dict__) if name.endswith("_hooks"))
 
 
-def refuse_class(module: nn.Module, where: str) -> None:
-    """Refuse wrappers that make no sense elsewhere.
+def refuse_class(module: nn.Module, where: str, stock: type[nn.Module] | None) -> None:
+    """Refuse wrappers that make no sense elsewhere, and lazy modules that are not ``stock``.
 
     Raises:
         NotPortableError: it is one.
     """
+    if stock is None and isinstance(module, LazyModuleMixin):
+        raise NotPortableError(
+            f"{where} is a lazy module of its own, and methods do not travel. Remedy: have lazy modules of torch.nn as "
+            "children, or give it its sizes"
+        )
     for cls in type(module).__mro__:
         reason = REFUSED_CLASSES.get(f"{cls.__module__}.{cls.__qualname__}")
         if reason is not None:
@@ -116,12 +123,12 @@ def refuse_shared_memory(tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.numel():
             last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-            start = tensor.storage_offset() * tensor.itemsize
-            span = (start, start + (last + 1) * tensor.itemsize, name)
+            start = int(tensor.storage_offset()) * tensor.itemsize
+            span = (start, start + int(last + 1) * tensor.itemsize, name)
             blocks.setdefault(tensor.untyped_storage()._cdata, []).append(span)
     for spans in blocks.values():
         spans.sort()
-        for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+        for (_, end, first), (start, _, second) in itertools.pairwise(spans):
             if start < end:
                 raise NotPortableError(
                     f"the tensors {first!r} and {second!r} are two views of the same memory. Remedy: assign the same "

@@ -60,13 +60,13 @@ def stock_type(module: nn.Module) -> type[nn.Module] | None:
 
     None for any other module, and where the module's forward is replaced. Of a parametrised module the class before.
     """
-    cls = type(module)
+    cls: Any = type(module)
     if cls not in STOCK_NAMES and is_parametrized(module):
         cls = parametrize.type_before_parametrizations(module)
     if "forward" in module.__dict__:
         return None
     if cls in STOCK_NAMES:
-        return cls
+        return cls  # type: ignore[no-any-return]
     base = _stock_base(cls)
     if base is None:
         return None

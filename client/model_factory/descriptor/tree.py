@@ -69,7 +69,7 @@ class ModuleNode:
     training: bool
     """Its training flag."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """Plain attributes: plain data, ``TorchConst`` for dtypes, ``StockValue`` for functions, ``TensorRef`` for tensors."""
+    """Plain attributes: plain data, ``TorchConst``, ``StockValue`` and ``TensorRef``."""
     children: tuple[tuple[str, int | None], ...] = ()
     """Name and position in the module table, in order."""
     parameters: tuple[tuple[str, int | None], ...] = ()

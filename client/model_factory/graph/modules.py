@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from model_factory.errors import CallFormError, GraphExecutionError
 from model_factory.graph.call_form import Recorded, call_form, form_text, leaf_names
 from model_factory.graph.expressions import compile_expression
 from model_factory.graph.program import Program
-from model_factory.graph.runner import Runner, get_module, get_tensor
+from model_factory.graph.runner import Runner, get_module, get_tensor, torch_const
 from model_factory.graph.signature import Signature
 
 GRAPH_MODULES = "graph_modules"
@@ -103,7 +103,7 @@ class _Ready:
         self.runner = Runner(recorded.program)
         self.names = leaf_names(recorded.form)
         self.guards = [compile_expression(guard) for guard in recorded.guards]
-        self.dtypes = [(name, getattr(torch, dtype)) for name, dtype in recorded.dtypes]
+        self.dtypes = [(name, torch_const(dtype)) for name, dtype in recorded.dtypes]
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> _Ready:
         return self
@@ -150,13 +150,25 @@ class ProgramModule(nn.Module):
         path: str,
         source: ProgramSource | None,
         programs: Sequence[Recorded],
+        frozen: tuple[str, ...] = (),
     ) -> None:
-        """Take on the forward of a described module; for a bare instance, in place of the constructor."""
+        """Take on the forward of a described module; for a bare instance, in place of the constructor.
+
+        ``frozen`` are the paths below it (``""`` is itself) that :meth:`train` leaves in eval mode.
+        """
         self._type_name = type_name
         self._signature = signature
         self._path = path
         self._source = source
         self._programs = [_Ready(recorded) for recorded in programs]
+        self._frozen = frozen
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training flags, those of frozen modules to eval mode always."""
+        super().train(mode)
+        for path in self._frozen:
+            get_module(self, path).training = False
+        return self
 
     def _get_name(self) -> str:
         return self._type_name

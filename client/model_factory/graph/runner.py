@@ -132,7 +132,7 @@ def torch_const(name: str) -> Any:
     Raises:
         FormatError: torch has no such constant.
     """
-    value = getattr(torch, name, None)
+    value = vars(torch).get(name)  # not getattr: torch imports submodules for names it lacks
     if not isinstance(value, torch.dtype | torch.memory_format | torch.layout):
         raise FormatError(f"a program uses the unknown torch constant {name!r}")
     return value

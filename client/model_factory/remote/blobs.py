@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -14,8 +15,11 @@ from model_factory.remote.connection import Connection
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, wire
 
-RESUME_ATTEMPTS = 5
-"""Breaks of one stream without a byte of progress in between before it is given up."""
+RESUME_SECONDS = 20.0
+"""Waited in all for a broken stream to go on before it is given up; a restart of the server takes less."""
+
+_FIRST_WAIT_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 2.0
 
 
 def fetch_blob(connection: Connection, cache: Store, blob: Blob, on_bytes: Callable[[int], None]) -> Path:
@@ -56,28 +60,47 @@ def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: Call
     """Write the blob's bytes to ``file``, resuming where a broken stream stopped, and check them."""
     hasher = blake3()
     received = 0
-    failures = 0
+    patience = _Patience()
     while received < blob.size:
-        start = received
         request = blob_pb2.ReadBlobRequest(digest=wire.to_digest(blob), offset_bytes=received)
         try:
-            for response in connection.stub.ReadBlob(request):
-                received += len(response.data)
+            for data in connection.read_blob(request):
+                received += len(data)
                 if received > blob.size:
                     raise IntegrityError(
                         f"the server at {connection.address} sends more than the {blob.size} bytes of {blob.digest}"
                     )
-                file.write(response.data)
-                hasher.update(response.data)
-                on_bytes(len(response.data))
-        except grpc.RpcError as error:
-            failures = failures + 1 if received == start else 1
-            if error.code() != grpc.StatusCode.UNAVAILABLE or failures >= RESUME_ATTEMPTS:
-                raise wire.from_rpc_error(error, connection.address, lambda component, _path: component) from None
-        else:
-            if received == start:
+                file.write(data)
+                hasher.update(data)
+                on_bytes(len(data))
+                patience.renew()
+            if received < blob.size and not patience.wait():
                 raise UnavailableError(
                     f"the server at {connection.address} ended blob {blob.digest} after {received} of {blob.size} bytes"
                 )
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNAVAILABLE or not patience.wait():
+                raise wire.from_rpc_error(error, connection.address, lambda component, _path: component) from None
     if hasher.hexdigest() != blob.digest:
         raise IntegrityError(f"the server at {connection.address} sent other bytes than blob {blob.digest}")
+
+
+class _Patience:
+    """How long a broken stream is tried again without a byte of progress; the waits grow."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Start over: there was progress."""
+        self._left = RESUME_SECONDS
+        self._next = _FIRST_WAIT_SECONDS
+
+    def wait(self) -> bool:
+        """Wait before another try; False if there is no patience left."""
+        if self._left <= 0:
+            return False
+        time.sleep(self._next)
+        self._left -= self._next
+        self._next = min(2 * self._next, _LONGEST_WAIT_SECONDS)
+        return True

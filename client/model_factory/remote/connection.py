@@ -14,7 +14,7 @@ from model_factory.config import ResolvedConfig
 from model_factory.documents import FORMAT
 from model_factory.errors import ServerError
 from model_factory.limits import MAX_MESSAGE_BYTES
-from model_factory.v1 import capabilities_pb2, service_pb2_grpc, wire
+from model_factory.v1 import blob_pb2, capabilities_pb2, service_pb2_grpc, wire
 
 RETRY_ATTEMPTS = 4
 
@@ -63,9 +63,27 @@ class Connection:
         """The generated stub."""
         with self._lock:
             if self._stub is None:
-                self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
-                self._stub = service_pb2_grpc.ModelFactoryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+                self._stub = service_pb2_grpc.ModelFactoryServiceStub(self._open())  # type: ignore[no-untyped-call]
             return self._stub
+
+    def read_blob(self, request: blob_pb2.ReadBlobRequest) -> Iterator[memoryview]:
+        """Call ``ReadBlob`` and yield its data as it comes, not parsed into messages.
+
+        Raises:
+            grpc.RpcError: the stream broke.
+        """
+        with self._lock:
+            call: Any = self._open().unary_stream(
+                wire.READ_BLOB,
+                request_serializer=blob_pb2.ReadBlobRequest.SerializeToString,
+                response_deserializer=wire.chunk_of,
+            )
+        return iter(call(request))
+
+    def _open(self) -> grpc.Channel:
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
+        return self._channel
 
     def close(self) -> None:
         """Close the channel; the next call opens another."""

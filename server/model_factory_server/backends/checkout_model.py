@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +16,7 @@ from model_factory_server.constructor.build import PluginOp
 _PARTS = ("inputs", GRAPH_MODULES, "_steps", "_outputs", "_return_policy", "_ops")
 _STEP_PARTS = ("call_kind", "call_name", "args", "kwargs", "out")
 _IDENTITY = "identity"  # the one op of the language that torch has no function for
-_REMEDY = "Remedy: mount a checkout whose models have the parts that the documentation of this backend lists"
+_REMEDY = f"Remedy: mount a version of the checkout whose models have {', '.join(_PARTS)}"
 
 
 def convert_model(built: Any) -> GraphModel:
@@ -27,17 +27,19 @@ def convert_model(built: Any) -> GraphModel:
     """
     missing = [name for name in _PARTS if not hasattr(built, name)]
     if missing or not isinstance(built, nn.Module):
-        _unknown(f"build_model returned a {type(built).__name__}", f"without {', '.join(missing) or 'nn.Module below'}")
-    if not isinstance(built.graph_modules, nn.ModuleDict) or [name for name, _ in built.named_children()] != [GRAPH_MODULES]:
-        _unknown("the model", f"whose modules are not all in {GRAPH_MODULES}, an nn.ModuleDict")
-    if built._parameters or built._buffers:  # noqa: SLF001  its own, not its modules'
-        _unknown("the model", f"with parameters or buffers outside {GRAPH_MODULES}")
-    modules = dict(built.graph_modules.items())
-    steps = tuple(_step(step, index, built._ops, modules) for index, step in enumerate(built._steps))  # noqa: SLF001
+        raise _unknown(
+            "build_model", f"returns a {type(built).__name__} without {', '.join(missing) or 'nn.Module below it'}"
+        )
+    inputs, children, steps, outputs, policy, ops = (getattr(built, name) for name in _PARTS)
+    if not isinstance(children, nn.ModuleDict) or not all(key.startswith(f"{GRAPH_MODULES}.") for key in _state(built)):
+        raise _unknown("the model", f"has modules or tensors outside {GRAPH_MODULES}, an nn.ModuleDict")
+    if not isinstance(steps, list | tuple) or not isinstance(ops, Mapping):
+        raise _unknown("the model", "has _steps that are no list or _ops that are no mapping")
+    modules = dict(children.items())
     program = Program(
-        inputs=tuple(_names(built.inputs, "its inputs")),
-        steps=steps,
-        result=_result(built._outputs, built._return_policy),  # noqa: SLF001
+        inputs=tuple(_names(inputs, "inputs")),
+        steps=tuple(_step(step, index, ops, modules) for index, step in enumerate(steps)),
+        result=_result(outputs, policy),
     )
     try:
         model = GraphModel(program, modules)
@@ -47,20 +49,26 @@ def convert_model(built: Any) -> GraphModel:
     return model
 
 
-def _step(step: Any, index: int, ops: Any, modules: dict[str, nn.Module]) -> Step:
+def _state(built: nn.Module) -> list[str]:
+    """The paths of everything below a model but its child ``graph_modules`` itself."""
+    tensors = [*dict(built.named_parameters()), *dict(built.named_buffers())]
+    return [path for path in [*dict(built.named_modules()), *tensors] if path not in {"", GRAPH_MODULES}]
+
+
+def _step(step: Any, index: int, ops: Mapping[str, Any], modules: dict[str, nn.Module]) -> Step:
     where = f"step {index}"
     missing = [name for name in _STEP_PARTS if not hasattr(step, name)]
     if missing:
-        _unknown(f"{where}, a {type(step).__name__},", f"without {', '.join(missing)}")
+        raise _unknown(where, f"is a {type(step).__name__} without {', '.join(missing)}")
     where = f"{where} ({step.call_kind}:{step.call_name})"
     if step.call_kind == "module" and step.call_name in modules:
         call = f"module:{GRAPH_MODULES}.{step.call_name}"
     elif step.call_kind == "op" and callable(ops.get(step.call_name)):
         call = _op_call(step.call_name, ops[step.call_name], modules)
     else:
-        _unknown(where, "that calls neither one of its modules nor one of its ops")
+        raise _unknown(where, "calls neither one of its modules nor one of its ops")
     if not isinstance(step.args, list | tuple) or not isinstance(step.kwargs, Mapping):
-        _unknown(where, "whose args are no list or whose kwargs are no mapping")
+        raise _unknown(where, "has args that are no list or kwargs that are no mapping")
     return Step(
         call=call,
         args=tuple(_argument(value, where) for value in step.args),
@@ -92,37 +100,37 @@ def _argument(value: Any, where: str) -> Argument:
         return tuple(_argument(item, where) for item in value)
     if isinstance(value, Mapping):
         return {str(key): _argument(item, where) for key, item in value.items()}
-    _unknown(where, f"with an argument of type {type(value).__name__}")
+    raise _unknown(where, f"has an argument of type {type(value).__name__}")
 
 
 def _out(out: Any, where: str) -> Out:
     if isinstance(out, str):
         return out
     if isinstance(out, Mapping):
-        return dict(zip(map(str, out), _names(list(out.values()), f"what {where} makes"), strict=True))
-    return tuple(_names(out, f"what {where} makes"))
+        return dict(zip(map(str, out), _names(list(out.values()), f"the results of {where}"), strict=True))
+    return tuple(_names(out, f"the results of {where}"))
 
 
 def _result(outputs: Any, policy: Any) -> Argument:
     policy = getattr(policy, "value", policy)
     if isinstance(outputs, Mapping) and policy == "dict":
-        names = _names(list(outputs.values()), "its outputs")
+        names = _names(list(outputs.values()), "_outputs")
         return {str(key): Ref(name) for key, name in zip(outputs, names, strict=True)}
-    names = _names(outputs, "its outputs")
+    names = _names(outputs, "_outputs")
     if policy == "single" and len(names) == 1:
         return Ref(names[0])
     if policy == "tuple":
         return tuple(Ref(name) for name in names)
     if policy == "dict":
         return {name: Ref(name) for name in names}
-    _unknown("the model", f"that returns {len(names)} outputs as {policy!r}")
+    raise _unknown("the model", f"returns {len(names)} outputs as {policy!r}")
 
 
 def _names(value: Any, what: str) -> list[str]:
     if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return list(value)
-    _unknown("the model", f"where {what} are no list of names")
+    raise _unknown(what, "are no list of names")
 
 
-def _unknown(what: str, found: str) -> NoReturn:
-    raise BuildError(f"the checkout has a shape that this backend does not know: {what} {found}. {_REMEDY}")
+def _unknown(what: str, found: str) -> BuildError:
+    return BuildError(f"the checkout has a shape that this backend does not know: {what} {found}. {_REMEDY}")

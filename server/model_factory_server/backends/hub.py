@@ -31,10 +31,12 @@ def load_radio(hub: HubSettings) -> Any:
             "start it with --hub-dir naming a folder that holds the repository's hubconf.py, and the weights under "
             "its checkpoints, or with --allow-hub-download"
         )
-    source = {"source": "local"} if repository is not None else {"source": "github", "trust_repo": True}
+    load: Any = torch.hub.load  # torch declares no types
     try:
         with _hub_folder(hub):
-            return torch.hub.load(str(repository or hub.repository), _ENTRY_POINT, version=hub.version, **source)
+            if repository is not None:
+                return load(str(repository), _ENTRY_POINT, source="local", version=hub.version)
+            return load(hub.repository, _ENTRY_POINT, trust_repo=True, version=hub.version)
     except ModelFactoryError:
         raise
     except Exception as error:

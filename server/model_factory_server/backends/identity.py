@@ -22,6 +22,7 @@ _CODE = (
     _SERVER / "examples.py",
     _SERVER / "portable.py",
     _SERVER / "recorder.py",
+    _SERVER / "tape.py",
     _SERVER / "symbols.py",
     _CORE / "graph",
     _CORE / "descriptor",
@@ -53,7 +54,7 @@ def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
     Raises:
         ServerError: something is not where the settings say.
     """
-    own = {}
+    own: dict[str, Path] = {}
     for root in (*_CODE, *(_BUILTIN_CODE if settings.name == BUILTIN else ())):
         own |= {f"{root.name}/{name}": path for name, path in code_files(root).items()}
     operators = operator_files(settings)

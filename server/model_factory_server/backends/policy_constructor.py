@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from model_factory_server.backends.private import without_paths
 from model_factory_server.backends.sources import CHECKOUT_PACKAGE
 from model_factory_server.constructor.factory import Factory, Listing
 from model_factory_server.settings import POLICY_CONSTRUCTOR, BackendSettings
+
+_PUBLIC = (CHECKOUT_PACKAGE, f"{CHECKOUT_PACKAGE}.registry.default_registry", f"{CHECKOUT_PACKAGE}.errors")
 
 
 class PolicyConstructorBackend:
@@ -67,8 +69,8 @@ class PolicyConstructorBackend:
         return tuple(sorted(found, key=lambda item: item.name))
 
     def _entries(self, kind: Any) -> Iterator[Listing]:
-        names = getattr(self._registry, f"list_{kind}s", tuple)()
-        for name in names:
+        names: Callable[[], Iterable[str]] = getattr(self._registry, f"list_{kind}s", tuple)
+        for name in names():
             target = getattr(getattr(self._registry, f"get_{kind}")(name), "target", None)
             if callable(target):
                 source = "torch" if str(getattr(target, "__module__", "")).startswith("torch.") else POLICY_CONSTRUCTOR
@@ -81,15 +83,12 @@ def _import_checkout(path: Path) -> tuple[Any, Any, Any]:
     if root not in sys.path:
         sys.path.insert(0, root)
     try:
-        modules = [
-            importlib.import_module(f"{CHECKOUT_PACKAGE}{suffix}") for suffix in ("", ".registry.default_registry", ".errors")
-        ]
+        api, registries, errors = map(importlib.import_module, _PUBLIC)
     except (Exception, SystemExit) as error:
         raise _unusable(error) from error
-    api, registries, errors = modules
     home = Path(getattr(api, "__file__", None) or "").resolve()
     if not home.is_relative_to(root):
-        raise ServerError(f"this process has imported another {CHECKOUT_PACKAGE} already; a process can use one checkout")
+        raise ServerError(f"another {CHECKOUT_PACKAGE} is imported already; a process can use one checkout")
     return api, registries, errors
 
 

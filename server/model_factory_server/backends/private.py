@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])(?:file:/)?/(?:[^\s/'\"<>|:;,()\[\]]+/)+([^\s/'\"<>|:;,()\[\]]*)")
+_ABSOLUTE_PATH = re.compile(r"(?<![\w./])(?:file://)?/(?!/)(?:[^\s/'\"<>|:;,()\[\]]+/)+([^\s/'\"<>|:;,()\[\]]*)")
 
 
 def without_paths(text: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 from blake3 import blake3
@@ -18,9 +19,18 @@ CHECKOUT_PACKAGE = "model_constructor"
 MAX_CODE_FILES = 50_000
 """Files under one root."""
 
+PLUGIN_GROUP = "model_factory.plugins"
+"""The entry points by which installed packages name their plug-ins: ``my_blocks = "my_blocks.registration"``."""
+
 _MODULE_SUFFIXES = frozenset({".py", ".so", ".pyd"})
 _VENV_MARK = "pyvenv.cfg"
 _HUBCONF = "hubconf.py"
+
+
+def with_installed_plugins(plugins: Sequence[str]) -> tuple[str, ...]:
+    """Return the plug-ins of installed packages, sorted, and then ``plugins``; each once."""
+    installed = sorted(entry.value for entry in metadata.entry_points(group=PLUGIN_GROUP))
+    return tuple(dict.fromkeys([*installed, *plugins]))
 
 
 def operator_files(settings: BackendSettings) -> dict[str, Path]:
@@ -80,7 +90,7 @@ def code_files(root: Path) -> dict[str, Path]:
             elif entry.is_file() and (in_package or entry.suffix in _MODULE_SUFFIXES):
                 files[entry.relative_to(root).as_posix()] = entry
         if len(files) > MAX_CODE_FILES:
-            raise ServerError(f"{root} holds more than {MAX_CODE_FILES} files of code; name a folder with less around it")
+            raise ServerError(f"{root} holds more than {MAX_CODE_FILES} files; name a folder with less code")
     return files
 
 
@@ -96,7 +106,7 @@ def local_hub_repository(hub: HubSettings) -> Path | None:
 
 def _checkout_files(path: Path) -> dict[str, Path]:
     if not (path / CHECKOUT_PACKAGE / "__init__.py").is_file():
-        raise ServerError(f"--backend-path {path} holds no package {CHECKOUT_PACKAGE}; it names a checkout's own folder")
+        raise ServerError(f"--backend-path {path} holds no package {CHECKOUT_PACKAGE}; name the checkout's folder")
     return code_files(path)
 
 

@@ -34,7 +34,7 @@ class RadioV3(nn.Module):
         super().__init__()
         self.channels = [check_count(f"channels[{index}]", width) for index, width in enumerate(channels)]
         self.resize_method = resize_method
-        self.model = model
+        self.model: Any = model  # with a method of its own, see LoadRadio
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Map images ``(channels, h, w)`` or ``(batch, channels, h, w)`` to ``(features, summary)``.

@@ -1,0 +1,182 @@
+"""Operator plug-ins: built remotely, seen in the listing, kept out of every process but the workers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.compare import assert_same, assert_same_runs, assert_same_state, observe, train
+from support.server import COMMAND, ServerProcess, descendants, running_server
+
+from model_factory import RemoteModelFactory
+from model_factory.errors import ServerError
+from model_factory_server import PolicyConstructorModelFactory
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
+CONFIG = EXAMPLE / "film_policy.yaml"
+MakeRemote = Callable[..., RemoteModelFactory]
+
+LINEAR_BLOCK = """
+import os
+from pathlib import Path
+
+from torch import nn
+
+with Path(__file__).with_name("importers").open("a") as file:
+    file.write(f"{os.getpid()}\\n")
+
+
+def double(x):
+    return x + x
+
+
+def register(registry):
+    registry.register_module("plugged", nn.Linear)
+    registry.register_op("double", double)
+"""
+
+
+@pytest.fixture(scope="module")
+def plugin_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(EXAMPLE))
+        with running_server(tmp_path_factory.mktemp("plugins") / "store", "--plugin", "film_policy") as process:
+            yield process
+
+
+@pytest.fixture
+def plugin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path of the servers that the test starts."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return folder
+
+
+def inputs(batch: int, seq: int, *, hidden: bool = False) -> dict[str, torch.Tensor | None]:
+    generator = torch.Generator().manual_seed(batch)
+    shapes = {"observations": (batch, seq, 10), "goal": (batch, 6), "hidden": (1, batch, 24)}
+    made = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return made if hidden else made | {"hidden": None}
+
+
+def config_of(spec: dict[str, object], call: str = "module:layer") -> dict[str, object]:
+    graph = {
+        "inputs": ["x"],
+        "modules": {"layer": spec},
+        "steps": [{"call": call, "args": ["$x"], "out": "y"}],
+        "outputs": ["y"],
+    }
+    return {"config": {"schema_version": 1, "model": {"graph": graph}}}
+
+
+def test_example_trains_without_its_code(plugin_server: ServerProcess, make_remote: MakeRemote) -> None:
+    sys.modules.pop("film_policy", None)
+    model = make_remote(plugin_server.address).build({"config_path": CONFIG})
+    losses = train(model, inputs(4, 7), steps=30)
+    assert losses[-1] < 0.7 * losses[0]
+    assert "film_policy" not in sys.modules
+    assert type(model.graph_modules["policy"].gru) is torch.nn.GRU
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["episode start", "rollout step"])
+@pytest.mark.parametrize(("batch", "seq"), [(1, 1), (3, 9)])
+def test_example_is_the_in_process_model(
+    plugin_server: ServerProcess,
+    make_remote: MakeRemote,
+    monkeypatch: pytest.MonkeyPatch,
+    hidden: bool,
+    batch: int,
+    seq: int,
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE)
+    remote = make_remote(plugin_server.address).build({"config_path": CONFIG})
+    local = PolicyConstructorModelFactory(seed=7, plugins=["film_policy"]).build({"config_path": CONFIG})
+    assert_same_state(remote, local)
+    assert_same_runs(remote, local, inputs(batch, seq, hidden=hidden))
+    assert train(remote, inputs(batch, seq)) == train(local, inputs(batch, seq))
+
+
+def test_listing_says_where_each_block_comes_from(plugin_server: ServerProcess, make_remote: MakeRemote) -> None:
+    origins = {block.name: block.origin for block in make_remote(plugin_server.address).blocks()}
+    assert origins["film_gru_policy"] == "film_policy"
+    assert origins["mlp"] == origins["radiov3"] == "builtin"
+    assert origins["nn.Linear"] == "torch"
+
+
+def test_installed_plugins_are_found_by_their_entry_point(
+    plugin_folder: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote
+) -> None:
+    (plugin_folder / "plugged_in.py").write_text(LINEAR_BLOCK)
+    metadata = plugin_folder / "plugged_in-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged-in\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[model_factory.plugins]\nany_name = plugged_in\n")
+    factory = make_remote(start_server().address)
+    origins = {block.name: block.origin for block in factory.blocks()}
+    assert origins["plugged"] == origins["op:double"] == "plugged_in"
+
+
+def test_only_workers_import_plugins(
+    plugin_folder: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote
+) -> None:
+    (plugin_folder / "plugged_in.py").write_text(LINEAR_BLOCK)
+    server = start_server(None, "--plugin", "plugged_in")
+    factory = make_remote(server.address)
+    layer = {"_type_": "plugged", "in_features": 3, "out_features": 2}
+    assert_same(observe(factory.build(config_of(layer)), {"x": torch.ones(2, 3)})["outputs"].shape, torch.Size([2, 2]))
+    doubled = factory.build(config_of({"_type_": "nn.Identity"}, "op:double"))
+    assert_same(doubled(torch.ones(2)), torch.full((2,), 2.0))
+    importers = [int(line) for line in (plugin_folder / "importers").read_text().split()]
+    assert len(importers) == len(set(importers)) >= 3, "each job has a process of its own"
+    assert server.alive
+    assert not set(importers) & {server.pid, *(pid for pid, _ in descendants(server.pid))}, (
+        "the server or the fork server imported the plug-in"
+    )
+
+
+BAD_PLUGINS = {
+    "raises": ("raise RuntimeError('no licence')", r"plug-in 'bad' cannot be used: RuntimeError: no licence"),
+    "exits": ("raise SystemExit(0)", r"plug-in 'bad' cannot be used: SystemExit: 0"),
+    "no register": ("", r"plug-in 'bad' has no function register"),
+    "name taken": (
+        "from torch import nn\ndef register(registry): registry.register_module('mlp', nn.Linear)",
+        r"plug-in 'bad' cannot be used: ValueError: module type 'mlp' is registered already",
+    ),
+    "not there": (None, r"plug-in 'bad' is not installed: this Python finds no module 'bad'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PLUGINS)
+def test_bad_plugin_fails_the_start(kind: str, plugin_folder: Path, tmp_path: Path) -> None:
+    code, message = BAD_PLUGINS[kind]
+    if code is not None:
+        (plugin_folder / "bad.py").write_text(code)
+    command = [COMMAND, "serve", "--listen", "127.0.0.1:0", "--store", tmp_path / "store", "--plugin", "bad"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert ended.returncode == 1
+    assert message in ended.stderr
+    assert "listening" not in ended.stdout
+    assert str(plugin_folder) not in ended.stderr.rpartition("error: ")[2]
+
+
+def test_changed_plugin_is_noticed(
+    plugin_folder: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote
+) -> None:
+    """Otherwise the new code's builds would be kept under the old code's keys."""
+    (plugin_folder / "plugged_in.py").write_text(LINEAR_BLOCK)
+    server = start_server(None, "--plugin", "plugged_in")
+    factory = make_remote(server.address)
+    layer = {"_type_": "plugged", "in_features": 3, "out_features": 2}
+    factory.build(config_of(layer))
+    before = factory._connection.capabilities().backend.code_digest
+    (plugin_folder / "plugged_in.py").write_text(LINEAR_BLOCK.replace("nn.Linear", "nn.Bilinear"))
+    with pytest.raises(ServerError, match="has changed since it started. Remedy: restart it"):
+        factory.build(config_of(layer | {"in_features": 4}))
+    assert server.stop() == 0
+    restarted = make_remote(start_server(None, "--plugin", "plugged_in").address)
+    assert restarted._connection.capabilities().backend.code_digest != before

@@ -1,0 +1,211 @@
+"""A checkout that the operator mounts: its models train code-free, and its builds see nothing of each other."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.checkouts import SIGNATURE, imported, policy_config, policy_inputs, write_checkout
+from support.compare import assert_same, assert_same_runs, assert_same_state, train
+from support.server import COMMAND, ServerProcess, running_server
+from torch import nn
+
+from model_factory import RemoteModelFactory
+from model_factory.components import component_seed
+from model_factory.errors import BuildError, CallFormError, ConfigError, GraphExecutionError, ServerError
+from model_factory_server import PolicyConstructorModelFactory
+from model_factory_server.settings import BackendSettings
+
+SEED = 7
+MakeRemote = Callable[..., RemoteModelFactory]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkout(tmp_path_factory.mktemp("mounted") / "checkout")
+
+
+@pytest.fixture(scope="module")
+def checkout_server(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    store = tmp_path_factory.mktemp("policy_constructor") / "store"
+    with running_server(store, *options(checkout)) as process:
+        yield process
+
+
+@pytest.fixture
+def remote(checkout_server: ServerProcess, make_remote: MakeRemote) -> RemoteModelFactory:
+    return make_remote(checkout_server.address)
+
+
+def options(checkout: Path) -> tuple[str, ...]:
+    return "--backend", "policy_constructor", "--backend-path", str(checkout)
+
+
+def original(checkout: Path, config: dict[str, Any]) -> nn.Module:
+    """The model as the checkout itself builds it, in this process."""
+    with imported(checkout) as library, torch.random.fork_rng():
+        torch.manual_seed(component_seed(SEED, "model"))
+        document = config | {"settings": {"allow_imports": False, "allow_target": False}}
+        return library.build_model(document)
+
+
+def one_module(spec: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    graph = {
+        "inputs": ["x"],
+        "modules": {"only": spec},
+        "steps": [{"call": "module:only", "args": ["$x"], "out": "y"}],
+        "outputs": ["y"],
+    }
+    return {"config": {"schema_version": 1, "model": {"graph": graph}} | changes}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_remote_model_is_the_checkouts_own(
+    remote: RemoteModelFactory, checkout: Path, training: bool, batch: int
+) -> None:
+    built = remote.build({"config": policy_config()}).train(training)
+    expected = original(checkout, policy_config()).train(training)
+    assert_same(dict(built.state_dict()), dict(expected.state_dict()), "state")
+    assert_same_runs(built, expected, policy_inputs(batch, size=6))
+    assert train(built, policy_inputs(batch)) == train(expected, policy_inputs(batch))
+    assert type(built.graph_modules["vision"].embed) is nn.Linear
+    assert not type(built.graph_modules["vision"]).__module__.startswith("model_constructor")
+
+
+def test_training_learns(remote: RemoteModelFactory) -> None:
+    losses = train(remote.build({"config": policy_config()}), policy_inputs(4), steps=30)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_in_process_factory_builds_the_same(remote: RemoteModelFactory, checkout: Path) -> None:
+    with imported(checkout):
+        settings = BackendSettings(name="policy_constructor", path=checkout)
+        local = PolicyConstructorModelFactory(seed=SEED, backend=settings).build({"config": policy_config()})
+        built = remote.build({"config": policy_config()})
+        assert_same_state(built, local)
+        assert_same_runs(built, local, policy_inputs(2))
+
+
+def test_builds_do_not_see_each_other(remote: RemoteModelFactory, make_remote: MakeRemote) -> None:
+    """Every build finds the environment and the registry as the server left them, the check of its size included."""
+    counter = one_module({"_type_": "counter"})
+    first = remote.build(counter).graph_modules["only"].seen
+    for seed in (8, 9):
+        assert_same(make_remote(remote._connection.address, seed=seed).build(counter).graph_modules["only"].seen, first)
+    assert first[0] == 1
+    assert not [block.name for block in remote.blocks() if block.name.startswith("counter") and block.name != "counter"]
+
+
+def test_listing_has_the_checkouts_blocks(remote: RemoteModelFactory) -> None:
+    blocks = {block.name: block for block in remote.blocks()}
+    assert blocks["patch_encoder"].origin == "policy_constructor"
+    assert [argument.name for argument in blocks["patch_encoder"].arguments] == ["patch", "channels", "width"]
+    assert blocks["nn.Linear"].origin == "torch"
+    assert blocks["op:blend"].origin == "policy_constructor"
+
+
+def test_config_error_has_the_place_in_the_config(remote: RemoteModelFactory, tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text(
+        "schema_version: 1\nmodel:\n  graph:\n    inputs: [x]\n    modules:\n      only: {_type_: nn.Liner}\n"
+        "    steps: [{call: 'module:only', args: [$x], out: y}]\n    outputs: [y]\n"
+    )
+    with pytest.raises(ConfigError, match=r"model\.yaml:6:.*Unknown module type 'nn.Liner'; did you mean 'nn.Linear'"):
+        remote.build({"config_path": path})
+
+
+def test_errors_keep_the_operators_paths(remote: RemoteModelFactory, checkout: Path) -> None:
+    with pytest.raises(BuildError, match=r"OSError: cannot read \.\.\./weights\.pt") as caught:
+        remote.build(one_module({"_type_": "broken"}))
+    assert str(checkout) not in str(caught.value)
+
+
+def test_nothing_is_resolved_on_the_server(remote: RemoteModelFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkout's own language would read ``${env:HOME}`` from the server's environment."""
+    monkeypatch.setenv("TRICK", "${env:HOME}")
+    with pytest.raises(ConfigError, match=r"modules\.only\.bias.*'\$\{' is left in a resolved config"):
+        remote.build(one_module({"_type_": "nn.Linear", "in_features": 2, "out_features": 2, "bias": "${env:TRICK}"}))
+
+
+def test_signature_records_everything_at_build_time(
+    checkout: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote
+) -> None:
+    server = start_server(None, *options(checkout))
+    factory = make_remote(server.address)
+    with_signature = factory.build({"config": policy_config(signature=SIGNATURE)})
+    without = factory.build({"config": policy_config()})
+    expected = original(checkout, policy_config())
+    assert server.stop() == 0
+    factory.close()
+    for training in (False, True):
+        assert_same_runs(with_signature.train(training), expected.train(training), policy_inputs(5))
+    with pytest.raises((CallFormError, GraphExecutionError), match="no program yet"):
+        without(**policy_inputs(5))
+
+
+def test_signature_gives_lazy_modules_their_shapes(remote: RemoteModelFactory) -> None:
+    spec = {"_type_": "nn.LazyLinear", "out_features": 3}
+    lazy = remote.build(one_module(spec)).graph_modules["only"]
+    assert type(lazy) is nn.LazyLinear
+    shaped = remote.build(one_module(spec, signature={"x": {"shape": [2, 5]}}))
+    assert type(shaped.graph_modules["only"]) is nn.Linear
+    assert shaped.graph_modules["only"].weight.shape == (3, 5)
+    assert remote.describe(one_module(spec, signature={"x": {"shape": [2, 5]}})).parameters == 18
+
+
+def test_signature_that_the_model_refuses(remote: RemoteModelFactory) -> None:
+    spec = {"_type_": "nn.Linear", "in_features": 3, "out_features": 3}
+    config = one_module(spec, signature={"x": {"shape": [2, 5]}})
+    record_nothing = one_module(spec, signature={"x": {"shape": [2, 3]}})
+    remote.build(record_nothing)
+    with pytest.raises(ConfigError, match=r"signature.*does not run on these examples"):
+        remote.build(config)
+
+
+def test_identity_follows_the_checkout(
+    tmp_path: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote
+) -> None:
+    checkout = write_checkout(tmp_path / "own")
+    server = start_server(None, *options(checkout))
+    factory = make_remote(server.address)
+    before = factory._connection.capabilities().backend
+    assert (before.name, before.version) == ("policy_constructor", "1.2.3")
+    vision = checkout / "model_constructor" / "blocks.py"
+    vision.write_text(vision.read_text().replace("torch.randn(width) / width", "torch.ones(width)"))
+    with pytest.raises(ServerError, match="has changed since it started. Remedy: restart it"):
+        factory.build({"config": policy_config()})
+    assert server.stop() == 0
+    again = make_remote(start_server(None, *options(checkout)).address)
+    assert again._connection.capabilities().backend.code_digest != before.code_digest
+    assert again.build({"config": policy_config()}).graph_modules["vision"].position.eq(1).all()
+
+
+BAD_CHECKOUTS = {
+    "empty": ({}, "holds no package model_constructor"),
+    "no registry": ({"__init__.py": "def build_model(config): ...\n"}, "ModuleNotFoundError"),
+    "raises": ({"__init__.py": "raise RuntimeError('needs a GPU')\n"}, "RuntimeError: needs a GPU"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CHECKOUTS)
+def test_bad_checkout_fails_the_start(kind: str, tmp_path: Path) -> None:
+    files, message = BAD_CHECKOUTS[kind]
+    (tmp_path / "bad" / "model_constructor").mkdir(parents=True)
+    for name, text in files.items():
+        (tmp_path / "bad" / "model_constructor" / name).write_text(text)
+    command = [COMMAND, "serve", "--listen", "127.0.0.1:0", "--store", tmp_path / "store", *options(tmp_path / "bad")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert ended.returncode == 1
+    assert message in ended.stderr
+
+
+def test_path_and_backend_go_together(tmp_path: Path) -> None:
+    for arguments in (["--backend", "policy_constructor"], ["--backend-path", str(tmp_path)]):
+        ended = subprocess.run([COMMAND, "serve", *arguments], capture_output=True, text=True, timeout=60, check=False)
+        assert ended.returncode == 1
+        assert "--backend-path DIR goes with --backend policy_constructor" in ended.stderr

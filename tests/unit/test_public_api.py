@@ -1,0 +1,61 @@
+"""What users import; a change here is a change for them."""
+
+import inspect
+import subprocess
+import sys
+
+import model_factory
+import model_factory_server
+
+
+def test_client_names():
+    assert model_factory.__all__ == [
+        "BuildError",
+        "CallFormError",
+        "ConfigError",
+        "FormatError",
+        "GraphExecutionError",
+        "GraphModel",
+        "IntegrityError",
+        "LimitError",
+        "ModelFactory",
+        "ModelFactoryError",
+        "NotPortableError",
+        "RemoteModelFactory",
+        "ServerError",
+        "StoreError",
+        "UnavailableError",
+    ]
+    assert all(hasattr(model_factory, name) for name in model_factory.__all__)
+
+
+def test_server_names():
+    assert model_factory_server.__all__ == ["PolicyConstructorModelFactory", "local_server"]
+    assert all(hasattr(model_factory_server, name) for name in model_factory_server.__all__)
+
+
+def test_remote_factory_arguments():
+    parameters = list(inspect.signature(model_factory.RemoteModelFactory).parameters)
+    assert parameters == ["address", "seed", "dtype", "device", "base_dir", "cache_dir", "timeout"]
+
+
+def test_both_factories_satisfy_the_protocol(tmp_path):
+    remote = model_factory.RemoteModelFactory("127.0.0.1:1", cache_dir=tmp_path)
+    local = model_factory_server.PolicyConstructorModelFactory()
+    assert isinstance(remote, model_factory.ModelFactory)
+    assert isinstance(local, model_factory.ModelFactory)
+
+
+def test_importing_the_client_imports_no_torch():
+    code = "import sys, model_factory, model_factory.config, model_factory.store; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_every_error_is_in_the_tree_of_its_docstring():
+    import model_factory.errors as errors
+
+    drawn = errors.__doc__
+    classes = [item for item in vars(errors).values() if inspect.isclass(item) and issubclass(item, Exception)]
+    assert len(classes) > 10
+    assert [item.__name__ for item in classes if item.__name__ not in drawn] == []

@@ -1,0 +1,54 @@
+"""Rules about the code itself that no linter knows."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = [ROOT / "client" / "model_factory", ROOT / "server" / "model_factory_server"]
+SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py") if "_pb2" not in path.name)
+
+
+def calls_and_names(path: Path) -> set[str]:
+    """Every dotted name a file mentions, and every module it imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("banned", ["pickle", "torch.load", "torch.save", "eval", "exec", "marshal", "shelve"])
+def test_nothing_unpickles_or_evaluates(banned):
+    assert [str(path) for path in SOURCES if banned in calls_and_names(path)] == []
+
+
+def test_only_settings_read_the_environment():
+    readers = [path for path in SOURCES if calls_and_names(path) & {"os.environ", "os.getenv", "environ"}]
+    assert [path.name for path in readers if path.name != "settings.py"] == []
+
+
+def test_only_the_command_prints_or_exits():
+    assert [
+        str(path)
+        for path in SOURCES
+        if calls_and_names(path) & {"print", "sys.exit"}
+        and path.parent.name != "cli"
+        and path.name not in {"command.py", "__main__.py"}
+    ] == []
+
+
+def test_modules_stay_small():
+    assert [str(path) for path in SOURCES if len(path.read_text().splitlines()) > 450] == []
+
+
+def test_no_module_is_named_after_nothing():
+    vague = {"utils", "common", "helpers", "misc"}
+    assert [str(path) for path in SOURCES if path.stem in vague] == []
