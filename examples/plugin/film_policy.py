@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 
 class FiLM(nn.Module):
-    """Scales and shifts features by a condition.
-    Conditioning Layer", equation 2).
-    """
+    """Scales and shifts features by a condition ("FiLM: Visual Reasoning with a General Conditioning Layer", eq. 2)."""
 
     def __init__(self, condition_dim: int, feature_dim: int) -> None:
         super().__init__()

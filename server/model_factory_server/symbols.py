@@ -32,6 +32,7 @@ _OPERATIONS: Mapping[str, str] = {
     "TruncToInt": "int",
     "FloorToInt": "floor",
     "CeilToInt": "ceil",
+    "RoundToInt": "round",
     "OpaqueUnaryFn_sqrt": "sqrt",
     "Equality": "eq",
     "Unequality": "ne",

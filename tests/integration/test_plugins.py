@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.compare import assert_same, assert_same_runs, assert_same_state, observe, train
-from support.server import COMMAND, ServerProcess, descendants, running_server
 
 from model_factory import RemoteModelFactory
 from model_factory.errors import ServerError
 from model_factory_server import PolicyConstructorModelFactory
+from support.compare import assert_same, assert_same_runs, assert_same_state, observe, train
+from support.server import COMMAND, ServerProcess, descendants, running_server
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
 CONFIG = EXAMPLE / "film_policy.yaml"
@@ -175,7 +175,7 @@ def test_changed_plugin_is_noticed(
     factory.build(config_of(layer))
     before = factory._connection.capabilities().backend.code_digest
     (plugin_folder / "plugged_in.py").write_text(LINEAR_BLOCK.replace("nn.Linear", "nn.Bilinear"))
-    with pytest.raises(ServerError, match="has changed since it started. Remedy: restart it"):
+    with pytest.raises(ServerError, match=r"has changed since it started\. Remedy: restart it"):
         factory.build(config_of(layer | {"in_features": 4}))
     assert server.stop() == 0
     restarted = make_remote(start_server(None, "--plugin", "plugged_in").address)

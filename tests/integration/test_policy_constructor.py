@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.checkouts import SIGNATURE, imported, policy_config, policy_inputs, write_checkout
-from support.compare import assert_same, assert_same_runs, assert_same_state, train
-from support.server import COMMAND, ServerProcess, running_server
 from torch import nn
 
 from model_factory import RemoteModelFactory
@@ -19,6 +16,9 @@ from model_factory.components import component_seed
 from model_factory.errors import BuildError, CallFormError, ConfigError, GraphExecutionError, ServerError
 from model_factory_server import PolicyConstructorModelFactory
 from model_factory_server.settings import BackendSettings
+from support.checkouts import SIGNATURE, imported, policy_config, policy_inputs, write_checkout
+from support.compare import assert_same, assert_same_runs, assert_same_state, train
+from support.server import COMMAND, ServerProcess, running_server
 
 SEED = 7
 MakeRemote = Callable[..., RemoteModelFactory]
@@ -177,7 +177,7 @@ def test_identity_follows_the_checkout(
     assert (before.name, before.version) == ("policy_constructor", "1.2.3")
     vision = checkout / "model_constructor" / "blocks.py"
     vision.write_text(vision.read_text().replace("torch.randn(width) / width", "torch.ones(width)"))
-    with pytest.raises(ServerError, match="has changed since it started. Remedy: restart it"):
+    with pytest.raises(ServerError, match=r"has changed since it started\. Remedy: restart it"):
         factory.build({"config": policy_config()})
     assert server.stop() == 0
     again = make_remote(start_server(None, *options(checkout)).address)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.compare import assert_same_runs, assert_same_state
-from support.server import ServerProcess
 from torch import nn
 
 from model_factory import RemoteModelFactory
 from model_factory.errors import CallFormError, GraphExecutionError
 from model_factory_server import PolicyConstructorModelFactory
+from support.compare import assert_same_runs, assert_same_state
+from support.server import ServerProcess
 
 MakeRemote = Callable[..., RemoteModelFactory]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -26,9 +27,7 @@ def imported(checkout: Path) -> Iterator[Any]:
     """The checkout's package in this process; nothing of it is left afterwards."""
     sys.path.insert(0, str(checkout))
     try:
-        import model_constructor
-
-        yield model_constructor
+        yield importlib.import_module("model_constructor")
     finally:
         sys.path[:] = [entry for entry in sys.path if entry != str(checkout)]
         for name in [name for name in sys.modules if name.partition(".")[0] == "model_constructor"]:

@@ -56,7 +56,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "version": lambda path: (path / "pyproject.toml").write_text("[project]\nversion = '1.1'"),
 }
 NO_CHANGES: dict[str, Callable[[Path], object]] = {
-    "nothing": lambda path: None,
+    "nothing": lambda _path: None,
     "touched": lambda path: os.utime(path / "sibling.py", (1, 1)),
     "cache": lambda path: write(path, {"model_constructor/__pycache__/a.pyc": ""}),
     "hidden": lambda path: write(path, {".git/HEAD": "ref"}),
@@ -128,7 +128,7 @@ def test_plugin_digest_covers_its_package_without_importing_it(tmp_path: Path, m
 
 @pytest.mark.parametrize("name", ["there_is_none", "sys", "a/b", "../etc", "", "x..y"])
 def test_plugins_without_source_are_refused(name: str) -> None:
-    with pytest.raises(ServerError, match="plug-in .*(is not installed|has no source files)"):
+    with pytest.raises(ServerError, match=r"plug-in .*(is not installed|has no source files)"):
         identify(BackendSettings(plugins=(name,)), "cpu")
 
 
@@ -169,7 +169,7 @@ def test_local_hub_repository(tmp_path: Path, folder: str, repository: str, foun
 
 def test_identity_imports_no_torch() -> None:
     code = (
-        "import sys; from model_factory_server import app; from model_factory_server.backends.identity import identify; "
+        "import sys; import model_factory_server.app; from model_factory_server.backends.identity import identify; "
         "from model_factory_server.settings import BackendSettings; identify(BackendSettings(), 'cpu'); "
         "assert 'torch' not in sys.modules"
     )

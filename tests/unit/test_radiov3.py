@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.hub import write_hub
 from torch import nn
 from torch.nn import functional
 
@@ -16,6 +15,7 @@ from model_factory_server.backends.hub import load_radio
 from model_factory_server.constructor import Policy, default_registry, instantiate
 from model_factory_server.constructor.blocks.radio import RadioV3
 from model_factory_server.settings import HubSettings
+from support.hub import write_hub
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_forward_and_gradients_are_the_contracts(
     block = make(hub, resize_method=resize_method)
     height, width = (9, 14) if resize_method == "auto" else (336, 504)
     runs = []
-    for run in (lambda image: block(image), lambda image: contract(block.model, image, height, width)):
+    for run in (block, lambda image: contract(block.model, image, height, width)):
         image = (torch.rand(shape, generator=torch.Generator().manual_seed(1)) * scale).requires_grad_()
         features, summary = run(image)
         assert features.shape[1:] == (8, *[max(1, round(size / 4)) for size in (height, width)])

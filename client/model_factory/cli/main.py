@@ -24,7 +24,9 @@ _SERVE = "serve"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the result is the exit status: 0, 1 for an error that is ours, 2 for wrong usage."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown and arguments.run is not _no_server:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         status: int = arguments.run(arguments)
     except ModelFactoryError as error:
@@ -70,7 +72,6 @@ def _parser() -> argparse.ArgumentParser:
         entry.load()(commands)
     if _SERVE not in commands.choices:
         serve = commands.add_parser(_SERVE, help="run a server (needs model-factory-server)")
-        serve.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
         serve.set_defaults(run=_no_server)
     return parser
 

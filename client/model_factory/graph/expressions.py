@@ -46,6 +46,7 @@ EXPRESSION_OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "int": int,
         "floor": math.floor,
         "ceil": math.ceil,
+        "round": round,
         "sqrt": math.sqrt,
         "eq": operator.eq,
         "ne": operator.ne,

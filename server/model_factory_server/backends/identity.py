@@ -24,6 +24,7 @@ _CODE = (
     _SERVER / "recorder.py",
     _SERVER / "tape.py",
     _SERVER / "symbols.py",
+    _SERVER / "tape.py",
     _CORE / "graph",
     _CORE / "descriptor",
 )

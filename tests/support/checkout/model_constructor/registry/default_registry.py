@@ -19,10 +19,10 @@ class Registry:
         self.modules = {}
         self.ops = {}
 
-    def register_module(self, name, factory, *, signature_policy="best_effort", tags=()):
+    def register_module(self, name, factory, **_more):
         self.modules[name] = Entry(name, factory)
 
-    def register_op(self, name, fn, *, signature_policy="runtime_only", tags=()):
+    def register_op(self, name, fn, **_more):
         self.ops[name] = Entry(name, fn)
 
     def get_module(self, name, config_path=None):
@@ -45,7 +45,7 @@ _DEFAULT = Registry()
 
 def get_default_registry():
     if not _DEFAULT.modules:
-        from model_constructor import blocks
+        from model_constructor import blocks  # noqa: PLC0415  which imports this module
 
         _DEFAULT.register_module("nn.Linear", nn.Linear)
         _DEFAULT.register_module("nn.LazyLinear", nn.LazyLinear)

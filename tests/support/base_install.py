@@ -1,0 +1,65 @@
+"""A site folder with what ``pip install model-factory`` brings, and nothing else of this environment.
+
+A virtual environment of its own would say the same, but installing torch into one takes minutes.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+import model_factory
+
+CLIENT = "model-factory"
+
+
+def make_site(folder: Path) -> Path:
+    """Link the client and the requirements that its metadata names, and theirs, into a folder; return it."""
+    folder.mkdir()
+    links: dict[str, Path] = {"model_factory": Path(model_factory.__file__).parent}
+    shared: dict[str, list[Path]] = {}
+    distributions = [metadata.distribution(name) for name in sorted(requirements(CLIENT))]
+    for distribution in distributions:
+        for top in _tops(distribution):
+            shared.setdefault(top.name, []).append(top)
+    for top, places in shared.items():
+        if len(places) == 1 and top != "google":  # a namespace that others install into, too
+            links.setdefault(top, places[0])
+            continue
+        owned = _children(top, distributions)
+        links |= {f"{top}/{child.name}": child for place in places for child in place.iterdir() if child.name in owned}
+    for name, target in links.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        if not (folder / name).exists():
+            (folder / name).symlink_to(target)
+    return folder
+
+
+def requirements(name: str, seen: frozenset[str] = frozenset()) -> set[str]:
+    """A distribution and all that it requires without extras, as far as it is installed here."""
+    found = {name}
+    for line in metadata.requires(name) or ():
+        required = re.match(r"[A-Za-z0-9._-]+", line)
+        assert required is not None
+        child = re.sub(r"[-_.]+", "-", required.group()).lower()
+        if "extra ==" in line or child in seen | found:
+            continue
+        try:
+            metadata.distribution(child)
+        except metadata.PackageNotFoundError:
+            continue  # for another platform
+        found |= requirements(child, seen | found)
+    return found
+
+
+def _tops(distribution: metadata.Distribution) -> set[Path]:
+    """The folders and files of a distribution at the top of site-packages."""
+    tops = {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}
+    return {Path(str(distribution.locate_file(top))) for top in tops if not top.endswith(".pth")}
+
+
+def _children(namespace: str, distributions: list[metadata.Distribution]) -> set[str]:
+    """What these distributions have in a namespace."""
+    files = [file.parts for distribution in distributions for file in distribution.files or ()]
+    return {parts[1] for parts in files if len(parts) > 1 and parts[0] == namespace} - {"__pycache__"}
