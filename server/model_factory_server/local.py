@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -43,13 +44,15 @@ class PolicyConstructorModelFactory:
             dtype: What floating parameters and buffers are cast to.
             device: Where the modules' tensors are put.
             base_dir: What relative config paths are relative to.
-            backend: What builds; by default the built-in backend with ``plugins`` and those that are installed.
-            plugins: Modules with a function ``register(registry)``, as for ``model-factory serve --plugin``.
+            backend: What builds; by default the built-in backend with the plug-ins of installed packages.
+            plugins: More modules with a function ``register(registry)``, as for ``model-factory serve --plugin``.
 
         Raises:
             ServerError: the backend or a plug-in cannot be used.
         """
-        self._backend = load_backend(backend or BackendSettings(plugins=with_installed_plugins(plugins)))
+        settings = backend or BackendSettings(plugins=with_installed_plugins(()))
+        every = tuple(dict.fromkeys([*settings.plugins, *plugins]))
+        self._backend = load_backend(dataclasses.replace(settings, plugins=every))
         self._seed = seed
         self._dtype = dtype
         self._device = torch.device(device)

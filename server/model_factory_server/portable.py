@@ -11,8 +11,9 @@ from torch import nn
 
 from model_factory.config import ModelConfig
 from model_factory.descriptor.codec import Programs
+from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.stock import is_stock
-from model_factory.errors import BuildError, CallFormError, NotPortableError
+from model_factory.errors import BuildError, CallFormError, FormatError, GraphExecutionError, NotPortableError
 from model_factory.graph.call_form import Recorded
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.runner import get_module
@@ -33,6 +34,7 @@ def record_model(model: nn.Module, config: ModelConfig | None = None) -> Program
         NotPortableError: a block's forward cannot be written down; the message names the block.
         ConfigError: the model does not run on the config's examples.
     """
+    named_tensors(model, describe(model))  # what cannot travel is refused before anything is recorded
     programs: list[tuple[str, Recorded]] = []
     blocks = dict(called_blocks(model))
     calls = [
@@ -60,7 +62,10 @@ def record_call(model: nn.Module, path: str, arguments: Mapping[str, Any], train
         CallFormError: its forward refuses the call.
         FormatError: the model has no such block.
     """
-    block = get_module(model, path)
+    try:
+        block = get_module(model, path)
+    except GraphExecutionError as error:
+        raise FormatError(str(error)) from None
     if is_stock(block) or isinstance(block, GraphModel):
         raise NotPortableError(f"{path} is a {type(block).__name__}, which needs no program")
     with _naming(path, block):

@@ -14,14 +14,13 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from model_factory.descriptor.describe import plain_tensors
 from model_factory.errors import NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.expressions import compile_expression
 from model_factory.graph.program import Dim, Expr
 from model_factory.graph.runner import Runner, get_module
 from model_factory.graph.signature import Signature
-from model_factory_server.untouched import untouched
+from model_factory_server.untouched import plain_tensors, tensors_as, untouched
 
 Shapes = list[list[int]]
 
@@ -140,9 +139,23 @@ def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Sha
 
 
 def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.Tensor]) -> Callable[[Shapes], bool]:
-    """Return whether the forward accepts given sizes; asked on the meta device, where that costs next to nothing."""
+    """Return whether the forward accepts given sizes.
+
+    It is asked on the meta device, where that costs next to nothing, or, where it needs real tensors, with these.
+    """
     signature = Signature.of(module.forward)
-    state = {name: item.to("meta") for name, item in [*module.named_parameters(), *module.named_buffers()]}
+    on_meta: dict[int, torch.Tensor] = {}
+
+    def to_meta(_path: str, tensor: torch.Tensor) -> torch.Tensor:
+        return on_meta.setdefault(id(tensor), tensor.to("meta"))
+
+    def call(leaves: list[torch.Tensor]) -> Any:
+        args, kwargs = signature.call(rebuild(recorded.form, leaves))
+        return module(*args, **kwargs)
+
+    def accepts_really(shapes: Shapes) -> bool:
+        leaves = [_random_like(example, shape) for example, shape in zip(examples, shapes, strict=True)]
+        return not isinstance(_observe(call, module, leaves), Exception)
 
     def accepts(shapes: Shapes) -> bool:
         leaves = [
@@ -151,15 +164,13 @@ def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.
         ]
         args, kwargs = signature.call(rebuild(recorded.form, leaves))
         try:
-            with torch.no_grad():
-                torch.func.functional_call(module, state, args, kwargs)
+            with torch.no_grad(), tensors_as(module, to_meta):
+                module(*args, **kwargs)
         except Exception:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
             return False
         return True
 
-    if accepts([list(example.shape) for example in examples]):
-        return accepts
-    return lambda _shapes: True  # it needs real tensors: let the proof itself find out
+    return accepts if accepts([list(example.shape) for example in examples]) else accepts_really
 
 
 def _larger(size: int) -> int:

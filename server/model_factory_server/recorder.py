@@ -8,8 +8,7 @@ forward decides something by the *values* of a tensor, the recording fails and s
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,21 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from model_factory.descriptor.describe import plain_tensors
 from model_factory.descriptor.stock import is_stock, torch_name
 from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.program import Program
-from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Signature
 from model_factory_server.dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
 from model_factory_server.symbols import DecisionShapeEnv, SymbolTable
-from model_factory_server.tape import Tape, foreign_tensor
-from model_factory_server.untouched import attributes_kept
+from model_factory_server.tape import DecidesByValuesError, Tape, foreign_tensor
+from model_factory_server.untouched import tensors_as
 
 _SYMBOLIC_CONFIG: Any = symbolic_config  # a module whose type torch does not declare
+_BY_VALUES = (
+    *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
+    DecidesByValuesError,
+)
 _REMEDY = "decide with torch.where, or by an argument of the forward, so that the forward is the same for all values"
 
 
@@ -138,8 +139,7 @@ class _Recording:
         with _SYMBOLIC_CONFIG.patch(backed_size_oblivious=True):
             # Size-oblivious: an op's broadcasting does not tell size 1 from others; only the forward's decisions do.
             fake_arguments = self._fake_arguments()
-            state = self._fake_state()
-            result = self._run_forward(fake_arguments, state)
+            result = self._run_forward(fake_arguments)
         return Program(inputs=self.names, steps=tuple(self.tape.steps), result=self.tape.argument(result))
 
     def _fake_arguments(self) -> dict[str, Any]:
@@ -160,13 +160,6 @@ class _Recording:
         self.tape.know(fake, name)
         return fake
 
-    def _fake_state(self) -> dict[str, torch.Tensor]:
-        named = [
-            *self.module.named_parameters(remove_duplicate=False),
-            *self.module.named_buffers(remove_duplicate=False),
-        ]
-        return {name: self._fake_own(name, tensor) for name, tensor in named}
-
     def _fake_own(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A fake for a tensor of the module's; the same one for the same tensor."""
         if id(tensor) not in self._fakes:
@@ -175,32 +168,25 @@ class _Recording:
             self.tape.attributes[id(fake)] = name
         return self._fakes[id(tensor)]
 
-    @contextmanager
-    def _plain_tensors_faked(self) -> Iterator[None]:
-        """Put fakes in the place of tensors that are plain attributes."""
-        with attributes_kept(self.module):
-            for path, tensor in plain_tensors(self.module).items():
-                owner, _, name = path.rpartition(".")
-                get_module(self.module, owner).__dict__[name] = self._fake_own(path, tensor)
-            yield
-
     def _in_dtype(self, fake: torch.Tensor) -> torch.Tensor:
         if self._dtype is None or not fake.is_floating_point():
             return fake
         with self.fake_mode:
             return fake.detach().to(self._dtype).requires_grad_(fake.requires_grad)
 
-    def _run_forward(self, arguments: dict[str, Any], state: dict[str, torch.Tensor]) -> Any:
+    def _run_forward(self, arguments: dict[str, Any]) -> Any:
         args, kwargs = self.signature.call(arguments)
         try:
-            with self._plain_tensors_faked(), self.fake_mode, self.tape.recording():
-                return torch.func.functional_call(self.module, state, args, kwargs)
-        except (GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException) as error:
+            with tensors_as(self.module, self._fake_own), self.fake_mode, self.tape.recording():
+                return self.module(*args, **kwargs)
+        except _BY_VALUES as error:
             raise NotPortableError(
                 f"its forward decides by the values of a tensor{_user_line(error)}; a program is the same for all "
                 f"values. Remedy: {_REMEDY}"
             ) from error
-        except (NotPortableError, torch.OutOfMemoryError):
+        except NotPortableError as error:
+            raise NotPortableError(f"{error}{_user_line(error)}") from error
+        except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the forward is the operator's code: whatever it raises is its refusal
             if "Please convert all Tensors to FakeTensors" in str(error):
@@ -212,11 +198,11 @@ class _Recording:
 
 def _user_line(error: BaseException) -> str:
     """The innermost line outside torch and this package, for the reader of the message."""
-    ours = {__file__}
+    ours = Path(__file__).parent
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename not in ours
+        if Path(frame.filename).parent != ours
         and "/torch/" not in frame.filename
         and "/model_factory/" not in frame.filename
         and Path(frame.filename).name not in {"contextlib.py", "mock.py"}

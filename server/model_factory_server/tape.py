@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.overrides import TorchFunctionMode
 
 from model_factory.descriptor.stock import is_stock, torch_name
@@ -47,7 +48,16 @@ _SAME_SIZES = (
     *(nn.TransformerEncoder, nn.TransformerDecoder, nn.LayerNorm, nn.Dropout, nn.Identity),
     *(nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.LeakyReLU),
 )
+# Torch's C++ rules for these take sizes for plain numbers, and its Python ones do not; so inside stock modules (RNNs).
+_COMPOSITES = frozenset("interpolate upsample bilinear".split())
 _SQUEEZES = frozenset("squeeze squeeze_".split())
+# Arithmetic on sizes; its results are symbols like sizes.
+_SIZE_ARITHMETIC = frozenset("sym_float sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum".split())
+_VALUE_QUESTIONS = frozenset("__bool__ __int__ __float__ __complex__ __index__ __contains__ tolist numpy".split())
+
+
+class DecidesByValuesError(Exception):
+    """The forward asks for a tensor's values."""
 
 
 def foreign_tensor(module: nn.Module, where: str = "") -> str:
@@ -119,8 +129,12 @@ class Tape(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _KERNELS:
+        name = getattr(func, "__name__", "")
+        if name in _KERNELS:
             with self.shape_env.in_kernel():
+                return self._answer(func, args, kwargs)
+        if name in _COMPOSITES:
+            with enable_python_dispatcher():
                 return self._answer(func, args, kwargs)
         return self._answer(func, args, kwargs)
 
@@ -139,8 +153,10 @@ class Tape(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func is torch.Tensor.__iter__:
             return iter(torch.unbind(args[0]))
-        if name in _SIZE_QUESTIONS:
+        if name in _SIZE_QUESTIONS or name in _SIZE_ARITHMETIC:
             return func(*args, **kwargs)
+        if name in _VALUE_QUESTIONS:
+            raise DecidesByValuesError
         if name in _DTYPE_QUESTIONS or (func is torch.Tensor.type and len(args) == 1 and not kwargs):
             self._note_dtype(args[0])
             return func(*args, **kwargs)
@@ -201,8 +217,10 @@ class Tape(TorchFunctionMode):
         self.shape_env.inside_op += 1
         try:
             first: Any = next(iter((*args, *kwargs.values())), None)
-            sizes = _sizes_after(module, first.shape) if isinstance(first, torch.Tensor) else None
-            result = call(module, *args, **kwargs) if sizes is None else first.new_empty(sizes)
+            result = _result_by_rule(module, first) if isinstance(first, torch.Tensor) else None
+            if result is None:
+                with enable_python_dispatcher():
+                    result = call(module, *args, **kwargs)
         finally:
             self._paused -= 1
             self.shape_env.inside_op -= 1
@@ -237,12 +255,12 @@ class Tape(TorchFunctionMode):
         name = f"v{len(self.steps)}"
         if isinstance(result, tuple | list) and not isinstance(result, torch.Size):
             names = tuple(f"{name}_{index}" for index in range(len(result)))
+            self.steps.append(replace(step, out=names))
             for item_name, item in zip(names, result, strict=True):
                 self._name_result(item, item_name)
-            self.steps.append(replace(step, out=names))
         else:
-            self._name_result(result, name)
             self.steps.append(replace(step, out=name))
+            self._name_result(result, name)
         return result
 
     def _name_result(self, result: Any, name: str) -> None:
@@ -250,8 +268,11 @@ class Tape(TorchFunctionMode):
             self.know(result, name)
         elif isinstance(result, torch.SymInt | torch.SymFloat | torch.SymBool):
             self.symbols.add_value(name, result)
-        elif isinstance(result, tuple | list | dict) and any(isinstance(item, torch.Tensor) for item in result):
-            raise NotPortableError("its forward makes a nested result of tensors, which a step cannot name")
+        elif isinstance(result, tuple | list | dict) and not isinstance(result, torch.Size):
+            for key, item in result.items() if isinstance(result, dict) else enumerate(result):
+                item_name = f"{name}_{len(self.steps)}"
+                self.steps.append(Step(call="op:getitem", args=(Ref(name), self.argument(key)), out=item_name))
+                self._name_result(item, item_name)
 
     def _tensor_name(self, tensor: torch.Tensor) -> str:
         known = self._names.get(id(tensor))
@@ -293,12 +314,22 @@ class Tape(TorchFunctionMode):
         )
 
 
+def _result_by_rule(module: nn.Module, first: torch.Tensor) -> Any:
+    """A fake result of a stock module called with ``first``, or None if it has to be run to know."""
+    if type(module) is nn.LSTMCell and first.dim():
+        return tuple(first.new_empty((*first.shape[:-1], module.hidden_size)) for _ in range(2))
+    sizes = _sizes_after(module, first.shape)
+    return None if sizes is None else first.new_empty(sizes)
+
+
 def _sizes_after(module: nn.Module, sizes: Sequence[Any]) -> Sequence[Any] | None:
     """Sizes of a stock module's result by rule, or None if it has to be run to know."""
     if isinstance(module, _SAME_SIZES):
         return sizes
     if type(module) is nn.Linear and sizes:
         return (*sizes[:-1], module.out_features)
+    if type(module) in {nn.RNNCell, nn.GRUCell} and sizes:
+        return (*sizes[:-1], module.hidden_size)
     if type(module) is nn.Sequential:
         for child in module:
             known = _sizes_after(child, sizes) if is_stock(child) else None

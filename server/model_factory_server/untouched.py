@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from model_factory.descriptor.describe import plain_tensors
 from model_factory.errors import NotPortableError
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
+def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors below a module that are attributes, but neither parameters nor buffers, by path."""
+    return {
+        f"{path}.{name}" if path else name: value
+        for path, item in module.named_modules()
+        for name, value in item.__dict__.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
 @contextmanager
 def attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Undo afterwards what happens to attributes and training flags meanwhile: a mask that a forward caches, say."""
-    before = [(item.__dict__, dict(item.__dict__)) for item in module.modules()]
+    """Undo afterwards what is assigned meanwhile: training flags, a mask that a forward caches, another parameter."""
+    before = [(table, dict(table)) for item in module.modules() for table in _tables(item)]
     try:
         yield
     finally:
-        for attributes, kept in before:
-            attributes.clear()
-            attributes.update(kept)
+        for table, kept in before:
+            table.clear()
+            table.update(kept)
+
+
+@contextmanager
+def tensors_as(module: nn.Module, convert: Callable[[str, torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Have ``convert(path, tensor)`` in the place of each parameter, buffer and plain tensor for a while.
+
+    Unlike ``torch.func.functional_call`` this handles shared modules and plain tensors.
+    """
+    with attributes_kept(module):
+        for path, item in module.named_modules():
+            for table in _tables(item):
+                for name, value in table.items():
+                    if isinstance(value, torch.Tensor):
+                        table[name] = convert(f"{path}.{name}" if path else name, value)
+        yield
+
+
+def _tables(module: nn.Module) -> list[dict[str, Any]]:
+    return [module._parameters, module._buffers, module._modules, module.__dict__]  # noqa: SLF001
 
 
 @contextmanager
@@ -39,7 +68,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
     """
     renormed = [item.weight for item in module.modules() if isinstance(item, _EMBEDDINGS) and item.max_norm is not None]
     tensors = [*module.buffers(), *plain_tensors(module).values(), *renormed]
-    before = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor) and _is_writable(tensor)]
     known = {id(tensor) for tensor, _ in before}
     versions = [(name, item, item._version) for name, item in module.named_parameters() if id(item) not in known]  # noqa: SLF001
     with attributes_kept(module):
@@ -54,3 +83,8 @@ def untouched(module: nn.Module) -> Iterator[None]:
             raise NotPortableError(
                 f"its forward writes to the parameter {name!r}. Remedy: keep what the forward writes in a buffer"
             )
+
+
+def _is_writable(tensor: torch.Tensor) -> bool:
+    """Whether torch lets a forward write to it: not where several elements are the same memory."""
+    return all(stride or size == 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

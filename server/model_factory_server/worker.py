@@ -23,7 +23,7 @@ from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import encode_descriptor, encode_programs
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.weights import write_weights
-from model_factory.errors import ConfigError, LimitError, ModelFactoryError, ServerError
+from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError, ServerError
 from model_factory.graph.call_example import decode_call
 from model_factory.graph.runner import torch_const
 from model_factory.store import Blob, Store
@@ -78,6 +78,8 @@ def main(job: Job, connection: Connection) -> None:
     try:
         result = _JOBS[job.kind](job, lambda stage: connection.send(("stage", stage)))
     except ModelFactoryError as error:
+        if type(error) in {BuildError, ServerError} and error.__cause__ is not None:
+            traceback.print_exc()  # the operator's code failed: where it did is for the server's log alone
         path = error.path if isinstance(error, ConfigError) else ()
         text = error.reason if isinstance(error, ConfigError) else str(error)
         connection.send(("error", (type(error).__name__, text, path)))

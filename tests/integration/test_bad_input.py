@@ -69,9 +69,9 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
     "missing argument": (", out_features: 3", "", "6:14", r"missing a required argument: 'out_features'"),
     "unknown op": ("op:torch.relu", "op:torch.rleu", "13:16", r"Unknown op 'torch.rleu'.*did you mean"),
     "unknown module": ("module:second", "module:secnod", "12:16", r"Unknown module 'secnod'.*did you mean 'second'"),
-    "forward reference": ("args: [$x]", "args: [$b]", "11:38", r"Forward reference: '\$b'"),
-    "unknown value": ("args: [$x]", "args: [$y]", "11:38", r"Unknown value '\$y'"),
-    "reused name": ("out: b", "out: a", "12:50", r"collision"),
+    "forward reference": ("args: [$x]", "args: [$b]", "11:37", r"Forward reference: '\$b'"),
+    "unknown value": ("args: [$x]", "args: [$y]", "11:37", r"Unknown value '\$y'"),
+    "reused name": ("out: b", "out: a", "12:48", r"collision"),
     "refused value": ("dims: [3, 4]", "dims: [3, 0]", "8:9", r"dims\[1\] must be a positive integer, got 0"),
     "refused value of torch": ("out_features: 3", "out_features: three", "6:14", r"'nn.Linear': .*"),
     "wrong type of value": ("dims: [3, 4]", "dims: 3", "8:9", r"dims must be a list"),
@@ -83,8 +83,8 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
         "2:1[0-9]",
         r"Interpolation cycle detected",
     ),
-    "unknown reference": ("in_features: 3", "in_features: ${params.width}", "6:36", r"params"),
-    "missing variable": ("in_features: 3", "in_features: ${env:int:NO_SUCH_VARIABLE}", "6:36|6:49", r"NO_SUCH_VARIABLE"),
+    "unknown reference": ("in_features: 3", "in_features: '${params.width}'", "6:47", r"params"),
+    "missing variable": ("in_features: 3", "in_features: '${env:int:NO_SUCH_VARIABLE}'", "6:47", r"NO_SUCH_VARIABLE"),
     "duplicate key": ("_type_: mlp", "_type_: mlp\n        _type_: mlp", "9:9", r"Duplicate mapping key"),
     "not YAML": ("outputs: [c]", "outputs: [c", r"\d+:\d+", r"not valid YAML"),
     "missing defaults": ("schema_version: 1", "schema_version: 1\ndefaults: [nowhere.yaml]", "2:12", r"cannot read.*nowhere\.yaml"),
@@ -148,8 +148,8 @@ def test_a_variable_that_cannot_be_cast(
     make_remote: MakeRemote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_WIDTH", "three")
-    path = _write(tmp_path / "model.yaml", GOOD.replace("in_features: 3", "in_features: ${env:int:TEST_WIDTH}"))
-    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}:6:\d+: .*TEST_WIDTH"):
+    path = _write(tmp_path / "model.yaml", GOOD.replace("in_features: 3", "in_features: '${env:int:TEST_WIDTH}'"))
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}:6:47: .*TEST_WIDTH"):
         make_remote().build({"config_path": path})
 
 
@@ -195,7 +195,9 @@ def test_a_wrong_address(address: str, tmp_path: Path) -> None:
         RemoteModelFactory(address, cache_dir=tmp_path).build(layers({"_type_": "nn.ReLU"}))
 
 
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 64])
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 64], ids=["hangs up", "a web server", "noise"]
+)
 def test_something_else_at_the_address(answer: bytes, make_remote: MakeRemote) -> None:
     """A web server, say, or one that hangs up."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

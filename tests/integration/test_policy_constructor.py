@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,17 @@ def test_in_process_factory_builds_the_same(remote: RemoteModelFactory, checkout
         assert_same_runs(built, local, policy_inputs(2))
 
 
+def test_a_process_uses_one_checkout(checkout: Path, tmp_path: Path) -> None:
+    """Reached by a link it is the same one; a second one would silently be the first."""
+    linked, other = tmp_path / "linked", write_checkout(tmp_path / "other")
+    linked.mkdir()
+    (linked / "model_constructor").symlink_to(checkout / "model_constructor")
+    with imported(checkout):
+        PolicyConstructorModelFactory(backend=BackendSettings(name="policy_constructor", path=linked))
+        with pytest.raises(ServerError, match="another model_constructor is imported already"):
+            PolicyConstructorModelFactory(backend=BackendSettings(name="policy_constructor", path=other))
+
+
 def test_builds_do_not_see_each_other(remote: RemoteModelFactory, make_remote: MakeRemote) -> None:
     """Every build finds the environment and the registry as the server left them, the check of its size included."""
     counter = one_module({"_type_": "counter"})
@@ -98,31 +110,37 @@ def test_builds_do_not_see_each_other(remote: RemoteModelFactory, make_remote: M
     for seed in (8, 9):
         assert_same(make_remote(remote._connection.address, seed=seed).build(counter).graph_modules["only"].seen, first)
     assert first[0] == 1
-    assert not [block.name for block in remote.blocks() if block.name.startswith("counter") and block.name != "counter"]
 
 
-def test_listing_has_the_checkouts_blocks(remote: RemoteModelFactory) -> None:
-    blocks = {block.name: block for block in remote.blocks()}
-    assert blocks["patch_encoder"].origin == "policy_constructor"
-    assert [argument.name for argument in blocks["patch_encoder"].arguments] == ["patch", "channels", "width"]
-    assert blocks["nn.Linear"].origin == "torch"
-    assert blocks["op:blend"].origin == "policy_constructor"
-
-
-def test_config_error_has_the_place_in_the_config(remote: RemoteModelFactory, tmp_path: Path) -> None:
-    path = tmp_path / "model.yaml"
-    path.write_text(
-        "schema_version: 1\nmodel:\n  graph:\n    inputs: [x]\n    modules:\n      only: {_type_: nn.Liner}\n"
-        "    steps: [{call: 'module:only', args: [$x], out: y}]\n    outputs: [y]\n"
+def test_plugins_register_with_the_checkouts_registry(
+    checkout: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start_server: Callable[..., ServerProcess],
+    make_remote: MakeRemote,
+) -> None:
+    (tmp_path / "plugs.py").write_text(
+        "from torch import nn\n"
+        "class Mine(nn.Linear): pass\ndef register(registry): registry.register_module('plugged', Mine)\n"
     )
-    with pytest.raises(ConfigError, match=r"model\.yaml:6:.*Unknown module type 'nn.Liner'; did you mean 'nn.Linear'"):
-        remote.build({"config_path": path})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    factory = make_remote(start_server(None, *options(checkout), "--plugin", "plugs").address)
+    built = factory.build(one_module({"_type_": "plugged", "in_features": 3, "out_features": 2}))
+    assert built(torch.ones(1, 3)).shape == (1, 2)
 
 
-def test_errors_keep_the_operators_paths(remote: RemoteModelFactory, checkout: Path) -> None:
+def test_config_errors_of_the_checkout_are_config_errors(remote: RemoteModelFactory) -> None:
+    with pytest.raises(ConfigError, match=r"Unknown module type 'nn.Liner'"):
+        remote.build(one_module({"_type_": "nn.Liner"}))
+
+
+def test_errors_keep_the_operators_paths(
+    remote: RemoteModelFactory, checkout: Path, checkout_server: ServerProcess
+) -> None:
     with pytest.raises(BuildError, match=r"OSError: cannot read \.\.\./weights\.pt") as caught:
         remote.build(one_module({"_type_": "broken"}))
     assert str(checkout) not in str(caught.value)
+    assert str(checkout / "model_constructor" / "blocks.py") in checkout_server.log, "the operator's log has it all"
 
 
 def test_nothing_is_resolved_on_the_server(remote: RemoteModelFactory, monkeypatch: pytest.MonkeyPatch) -> None:

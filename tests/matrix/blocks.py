@@ -194,8 +194,8 @@ class OwnParametrization(Block):
 class Dtypes(Block):
     def __init__(self) -> None:
         super().__init__()
-        self.half = nn.Parameter(torch.randn(WIDTH).half())
-        self.double = nn.Parameter(torch.randn(WIDTH).double())
+        self.halves = nn.Parameter(torch.randn(WIDTH).half())
+        self.doubles = nn.Parameter(torch.randn(WIDTH).double())
         self.wave = nn.Parameter(torch.randn(WIDTH, dtype=torch.complex64))
         self.scalar = nn.Parameter(torch.tensor(0.5))
         self.empty = nn.Parameter(torch.empty(0, WIDTH))
@@ -206,7 +206,7 @@ class Dtypes(Block):
         self.register_buffer("conjugate", torch.randn(WIDTH, dtype=torch.complex64).conj())
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x[:, self.index] * self.half.float() + self.double.float() * self.scalar
+        x = x[:, self.index] * self.halves.float() + self.doubles.float() * self.scalar
         x = torch.cat([x, self.empty.sum(0)[None]]) * self.mask + self.small
         return (x * self.wave * self.conjugate).real + self.tiny.float()
 

@@ -91,8 +91,9 @@ LAYER = spec("nn.TransformerEncoderLayer", 4, 2, 8)
 DECODER_LAYER = spec("nn.TransformerDecoderLayer", 4, 2, 8)
 LOSSES = "L1Loss MSELoss HuberLoss SmoothL1Loss".split()
 ELEMENTWISE = (
-    "CELU ELU GELU Hardsigmoid Hardshrink Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 SELU SiLU "
-    "Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Identity AlphaDropout FeatureAlphaDropout Flatten Dropout"
+    "CELU ELU GELU Hardsigmoid Hardshrink Hardswish Hardtanh LeakyReLU LogSigmoid Mish PReLU RReLU ReLU ReLU6 SELU "
+    "SiLU Sigmoid Softplus Softshrink Softsign Tanh Tanhshrink Identity AlphaDropout FeatureAlphaDropout Flatten "
+    "Dropout"
 ).split()
 INPLACE = "CELU ELU Hardsigmoid Hardswish Hardtanh LeakyReLU Mish RReLU ReLU ReLU6 SELU SiLU Dropout".split()
 
@@ -106,7 +107,7 @@ def _unpooled(dims: int) -> Callable[[], Sequence[Any]]:
 
 
 def _doubled(x: Tensor) -> Callable[[], Tensor]:
-    return lambda: (x * 2).clone()
+    return lambda: x * 2
 
 
 def _rnn_cases() -> list[Case]:
@@ -161,12 +162,25 @@ def _pairs() -> dict[str, list[Case]]:
     classes, log_probs = ints(4, 3), fl(3, 4)
     weight = torch.rand(4)
     return table | {
-        "BCELoss": [case(to=[pos(3, 4, grad=True), pos(3, 4)]), made(lambda: nn.BCELoss(weight), "weight", [pos(3, 4), pos(3, 4)])],
+        "BCELoss": [
+            case(to=[pos(3, 4, grad=True), pos(3, 4)]),
+            made(lambda: nn.BCELoss(weight), "weight", [pos(3, 4), pos(3, 4)]),
+        ],
         "BCEWithLogitsLoss": [
             case(to=[V, pos(3, 4)]),
             made(lambda: nn.BCEWithLogitsLoss(weight, pos_weight=weight + 1), "weight, pos_weight", [V, pos(3, 4)]),
         ],
-        "CTCLoss": [case(to=[lambda: torch.randn(6, 2, 5).log_softmax(2).detach().requires_grad_(), ints(4, 2, 3), value((6, 6)), value((3, 2))], zero_infinity=True)],
+        "CTCLoss": [
+            case(
+                to=[
+                    lambda: torch.randn(6, 2, 5).log_softmax(2).detach().requires_grad_(),
+                    ints(4, 2, 3),
+                    value((6, 6)),
+                    value((3, 2)),
+                ],
+                zero_infinity=True,
+            )
+        ],
         "CosineEmbeddingLoss": [case(to=[V, V, signs(3)], margin=0.2)],
         "CosineSimilarity": [case(to=[V, V])],
         "CrossEntropyLoss": [
@@ -175,11 +189,17 @@ def _pairs() -> dict[str, list[Case]]:
         ],
         "GaussianNLLLoss": [case(to=[V, target, pos(3, 4, grad=True)], full=True)],
         "HingeEmbeddingLoss": [case(to=[V, signs(3, 4)])],
-        "KLDivLoss": [case(to=[V, pos(3, 4)], reduction="batchmean"), case(to=[V, target], reduction="sum", log_target=True)],
+        "KLDivLoss": [
+            case(to=[V, pos(3, 4)], reduction="batchmean"),
+            case(to=[V, target], reduction="sum", log_target=True),
+        ],
         "LinearCrossEntropyLoss": [case(4, 5, to=[V, ints(5, 3)], bias=True)],
         "MarginRankingLoss": [case(to=[V, V, signs(3, 4)])],
         "MultiLabelMarginLoss": [case(to=[V, value(torch.tensor([[1, -1, 0, 0]] * 3))])],
-        "MultiLabelSoftMarginLoss": [case(to=[V, pos(3, 4)]), made(lambda: nn.MultiLabelSoftMarginLoss(weight), "weight", [V, pos(3, 4)])],
+        "MultiLabelSoftMarginLoss": [
+            case(to=[V, pos(3, 4)]),
+            made(lambda: nn.MultiLabelSoftMarginLoss(weight), "weight", [V, pos(3, 4)]),
+        ],
         "MultiMarginLoss": [case(to=[V, classes], p=2)],
         "NLLLoss": [case(to=[log_probs, classes]), made(lambda: nn.NLLLoss(weight), "weight", [log_probs, classes])],
         "NLLLoss2d": [made(_deprecated(nn.NLLLoss2d), "deprecated", [X2, ints(4, 2, 6, 6)])],
@@ -190,7 +210,11 @@ def _pairs() -> dict[str, list[Case]]:
         "TripletMarginWithDistanceLoss": [
             case(to=[V, V, V]),
             case(to=[V, V, V], distance_function=spec("nn.CosineSimilarity")),
-            made(lambda: nn.TripletMarginWithDistanceLoss(distance_function=nn.functional.pairwise_distance), "distance_function=F.pairwise_distance", [V, V, V]),
+            made(
+                lambda: nn.TripletMarginWithDistanceLoss(distance_function=nn.functional.pairwise_distance),
+                "distance_function=F.pairwise_distance",
+                [V, V, V],
+            ),
         ],
         "Bilinear": [case(4, 4, 2, to=[V, V])],
     }
@@ -217,19 +241,34 @@ def _attention() -> dict[str, list[Case]]:
             case(4, 2, to=[q, kv, kv], add_bias_kv=True, add_zero_attn=True, dropout=0.3),
             case(4, 2, to=[fl(2, 3, 4), fl(2, 3, 4), fl(2, 3, 4)], batch_first=True),
         ],
-        "Transformer": [case(4, 2, 1, 1, 8, to=[src, tgt]), case(4, 2, 1, 2, 8, to=[fl(2, 3, 4), fl(2, 5, 4)], batch_first=True, norm_first=True, activation="gelu")],
+        "Transformer": [
+            case(4, 2, 1, 1, 8, to=[src, tgt]),
+            case(4, 2, 1, 2, 8, to=[fl(2, 3, 4), fl(2, 5, 4)], batch_first=True, norm_first=True, activation="gelu"),
+        ],
         "TransformerEncoder": [
             case(LAYER, 2, to=[src], enable_nested_tensor=False),
-            case(spec("nn.TransformerEncoderLayer", 4, 2, 8, batch_first=True), 2, spec("nn.LayerNorm", 4), to=[fl(2, 3, 4)]),
+            case(
+                spec("nn.TransformerEncoderLayer", 4, 2, 8, batch_first=True),
+                2,
+                spec("nn.LayerNorm", 4),
+                to=[fl(2, 3, 4)],
+            ),
         ],
         "TransformerDecoder": [case(DECODER_LAYER, 2, spec("nn.LayerNorm", 4), to=[tgt, src])],
         "TransformerEncoderLayer": [
             case(4, 2, 8, to=[src]),
             case(4, 2, 8, to=[src], activation="gelu", norm_first=True, bias=False),
             case(4, 2, 8, to=[src], activation=spec("nn.SiLU")),
-            made(lambda: nn.TransformerEncoderLayer(4, 2, 8, activation=nn.functional.mish), "4, 2, 8, activation=F.mish", [src]),
+            made(
+                lambda: nn.TransformerEncoderLayer(4, 2, 8, activation=nn.functional.mish),
+                "4, 2, 8, activation=F.mish",
+                [src],
+            ),
         ],
-        "TransformerDecoderLayer": [case(4, 2, 8, to=[tgt, src]), case(4, 2, 8, to=[fl(2, 2, 4), fl(2, 3, 4)], batch_first=True)],
+        "TransformerDecoderLayer": [
+            case(4, 2, 8, to=[tgt, src]),
+            case(4, 2, 8, to=[fl(2, 2, 4), fl(2, 3, 4)], batch_first=True),
+        ],
     }
 
 
@@ -240,10 +279,20 @@ def _containers() -> dict[str, list[Case]]:
         "ModuleList": [case([linear, spec("nn.ModuleList", [linear])], to=None)],
         "ModuleDict": [case({"a": linear, "b": spec("nn.ModuleDict", {"c": linear})}, to=None)],
         "ParameterList": [
-            made(lambda: nn.ParameterList([torch.randn(2), nn.Parameter(torch.randn(1), requires_grad=False), 3]), "two tensors and a number", None),
+            made(
+                lambda: nn.ParameterList([torch.randn(2), nn.Parameter(torch.randn(1), requires_grad=False), 3]),
+                "two tensors and a number",
+                None,
+            ),
             made(lambda: nn.ParameterList([nn.ParameterList([torch.randn(2)])]), "nested", None),
         ],
-        "ParameterDict": [made(lambda: nn.ParameterDict({"a": torch.randn(2), "b": nn.ParameterDict({"c": torch.randn(1)})}), "nested", None)],
+        "ParameterDict": [
+            made(
+                lambda: nn.ParameterDict({"a": torch.randn(2), "b": nn.ParameterDict({"c": torch.randn(1)})}),
+                "nested",
+                None,
+            )
+        ],
         "Module": [made(nn.Module, "bare, as a name space", None)],
         "Container": [made(_deprecated(nn.Container), "deprecated", None)],
         "RNNBase": [case("LSTM", 4, 6, to=None)],
@@ -258,54 +307,70 @@ def _table() -> dict[str, list[Case]]:
     for dims, x in enumerate((X1, X2, X3), 1):
         table |= _conv_cases(dims, x) | _norm_cases(dims, x)
     lstm = [*_rnn_cases(), case(4, 6, 2, to=[fl(5, 3, 4)], proj_size=3, bidirectional=True)]
-    return table | _pairs() | _attention() | _containers() | {
-        "PReLU": [case(to=[V]), case(4, to=[V], init=0.1)],
-        "GELU": [case(to=[V]), case(to=[V], approximate="tanh")],
-        "Hardtanh": [*table["Hardtanh"], case(-2.0, 2.0, to=[V])],
-        "AdaptiveLogSoftmaxWithLoss": [case(4, 12, [3, 6], to=[V, ints(12, 3)], head_bias=True)],
-        "ChannelShuffle": [case(2, to=[X2])],
-        "CrossMapLRN2d": [case(3, to=[X2])],
-        "LocalResponseNorm": [case(3, to=[X2])],
-        "Embedding": [
-            case(7, 4, to=[ints(7, 3, 2)]),
-            case(7, 4, to=[ints(7, 3, 2)], padding_idx=0, scale_grad_by_freq=True),
-            case(7, 4, to=[ints(7, 3, 2)], max_norm=0.5, norm_type=1.0),
-            case(7, 4, to=[ints(7, 3, 2)], sparse=True),
-        ],
-        "EmbeddingBag": [
-            case(7, 4, to=[ints(7, 3, 2)]),
-            case(7, 4, to=[ints(7, 3, 2)], mode="max", padding_idx=1),
-            case(7, 4, to=[ints(7, 6), value(torch.tensor([0, 2, 5]))], mode="sum", max_norm=0.5),
-        ],
-        "Fold": [case([4, 5], 2, to=[fl(2, 12, 12)])],
-        "Unfold": [case(2, to=[X2], padding=1)],
-        "FractionalMaxPool2d": [case(2, to=[X2], output_size=3), case(3, to=[X2], output_ratio=0.5, return_indices=True)],
-        "FractionalMaxPool3d": [case(2, to=[X3], output_size=2)],
-        "GLU": [case(to=[V])],
-        "GRU": _rnn_cases(),
-        "LSTM": lstm,
-        "RNN": [*_rnn_cases(), case(4, 6, to=[fl(5, 3, 4)], nonlinearity="relu")],
-        "GRUCell": [case(4, 6, to=[V])],
-        "LSTMCell": [case(4, 6, to=[V], bias=False)],
-        "RNNCell": [case(4, 6, to=[V], nonlinearity="relu")],
-        "GroupNorm": [case(2, 4, to=[X2]), case(2, 4, to=[X2], affine=False)],
-        "LayerNorm": [case(4, to=[V]), case([6, 6], to=[X2], bias=False), case(4, to=[V], elementwise_affine=False)],
-        "RMSNorm": [case(4, to=[V]), case([6, 6], to=[X2], eps=1e-5, elementwise_affine=False)],
-        "SyncBatchNorm": [case(4, to=[X2])],
-        "Linear": [case(4, 5, to=[V]), case(4, 5, to=[V], bias=False)],
-        "LazyLinear": [case(5, to=[V])],
-        "LogSoftmax": [case(1, to=[V])],
-        "Softmax": [case(-1, to=[V])],
-        "Softmin": [case(1, to=[V])],
-        "Softmax2d": [case(to=[X2])],
-        "PixelShuffle": [case(2, to=[X2])],
-        "PixelUnshuffle": [case(2, to=[X2])],
-        "Threshold": [case(0.1, 20.0, to=[V])],
-        "Unflatten": [case(1, [2, 2], to=[V]), made(lambda: nn.Unflatten(1, torch.Size([2, 2])), "1, torch.Size([2, 2])", [V])],
-        "Upsample": [case(to=[X2], scale_factor=2.0), case(8, to=[X2], mode="bilinear", align_corners=True)],
-        "UpsamplingBilinear2d": [case(to=[X2], scale_factor=2)],
-        "UpsamplingNearest2d": [case(8, to=[X2])],
-    }
+    return (
+        table
+        | _pairs()
+        | _attention()
+        | _containers()
+        | {
+            "PReLU": [case(to=[V]), case(4, to=[V], init=0.1)],
+            "GELU": [case(to=[V]), case(to=[V], approximate="tanh")],
+            "Hardtanh": [*table["Hardtanh"], case(-2.0, 2.0, to=[V])],
+            "AdaptiveLogSoftmaxWithLoss": [case(4, 12, [3, 6], to=[V, ints(12, 3)], head_bias=True)],
+            "ChannelShuffle": [case(2, to=[X2])],
+            "CrossMapLRN2d": [case(3, to=[X2])],
+            "LocalResponseNorm": [case(3, to=[X2])],
+            "Embedding": [
+                case(7, 4, to=[ints(7, 3, 2)]),
+                case(7, 4, to=[ints(7, 3, 2)], padding_idx=0, scale_grad_by_freq=True),
+                case(7, 4, to=[ints(7, 3, 2)], max_norm=0.5, norm_type=1.0),
+                case(7, 4, to=[ints(7, 3, 2)], sparse=True),
+            ],
+            "EmbeddingBag": [
+                case(7, 4, to=[ints(7, 3, 2)]),
+                case(7, 4, to=[ints(7, 3, 2)], mode="max", padding_idx=1),
+                case(7, 4, to=[ints(7, 6), value(torch.tensor([0, 2, 5]))], mode="sum", max_norm=0.5),
+            ],
+            "Fold": [case([4, 5], 2, to=[fl(2, 12, 12)])],
+            "Unfold": [case(2, to=[X2], padding=1)],
+            "FractionalMaxPool2d": [
+                case(2, to=[X2], output_size=3),
+                case(3, to=[X2], output_ratio=0.5, return_indices=True),
+            ],
+            "FractionalMaxPool3d": [case(2, to=[X3], output_size=2)],
+            "GLU": [case(to=[V])],
+            "GRU": _rnn_cases(),
+            "LSTM": lstm,
+            "RNN": [*_rnn_cases(), case(4, 6, to=[fl(5, 3, 4)], nonlinearity="relu")],
+            "GRUCell": [case(4, 6, to=[V])],
+            "LSTMCell": [case(4, 6, to=[V], bias=False)],
+            "RNNCell": [case(4, 6, to=[V], nonlinearity="relu")],
+            "GroupNorm": [case(2, 4, to=[X2]), case(2, 4, to=[X2], affine=False)],
+            "LayerNorm": [
+                case(4, to=[V]),
+                case([6, 6], to=[X2], bias=False),
+                case(4, to=[V], elementwise_affine=False),
+            ],
+            "RMSNorm": [case(4, to=[V]), case([6, 6], to=[X2], eps=1e-5, elementwise_affine=False)],
+            "SyncBatchNorm": [case(4, to=[X2])],
+            "Linear": [case(4, 5, to=[V]), case(4, 5, to=[V], bias=False)],
+            "LazyLinear": [case(5, to=[V])],
+            "LogSoftmax": [case(1, to=[V])],
+            "Softmax": [case(-1, to=[V])],
+            "Softmin": [case(1, to=[V])],
+            "Softmax2d": [case(to=[X2])],
+            "PixelShuffle": [case(2, to=[X2])],
+            "PixelUnshuffle": [case(2, to=[X2])],
+            "Threshold": [case(0.1, 20.0, to=[V])],
+            "Unflatten": [
+                case(1, [2, 2], to=[V]),
+                made(lambda: nn.Unflatten(1, torch.Size([2, 2])), "1, torch.Size([2, 2])", [V]),
+            ],
+            "Upsample": [case(to=[X2], scale_factor=2.0), case(8, to=[X2], mode="bilinear", align_corners=True)],
+            "UpsamplingBilinear2d": [case(to=[X2], scale_factor=2)],
+            "UpsamplingNearest2d": [case(8, to=[X2])],
+        }
+    )
 
 
 CASES = _table()
@@ -317,7 +382,9 @@ REFUSED: dict[str, Case] = {
         lambda: nn.LinearCrossEntropyLoss(4, 5, options=nn.LinearCrossEntropyOptions()), "options given", None
     ),
     "TransformerEncoderLayer": made(
-        lambda: nn.TransformerEncoderLayer(4, 2, 8, activation=lambda x: x), "activation is a function of one's own", None
+        lambda: nn.TransformerEncoderLayer(4, 2, 8, activation=lambda x: x),
+        "activation is a function of one's own",
+        None,
     ),
 }
 """What is refused -> the case that shows it."""

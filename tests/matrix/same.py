@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from model_factory.descriptor.attributes import described
+from model_factory.descriptor.stock import is_stock, stock_type
+from model_factory.errors import FormatError
 from model_factory.graph.modules import ProgramModule
 
 SEED = 11
@@ -26,22 +30,21 @@ def assert_same_module(original: nn.Module, rebuilt: nn.Module) -> None:
     assert list(ours) == list(theirs)
     for path, module in ours.items():
         assert_same_node(module, theirs[path], path)
-    named = [
-        [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-        for module in (original, rebuilt)
-    ]
-    assert ties(named[0]) == ties(named[1])
+    assert ties(tensors(original)) == ties(tensors(rebuilt))
     assert ties(list(ours.items())) == ties(list(theirs.items()))
     assert_same_state(original, rebuilt)
 
 
 def assert_same_node(module: nn.Module, rebuilt: nn.Module, path: str) -> None:
-    stock = not isinstance(rebuilt, ProgramModule)
-    if stock and not type(module).__name__.startswith("Parametrized"):
-        assert type(rebuilt) is type(module), path
-        assert same(plain(module), plain(rebuilt)), (path, plain(module), plain(rebuilt))
-    elif stock:
+    if isinstance(rebuilt, ProgramModule):
+        assert not is_stock(module)
+        assert repr(rebuilt).partition("(")[0] == type(module).__name__, path
+        assert_same_attributes(module, rebuilt, path)
+    elif type(module).__name__.startswith("Parametrized"):
         assert type(rebuilt).__mro__[1:] == type(module).__mro__[1:], path
+    else:
+        assert type(rebuilt) is stock_type(module), path
+        assert same(plain(module), plain(rebuilt)), (path, plain(module), plain(rebuilt))
     assert rebuilt.training == module.training, path
     for table in ("_parameters", "_buffers"):
         tensors, others = getattr(module, table), getattr(rebuilt, table)
@@ -51,8 +54,31 @@ def assert_same_node(module: nn.Module, rebuilt: nn.Module, path: str) -> None:
     assert module._non_persistent_buffers_set == rebuilt._non_persistent_buffers_set, path
 
 
+def assert_same_attributes(module: nn.Module, rebuilt: nn.Module, path: str) -> None:
+    """What can be read off a block: all its tensors and its plain data, but for names that mean something else now."""
+    for name, value in plain(module).items():
+        if isinstance(value, Tensor):
+            assert same_tensor(value, getattr(rebuilt, name)), f"{path}.{name}"
+        elif name in rebuilt.__dict__:
+            assert same(value, getattr(rebuilt, name)), f"{path}.{name}"
+        elif not hasattr(nn.Module, name):
+            with pytest.raises(FormatError):
+                described(value)
+
+
 def plain(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in module.__dict__.items() if name not in INTERNALS | DERIVED}
+
+
+def tensors(module: nn.Module) -> list[tuple[str, object]]:
+    """Every parameter, buffer and plain tensor by every path."""
+    return [
+        (f"{path}.{name}", value)
+        for path, item in module.named_modules(remove_duplicate=False)
+        for table in (item._parameters, item._buffers, item.__dict__)
+        for name, value in table.items()
+        if isinstance(value, Tensor)
+    ]
 
 
 def ties(named: Sequence[tuple[str, object]]) -> list[list[str]]:
@@ -112,7 +138,7 @@ def same(one: Any, other: Any) -> bool:
         return list(one) == list(other) and all(same(value, other[key]) for key, value in one.items())
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other or (one != one and other != other))
+    return repr(one) == repr(other) if isinstance(one, float) else bool(one == other)  # nan is nan, -0.0 is not 0.0
 
 
 def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
@@ -126,4 +152,8 @@ def same_tensor(one: Tensor | None, other: Tensor | None) -> bool:
         return True
     if one.shape != other.shape:
         return False
-    return torch.equal(one.detach().contiguous().view(-1).view(torch.uint8), other.detach().contiguous().view(-1).view(torch.uint8)) if one.numel() else True
+    return not one.numel() or torch.equal(_bits(one), _bits(other))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().resolve_conj().contiguous().view(-1).view(torch.uint8)

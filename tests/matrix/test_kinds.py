@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from matrix.blocks import BLOCKS, WIDTH
-from matrix.same import assert_same_module, assert_same_runs, same
-from matrix.travel import travel, travel_recorded
 from torch import nn
 
+from matrix.blocks import BLOCKS, WIDTH
+from matrix.same import assert_same_module, assert_same_runs
+from matrix.travel import travel, travel_recorded
 from model_factory.graph.call_example import decode_call, encode_call
 from model_factory.graph.call_form import Recorded
 from model_factory.graph.modules import ProgramModule
 from model_factory_server.portable import record_call
 
+# Torch's own hints on single arguments, the same for the original.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")
 SEED_OF_BUILD = 5
 
 
@@ -36,11 +38,15 @@ class Server:
         self.name = name
         self.calls = 0
 
-    def known(self, path: str) -> tuple[Recorded, ...]:
+    def known(self, path: str) -> tuple[Recorded, ...]:  # noqa: ARG002  as of any source
         return ()
 
     def record(
-        self, path: str, arguments: Mapping[str, Any], training: tuple[tuple[str, bool], ...], dtype: Any
+        self,
+        path: str,
+        arguments: Mapping[str, Any],
+        training: tuple[tuple[str, bool], ...],
+        dtype: Any,  # noqa: ARG002  it is always built as it is
     ) -> Recorded:
         self.calls += 1
         with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""A module's way to a trainer without the wire: described, encoded, decoded, its weights written and mapped, rebuilt."""
+"""A module's way to a trainer without the wire: described, encoded, decoded, weights written and mapped, rebuilt."""
 
 from __future__ import annotations
 

@@ -25,11 +25,12 @@ def write_checkout(folder: Path) -> Path:
 @contextmanager
 def imported(checkout: Path) -> Iterator[Any]:
     """The checkout's package in this process; nothing of it is left afterwards."""
+    before = list(sys.path)
     sys.path.insert(0, str(checkout))
     try:
         yield importlib.import_module("model_constructor")
     finally:
-        sys.path[:] = [entry for entry in sys.path if entry != str(checkout)]
+        sys.path[:] = before
         for name in [name for name in sys.modules if name.partition(".")[0] == "model_constructor"]:
             del sys.modules[name]
 

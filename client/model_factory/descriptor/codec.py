@@ -165,17 +165,21 @@ def _decode_attributes(data: Any) -> dict[str, Any]:
 
 def _encode_tensor(node: TensorNode) -> list[Any]:
     shape = None if node.shape is None else list(node.shape)
-    return [node.name, node.dtype, shape, node.requires_grad, node.parameter, _encode_attributes(node.attributes)]
+    attributes = _encode_attributes(node.attributes)
+    return [node.name, node.dtype, shape, node.requires_grad, node.parameter, list(node.order), attributes]
 
 
 def _decode_tensor(data: Any) -> TensorNode:
-    name, dtype, shape, requires_grad, parameter, attributes = data
+    name, dtype, shape, requires_grad, parameter, order, attributes = data
+    if order and (shape is None or sorted(map(_size, order)) != list(range(len(shape)))):
+        raise FormatError(f"{order!r} is not an order of the axes of {name!r}")
     return TensorNode(
         name=_text(name),
         dtype=_text(dtype),
         shape=None if shape is None else tuple(_size(size) for size in shape),
         requires_grad=_flag(requires_grad),
         parameter=_flag(parameter),
+        order=tuple(order),
         attributes=_decode_attributes(attributes),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrizations, parametrize
@@ -51,6 +52,8 @@ def derive(module: nn.Module) -> None:
         hooks: Any = module
         if isinstance(module, nn.RNNBase):
             hooks._init_flat_weights()
+            if not all(item is None or isinstance(item, torch.Tensor) for item in hooks._flat_weights):
+                raise TypeError("its weights are not all tensors")
         elif isinstance(module, LazyModuleMixin):
             hooks._load_hook = hooks._register_load_state_dict_pre_hook(hooks._lazy_load_hook)
             hooks._initialize_hook = module.register_forward_pre_hook(hooks._infer_parameters, with_kwargs=True)

@@ -60,18 +60,8 @@ def named_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torch.
         if value.is_meta:
             raise NotPortableError(f"the tensor {node.name!r} is on the meta device. Remedy: give it values")
         if node.shape is not None:
-            tensors[node.name] = value
+            tensors[node.name] = value.permute(node.order) if node.order else value
     return tensors
-
-
-def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors below a module that are attributes, but neither parameters nor buffers, by path."""
-    return {
-        _join(path, name): value
-        for path, item in module.named_modules()
-        for name, value in item.__dict__.items()
-        if isinstance(value, torch.Tensor)
-    }
 
 
 class _Table:
@@ -89,8 +79,10 @@ class _Table:
         index = self._module_index[id(module)] = len(self.modules)
         self.modules.append(None)  # its place, before its children's
         where = f"{path or 'the model'} ({type(module).__name__})"
+        refuse_class(module, where)
         stock = stock_type(module)
-        refuse_class(module, where, stock)
+        if stock is None and not isinstance(module, GraphModel):
+            refuse_methods(module, where)
         refuse_hooks(module, where, derived_hooks(stock, module))
         parameters = tuple(
             (name, self._add_tensor(item, _join(path, name))) for name, item in module._parameters.items()
@@ -118,7 +110,6 @@ class _Table:
             attributes = _stock_attributes(module, stock, where)
             node = replace(node, kind=STOCK, type=STOCK_NAMES[stock], attributes=self._with_tensors(attributes, path))
         else:
-            refuse_methods(module, where)
             attributes = _program_attributes(module, where)
             node = replace(
                 node,
@@ -154,6 +145,7 @@ class _Table:
                 shape=None if lazy else tuple(tensor.shape),
                 requires_grad=tensor.requires_grad,
                 parameter=isinstance(tensor, nn.Parameter),
+                order=() if lazy else _memory_order(tensor),
                 attributes=_tensor_attributes(tensor, name),
             )
         )
@@ -161,6 +153,15 @@ class _Table:
             self.values[name] = tensor
         self._tensor_index[id(tensor)] = len(self.tensors) - 1
         return len(self.tensors) - 1
+
+
+def _memory_order(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The axes of a dense tensor as they lie in memory; empty if that is their own order, or it is not dense."""
+    if tensor.is_contiguous():
+        return ()
+    strides = tensor.stride()
+    order = tuple(sorted(range(tensor.dim()), key=lambda axis: -strides[axis]))
+    return order if tensor.permute(order).is_contiguous() else ()
 
 
 def _join(path: str, name: str) -> str:

@@ -24,10 +24,10 @@ def frozen_modules(module: nn.Module, where: str) -> tuple[str, ...]:
     flags = [(item, item.training) for item in module.modules()]
     try:
         module.eval()
-        in_eval = all(not item.training for item in module.modules())
+        same = _state(module) == before and not any(item.training for item in module.modules())
         module.train()
+        same = same and _state(module) == before
         frozen = tuple(path for path, item in module.named_modules() if not item.training)
-        same = in_eval and _state(module) == before
     except Exception as error:
         raise NotPortableError(f"{where}.{own[0]}() failed: {type(error).__name__}: {error}") from error
     finally:

@@ -80,11 +80,13 @@ def _stored(node: TensorNode, dtype: torch.dtype, tensors: Mapping[str, torch.Te
     tensor = tensors.get(node.name)
     if tensor is None:
         raise FormatError(f"the weights lack the tensor {node.name!r}")
-    if tensor.dtype != dtype or tuple(tensor.shape) != node.shape:
+    assert node.shape is not None
+    shape = tuple([node.shape[axis] for axis in node.order]) or node.shape
+    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
         raise FormatError(
-            f"the weights hold {node.name!r} as {tensor.dtype} {tuple(tensor.shape)}; described is {dtype} {node.shape}"
+            f"the weights hold {node.name!r} as {tensor.dtype} {tuple(tensor.shape)}; described is {dtype} {shape}"
         )
-    return tensor
+    return tensor.permute([node.order.index(axis) for axis in range(len(shape))]) if node.order else tensor
 
 
 def _bare(node: ModuleNode, path: str, programs: Sequence[Recorded], source: ProgramSource | None) -> Any:
@@ -117,7 +119,7 @@ def _fill(module: nn.Module, node: ModuleNode, modules: list[nn.Module], values:
         if not settable(cls, attributes, name):
             raise FormatError(f"{node.type} cannot have the attribute {name!r} set")
         attributes[name] = values[value.index] if type(value) is TensorRef else live(value)
-    module.training = node.training
+    attributes["training"] = node.training
     for name, index in node.parameters:
         module._parameters[name] = None if index is None else _parameter(values[index], node, name)
     for name, index, persistent in node.buffers:

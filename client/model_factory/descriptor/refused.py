@@ -47,17 +47,12 @@ _TENSOR_TYPES = frozenset(
 _HOOKS = tuple(name for name in sorted(nn.Module().__dict__) if name.endswith("_hooks"))
 
 
-def refuse_class(module: nn.Module, where: str, stock: type[nn.Module] | None) -> None:
-    """Refuse wrappers that make no sense elsewhere, and lazy modules that are not ``stock``.
+def refuse_class(module: nn.Module, where: str) -> None:
+    """Refuse wrappers that make no sense elsewhere.
 
     Raises:
         NotPortableError: it is one.
     """
-    if stock is None and isinstance(module, LazyModuleMixin):
-        raise NotPortableError(
-            f"{where} is a lazy module of its own, and methods do not travel. Remedy: have lazy modules of torch.nn as "
-            "children, or give it its sizes"
-        )
     for cls in type(module).__mro__:
         reason = REFUSED_CLASSES.get(f"{cls.__module__}.{cls.__qualname__}")
         if reason is not None:
@@ -65,11 +60,16 @@ def refuse_class(module: nn.Module, where: str, stock: type[nn.Module] | None) -
 
 
 def refuse_methods(module: nn.Module, where: str) -> None:
-    """Refuse a class of someone's own that changes what ``nn.Module`` does with state.
+    """Refuse a class of someone's own that changes what ``nn.Module`` does with state, or is lazy.
 
     Raises:
         NotPortableError: it does; its forward alone would travel.
     """
+    if isinstance(module, LazyModuleMixin):
+        raise NotPortableError(
+            f"{where} is a lazy module of its own, and methods do not travel. Remedy: have lazy modules of torch.nn as "
+            "children, or give it its sizes"
+        )
     for name, remedy in _METHODS.items():
         if getattr(type(module), name) is not getattr(nn.Module, name) or name in module.__dict__:
             raise NotPortableError(f"{where} has a {name}() of its own, and methods do not travel. Remedy: {remedy}")

@@ -49,6 +49,9 @@ class TensorNode:
     """Whether autograd computes its gradient."""
     parameter: bool
     """Whether it is an ``nn.Parameter``."""
+    order: tuple[int, ...] = ()
+    """Its axes as they lie in memory, outermost first, where that is not their own order (``channels_last``): kernels
+    add up in the order of memory. The weights file holds it with its axes in this order."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Plain attributes of the tensor object, such as the ``_no_weight_decay`` that optimisers look for."""
 

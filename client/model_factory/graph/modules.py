@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import nn
 
-from model_factory.errors import CallFormError, GraphExecutionError
+from model_factory.errors import CallFormError, GraphExecutionError, ModelFactoryError
 from model_factory.graph.call_form import Recorded, call_form, form_text, leaf_names
 from model_factory.graph.expressions import compile_expression
 from model_factory.graph.program import Program
@@ -64,7 +64,7 @@ class GraphModel(nn.Module):
     def _step_failed(self, index: int, error: Exception) -> None:
         call = self.runner.program.steps[index].call.replace(f"module:{GRAPH_MODULES}.", "module:")
         where = f"step {index} ({call})"
-        if isinstance(error, GraphExecutionError):
+        if isinstance(error, ModelFactoryError):
             error.add_note(f"in {where}")
             return
         raise GraphExecutionError(f"{where}: {type(error).__name__}: {error}") from error

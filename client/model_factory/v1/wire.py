@@ -23,6 +23,7 @@ CATALOGUE: tuple[tuple[type[errors.ModelFactoryError], str, int], ...] = (
     (errors.NotPortableError, "NOT_PORTABLE", code_pb2.FAILED_PRECONDITION),
     (errors.BuildError, "BUILD_FAILED", code_pb2.FAILED_PRECONDITION),
     (errors.CallFormError, "CALL_REFUSED", code_pb2.FAILED_PRECONDITION),
+    (errors.GraphExecutionError, "CALL_FAILED", code_pb2.FAILED_PRECONDITION),
     (errors.IntegrityError, "BLOB_DAMAGED", code_pb2.DATA_LOSS),
     (errors.FormatError, "MALFORMED_REQUEST", code_pb2.INVALID_ARGUMENT),
     (errors.LimitError, "OVER_LIMIT", code_pb2.RESOURCE_EXHAUSTED),
@@ -39,7 +40,7 @@ _COMPONENT = "component"
 
 def to_status(error: errors.ModelFactoryError, component: str = "") -> grpc.Status:
     """Turn an error into the status a server ends a call with."""
-    _, reason, code = next(entry for entry in CATALOGUE if isinstance(error, entry[0]))
+    _, reason, code = next((entry for entry in CATALOGUE if isinstance(error, entry[0])), CATALOGUE[-1])
     message = error.reason if isinstance(error, errors.ConfigError) else str(error)
     info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata={_COMPONENT: component})
     details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest] = [info]

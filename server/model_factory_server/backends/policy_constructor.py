@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ from torch import nn
 
 from model_factory.config import ConfigPath, ResolvedConfig
 from model_factory.config.nodes import lower
-from model_factory.config.wording import quoted
 from model_factory.errors import BuildError, ConfigError, ServerError
 from model_factory_server.backends.checkout_model import convert_model
 from model_factory_server.backends.plugins import load_register, plugin_errors
 from model_factory_server.backends.private import without_paths
 from model_factory_server.backends.sources import CHECKOUT_PACKAGE
-from model_factory_server.constructor.factory import Factory, Listing
+from model_factory_server.constructor.factory import Listing
 from model_factory_server.settings import POLICY_CONSTRUCTOR, BackendSettings
 
 _PUBLIC = (CHECKOUT_PACKAGE, f"{CHECKOUT_PACKAGE}.registry.default_registry", f"{CHECKOUT_PACKAGE}.errors")
@@ -57,24 +56,15 @@ class PolicyConstructorBackend:
         try:
             built = self._build_model(document, registry=self._registry)
         except self._config_error as error:
-            raise _config_error(error) from error
+            raise ConfigError(without_paths(str(error))) from error
         except Exception as error:
             detail = without_paths(f"{type(error).__name__}: {error}")
             raise BuildError(f"the {POLICY_CONSTRUCTOR} backend failed: {detail}") from error
         return convert_model(built)
 
     def blocks(self) -> tuple[Listing, ...]:
-        """See ``Backend``; empty where the checkout's registry cannot be listed."""
-        found = [*self._entries("module"), *self._entries("op")]
-        return tuple(sorted(found, key=lambda item: item.name))
-
-    def _entries(self, kind: Any) -> Iterator[Listing]:
-        names: Callable[[], Iterable[str]] = getattr(self._registry, f"list_{kind}s", tuple)
-        for name in names():
-            target = getattr(getattr(self._registry, f"get_{kind}")(name), "target", None)
-            if callable(target):
-                source = "torch" if str(getattr(target, "__module__", "")).startswith("torch.") else POLICY_CONSTRUCTOR
-                yield Factory(name=name, call=target, signature_policy="runtime_only", source=source).listing(kind)
+        """See ``Backend``. Empty: a listing is no part of what a checkout offers."""
+        return ()
 
 
 def _import_checkout(path: Path) -> tuple[Any, Any, Any]:
@@ -86,8 +76,8 @@ def _import_checkout(path: Path) -> tuple[Any, Any, Any]:
         api, registries, errors = map(importlib.import_module, _PUBLIC)
     except (Exception, SystemExit) as error:
         raise _unusable(error) from error
-    home = Path(getattr(api, "__file__", None) or "").resolve()
-    if not home.is_relative_to(root):
+    home = Path(getattr(api, "__file__", None) or "").resolve().parent
+    if home != (path / CHECKOUT_PACKAGE).resolve():
         raise ServerError(f"another {CHECKOUT_PACKAGE} is imported already; a process can use one checkout")
     return api, registries, errors
 
@@ -126,15 +116,3 @@ def _references(value: Any, path: ConfigPath) -> Iterator[ConfigPath]:
             yield from _references(item, (*path, index))
     elif isinstance(value, str) and "${" in value:
         yield path
-
-
-def _config_error(error: Exception) -> ConfigError:
-    """Turn the checkout's error into ours, with the place in the config if the error knows it."""
-    path = getattr(error, "config_path", None)
-    if not isinstance(path, tuple | list) or not all(isinstance(part, str | int) for part in path):
-        return ConfigError(without_paths(str(error)))
-    reason = str(getattr(error, "message", error))
-    suggestions = getattr(error, "suggestions", None)
-    if isinstance(suggestions, list | tuple) and suggestions:
-        reason += f"; did you mean {' or '.join(quoted(item) for item in suggestions)}?"
-    return ConfigError(without_paths(reason), path=tuple(path))

@@ -34,8 +34,8 @@ class Counter(nn.Module):
         count = int(os.environ.get("COUNTERS", "0")) + 1
         os.environ["COUNTERS"] = str(count)
         registry = default_registry.get_default_registry()
-        registry.register_module(f"counter{len(registry.modules)}", Counter)
-        self.register_buffer("seen", torch.tensor([count, len(registry.modules)]))
+        registry.register_module(f"counter{len(registry.factories)}", Counter)
+        self.register_buffer("seen", torch.tensor([count, len(registry.factories)]))
 
     def forward(self, x):
         return x + self.seen.sum()

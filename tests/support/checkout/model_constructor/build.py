@@ -12,7 +12,7 @@ class Ref:
 
 
 @dataclass(frozen=True)
-class StepIR:
+class Step:
     call_kind: str
     call_name: str
     args: list
@@ -60,23 +60,22 @@ def build_model(config_or_path, *, registry=None):
     assert not config_or_path["settings"]["allow_imports"]
     assert not config_or_path["settings"]["allow_target"]
     graph = config_or_path["model"]["graph"]
-    modules = {name: make(spec, registry, name) for name, spec in graph["modules"].items()}
+    modules = {name: make(spec, registry) for name, spec in graph["modules"].items()}
     steps = [compile_step(step) for step in graph["steps"]]
     outputs = graph["outputs"]
     policy = "dict" if isinstance(outputs, dict) else "single" if len(outputs) == 1 else "tuple"
-    ops = {step.call_name: registry.get_op(step.call_name).target for step in steps if step.call_kind == "op"}
+    ops = {step.call_name: registry.functions[step.call_name] for step in steps if step.call_kind == "op"}
     return GraphModel(list(graph["inputs"]), modules, steps, outputs, policy, ops)
 
 
-def make(spec, registry, name):
+def make(spec, registry):
     kwargs = {key: value for key, value in spec.items() if key != "_type_"}
-    entry = registry.get_module(spec["_type_"], config_path=("model", "graph", "modules", name, "_type_"))
-    return entry.target(**kwargs)
+    return registry.factory(spec["_type_"])(**kwargs)
 
 
 def compile_step(step):
     kind, _, name = step["call"].partition(":")
-    return StepIR(kind, name, refs(step.get("args", [])), refs(step.get("kwargs", {})), step["out"])
+    return Step(kind, name, refs(step.get("args", [])), refs(step.get("kwargs", {})), step["out"])
 
 
 def refs(value):

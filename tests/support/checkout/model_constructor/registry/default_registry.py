@@ -1,6 +1,4 @@
 import operator
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -8,43 +6,28 @@ from torch import nn
 from model_constructor.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Entry:
-    name: str
-    target: Any
-
-
 class Registry:
     def __init__(self):
-        self.modules = {}
-        self.ops = {}
+        self.factories = {}
+        self.functions = {}
 
     def register_module(self, name, factory, **_more):
-        self.modules[name] = Entry(name, factory)
+        self.factories[name] = factory
 
     def register_op(self, name, fn, **_more):
-        self.ops[name] = Entry(name, fn)
+        self.functions[name] = fn
 
-    def get_module(self, name, config_path=None):
-        if name not in self.modules:
-            raise ConfigError(f"Unknown module type {name!r}", config_path=config_path, suggestions=["nn.Linear"])
-        return self.modules[name]
-
-    def get_op(self, name):
-        return self.ops[name]
-
-    def list_modules(self):
-        return sorted(self.modules)
-
-    def list_ops(self):
-        return sorted(self.ops)
+    def factory(self, name):
+        if name not in self.factories:
+            raise ConfigError(f"Unknown module type {name!r}")
+        return self.factories[name]
 
 
 _DEFAULT = Registry()
 
 
 def get_default_registry():
-    if not _DEFAULT.modules:
+    if not _DEFAULT.factories:
         from model_constructor import blocks  # noqa: PLC0415  which imports this module
 
         _DEFAULT.register_module("nn.Linear", nn.Linear)

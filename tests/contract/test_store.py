@@ -1,0 +1,193 @@
+"""What a store of blobs and records promises, to a server and to a node's trainers alike."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from model_factory import FormatError, IntegrityError, StoreError
+from model_factory.digest import digest_of, digest_of_file
+from model_factory.store import Blob, Store
+
+KEY = digest_of(b"a key")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def staged(store: Store) -> list[Path]:
+    return list((store.root / "staging").iterdir())
+
+
+@pytest.mark.parametrize("data", [b"", b"x", os.urandom(3 * 1024 * 1024)], ids=["empty", "one byte", "3 MiB"])
+def test_what_is_put_is_found(store: Store, data: bytes) -> None:
+    blob = store.put(data)
+    assert blob == Blob(digest_of(data), len(data))
+    path = store.find(blob)
+    assert path is not None
+    assert path.read_bytes() == data
+    assert digest_of_file(path) == blob.digest
+    assert store.read(blob) == data
+    assert staged(store) == []
+
+
+def test_what_was_not_put_is_not_found(store: Store) -> None:
+    blob = Blob(digest_of(b"never"), 5)
+    assert store.find(blob) is None
+    assert store.read(blob) is None
+    assert store.record(KEY) is None
+
+
+def test_putting_twice_keeps_one(store: Store) -> None:
+    first, second = store.find(store.put(b"data")), store.find(store.put(b"data"))
+    assert first is not None
+    assert first == second
+    inode = first.stat().st_ino
+    store.put(b"data")
+    assert first.stat().st_ino == inode
+
+
+def test_another_process_sees_it(store: Store) -> None:
+    blob = store.put(b"data")
+    store.put_record(KEY, {"a": [1, "two"]})
+    other = Store(store.root)
+    assert other.read(blob) == b"data"
+    assert other.record(KEY) == {"a": [1, "two"]}
+
+
+def test_a_record_is_replaced_as_a_whole(store: Store) -> None:
+    for value in (1, {"b": None}, [2]):
+        store.put_record(KEY, value)
+        assert store.record(KEY) == value
+    assert staged(store) == []
+
+
+def test_what_is_not_published_is_gone(store: Store) -> None:
+    with store.stage() as (file, _publish):
+        file.write(b"half")
+        file.flush()
+        assert len(staged(store)) == 1
+    assert staged(store) == []
+    with pytest.raises(KeyError), store.stage() as (file, _publish):
+        file.write(b"half")
+        raise KeyError
+    assert staged(store) == []
+    assert not list((store.root / "blobs").rglob("*/*"))
+
+
+def test_a_reader_sees_a_whole_blob_or_none(store: Store) -> None:
+    data = os.urandom(8 * 1024 * 1024)
+    blob = Blob(digest_of(data), len(data))
+    seen: list[int | None] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            path = store.find(blob)
+            seen.append(None if path is None else path.stat().st_size)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    with store.stage() as (file, publish):
+        for start in range(0, len(data), 64 * 1024):
+            file.write(data[start : start + 64 * 1024])
+        publish(blob)
+    done.set()
+    reader.join()
+    assert set(seen) <= {None, len(data)}
+    assert store.read(blob) == data
+
+
+@pytest.mark.parametrize("change", ["truncated", "longer", "empty"])
+def test_a_blob_of_another_size_is_refused(store: Store, change: str) -> None:
+    blob = store.put(b"some data")
+    path = store.find(blob)
+    assert path is not None
+    path.write_bytes({"truncated": b"some", "longer": b"some data and more", "empty": b""}[change])
+    with pytest.raises(IntegrityError, match="where 9 were promised"):
+        store.find(blob)
+    with pytest.raises(IntegrityError):
+        store.read(blob)
+
+
+def test_a_blob_with_other_bytes_is_refused_when_read(store: Store) -> None:
+    blob = store.put(b"some data")
+    path = store.find(blob)
+    assert path is not None
+    path.write_bytes(b"some dota")
+    with pytest.raises(IntegrityError, match="does not match its digest"):
+        store.read(blob)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b'{"a": 1', b"\xff", b'{"a":1,"a":2}', b"[NaN]"])
+def test_a_record_that_is_not_whole_is_refused(store: Store, data: bytes) -> None:
+    store.put_record(KEY, {"a": 1})
+    (path,) = (store.root / "records").rglob(KEY)
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="record"):
+        store.record(KEY)
+
+
+@pytest.mark.parametrize("key", ["", "../../etc/passwd", "a" * 63, "A" * 64, "g" * 64, "a" * 64 + "\n", "/" + "a" * 63])
+def test_only_digests_become_paths(store: Store, key: str) -> None:
+    for use in (
+        lambda: store.find(Blob(key, 0)),
+        lambda: store.read(Blob(key, 0)),
+        lambda: store.record(key),
+        lambda: store.put_record(key, 1),
+        lambda: store.locked(key).__enter__(),
+    ):
+        with pytest.raises(FormatError, match="is not a digest"):
+            use()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(StoreError, match="cannot use"):
+        Store(file / "store")
+
+
+def test_a_disk_that_is_full(store: Store) -> None:
+    with pytest.raises(StoreError, match="No space left"), store.stage() as (file, _publish):  # noqa: PT012
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            os.dup2(full.fileno(), file.fileno())
+        file.write(b"data")
+        file.flush()
+
+
+def test_one_holder_of_a_lock_at_a_time(store: Store) -> None:
+    inside = 0
+    most = 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(20):
+            with Store(store.root).locked(KEY):
+                inside += 1
+                most = max(most, inside)
+                threading.Event().wait(0.001)
+                inside -= 1
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert most == 1
+
+
+def test_leftovers_of_dead_writers_are_swept(store: Store) -> None:
+    left = store.root / "staging" / "left"
+    left.write_bytes(b"half of a blob")
+    with store.stage() as (file, _publish):
+        file.write(b"alive")
+        file.flush()
+        Store(store.root)
+        assert not left.exists()
+        assert len(staged(store)) == 1, "a living writer's file was swept"

@@ -1,0 +1,17 @@
+"""What cannot travel is refused by name: the module, the thing and the remedy; nothing is lost in silence."""
+
+from __future__ import annotations
+
+import pytest
+
+from matrix.refusals import REFUSALS, Refusal
+from matrix.travel import travel_recorded
+from model_factory.errors import NotPortableError
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
+def test_refused_by_name(refusal: Refusal) -> None:
+    with pytest.raises(NotPortableError) as caught:
+        travel_recorded(refusal.make())
+    for part in (*refusal.names, refusal.remedy):
+        assert part in str(caught.value)
