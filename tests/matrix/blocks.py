@@ -40,6 +40,8 @@ class Inner(nn.Module):
 
 @travels
 class TiedParameters(Block):
+    """A weight under three names, of two modules and the block itself."""
+
     def __init__(self) -> None:
         super().__init__()
         self.encode = nn.Linear(WIDTH, WIDTH, bias=False)
@@ -53,6 +55,8 @@ class TiedParameters(Block):
 
 @travels
 class SharedModules(Block):
+    """A block under three paths, one of them inside an `nn.Sequential`."""
+
     def __init__(self) -> None:
         super().__init__()
         self.first = Inner()
@@ -65,6 +69,10 @@ class SharedModules(Block):
 
 @travels
 class Buffers(Block):
+    """Buffers: persistent, not persistent, None, counted up in place, an `nn.Buffer`, a parameter as a buffer, one
+    with gradients.
+    """
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("kept", torch.randn(WIDTH))
@@ -85,6 +93,8 @@ class Buffers(Block):
 
 @travels
 class ParameterContainers(Block):
+    """`nn.ParameterList` and `nn.ParameterDict`, nested."""
+
     def __init__(self) -> None:
         super().__init__()
         self.scales = nn.ParameterList([torch.randn(WIDTH), torch.randn(WIDTH)])
@@ -98,6 +108,8 @@ class ParameterContainers(Block):
 
 @travels
 class ModuleContainers(Block):
+    """`nn.ModuleDict`s in an `nn.ModuleList`, with blocks inside."""
+
     def __init__(self) -> None:
         super().__init__()
         self.stages = nn.ModuleList([nn.ModuleDict({"a": Inner(), "b": nn.Linear(WIDTH, WIDTH)}) for _ in range(2)])
@@ -110,6 +122,8 @@ class ModuleContainers(Block):
 
 @travels
 class SequentialOfBlocks(Block):
+    """Blocks inside nested `nn.Sequential`s."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(Inner(), nn.Sequential(Inner(), nn.ReLU()))
@@ -120,6 +134,8 @@ class SequentialOfBlocks(Block):
 
 @travels
 class Recurrent(Block):
+    """A bidirectional `nn.LSTM` with projections, an `nn.GRU` and an `nn.LSTMCell`."""
+
     def __init__(self) -> None:
         super().__init__()
         self.lstm = nn.LSTM(WIDTH, 3, 2, bidirectional=True, proj_size=2, batch_first=True, dropout=0.2)
@@ -134,6 +150,8 @@ class Recurrent(Block):
 
 @travels
 class Attention(Block):
+    """`nn.MultiheadAttention` with other key and value sizes and bias, and an `nn.TransformerEncoder` with masks."""
+
     def __init__(self) -> None:
         super().__init__()
         self.attend = nn.MultiheadAttention(WIDTH, 2, add_bias_kv=True, kdim=3, vdim=2, batch_first=True)
@@ -148,6 +166,8 @@ class Attention(Block):
 
 @travels
 class Embeddings(Block):
+    """`nn.Embedding` with padding and `max_norm`, and an `nn.EmbeddingBag`."""
+
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(5, WIDTH, padding_idx=0, max_norm=0.5)
@@ -160,6 +180,8 @@ class Embeddings(Block):
 
 @travels
 class Parametrized(Block):
+    """`weight_norm`, `spectral_norm` and `orthogonal` of `torch.nn.utils.parametrizations`."""
+
     def __init__(self) -> None:
         super().__init__()
         self.normed = parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))
@@ -179,6 +201,8 @@ class Symmetric(nn.Module):
 
 @travels
 class OwnParametrization(Block):
+    """A parametrisation of one's own, on the block and on a layer."""
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH))
@@ -192,6 +216,8 @@ class OwnParametrization(Block):
 
 @travels
 class Dtypes(Block):
+    """Parameters and buffers of ten dtypes, complex and conjugate ones among them, scalars and an empty one."""
+
     def __init__(self) -> None:
         super().__init__()
         self.halves = nn.Parameter(torch.randn(WIDTH).half())
@@ -231,6 +257,8 @@ class Frozen(Block):
 
 @travels
 class PlainTensors(Block):
+    """Tensors that are plain attributes: private, with gradients, the same as a buffer, written in place."""
+
     def __init__(self) -> None:
         super().__init__()
         self.scale = torch.randn(WIDTH)
@@ -247,6 +275,8 @@ class PlainTensors(Block):
 
 @travels
 class TensorAttributes(Block):
+    """Attributes on parameters, which optimisers look for."""
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(WIDTH))
@@ -259,6 +289,10 @@ class TensorAttributes(Block):
 
 @travels
 class Strides(Block):
+    """A `channels_last` convolution, a transposed parameter, an expanded buffer, buffers side by side in one memory
+    block.
+    """
+
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(WIDTH, 2, 2).to(memory_format=torch.channels_last)
@@ -291,6 +325,8 @@ class Stem(nn.Sequential):
 
 @travels
 class StockSubclasses(Block):
+    """Subclasses of torch's classes, with and without a forward of their own, and a replaced forward."""
+
     def __init__(self) -> None:
         super().__init__()
         self.scaled = ScaledLinear(WIDTH, WIDTH)

@@ -208,12 +208,12 @@ def sparse() -> nn.Module:
     return held_buffer("sparse", torch.eye(3).to_sparse())
 
 
-@refused("a dtype without a name in safetensors", "'inner.wide'", "complex128", remedy="dtype")
+@refused("a dtype without a name in safetensors", "'inner.wide'", "complex128", remedy="keep another dtype")
 def wide() -> nn.Module:
     return held_buffer("wide", torch.zeros(2, dtype=torch.complex128))
 
 
-@refused("a quantised tensor", "'inner.quantised'", "qint8", remedy="dtype")
+@refused("a quantised tensor", "'inner.quantised'", "qint8", remedy="keep another dtype")
 def quantised() -> nn.Module:
     return held_buffer("quantised", quietly(lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)))
 

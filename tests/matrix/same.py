@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from model_factory.descriptor.attributes import described
 from model_factory.descriptor.stock import is_stock, stock_type
 from model_factory.errors import FormatError
-from model_factory.graph.modules import ProgramModule
+from model_factory.graph.modules import GraphModel, ProgramModule
 
 SEED = 11
 INTERNALS = frozenset(nn.Module().__dict__)
@@ -40,6 +40,10 @@ def assert_same_node(module: nn.Module, rebuilt: nn.Module, path: str) -> None:
         assert not is_stock(module)
         assert repr(rebuilt).partition("(")[0] == type(module).__name__, path
         assert_same_attributes(module, rebuilt, path)
+    elif isinstance(module, GraphModel):
+        assert isinstance(rebuilt, GraphModel)
+        assert rebuilt.inputs == module.inputs
+        assert rebuilt.runner.program == module.runner.program
     elif type(module).__name__.startswith("Parametrized"):
         assert type(rebuilt).__mro__[1:] == type(module).__mro__[1:], path
     else:

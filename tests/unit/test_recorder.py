@@ -130,7 +130,7 @@ BRANCHES: list[tuple[type[Block], tuple[int, ...], list[tuple[int, ...]], list[t
     (LongSequence, (2, 5, FEATURES), [(3, 6, FEATURES), (1, 1, FEATURES)], [(2, 7, FEATURES), (3, 9, FEATURES)]),
     (LongSequence, (2, 8, FEATURES), [(3, 7, FEATURES), (1, 30, FEATURES)], [(2, 6, FEATURES), (3, 1, FEATURES)]),
     (EvenLength, (2, 4, FEATURES), [(3, 6, FEATURES), (1, 2, FEATURES)], [(2, 5, FEATURES)]),
-    (EvenLength, (2, 5, FEATURES), [(3, 7, FEATURES), (1, 1, FEATURES)], [(2, 4, FEATURES)]),
+    (EvenLength, (2, 5, FEATURES), [], [(2, 4, FEATURES)]),
     (AtMostFour, (2, 3, FEATURES), [(2, 2, FEATURES), (3, 1, FEATURES)], []),
     (AtMostFour, (2, 6, FEATURES), [(2, 5, FEATURES), (3, 9, FEATURES)], []),
     (EqualSizes, (3, 5, FEATURES), [(4, 2, FEATURES)], [(3, 3, FEATURES), (1, 1, FEATURES)]),
@@ -323,8 +323,6 @@ FORWARDS = [
 
 
 SIZES = [(2, 5, FEATURES), (1, 1, FEATURES), (3, 8, FEATURES), (6, 2, FEATURES)]
-# Writing into views of one element is recorded apart, for torch asks whether such views overlap.
-RECORDED_APART = {(InPlace, (1, 1, FEATURES))}
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -333,10 +331,6 @@ def test_forward_is_reproduced_at_other_sizes(block: type[nn.Module], training: 
     original = block().train(training)
     twin = ported(original, x(2, 5, FEATURES)).train(training)
     for shape in SIZES:
-        if (block, shape) in RECORDED_APART:
-            with pytest.raises(CallFormError):
-                twin(**x(*shape))
-            continue
         assert_same(observe(twin, x(*shape)), observe(original, x(*shape)), str(shape))
 
 

@@ -1,0 +1,33 @@
+"""Seeds for what is random here: printed, so that a failure can be had again."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+from support.proxy import Proxy
+from support.server import ServerProcess
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Randomness of this test; ``FAULT_SEED`` repeats a run."""
+    seed = int(os.environ.get("FAULT_SEED") or random.randrange(1 << 32))
+    print(f"FAULT_SEED={seed}")  # noqa: T201  shown by pytest when the test fails
+    return random.Random(seed)
+
+
+@pytest.fixture
+def make_proxy() -> Iterator[type[Proxy]]:
+    """Put proxies in front of servers."""
+    made: list[Proxy] = []
+
+    def make(server: ServerProcess) -> Proxy:
+        made.append(Proxy(server.address))
+        return made[-1]
+
+    yield make  # type: ignore[misc]
+    for proxy in made:
+        proxy.close()

@@ -1,0 +1,216 @@
+"""A node's cache under many hands, some of which die."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.cases import CASES
+from support.compare import assert_same_state, train
+from support.proxy import Proxy
+from support.server import ServerProcess
+from torch import nn
+
+from model_factory import FormatError, IntegrityError, RemoteModelFactory
+from model_factory.digest import digest_of, digest_of_file
+from model_factory.store import Blob, Store
+from model_factory_server import PolicyConstructorModelFactory
+
+PROCESSES = 3
+WIDTH = 2000
+LARGE_BYTES = WIDTH * WIDTH * 4
+LARGE = {
+    "schema_version": 1,
+    "model": {"sequential": {"layers": [{"_type_": "nn.Linear", "in_features": WIDTH, "out_features": WIDTH}]}},
+}
+
+WRITER = """
+import random, sys
+from pathlib import Path
+from model_factory.digest import digest_of
+from model_factory.store import Blob, Store
+
+store, seed, publishing = Store(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3] == "publish"
+data = random.Random(seed).randbytes(4 << 20)
+with store.stage() as (file, publish):
+    for start in range(0, len(data), 4096):
+        file.write(data[start:start + 4096])
+        file.flush()
+        if start == len(data) // 2:
+            print("half", flush=True)
+            if not publishing:
+                sys.stdin.read()
+    publish(Blob(digest_of(data), len(data)))
+print("published", flush=True)
+sys.stdin.read()
+"""
+
+TRAINER = """
+import sys
+from model_factory import RemoteModelFactory
+config = {"schema_version": 1, "model": {"sequential": {"layers": [
+    {"_type_": "nn.Linear", "in_features": int(sys.argv[3]), "out_features": int(sys.argv[3])}]}}}
+factory = RemoteModelFactory(sys.argv[1], seed=7, cache_dir=sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+model = factory.build({"config": config})
+print(float(model.graph_modules["layer0"].weight.double().sum()), flush=True)
+"""
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def blob_files(store: Path) -> list[Path]:
+    return [path for path in (store / "blobs").rglob("*/*") if path.is_file()]
+
+
+def test_a_killed_writer_leaves_no_blob(tmp_path: Path, chance: random.Random) -> None:
+    writer = start(WRITER, tmp_path, chance.randrange(1 << 30), "wait")
+    assert said(writer) == "half"
+    (left,) = (tmp_path / "staging").iterdir()
+    assert left.stat().st_size > 0
+    Store(tmp_path)
+    assert left.exists(), "a living writer's file was swept"
+    end(writer)
+    assert blob_files(tmp_path) == []
+    assert left.exists()
+    Store(tmp_path)
+    assert not left.exists(), "a dead writer's file was not swept"
+
+
+def test_writers_killed_at_any_moment(tmp_path: Path, chance: random.Random) -> None:
+    """Whatever is under a blob's name afterwards is the whole blob."""
+    for _ in range(12):
+        seed = chance.randrange(1 << 30)
+        writer = start(WRITER, tmp_path, seed, "publish")
+        assert said(writer) == "half"
+        try:
+            writer.wait(chance.uniform(0, 0.02))
+        except subprocess.TimeoutExpired:
+            writer.send_signal(signal.SIGKILL)
+        end(writer)
+        data = random.Random(seed).randbytes(4 << 20)
+        blob = Blob(digest_of(data), len(data))
+        assert Store(tmp_path).read(blob) in {data, None}
+    for path in blob_files(tmp_path):
+        assert digest_of_file(path) == path.name
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_processes_of_a_node_transfer_a_blob_once(
+    server: ServerProcess, make_proxy: Callable[[ServerProcess], Proxy], tmp_path: Path
+) -> None:
+    RemoteModelFactory(server.address, seed=7, cache_dir=tmp_path / "warm").build({"config": LARGE})
+    proxy = make_proxy(server)
+    cache = tmp_path / "cache"
+    trainers = [start(TRAINER, proxy.address, cache, WIDTH) for _ in range(PROCESSES)]
+    try:
+        assert [said(trainer) for trainer in trainers] == ["ready"] * PROCESSES
+        for trainer in trainers:
+            assert trainer.stdin is not None
+            trainer.stdin.write("\n")
+            trainer.stdin.flush()
+        sums = {said(trainer) for trainer in trainers}
+    finally:
+        for trainer in trainers:
+            end(trainer)
+    model = PolicyConstructorModelFactory(seed=7).build({"config": LARGE})
+    assert sums == {str(float(model.graph_modules["layer0"].weight.double().sum()))}
+    large = [path for path in blob_files(cache) if path.stat().st_size > LARGE_BYTES]
+    assert len(large) == 1
+    assert LARGE_BYTES < proxy.received < 1.5 * LARGE_BYTES, "the weights were transferred more than once"
+
+
+def test_a_trainer_killed_during_a_download(
+    server: ServerProcess, make_proxy: Callable[[ServerProcess], Proxy], tmp_path: Path, chance: random.Random
+) -> None:
+    """The next one of its node is neither locked out nor misled."""
+    RemoteModelFactory(server.address, seed=7, cache_dir=tmp_path / "warm").build({"config": LARGE})
+    proxy = make_proxy(server)
+    cache = tmp_path / "cache"
+    trainer = start(TRAINER, proxy.address, cache, WIDTH)
+    assert said(trainer) == "ready"
+    proxy.hold_after(chance.randrange(LARGE_BYTES // 4, 3 * LARGE_BYTES // 4))
+    assert trainer.stdin is not None
+    trainer.stdin.write("\n")
+    trainer.stdin.flush()
+    assert proxy.held.wait(60)
+    end(trainer)
+    assert [path for path in blob_files(cache) if path.stat().st_size > LARGE_BYTES // 8] == []
+    proxy.release()
+    model = RemoteModelFactory(server.address, seed=7, cache_dir=cache).build({"config": LARGE})
+    assert_same_state(model, PolicyConstructorModelFactory(seed=7).build({"config": LARGE}))
+    assert list((cache / "staging").iterdir()) == []
+
+
+@pytest.fixture
+def mlp(server: ServerProcess, tmp_path: Path) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        factory = RemoteModelFactory(server.address, seed=7, cache_dir=tmp_path / "cache")
+        return factory.build({"mlp": CASES["mlp"].config})["mlp"]
+
+    return build
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "longer"])
+def test_a_damaged_file_in_the_cache(
+    damage: str, mlp: Callable[[], nn.Module], tmp_path: Path, chance: random.Random
+) -> None:
+    expected = mlp()
+    for path in blob_files(tmp_path / "cache"):
+        data = path.read_bytes()
+        cut = chance.randrange(1, len(data))
+        path.unlink()  # what is mapped by a living model stays as it is
+        path.write_bytes({"truncated": data[:cut], "emptied": b"", "longer": data + b"\0"}[damage])
+        with pytest.raises(IntegrityError, match=rf"{path}.*promised; remove it and try again"):
+            mlp()
+        path.unlink()
+        assert_same_state(mlp(), expected)
+
+
+def test_other_bytes_in_a_small_file_of_the_cache(mlp: Callable[[], nn.Module], tmp_path: Path) -> None:
+    mlp()
+    for path in blob_files(tmp_path / "cache"):
+        data = path.read_bytes()
+        if not data.startswith((b"{", b"[")):
+            continue  # weights, which are not read again: they are mapped
+        path.write_bytes(data[:-2] + b" " + data[-1:])
+        with pytest.raises(IntegrityError, match="does not match its digest"):
+            mlp()
+        path.unlink()
+        mlp()
+
+
+def test_a_header_of_weights_that_lies(mlp: Callable[[], nn.Module], tmp_path: Path) -> None:
+    mlp()
+    weights = max(blob_files(tmp_path / "cache"), key=lambda path: not path.read_bytes().startswith((b"{", b"[")))
+    data = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(b"\xff" * 8 + data[8:])
+    with pytest.raises(FormatError, match="not a whole weights file"):
+        mlp()
+
+
+def test_training_does_not_change_the_cache(mlp: Callable[[], nn.Module], tmp_path: Path) -> None:
+    train(mlp(), CASES["mlp"].inputs(3, 2), steps=2)
+    for path in blob_files(tmp_path / "cache"):
+        assert digest_of_file(path) == path.name
+    assert_same_state(mlp(), PolicyConstructorModelFactory(seed=7).build({"mlp": CASES["mlp"].config})["mlp"])
