@@ -7,14 +7,14 @@ import os
 # Before torch is imported anywhere: many small processes share few cores here.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from collections.abc import Callable, Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
-import pytest  # noqa: E402
-from support.server import ServerProcess, running_server  # noqa: E402
+import pytest
 
-from model_factory import RemoteModelFactory  # noqa: E402
+from model_factory import RemoteModelFactory
+from support.server import ServerProcess, running_server
 
 MakeRemote = Callable[..., RemoteModelFactory]
 SEED = 7

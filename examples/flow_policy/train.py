@@ -40,7 +40,7 @@ def main() -> None:
         train(address, arguments.steps)
 
 
-def own_server():  # noqa: ANN201  a context manager from a package that a trainer need not have
+def own_server():
     """Start a server in a process beside this one."""
     from model_factory_server import local_server  # noqa: PLC0415
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support.cases import CASES, CONFIGS
-from support.compare import assert_same_state
 from torch import nn
 
 from model_factory import ConfigError, GraphModel, ModelFactory, ModelFactoryError, RemoteModelFactory
 from model_factory_server import PolicyConstructorModelFactory
+from support.cases import CASES, CONFIGS
+from support.compare import assert_same_state
 
 SMALL = CONFIGS / "small"
 TINY = {
@@ -182,9 +182,7 @@ def test_device_is_where_tensors_are_put(make: Make) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_both_build_the_same_model(
-    name: str, make_both: Callable[..., tuple[ModelFactory, ModelFactory]]
-) -> None:
+def test_both_build_the_same_model(name: str, make_both: Callable[..., tuple[ModelFactory, ModelFactory]]) -> None:
     for dtype in (None, torch.bfloat16):
         remote, local = (factory.build({name: CASES[name].config})[name] for factory in make_both(dtype=dtype))
         assert_same_state(remote, local)
@@ -202,7 +200,9 @@ def test_both_describe_a_model_alike(make_both: Callable[..., tuple[ModelFactory
         assert remote[name].bytes == sum(item.nbytes for item in tensors)
 
 
-def test_describing_one_model_gives_one_description(make_both: Callable[..., tuple[ModelFactory, ModelFactory]]) -> None:
+def test_describing_one_model_gives_one_description(
+    make_both: Callable[..., tuple[ModelFactory, ModelFactory]],
+) -> None:
     remote, local = (factory.describe({"config": TINY}) for factory in make_both())
     assert str(remote) == str(local)
     assert remote.parameters == 8
@@ -235,7 +235,11 @@ REFUSED: dict[str, tuple[Any, type[ModelFactoryError], str]] = {
         ConfigError,
         "'nn.Linear': ",
     ),
-    "unknown op": (graph(steps=[{"call": "op:sofmax", "args": ["$x"], "out": "y"}]), ConfigError, "Unknown op 'sofmax'"),
+    "unknown op": (
+        graph(steps=[{"call": "op:sofmax", "args": ["$x"], "out": "y"}]),
+        ConfigError,
+        "Unknown op 'sofmax'",
+    ),
     "unknown module": (graph(steps=[{"call": "module:b", "out": "y"}]), ConfigError, "Unknown module 'b'"),
     "forward reference": (
         graph(
@@ -287,9 +291,7 @@ IN_MEMORY_ONLY = {"defaults in memory"}
         if form != "file" or what not in IN_MEMORY_ONLY
     ],
 )
-def test_both_refuse_alike(
-    form: str, what: str, refusals: Callable[[Any], list[Exception]], tmp_path: Path
-) -> None:
+def test_both_refuse_alike(form: str, what: str, refusals: Callable[[Any], list[Exception]], tmp_path: Path) -> None:
     config, cls, text = REFUSED[what]
     if form == "config":
         asked = {"config": config}

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
+
 from support.proxy import Proxy
 from support.server import ServerProcess
 

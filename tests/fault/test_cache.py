@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.cases import CASES
-from support.compare import assert_same_state, train
-from support.proxy import Proxy
-from support.server import ServerProcess
 from torch import nn
 
 from model_factory import FormatError, IntegrityError, RemoteModelFactory
 from model_factory.digest import digest_of, digest_of_file
 from model_factory.store import Blob, Store
 from model_factory_server import PolicyConstructorModelFactory
+from support.cases import CASES
+from support.compare import assert_same_state, train
+from support.proxy import Proxy
+from support.server import ServerProcess
 
 PROCESSES = 3
 WIDTH = 2000
@@ -59,7 +59,7 @@ factory = RemoteModelFactory(sys.argv[1], seed=7, cache_dir=sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
 model = factory.build({"config": config})
-print(float(model.graph_modules["layer0"].weight.double().sum()), flush=True)
+print(model.graph_modules["layer0"].weight.double().sum().item(), flush=True)
 """
 
 
@@ -133,7 +133,7 @@ def test_processes_of_a_node_transfer_a_blob_once(
         for trainer in trainers:
             end(trainer)
     model = PolicyConstructorModelFactory(seed=7).build({"config": LARGE})
-    assert sums == {str(float(model.graph_modules["layer0"].weight.double().sum()))}
+    assert sums == {str(model.graph_modules["layer0"].weight.double().sum().item())}
     large = [path for path in blob_files(cache) if path.stat().st_size > LARGE_BYTES]
     assert len(large) == 1
     assert LARGE_BYTES < proxy.received < 1.5 * LARGE_BYTES, "the weights were transferred more than once"

@@ -14,9 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.compare import assert_same_state
-from support.proxy import Proxy
-from support.server import ServerProcess, descendants, wait_gone
 from torch import nn
 
 from model_factory import (
@@ -31,6 +28,9 @@ from model_factory import (
 from model_factory.digest import digest_of_file
 from model_factory.remote import blobs
 from model_factory_server import PolicyConstructorModelFactory
+from support.compare import assert_same_state
+from support.proxy import Proxy
+from support.server import ServerProcess, descendants, wait_gone
 
 Start = Callable[..., ServerProcess]
 
@@ -229,7 +229,7 @@ def test_no_answer_in_time(start_server: Start, cache: Path) -> None:
     factory = RemoteModelFactory(server.address, seed=7, cache_dir=cache, timeout=1.5)
     os.kill(server.pid, signal.SIGSTOP)
     try:
-        with pytest.raises(UnavailableError, match="in time|cannot be reached"):
+        with pytest.raises(UnavailableError, match=r"in time|cannot be reached"):
             factory.build({"config": LARGE})
     finally:
         os.kill(server.pid, signal.SIGCONT)
@@ -290,7 +290,9 @@ def test_a_store_that_vanished(start_server: Start, cache: Path, expected: nn.Mo
     assert server.stop() == 0
 
 
-def test_many_clients_and_a_server_that_is_told_to_stop(start_server: Start, tmp_path: Path, in_background: Any) -> None:
+def test_many_clients_and_a_server_that_is_told_to_stop(
+    start_server: Start, tmp_path: Path, in_background: Any
+) -> None:
     server = start_server()
     begun = threading.Barrier(4)
 

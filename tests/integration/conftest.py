@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.cases import CASES, Case
-from support.server import ServerProcess
 from torch import nn
 
 from model_factory import RemoteModelFactory
 from model_factory_server import PolicyConstructorModelFactory
+from support.cases import CASES, Case
+from support.server import ServerProcess
 
 PAIR_SEED = 7
 

@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 import pytest
 import torch
-from support.server import ServerProcess
 
 from model_factory import (
     BuildError,
@@ -25,6 +24,7 @@ from model_factory import (
     UnavailableError,
 )
 from model_factory.v1 import build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc
+from support.server import ServerProcess
 
 MakeRemote = Callable[..., RemoteModelFactory]
 
@@ -65,7 +65,12 @@ model:
 MISTAKES: dict[str, tuple[str, str, str, str]] = {
     "unknown type": ("_type_: mlp", "_type_: mpl", "8:17", r"Unknown module type 'mpl'.*did you mean 'mlp'"),
     "unknown torch type": ("nn.Linear", "nn.Linera", "6:23", r"Unknown module type 'nn.Linera'.*'nn.Linear'"),
-    "unknown argument": ("in_features", "in_featrues", "6:47", r"Unknown kwargs for 'nn.Linear': 'in_featrues'.*did you mean 'in_features'"),
+    "unknown argument": (
+        "in_features",
+        "in_featrues",
+        "6:47",
+        r"Unknown kwargs for 'nn.Linear': 'in_featrues'.*did you mean 'in_features'",
+    ),
     "missing argument": (", out_features: 3", "", "6:14", r"missing a required argument: 'out_features'"),
     "unknown op": ("op:torch.relu", "op:torch.rleu", "13:16", r"Unknown op 'torch.rleu'.*did you mean"),
     "unknown module": ("module:second", "module:secnod", "12:16", r"Unknown module 'secnod'.*did you mean 'second'"),
@@ -87,7 +92,12 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
     "missing variable": ("in_features: 3", "in_features: '${env:int:NO_SUCH_VARIABLE}'", "6:47", r"NO_SUCH_VARIABLE"),
     "duplicate key": ("_type_: mlp", "_type_: mlp\n        _type_: mlp", "9:9", r"Duplicate mapping key"),
     "not YAML": ("outputs: [c]", "outputs: [c", r"\d+:\d+", r"not valid YAML"),
-    "missing defaults": ("schema_version: 1", "schema_version: 1\ndefaults: [nowhere.yaml]", "2:12", r"cannot read.*nowhere\.yaml"),
+    "missing defaults": (
+        "schema_version: 1",
+        "schema_version: 1\ndefaults: [nowhere.yaml]",
+        "2:12",
+        r"cannot read.*nowhere\.yaml",
+    ),
     "reserved key": ("_type_: mlp", "_type_: mlp\n        _strict_: 1", "9:19", r"Unknown reserved keys"),
     "target": ("_type_: mlp", "_target_: os.system", "8:19", r"_target_ is not allowed"),
 }
@@ -127,7 +137,9 @@ def test_the_place_is_in_the_file_that_has_the_mistake(make_remote: MakeRemote, 
 def test_a_cycle_of_files(make_remote: MakeRemote, tmp_path: Path) -> None:
     for name, other in (("a", "b"), ("b", "c"), ("c", "a")):
         _write(tmp_path / f"{name}.yaml", f"defaults: [{other}.yaml]\n")
-    with pytest.raises(ConfigError, match=r"c\.yaml:1:12: defaults include cycle detected: .*a\.yaml.*b\.yaml.*c\.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"c\.yaml:1:12: defaults include cycle detected: .*a\.yaml.*b\.yaml.*c\.yaml"
+    ):
         make_remote().build({"config_path": tmp_path / "a.yaml"})
 
 
@@ -221,7 +233,7 @@ def test_something_else_at_the_address(answer: bytes, make_remote: MakeRemote) -
 def test_a_server_that_never_answers(make_remote: MakeRemote) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(UnavailableError, match="did not answer in time|cannot be reached"):
+        with pytest.raises(UnavailableError, match=r"did not answer in time|cannot be reached"):
             make_remote(address, timeout=1.0).build(layers({"_type_": "nn.ReLU"}))
 
 
@@ -306,10 +318,14 @@ WIRE_NONSENSE: dict[str, tuple[str, Any, grpc.StatusCode]] = {
 def test_nonsense_on_the_wire(what: str, stub: Any) -> None:
     method, request, code = WIRE_NONSENSE[what]
     with pytest.raises(grpc.RpcError) as caught:
-        answer = getattr(stub, method)(request, timeout=60)
-        list(answer if hasattr(answer, "__iter__") else [answer])
+        _ask(getattr(stub, method), request)
     assert caught.value.code() == code, caught.value.details()
     assert "Traceback" not in caught.value.details()
+
+
+def _ask(method: Any, request: Any) -> list[Any]:
+    answer = method(request, timeout=60)
+    return list(answer if hasattr(answer, "__iter__") else [answer])
 
 
 def test_the_capabilities_are_those_of_this_server(stub: Any) -> None:

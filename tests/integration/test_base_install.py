@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from model_factory_server import PolicyConstructorModelFactory
 from support.base_install import make_site, requirements
 from support.cases import CASES
 from support.compare import LEARNING_RATE, train
 from support.server import ServerProcess
-
-from model_factory_server import PolicyConstructorModelFactory
 
 SEED = 7
 STEPS = 4

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cases import CASES
-from support.compare import assert_same
-from support.server import ServerProcess
-from support.wire import build_manifest, digests
 
 from model_factory import ConfigError, RemoteModelFactory
 from model_factory.digest import digest_of_file
 from model_factory.v1 import build_pb2
+from support.cases import CASES
+from support.compare import assert_same
+from support.server import ServerProcess
+from support.wire import build_manifest, digests
 
 Start = Callable[..., ServerProcess]
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.cases import CASES, CONFIGS, Case
-from support.compare import assert_same, assert_same_runs, map_tensors
-from support.server import ServerProcess
 from torch import nn
 
 from model_factory import CallFormError, GraphExecutionError, RemoteModelFactory
 from model_factory_server import PolicyConstructorModelFactory
+from support.cases import CASES, CONFIGS, Case
+from support.compare import assert_same, assert_same_runs, map_tensors
+from support.server import ServerProcess
 
 MakePair = Callable[[Case | str], tuple[nn.Module, nn.Module]]
 TESTS = Path(__file__).parents[1]
@@ -145,7 +145,11 @@ GUARDED: dict[str, tuple[dict[str, Any], list[tuple[int, ...]], list[tuple[int, 
         [(2, 4, 7, 7)],
     ),
     "nn.Flatten": ({"_type_": "nn.Flatten"}, [(1, 1), (2, 3, 4), (1, 2, 3, 4)], []),
-    "nn.PixelShuffle": ({"_type_": "nn.PixelShuffle", "upscale_factor": 2}, [(1, 4, 1, 1), (3, 8, 2, 5)], [(1, 3, 2, 2)]),
+    "nn.PixelShuffle": (
+        {"_type_": "nn.PixelShuffle", "upscale_factor": 2},
+        [(1, 4, 1, 1), (3, 8, 2, 5)],
+        [(1, 3, 2, 2)],
+    ),
 }
 
 
@@ -178,8 +182,6 @@ def test_lazy_parameters_take_their_shape_from_the_first_call(make_remote: Calla
     assert type(remote.graph_modules["block"].net[0]) is nn.Linear
     assert_same(dict(remote.state_dict()), dict(local.state_dict()))
     assert_same_runs(remote, local, {"x": x})
-
-
 
 
 def new_form(batch: int, seq: int) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.cases import CASES, CONFIGS
-from support.compare import assert_same
-from support.server import COMMAND, ServerProcess, descendants, wait_gone
 
 from model_factory.descriptor.codec import decode_descriptor
 from model_factory.descriptor.rebuild import rebuild
 from model_factory_server import PolicyConstructorModelFactory
+from support.cases import CASES, CONFIGS
+from support.compare import assert_same
+from support.server import COMMAND, ServerProcess, descendants, wait_gone
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = CONFIGS / "small"
@@ -249,7 +249,9 @@ def test_the_server_may_come_from_the_environment(server: ServerProcess, run: Ru
     assert run("blocks", "mlp", MODEL_FACTORY_SERVER=server.address).returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["build"], ["serve", "--builders", "0"], ["build", "--x", "c"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nonsense"], ["build"], ["serve", "--builders", "0"], ["build", "--x", "c"]]
+)
 def test_wrong_usage(arguments: list[str], run: Run) -> None:
     done = run(*arguments)
     assert done.returncode == 2

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.compare import leaves
-from support.goldens import NAMES, TOLERANCE, Golden
-from support.server import ServerProcess
 from torch import nn
 
 from model_factory import RemoteModelFactory
+from support.compare import leaves
+from support.goldens import NAMES, TOLERANCE, Golden
+from support.server import ServerProcess
 
 
 @pytest.fixture(scope="module")

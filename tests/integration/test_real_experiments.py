@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.cases import CONFIGS
-from support.compare import assert_same, assert_same_state, loss_of
-from support.server import ServerProcess
 from torch import nn
 
 from model_factory import RemoteModelFactory
 from model_factory.config import resolve_file
 from model_factory_server import PolicyConstructorModelFactory
+from support.cases import CONFIGS
+from support.compare import assert_same, assert_same_state, loss_of
+from support.server import ServerProcess
 
 SHARED = Path(__file__).parents[3] / "shared" / "configs" / "vfp_single_expert"
 MIB = 1024 * 1024
@@ -42,7 +42,9 @@ def ours(experiment: str) -> dict[str, Path]:
 
 
 @pytest.fixture
-def both(server: ServerProcess, tmp_path: Path) -> Iterator[Callable[[dict[str, Path]], Iterator[tuple[str, Any, Any]]]]:
+def both(
+    server: ServerProcess, tmp_path: Path
+) -> Iterator[Callable[[dict[str, Path]], Iterator[tuple[str, Any, Any]]]]:
     """Build the same components remotely and here, one at a time to keep memory low."""
     remote = RemoteModelFactory(server.address, seed=11, cache_dir=tmp_path / "cache")
     local = PolicyConstructorModelFactory(seed=11)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
+
 from support.cases import CASES, Case
 from support.compare import STEPS, assert_same, assert_same_runs, assert_same_state, observe, train
-from torch import nn
 
 MakePair = Callable[[Case | str], tuple[nn.Module, nn.Module]]
 
@@ -39,9 +40,7 @@ def test_module_tree_is_equal_and_its_leaves_are_torch_types(case: Case, make_pa
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize(("batch", "seq"), SIZES)
-def test_outputs_and_gradients_are_equal(
-    case: Case, make_pair: MakePair, training: bool, batch: int, seq: int
-) -> None:
+def test_outputs_and_gradients_are_equal(case: Case, make_pair: MakePair, training: bool, batch: int, seq: int) -> None:
     remote, local = (model.train(training) for model in make_pair(case))
     assert_same_runs(remote, local, case.inputs(batch, seq))
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.cases import CASES, Case
-from support.compare import assert_same, assert_same_runs, assert_same_state, loss_of, map_tensors, observe, train
-from support.server import ServerProcess
 from torch import nn
 
 from model_factory import GraphModel
+from support.cases import CASES, Case
+from support.compare import assert_same, assert_same_runs, assert_same_state, loss_of, map_tensors, observe, train
+from support.server import ServerProcess
 
 MakePair = Callable[[Case | str], tuple[nn.Module, nn.Module]]
 
@@ -191,9 +191,7 @@ def test_a_part_may_be_in_another_mode(make_pair: MakePair) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_to_another_dtype(
-    case: Case, pair: tuple[nn.Module, nn.Module], dtype: torch.dtype, training: bool
-) -> None:
+def test_to_another_dtype(case: Case, pair: tuple[nn.Module, nn.Module], dtype: torch.dtype, training: bool) -> None:
     remote, local = (model.to(dtype).train(training) for model in pair)
     assert {item.dtype for item in remote.parameters()} == {dtype}
     inputs = map_tensors(case.inputs(3, 2), lambda leaf: leaf.to(dtype))

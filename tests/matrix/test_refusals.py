@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 from matrix.refusals import REFUSALS, Refusal
 from matrix.travel import travel_recorded
+from model_factory.descriptor.refused import REFUSED_CLASSES
 from model_factory.errors import NotPortableError
 
 
@@ -15,3 +18,11 @@ def test_refused_by_name(refusal: Refusal) -> None:
         travel_recorded(refusal.make())
     for part in (*refusal.names, refusal.remedy):
         assert part in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REFUSED_CLASSES)
+def test_refused_classes_are_torch_s(name: str) -> None:
+    home, _, cls = name.rpartition(".")
+    found = getattr(importlib.import_module(home), cls)
+    assert f"{found.__module__}.{found.__qualname__}" == name

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from support.cases import CASES
-from support.compare import loss_of
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model_factory import RemoteModelFactory
+from support.cases import CASES
+from support.compare import loss_of
 
 
 def main() -> None:
@@ -47,7 +47,11 @@ def _step(arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
     loss.backward()
     gradients = {f"grad/{name}": item.grad for name, item in model.module.named_parameters() if item.grad is not None}
     optimizer.step()
-    return gradients | {f"state/{name}": item for name, item in model.module.state_dict().items()} | {"loss": loss.detach()}
+    return (
+        gradients
+        | {f"state/{name}": item for name, item in model.module.state_dict().items()}
+        | {"loss": loss.detach()}
+    )
 
 
 def _model(arguments: argparse.Namespace) -> nn.Module:

@@ -44,6 +44,4 @@ def build_manifest(
 
 def digests(built: Mapping[str, build_pb2.BuiltComponent]) -> dict[str, tuple[str, str, str]]:
     """The identity of each component's descriptor, programs and weights."""
-    return {
-        name: (item.descriptor.blake3, item.programs.blake3, item.weights.blake3) for name, item in built.items()
-    }
+    return {name: (item.descriptor.blake3, item.programs.blake3, item.weights.blake3) for name, item in built.items()}

@@ -6,6 +6,7 @@ import sys
 
 import model_factory
 import model_factory_server
+from model_factory import errors
 
 
 def test_client_names():
@@ -53,8 +54,6 @@ def test_importing_the_client_imports_no_torch():
 
 
 def test_every_error_is_in_the_tree_of_its_docstring():
-    import model_factory.errors as errors
-
     drawn = errors.__doc__
     classes = [item for item in vars(errors).values() if inspect.isclass(item) and issubclass(item, Exception)]
     assert len(classes) > 10

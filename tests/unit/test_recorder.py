@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.compare import assert_same, observe
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  as everyone writes it
 
@@ -21,6 +20,7 @@ from model_factory.descriptor.rebuild import rebuild
 from model_factory.graph.signature import Signature
 from model_factory_server.prover import prove
 from model_factory_server.recorder import record_modes
+from support.compare import assert_same, observe
 
 FEATURES = 4
 OUTSIDE = torch.ones(FEATURES)

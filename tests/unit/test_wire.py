@@ -20,7 +20,8 @@ def test_an_empty_message_has_no_data():
 
 
 @pytest.mark.parametrize(
-    "message", [b"\x0a", b"\x0a\x05abc", b"\x0a\x03abcd", b"\x12\x03abc", b"\x0a\x80\x80\x80\x80\x80\x80\x01", b"\xff" * 20]
+    "message",
+    [b"\x0a", b"\x0a\x05abc", b"\x0a\x03abcd", b"\x12\x03abc", b"\x0a\x80\x80\x80\x80\x80\x80\x01", b"\xff" * 20],
 )
 def test_other_bytes_are_refused(message):
     with pytest.raises(FormatError):

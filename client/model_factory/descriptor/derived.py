@@ -51,14 +51,18 @@ def derive(module: nn.Module) -> None:
             _parametrize(module)
         hooks: Any = module
         if isinstance(module, nn.RNNBase):
+            _check_tensors([getattr(module, name, None) for name in hooks._flat_weights_names])
             hooks._init_flat_weights()
-            if not all(item is None or isinstance(item, torch.Tensor) for item in hooks._flat_weights):
-                raise TypeError("its weights are not all tensors")
         elif isinstance(module, LazyModuleMixin):
             hooks._load_hook = hooks._register_load_state_dict_pre_hook(hooks._lazy_load_hook)
             hooks._initialize_hook = module.register_forward_pre_hook(hooks._infer_parameters, with_kwargs=True)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"a described {type(module).__name__} is incomplete: {error}") from None
+
+
+def _check_tensors(items: list[Any]) -> None:
+    if not all(item is None or isinstance(item, torch.Tensor) for item in items):
+        raise TypeError("its weights are not all tensors")
 
 
 def is_parametrized(module: nn.Module) -> bool:

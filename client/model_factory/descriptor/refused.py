@@ -102,7 +102,7 @@ def refuse_tensor(tensor: torch.Tensor, name: str) -> None:
     if tensor.layout is not torch.strided:
         raise NotPortableError(f"{what} has the layout {tensor.layout}. Remedy: call to_dense()")
     if tensor.dtype not in DTYPES:
-        raise NotPortableError(f"{what} has the dtype {tensor.dtype}, which weights files lack. Remedy: keep another dtype")
+        raise NotPortableError(f"{what} has the {tensor.dtype}, which weights files lack. Remedy: keep another dtype")
     if not tensor.is_leaf:
         raise NotPortableError(f"{what} has an autograd history. Remedy: call detach()")
     if tensor.grad is not None:

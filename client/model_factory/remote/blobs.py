@@ -19,6 +19,7 @@ RESUME_SECONDS = 20.0
 """Waited in all for a broken stream to go on before it is given up; a restart of the server takes less."""
 
 _FIRST_WAIT_SECONDS = 0.1
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # the latter by a server that stops
 _LONGEST_WAIT_SECONDS = 2.0
 
 
@@ -79,7 +80,7 @@ def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: Call
                     f"the server at {connection.address} ended blob {blob.digest} after {received} of {blob.size} bytes"
                 )
         except grpc.RpcError as error:
-            if error.code() != grpc.StatusCode.UNAVAILABLE or not patience.wait():
+            if error.code() not in _GONE or not patience.wait():
                 raise wire.from_rpc_error(error, connection.address, lambda component, _path: component) from None
     if hasher.hexdigest() != blob.digest:
         raise IntegrityError(f"the server at {connection.address} sent other bytes than blob {blob.digest}")

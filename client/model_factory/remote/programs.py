@@ -72,9 +72,7 @@ class RemotePrograms:
         document = self._cache.record(self._key)
         return () if document is None else decode_programs(document["programs"].encode())
 
-    def _ask(
-        self, path: str, call: bytes, training: tuple[tuple[str, bool], ...], dtype: torch.dtype | None
-    ) -> bytes:
+    def _ask(self, path: str, call: bytes, training: tuple[tuple[str, bool], ...], dtype: torch.dtype | None) -> bytes:
         request = program_pb2.RecordProgramRequest(
             component=build_pb2.Component(name=self._component.name, config_json=self._component.config.wire),
             dtype=self._dtype if dtype is None else torch_name(dtype),

@@ -75,7 +75,7 @@ def from_rpc_error(
 
 def _without_details(code: grpc.StatusCode, message: str, address: str) -> errors.ServerError:
     match code:
-        case grpc.StatusCode.UNAVAILABLE:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:  # the latter by a server that stops
             return errors.UnavailableError(f"the model-factory server at {address} cannot be reached: {message}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return errors.UnavailableError(f"the model-factory server at {address} did not answer in time: {message}")
