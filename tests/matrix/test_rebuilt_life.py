@@ -42,6 +42,11 @@ class Policy(nn.Module):
         return [{"x": torch.zeros(2, WIDTH)}]
 
 
+class NeverTrains(Inner):
+    def train(self, mode: bool = True) -> NeverTrains:
+        return super().train(mode and False)
+
+
 @pytest.fixture(scope="module")
 def programs() -> Programs:
     return record_model(Policy())
@@ -242,6 +247,17 @@ def test_frozen_parts_stay_in_eval_mode() -> None:
     assert rebuilt.training
     assert not rebuilt.backbone[1].training
     assert not copy.deepcopy(rebuilt).train().backbone[1].training
+    for one in (original, rebuilt):
+        one.backbone = nn.Sequential(nn.Dropout())  # what takes its place is frozen as well
+        assert not one.train().backbone[0].training
+    rebuilt.backbone = None
+    assert rebuilt.train().training
+
+
+def test_a_block_that_never_trains() -> None:
+    rebuilt = travel(NeverTrains())
+    assert not any(item.training for item in rebuilt.train().modules())
+    assert describe(NeverTrains()).modules[0].frozen == ("",)
 
 
 def test_rebuilt_module_can_travel_on() -> None:

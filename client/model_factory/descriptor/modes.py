@@ -12,7 +12,9 @@ _METHODS = ("train", "eval")
 
 
 def frozen_modules(module: nn.Module, where: str) -> tuple[str, ...]:
-    """Paths below ``module`` (``""`` is itself) that its own ``train()`` leaves in eval mode; found by trying it.
+    """Paths below ``module`` (``""`` is itself) that its own ``train()`` leaves in eval mode, with all below them.
+
+    Found by trying it.
 
     Raises:
         NotPortableError: it does anything else besides, which a rebuilt module would not.
@@ -26,8 +28,8 @@ def frozen_modules(module: nn.Module, where: str) -> tuple[str, ...]:
         module.eval()
         same = _state(module) == before and not any(item.training for item in module.modules())
         module.train()
-        same = same and _state(module) == before
-        frozen = tuple(path for path, item in module.named_modules() if not item.training)
+        frozen, partly = _frozen(module)
+        same = same and _state(module) == before and not partly
     except Exception as error:
         raise NotPortableError(f"{where}.{own[0]}() failed: {type(error).__name__}: {error}") from error
     finally:
@@ -39,6 +41,20 @@ def frozen_modules(module: nn.Module, where: str) -> tuple[str, ...]:
             "travel. Remedy: do that in the forward, or on the trainer"
         )
     return frozen
+
+
+def _frozen(module: nn.Module) -> tuple[tuple[str, ...], bool]:
+    """The outermost modules that are in eval mode as a whole, and whether there are others in eval mode."""
+    roots: list[str] = []
+    partly = False
+    for path, item in module.named_modules():
+        if item.training or any(root == "" or path.startswith(f"{root}.") for root in roots):
+            continue
+        if any(below.training for below in item.modules()):
+            partly = True
+        else:
+            roots.append(path)
+    return tuple(roots), partly
 
 
 def _state(module: nn.Module) -> list[Any]:

@@ -82,7 +82,8 @@ class ModuleNode:
     signature: Signature | None = None
     """Of a program node's forward."""
     frozen: tuple[str, ...] = ()
-    """Of a program node: paths below it, itself included as ``""``, that its ``train()`` leaves in eval mode."""
+    """Of a program node: paths below it, itself included as ``""``, that its ``train()`` leaves in eval mode with all
+    below them."""
     program: Program | None = None
     """A graph node's steps."""
 

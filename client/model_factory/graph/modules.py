@@ -13,7 +13,7 @@ from model_factory.errors import CallFormError, GraphExecutionError, ModelFactor
 from model_factory.graph.call_form import Recorded, call_form, form_text, leaf_names
 from model_factory.graph.expressions import compile_expression
 from model_factory.graph.program import Program
-from model_factory.graph.runner import Runner, get_module, get_tensor, torch_const
+from model_factory.graph.runner import Runner, find_module, get_module, get_tensor, torch_const
 from model_factory.graph.signature import Signature
 
 GRAPH_MODULES = "graph_modules"
@@ -154,7 +154,7 @@ class ProgramModule(nn.Module):
     ) -> None:
         """Take on the forward of a described module; for a bare instance, in place of the constructor.
 
-        ``frozen`` are the paths below it (``""`` is itself) that :meth:`train` leaves in eval mode.
+        ``frozen`` are paths below it (``""`` is itself) that :meth:`train` leaves in eval mode, with all below them.
         """
         self._type_name = type_name
         self._signature = signature
@@ -165,9 +165,10 @@ class ProgramModule(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Set the training flags, those of frozen modules to eval mode always."""
-        super().train(mode)
+        super().train(mode and "" not in self._frozen)
         for path in self._frozen:
-            get_module(self, path).training = False
+            if path and (module := find_module(self, path)) is not None:
+                module.eval()
         return self
 
     def _get_name(self) -> str:

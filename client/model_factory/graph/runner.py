@@ -98,12 +98,17 @@ class Runner:
 
 def get_module(root: nn.Module, path: str) -> nn.Module:
     """Return the descendant of ``root`` at a dotted path; ``""`` is ``root`` itself."""
-    module = root
+    module = find_module(root, path)
+    if module is None:
+        raise GraphExecutionError(f"the module has no child {path!r}")
+    return module
+
+
+def find_module(root: nn.Module, path: str) -> nn.Module | None:
+    """As :func:`get_module`, or None if there is no such descendant."""
+    module: nn.Module | None = root
     for part in path.split(".") if path else ():
-        child = module._modules.get(part)  # noqa: SLF001  get_submodule without its per-part isinstance checks
-        if child is None:
-            raise GraphExecutionError(f"the module has no child {path!r} (missing part: {part!r})")
-        module = child
+        module = module._modules.get(part) if module is not None else None  # noqa: SLF001  get_submodule without checks
     return module
 
 
