@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from model_factory_server.portable import record_model
+from model_factory_server.recording.portable import record_model
 from model_factory_server.worker import Job, main
 
 __all__ = ["Job", "main"]

@@ -31,8 +31,8 @@ from model_factory_server.apart import apart, die_with_parent
 from model_factory_server.backends import Backend
 from model_factory_server.backends.loading import load_backend
 from model_factory_server.backends.sources import operator_files, stamp_of_files
-from model_factory_server.examples import materialise
-from model_factory_server.portable import record_call, record_model
+from model_factory_server.recording.examples import materialise
+from model_factory_server.recording.portable import record_call, record_model
 from model_factory_server.settings import BackendSettings
 
 

@@ -15,7 +15,7 @@ from matrix.travel import travel, travel_recorded
 from model_factory.graph.call_example import decode_call, encode_call
 from model_factory.graph.call_form import Recorded
 from model_factory.graph.modules import ProgramModule
-from model_factory_server.portable import record_call
+from model_factory_server.recording.portable import record_call
 
 # Torch's own hints on single arguments, the same for the original.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")

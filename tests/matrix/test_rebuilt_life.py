@@ -18,7 +18,7 @@ from model_factory.descriptor.codec import Programs, decode_descriptor, encode_d
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.graph.modules import ProgramModule
-from model_factory_server.portable import record_model
+from model_factory_server.recording.portable import record_model
 
 EXP1_MODULES = 366
 MAX_MS_PER_MODULE = 0.03

@@ -17,7 +17,7 @@ from model_factory.descriptor.codec import (
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.weights import map_weights, write_weights
-from model_factory_server.portable import record_model
+from model_factory_server.recording.portable import record_model
 
 
 def travel(module: nn.Module, programs: Programs = ()) -> nn.Module:

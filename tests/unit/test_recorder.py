@@ -18,8 +18,8 @@ from model_factory import CallFormError, NotPortableError
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.graph.signature import Signature
-from model_factory_server.prover import prove
-from model_factory_server.recorder import record_modes
+from model_factory_server.recording.prover import prove
+from model_factory_server.recording.recorder import record_modes
 from support.compare import assert_same, observe
 
 FEATURES = 4

@@ -23,7 +23,6 @@ CATALOGUE: tuple[tuple[type[errors.ModelFactoryError], str, int], ...] = (
     (errors.NotPortableError, "NOT_PORTABLE", code_pb2.FAILED_PRECONDITION),
     (errors.BuildError, "BUILD_FAILED", code_pb2.FAILED_PRECONDITION),
     (errors.CallFormError, "CALL_REFUSED", code_pb2.FAILED_PRECONDITION),
-    (errors.GraphExecutionError, "CALL_FAILED", code_pb2.FAILED_PRECONDITION),
     (errors.IntegrityError, "BLOB_DAMAGED", code_pb2.DATA_LOSS),
     (errors.FormatError, "MALFORMED_REQUEST", code_pb2.INVALID_ARGUMENT),
     (errors.LimitError, "OVER_LIMIT", code_pb2.RESOURCE_EXHAUSTED),

@@ -18,13 +18,7 @@ _CORE = Path(model_factory.__file__).parent
 # What decides about weights, descriptors and programs.
 _CODE = (
     _SERVER / "backends",
-    _SERVER / "dtypes.py",
-    _SERVER / "examples.py",
-    _SERVER / "portable.py",
-    _SERVER / "recorder.py",
-    _SERVER / "tape.py",
-    _SERVER / "symbols.py",
-    _SERVER / "tape.py",
+    _SERVER / "recording",
     _CORE / "graph",
     _CORE / "descriptor",
 )

@@ -20,7 +20,7 @@ from model_factory.graph.expressions import compile_expression
 from model_factory.graph.program import Dim, Expr
 from model_factory.graph.runner import Runner, get_module
 from model_factory.graph.signature import Signature
-from model_factory_server.untouched import plain_tensors, tensors_as, untouched
+from model_factory_server.recording.untouched import plain_tensors, tensors_as, untouched
 
 Shapes = list[list[int]]
 

@@ -33,10 +33,10 @@ from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.program import Program
 from model_factory.graph.signature import Signature
-from model_factory_server.dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
-from model_factory_server.symbols import DecisionShapeEnv, SymbolTable
-from model_factory_server.tape import DecidesByValuesError, Tape, foreign_tensor
-from model_factory_server.untouched import tensors_as
+from model_factory_server.recording.dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
+from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
+from model_factory_server.recording.tape import DecidesByValuesError, Tape, foreign_tensor
+from model_factory_server.recording.untouched import tensors_as
 
 _SYMBOLIC_CONFIG: Any = symbolic_config  # a module whose type torch does not declare
 _BY_VALUES = (

@@ -18,10 +18,10 @@ from model_factory.graph.call_form import Recorded
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Signature
-from model_factory_server.examples import Call, calls_of_blocks, noted_calls
-from model_factory_server.prover import prove
-from model_factory_server.recorder import record, record_modes, training_flags
-from model_factory_server.untouched import untouched
+from model_factory_server.recording.examples import Call, calls_of_blocks, noted_calls
+from model_factory_server.recording.prover import prove
+from model_factory_server.recording.recorder import record, record_modes, training_flags
+from model_factory_server.recording.untouched import untouched
 
 
 def record_model(model: nn.Module, config: ModelConfig | None = None) -> Programs:

@@ -14,7 +14,7 @@ from model_factory.errors import CallFormError, ConfigError
 from model_factory.graph.call_form import call_form, rebuild
 from model_factory.graph.runner import torch_const
 from model_factory.graph.signature import Signature
-from model_factory_server.untouched import untouched
+from model_factory_server.recording.untouched import untouched
 
 DEFAULT_DTYPE = "float32"
 

@@ -22,8 +22,8 @@ from model_factory.descriptor.stock import is_stock, torch_name
 from model_factory.errors import NotPortableError
 from model_factory.graph.ops import OPS
 from model_factory.graph.program import Argument, Device, Ref, Size, Step, TorchConst
-from model_factory_server.dtypes import ReadDtype
-from model_factory_server.symbols import DecisionShapeEnv, SymbolTable
+from model_factory_server.recording.dtypes import ReadDtype
+from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
 
 _OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(list(OPS.items()))}
 

@@ -1,0 +1,1 @@
+"""From a module's forward to programs: recorded on symbols, proven by replay."""
