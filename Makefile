@@ -15,7 +15,7 @@ demo: $(VENV)/installed  ## start a server, build the example policy on it, trai
 	$(BIN)/python examples/flow_policy/train.py
 
 test: lint types imports  ## every check and every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/installed  ## the suites that start no server
 	$(BIN)/python -m pytest tests/unit tests/property tests/golden
