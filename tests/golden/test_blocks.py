@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import nn
 
-from model_factory.config import resolve_file
 from model_factory_server.constructor import Policy, build_model, default_registry, instantiate
-
-DATA = Path(__file__).parent / "data"
-NAMES = sorted(path.stem for path in DATA.glob("*.yaml"))
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-class Golden:
-    """One golden's config, tensors and metadata."""
-
-    def __init__(self, name: str) -> None:
-        self.config = resolve_file(DATA / f"{name}.yaml", {}).model
-        with safe_open(DATA / f"{name}.safetensors", "pt") as file:
-            metadata = file.metadata()
-            self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
-        self.modules: dict[str, str] = json.loads(metadata["modules"])
-        self.param_order: list[str] = json.loads(metadata["param_order"])
-        self.inputs = self._nested(json.loads(metadata["inputs"]), "input/")
-        self.outputs = self._nested(json.loads(metadata["outputs"]), "output/")
-
-    def tensors(self, kind: str) -> dict[str, torch.Tensor]:
-        return {key.removeprefix(kind): value for key, value in self._tensors.items() if key.startswith(kind)}
-
-    def _nested(self, form: dict[str, Any], path: str) -> Any:
-        ((kind, body),) = form.items()
-        if kind == "tensor":
-            return self._tensors[path]
-        if kind == "value":
-            return body
-        entries = body.items() if kind == "dict" else enumerate(body)
-        inside = path if path.endswith("/") else f"{path}."
-        built = [(key, self._nested(item, f"{inside}{key}")) for key, item in entries]
-        return dict(built) if kind == "dict" else [item for _, item in built]
+from support.goldens import NAMES, TOLERANCE, Golden
 
 
 @pytest.fixture(params=NAMES)

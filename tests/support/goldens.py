@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from model_factory.config import resolve_file
+from model_factory.config.model_config import ModelConfig
+
 DATA = Path(__file__).parents[1] / "golden" / "data"
 NAMES = sorted(path.stem for path in DATA.glob("*.yaml"))
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -27,6 +30,10 @@ class Golden:
         self.param_order: list[str] = json.loads(metadata["param_order"])
         self.inputs = self._nested(json.loads(metadata["inputs"]), "input/")
         self.outputs = self._nested(json.loads(metadata["outputs"]), "output/")
+
+    @property
+    def config(self) -> ModelConfig:
+        return resolve_file(self.path, {}).model
 
     def tensors(self, kind: str) -> dict[str, torch.Tensor]:
         return {key.removeprefix(kind): value for key, value in self._tensors.items() if key.startswith(kind)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,12 +16,14 @@ SHOW_AFTER_SECONDS = 1.0
 @contextmanager
 def building(names: list[str]) -> Iterator[Callable[[str, str], None]]:
     """Show the stage each component is at; call the value with a component and its stage."""
+    started = time.monotonic()
     with _bar(total=len(names), desc="build", unit="model") as bar:
 
         def report(component: str, stage: str) -> None:
             bar.set_postfix_str(f"{component}: {stage}", refresh=False)
             bar.update(1 if stage == "done" else 0)
-            bar.refresh()
+            if time.monotonic() - started >= SHOW_AFTER_SECONDS:  # a refresh does not heed the bar's own delay
+                bar.refresh()
 
         yield report
 
