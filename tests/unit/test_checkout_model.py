@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import operator
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,10 +27,6 @@ class Step:
     args: Any = field(default_factory=lambda: [Ref("x")])
     kwargs: Any = field(default_factory=dict)
     out: Any = "y"
-
-
-class Policy(enum.Enum):
-    TUPLE = "tuple"
 
 
 class Built(nn.Module):
@@ -80,7 +75,7 @@ def test_ops_are_found_in_the_table_by_identity_and_become_modules_otherwise() -
     [
         (("y",), "single", OurRef("y")),
         (("y",), "tuple", (OurRef("y"),)),
-        (("y", "x"), Policy.TUPLE, (OurRef("y"), OurRef("x"))),
+        (("y", "x"), "tuple", (OurRef("y"), OurRef("x"))),
         ({"k": "y"}, "dict", {"k": OurRef("y")}),
         (("y",), "dict", {"y": OurRef("y")}),
     ],

@@ -112,7 +112,6 @@ def _out(out: Any, where: str) -> Out:
 
 
 def _result(outputs: Any, policy: Any) -> Argument:
-    policy = getattr(policy, "value", policy)
     if isinstance(outputs, Mapping) and policy == "dict":
         names = _names(list(outputs.values()), "_outputs")
         return {str(key): Ref(name) for key, name in zip(outputs, names, strict=True)}
