@@ -17,12 +17,6 @@ MAX_TENSORS = 100_000
 MAX_STEPS = 100_000
 """Steps in one program."""
 
-MAX_WEIGHTS_BYTES = 1 << 40
-"""Of one component's weights."""
-
-MAX_SAFETENSORS_HEADER_BYTES = 64 * MIB
-"""Of the header of a weights file."""
-
 BLOB_CHUNK_BYTES = MIB
 """Of one message of a blob stream."""
 

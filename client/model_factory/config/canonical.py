@@ -14,8 +14,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from blake3 import blake3
-
 from model_factory.config.bounds import MAX_DOCUMENT_BYTES
 from model_factory.config.builders import MapBuilder
 from model_factory.config.check import TOP_LEVEL_KEYS
@@ -24,6 +22,7 @@ from model_factory.config.lift import lift
 from model_factory.config.nodes import ListNode, MapNode, Node, Place, Scalar
 from model_factory.config.strict_json import parse_json
 from model_factory.config.wording import quoted
+from model_factory.digest import digest_of
 from model_factory.errors import ConfigError
 
 WIRE_PLACE = Place(file="<request>")
@@ -63,7 +62,7 @@ def canonical_bytes(value: Any) -> bytes:
 
 def digest(value: Any) -> str:
     """Return the blake3 of ``canonical_bytes``, in hex."""
-    return blake3(canonical_bytes(value)).hexdigest()
+    return digest_of(canonical_bytes(value))
 
 
 def parse_wire(data: bytes) -> MapNode:

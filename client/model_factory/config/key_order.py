@@ -11,9 +11,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from blake3 import blake3
-
 from model_factory.config.specs import is_spec
+from model_factory.digest import digest_of
 
 
 def order_digest(config: Mapping[str, Any]) -> str:
@@ -23,7 +22,7 @@ def order_digest(config: Mapping[str, Any]) -> str:
     """
     # The mappings are visited in an order that no key order changes, so their keys alone say which is which.
     lines = (json.dumps(keys) for keys in _model_orders(config["model"]))
-    return blake3("\n".join(lines).encode()).hexdigest()
+    return digest_of("\n".join(lines).encode())
 
 
 def _model_orders(model: Mapping[str, Any]) -> Iterator[list[str]]:

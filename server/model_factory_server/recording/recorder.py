@@ -109,7 +109,6 @@ class _Recording:
         self.fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=False)
         self.symbols = SymbolTable(self.shape_env)
         self.tape = Tape(self.shape_env, self.symbols, self.module)
-        self._arguments = arguments
         self._dtype = dtype
         self._fakes: dict[int, torch.Tensor] = {}
 

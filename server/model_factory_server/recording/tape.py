@@ -98,7 +98,6 @@ class Tape(TorchFunctionMode):
         self._names: dict[int, str] = {}
         self._alive: list[Any] = []  # an id is only good while its tensor lives
         self._dtype_sources: dict[torch.dtype, str] = {}
-        self._entered: set[nn.Module] = set()
         self._paths: dict[nn.Module, str] = {module: path for path, module in self.root.named_modules()}
         self._paused = 0
         self._autocast = _autocast_state()
