@@ -25,6 +25,7 @@ from model_factory_server.settings import Settings
 OnStage = Callable[[str], None]
 
 _PRELOADED = "model_factory_server.warm"
+_LISTING_SECONDS = 60.0  # the server's own, at its start: the operator's limit is for what configs make grow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +103,16 @@ class Builder:
         key = call_key(self._backend, config, dtype, path, call, training)
         record = self._complete(key, "programs")
         if record is None:
-            job = {"kind": "record", "path": path, "call": call, "training": tuple(training.items())}
+            job: dict[str, Any] = {"kind": "record", "path": path, "call": call, "training": tuple(training.items())}
             record = await self._once(key, lambda report: self._run(config, dtype, report, **job))
             self._store.put_record(key, record)
         return self._read(record["programs"])
 
     async def blocks(self) -> list[dict[str, Any]]:
         """Return what configs may name."""
-        return await self._once("list", lambda report: self._run(None, "", report, kind="list"))  # type: ignore[no-any-return]
+        return await self._once(  # type: ignore[no-any-return]
+            "list", lambda report: self._run(None, "", report, seconds=_LISTING_SECONDS, kind="list")
+        )
 
     def close(self) -> None:
         """End every worker process at once."""
@@ -147,8 +150,10 @@ class Builder:
         finally:
             flight.listeners.remove(on_stage)
 
-    async def _run(self, config: ResolvedConfig | None, dtype: str, report: OnStage, **job: Any) -> Any:
-        """Do one job in a process of its own."""
+    async def _run(
+        self, config: ResolvedConfig | None, dtype: str, report: OnStage, *, seconds: float = 0.0, **job: Any
+    ) -> Any:
+        """Do one job in a process of its own, in at most ``seconds``; by default those of a build."""
         job = {
             "store": self._store.root,
             "config": config.wire if config is not None else b"",
@@ -166,9 +171,11 @@ class Builder:
             loop.call_soon_threadsafe(report, stage)
 
         async with self._slots:
-            return await loop.run_in_executor(self._threads, self._attend, job, relay)
+            return await loop.run_in_executor(
+                self._threads, self._attend, job, relay, seconds or self._settings.build_timeout
+            )
 
-    def _attend(self, job: dict[str, Any], report: OnStage) -> Any:
+    def _attend(self, job: dict[str, Any], report: OnStage, seconds: float) -> Any:
         """Start a worker and listen to it until it ends; runs in a thread."""
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_enter_worker, args=(job, sender), daemon=True)
@@ -176,7 +183,7 @@ class Builder:
         self._workers.add(process)
         try:
             sender.close()
-            return _listen(receiver, report, self._settings.build_timeout)
+            return _listen(receiver, report, seconds)
         except EOFError:
             process.join()
             raise errors.BuildError(_death_text(process.exitcode)) from None
