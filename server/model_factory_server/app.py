@@ -19,6 +19,7 @@ from model_factory.store import Store
 from model_factory.v1 import blob_pb2, service_pb2_grpc, wire
 from model_factory_server.backends.identity import identify
 from model_factory_server.builder import Builder
+from model_factory_server.chunks import keep_freed_memory
 from model_factory_server.servicer import Servicer
 from model_factory_server.settings import Settings
 
@@ -38,6 +39,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
         ServerError: the address cannot be bound, or the backend or a plug-in cannot be used.
         StoreError: the store cannot be used.
     """
+    keep_freed_memory()
     asyncio.run(_serve(settings, on_ready))
 
 
@@ -84,12 +86,11 @@ async def _before(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
 
 
 def _add_servicer(server: grpc.aio.Server, servicer: Servicer) -> None:
-    """Add the service, with ``ReadBlob`` answered without making a message of every chunk."""
+    """Add the service, with ``ReadBlob`` answered with messages that are serialised already."""
     service, _, method = wire.READ_BLOB.lstrip("/").partition("/")
     read_blob = grpc.unary_stream_rpc_method_handler(
         servicer.ReadBlob,
         request_deserializer=blob_pb2.ReadBlobRequest.FromString,
-        response_serializer=wire.frame_chunk,
     )
     handlers = {method: read_blob}
     # Of generic handlers the first answers, of registered ones the last; which kind is asked depends on grpc's version.

@@ -196,9 +196,11 @@ class Builder:
     def _complete(self, key: str, *names: str) -> Any | None:
         """Return a record if every blob it names is in the store."""
         record = self._store.record(key)
-        if record is None or any(name not in record or self._store.find(Blob(*record[name])) is None for name in names):
+        try:
+            found = record is not None and all(self._store.find(Blob(*record[name])) for name in names)
+        except (TypeError, KeyError, errors.FormatError):  # damaged: it is written anew
             return None
-        return record
+        return record if found else None
 
     def _read(self, entry: list[Any]) -> bytes:
         data = self._store.read(Blob(*entry))

@@ -20,6 +20,11 @@ def add_serve(commands: Any) -> None:
     parser.add_argument(
         "--store", default=Path("model-factory-store"), type=Path, metavar="DIR", help="blobs and records"
     )
+    parser.add_argument(
+        "--no-share-store",
+        action="store_true",
+        help="do not tell clients where the store lies; those on this machine then transfer blobs, too",
+    )
     parser.add_argument("--device", choices=DEVICES, default="cpu", help="where models are initialised")
     parser.add_argument("--builders", type=_positive_int, default=2, metavar="N", help="builds at the same time")
     parser.add_argument("--build-timeout", type=float, default=600.0, metavar="SECONDS", help="of one component")
@@ -76,6 +81,7 @@ def _serve(arguments: argparse.Namespace) -> int:
                 allow_download=arguments.allow_hub_download,
             ),
         ),
+        share_store=not arguments.no_share_store,
         device=arguments.device,
         builders=arguments.builders,
         build_timeout=arguments.build_timeout,

@@ -21,6 +21,7 @@ from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builder import Builder, Built
+from model_factory_server.chunks import read_chunks
 from model_factory_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 torch_version=self._backend.torch_version,
             ),
             device_kind=self._backend.device_kind,
+            store_path=str(self._store.root.resolve()) if self._settings.share_store else "",
             limits=capabilities_pb2.Limits(
                 components=limits.MAX_COMPONENTS,
                 config_bytes=limits.MAX_CONFIG_BYTES,
@@ -125,26 +127,21 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
     async def ReadBlob(  # noqa: N802
         self, request: blob_pb2.ReadBlobRequest, context: Context
     ) -> AsyncIterator[bytes]:
-        """See service.proto. Yields the chunks themselves; :func:`wire.frame_chunk` makes them messages."""
+        """See service.proto. Yields messages that are serialised already."""
         async with _answering(context, "ReadBlob"):
             blob = wire.from_digest(request.digest)
-            path = self._store.find(blob)
-            if path is None:
+            file = await asyncio.to_thread(self._store.open, blob)
+            if file is None:
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"no blob {blob.digest} in this store; build again")
                 return
-            if not 0 <= request.offset_bytes <= blob.size or request.limit_bytes < 0:
-                await context.abort(
-                    grpc.StatusCode.OUT_OF_RANGE, f"offset {request.offset_bytes} is outside the {blob.size} bytes"
-                )
-            left = min(request.limit_bytes or blob.size, blob.size - request.offset_bytes)
-            with path.open("rb") as file:
-                file.seek(request.offset_bytes)
-                while left:
-                    data = await asyncio.to_thread(file.read, min(limits.BLOB_CHUNK_BYTES, left))
-                    if not data:
-                        raise ServerError(f"blob {blob.digest} ended early")
-                    left -= len(data)
-                    yield data
+            with file:
+                if not 0 <= request.offset_bytes <= blob.size or request.limit_bytes < 0:
+                    await context.abort(
+                        grpc.StatusCode.OUT_OF_RANGE, f"offset {request.offset_bytes} is outside the {blob.size} bytes"
+                    )
+                left = min(request.limit_bytes or blob.size, blob.size - request.offset_bytes)
+                async for message in read_chunks(file.fileno(), request.offset_bytes, left):
+                    yield message
 
     def _manifest(self, builds: dict[str, Built]) -> build_pb2.Manifest:
         small: dict[str, bytes] = {}

@@ -62,6 +62,8 @@ class Settings:
     """Folder of blobs and records; replicas may share it."""
     backend: BackendSettings = field(default_factory=BackendSettings)
     """What builds."""
+    share_store: bool = True
+    """Whether clients are told where the store lies, so that those who see the same files transfer nothing."""
     device: str = "cpu"
     """Where models are initialised: ``auto`` is CUDA where there is a GPU, else the CPU."""
     builders: int = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from model_factory import FormatError, IntegrityError, RemoteModelFactory
+from model_factory import RemoteModelFactory
 from model_factory.digest import digest_of, digest_of_file
 from model_factory.store import Blob, Store
 from model_factory_server import PolicyConstructorModelFactory
@@ -170,43 +171,22 @@ def mlp(server: ServerProcess, tmp_path: Path) -> Callable[[], nn.Module]:
     return build
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "longer"])
-def test_a_damaged_file_in_the_cache(
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "longer", "other bytes", "decayed"])
+def test_a_damaged_file_in_the_cache_is_fetched_again(
     damage: str, mlp: Callable[[], nn.Module], tmp_path: Path, chance: random.Random
 ) -> None:
     expected = mlp()
     for path in blob_files(tmp_path / "cache"):
-        data = path.read_bytes()
+        data, stat = path.read_bytes(), path.stat()
         cut = chance.randrange(1, len(data))
         path.unlink()  # what is mapped by a living model stays as it is
-        path.write_bytes({"truncated": data[:cut], "emptied": b"", "longer": data + b"\0"}[damage])
-        with pytest.raises(IntegrityError, match=rf"{path}.*promised; remove it and try again"):
-            mlp()
-        path.unlink()
+        other = bytes([data[0] ^ 1]) + data[1:]
+        harmed = {"truncated": data[:cut], "emptied": b"", "longer": data + b"\0"}.get(damage, other)
+        path.write_bytes(harmed)
+        if damage == "decayed":  # as a disk does it, without a trace in the file's times
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         assert_same_state(mlp(), expected)
-
-
-def test_other_bytes_in_a_small_file_of_the_cache(mlp: Callable[[], nn.Module], tmp_path: Path) -> None:
-    mlp()
-    for path in blob_files(tmp_path / "cache"):
-        data = path.read_bytes()
-        if not data.startswith((b"{", b"[")):
-            continue  # weights, which are not read again: they are mapped
-        path.write_bytes(data[:-2] + b" " + data[-1:])
-        with pytest.raises(IntegrityError, match="does not match its digest"):
-            mlp()
-        path.unlink()
-        mlp()
-
-
-def test_a_header_of_weights_that_lies(mlp: Callable[[], nn.Module], tmp_path: Path) -> None:
-    mlp()
-    weights = max(blob_files(tmp_path / "cache"), key=lambda path: not path.read_bytes().startswith((b"{", b"[")))
-    data = weights.read_bytes()
-    weights.unlink()
-    weights.write_bytes(b"\xff" * 8 + data[8:])
-    with pytest.raises(FormatError, match="not a whole weights file"):
-        mlp()
+        assert digest_of_file(path) == path.name
 
 
 def test_training_does_not_change_the_cache(mlp: Callable[[], nn.Module], tmp_path: Path) -> None:

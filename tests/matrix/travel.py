@@ -29,7 +29,8 @@ def travel(module: nn.Module, programs: Programs = ()) -> nn.Module:
         path = Path(folder) / "weights"
         with path.open("wb") as file:
             write_weights(file, named_tensors(module, descriptor))
-        tensors = map_weights(path)  # the mapping outlives the file's name
+        with path.open("rb") as file:
+            tensors = map_weights(file)  # the mapping outlives the file's name
     return rebuild(arrived, tensors, decode_programs(encode_programs(programs)))
 
 

@@ -20,12 +20,16 @@ _LISTENING = "listening on "
 
 
 class ServerProcess:
-    """``model-factory serve`` on a free port of the loopback interface."""
+    """``model-factory serve`` on a free port of the loopback interface.
+
+    It does not say where its store lies, so that blobs cross the wire as they do between machines.
+    """
 
     def __init__(self, store: Path, *arguments: str) -> None:
         store.parent.mkdir(parents=True, exist_ok=True)
         self.store = store
-        command = [COMMAND, "serve", "--listen", "127.0.0.1:0", "--store", store, *arguments]
+        command = [COMMAND, "serve", "--listen", "127.0.0.1:0", "--store", store, "--no-share-store"]
+        command += arguments
         self._log = store.with_name(f"{store.name}.log").open("ab")
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True)
         try:

@@ -17,9 +17,9 @@ def work() -> None:
     with progress.building(["encoder", "decoder"]) as report:
         report("encoder", "constructing")
         report("encoder", "done")
-    with progress.downloading("encoder", 4_000_000) as report_bytes:
-        report_bytes(1_000_000)
-        report_bytes(3_000_000)
+    with progress.downloading("encoder", 4_000_000) as download:
+        download.received(1_000_000)
+        download.received(3_000_000)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def test_server_names():
 
 def test_remote_factory_arguments():
     parameters = list(inspect.signature(model_factory.RemoteModelFactory).parameters)
-    assert parameters == ["address", "seed", "dtype", "device", "base_dir", "cache_dir", "timeout"]
+    assert parameters == ["address", "seed", "dtype", "device", "base_dir", "cache_dir", "cache_bytes", "timeout"]
 
 
 def test_both_factories_satisfy_the_protocol(tmp_path):

@@ -11,7 +11,7 @@ from model_factory.v1 import blob_pb2, wire
 def test_frames_are_messages(size):
     data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     message = blob_pb2.ReadBlobResponse(data=data).SerializeToString()
-    assert wire.frame_chunk(data) == message
+    assert wire.chunk_prefix(size) + data == message
     assert bytes(wire.chunk_of(message)) == data
 
 

@@ -12,10 +12,10 @@ from torch import nn
 from model_factory.descriptor.codec import encode_descriptor
 from model_factory.descriptor.describe import describe as describe_module
 from model_factory.descriptor.weights import write_weights
-from model_factory.errors import ModelFactoryError
+from model_factory.errors import ModelFactoryError, StoreError
 from model_factory.graph.runner import torch_const
 from model_factory.remote.factory import RemoteModelFactory
-from model_factory.store import Store
+from model_factory.store.staging import staged
 from model_factory.v1 import capabilities_pb2
 
 
@@ -74,12 +74,17 @@ def _dtype(name: str) -> torch.dtype:
 
 def _write(output: Path, name: str, model: nn.Module) -> list[Path]:
     """Write a model's state dict and descriptor; whole files or none."""
-    staging = Store(output / ".staging")
     weights, descriptor = output / f"{name}.safetensors", output / f"{name}.descriptor.json"
-    with staging.stage() as (file, publish):
-        write_weights(file, model.state_dict())
-        publish.to(weights)
-    with staging.stage() as (file, publish):
-        file.write(encode_descriptor(describe_module(model)))
-        publish.to(descriptor)
+    staging = output / ".staging"
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        with staged(staging) as new:
+            write_weights(new.file, model.state_dict())
+            new.publish(weights)
+        with staged(staging) as new:
+            new.file.write(encode_descriptor(describe_module(model)))
+            new.publish(descriptor)
+        staging.rmdir()
+    except OSError as error:
+        raise StoreError(f"cannot write to {output}: {error.strerror or error}") from error
     return [weights, descriptor]

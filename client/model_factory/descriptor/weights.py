@@ -8,8 +8,9 @@ that mapped tensors are aligned as freshly allocated ones are and kernels comput
 from __future__ import annotations
 
 import json
+import math
+import mmap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import BinaryIO
 
 import torch
@@ -41,6 +42,8 @@ DTYPES: Mapping[torch.dtype, str] = {
     torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }
 """What safetensors has a name for."""
+
+_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int]:
@@ -87,17 +90,40 @@ def _header(ordered: list[tuple[str, torch.Tensor]]) -> bytes:
     return len(padded).to_bytes(8, "little") + padded
 
 
-def map_weights(path: Path, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-    """Map a weights file and return its tensors by name.
+def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+    """Map an open weights file and return its tensors by name.
 
     On the CPU the tensors lie in a private mapping of the file: nothing is copied until it is written to, and the file
-    never changes.
+    never changes. The mapping, and so the open file with its locks, lives as long as any of the tensors.
 
     Raises:
         FormatError: the file is not a whole safetensors file.
     """
+    name = f"/dev/fd/{file.fileno()}"
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path} is not a whole weights file: {error}") from None
+        if torch.device(device).type != "cpu":
+            with safe_open(name, framework="pt", device=str(device)) as opened:
+                return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a mapping
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        tensors: dict[str, torch.Tensor] = {}
+        with safe_open(name, framework="numpy") as opened:  # which checks that the tensors cover the file without gaps
+            offset = 8 + int.from_bytes(mapping[:8], "little")
+            for key in opened.offset_keys():
+                about = opened.get_slice(key)
+                tensors[key] = tensor = _mapped(mapping, offset, about.get_dtype(), about.get_shape())
+                offset += tensor.nbytes
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FormatError(f"this is not a whole weights file: {error}") from None
+    return tensors
+
+
+def _mapped(mapping: mmap.mmap, offset: int, kind: str, shape: list[int]) -> torch.Tensor:
+    dtype = _BY_NAME.get(kind)
+    if dtype is None:
+        raise FormatError(f"a weights file holds a tensor of the unknown dtype {kind!r}")
+    count = math.prod(shape)
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)
+    if offset % dtype.itemsize:
+        raise FormatError(f"a weights file holds a tensor of dtype {kind} at the odd offset {offset}")
+    return torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset).view(shape)

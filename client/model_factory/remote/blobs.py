@@ -1,18 +1,18 @@
-"""Reads blobs: from the node's cache, else from the server into it."""
+"""Reads blobs: from the node's cache, else the server's own file where this machine sees it, else over the wire."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import BinaryIO
 
 import grpc
-from blake3 import blake3
 
-from model_factory.errors import IntegrityError, UnavailableError
+from model_factory.errors import IntegrityError, StoreError, UnavailableError
 from model_factory.remote.connection import Connection
-from model_factory.store import Blob, Store
+from model_factory.remote.landing import Landing
+from model_factory.remote.shared import open_shared
+from model_factory.store import Blob, Holder, Store
 from model_factory.v1 import blob_pb2, wire
 
 RESUME_SECONDS = 20.0
@@ -22,26 +22,49 @@ _FIRST_WAIT_SECONDS = 0.1
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # the latter by a server that stops
 _LONGEST_WAIT_SECONDS = 2.0
 
+OnBytes = Callable[[int], None]
+OnWait = Callable[[Holder | None], None]
 
-def fetch_blob(connection: Connection, cache: Store, blob: Blob, on_bytes: Callable[[int], None]) -> Path:
-    """Return the file of a blob in the cache, transferring it if it is not there yet.
 
-    One process of a node transfers; others that want the same blob wait for it. ``on_bytes`` is told of every chunk.
+def fetch_blob(
+    connection: Connection,
+    cache: Store,
+    blob: Blob,
+    on_bytes: OnBytes = lambda _count: None,
+    on_wait: OnWait = lambda _holder: None,
+) -> BinaryIO:
+    """Return a blob as an open file, which keeps it in the cache while it or a mapping of it is open.
+
+    One process of a node transfers; others that want the same blob wait for it. ``on_bytes`` is told of every chunk,
+    ``on_wait`` whom one waits for.
 
     Raises:
         UnavailableError: the server went away.
         IntegrityError: the server sent something else.
+        StoreError: the cache cannot be written.
     """
-    path = cache.find(blob)
-    if path is not None:
-        return path
-    with cache.locked(blob.digest):
-        path = cache.find(blob)
-        if path is not None:
-            return path
-        with cache.stage() as (file, publish):
-            _transfer(connection, blob, file, on_bytes)
-            return publish(blob)
+    file = cache.open(blob)
+    if file is not None:
+        return file
+    with cache.locked(blob.digest, f"fetches {blob.size} bytes from {connection.address}", on_wait):
+        file = cache.open(blob)
+        if file is not None:
+            return file
+        for folder in connection.shared_stores():
+            file = open_shared(folder, blob)
+            if file is not None and cache.adopt(file, blob):
+                file.close()
+                file = cache.open(blob)
+            if file is not None:
+                return file
+        cache.make_room(blob.size)
+        with cache.stage() as (staged, publish):
+            _transfer(connection, blob, staged, on_bytes)
+            publish(blob)
+        file = cache.open(blob)
+    if file is None:
+        raise StoreError(f"blob {blob.digest} vanished from {cache.root} as soon as it was there")
+    return file
 
 
 def read_blob(connection: Connection, cache: Store, blob: Blob, inline: dict[str, bytes]) -> bytes:
@@ -51,15 +74,22 @@ def read_blob(connection: Connection, cache: Store, blob: Blob, inline: dict[str
         return cached
     data = inline.get(blob.digest)
     if data is None:
-        return fetch_blob(connection, cache, blob, lambda _count: None).read_bytes()
+        with fetch_blob(connection, cache, blob) as file:
+            return file.read()
     if cache.put(data) != blob:
         raise IntegrityError(f"the server at {connection.address} sent other bytes than blob {blob.digest}")
     return data
 
 
-def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: Callable[[int], None]) -> None:
+def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: OnBytes) -> None:
     """Write the blob's bytes to ``file``, resuming where a broken stream stopped, and check them."""
-    hasher = blake3()
+    with Landing(file) as landing:
+        _receive(connection, blob, landing, on_bytes)
+    if landing.digest() != blob.digest:
+        raise IntegrityError(f"the server at {connection.address} sent other bytes than blob {blob.digest}")
+
+
+def _receive(connection: Connection, blob: Blob, landing: Landing, on_bytes: OnBytes) -> None:
     received = 0
     patience = _Patience()
     while received < blob.size:
@@ -71,8 +101,7 @@ def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: Call
                     raise IntegrityError(
                         f"the server at {connection.address} sends more than the {blob.size} bytes of {blob.digest}"
                     )
-                file.write(data)
-                hasher.update(data)
+                landing.write(data)
                 on_bytes(len(data))
                 patience.renew()
             if received < blob.size and not patience.wait():
@@ -82,8 +111,6 @@ def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: Call
         except grpc.RpcError as error:
             if error.code() not in _GONE or not patience.wait():
                 raise wire.from_rpc_error(error, connection.address, lambda component, _path: component) from None
-    if hasher.hexdigest() != blob.digest:
-        raise IntegrityError(f"the server at {connection.address} sent other bytes than blob {blob.digest}")
 
 
 class _Patience:

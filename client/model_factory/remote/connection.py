@@ -47,16 +47,17 @@ _OPTIONS = [
 class Connection:
     """Opened on first use; a copy or an unpickled one opens its own."""
 
-    def __init__(self, address: str, timeout: float | None = None) -> None:
+    def __init__(self, address: str, timeout: float | None = None, shared_store: str = "") -> None:
         self.address = address
         self.timeout = timeout
+        self._shared_store = shared_store
         self._lock = threading.Lock()
         self._stub: service_pb2_grpc.ModelFactoryServiceStub | None = None
         self._channel: grpc.Channel | None = None
         self._capabilities: capabilities_pb2.GetCapabilitiesResponse | None = None
 
-    def __reduce__(self) -> tuple[type[Connection], tuple[str, float | None]]:
-        return (Connection, (self.address, self.timeout))
+    def __reduce__(self) -> tuple[type[Connection], tuple[str, float | None, str]]:
+        return (Connection, (self.address, self.timeout, self._shared_store))
 
     def __deepcopy__(self, _memo: Mapping[int, Any]) -> Connection:
         return self
@@ -111,6 +112,10 @@ class Connection:
                 )
             self._capabilities = answer
         return self._capabilities
+
+    def shared_stores(self) -> list[str]:
+        """Where the server's store may be seen from here: as this node was told, and as the server says."""
+        return [place for place in (self._shared_store, self.capabilities().store_path) if place]
 
     @contextmanager
     def errors(self, configs: Mapping[str, ResolvedConfig] | None = None) -> Iterator[None]:

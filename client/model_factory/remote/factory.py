@@ -16,13 +16,13 @@ from model_factory.descriptor.codec import decode_descriptor, decode_programs
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.stock import torch_name
 from model_factory.descriptor.weights import map_weights
-from model_factory.errors import ServerError
+from model_factory.errors import FormatError, ServerError
 from model_factory.remote.blobs import fetch_blob, read_blob
 from model_factory.remote.connection import Connection
 from model_factory.remote.programs import RemotePrograms
 from model_factory.remote.progress import building, downloading
-from model_factory.settings import default_cache_dir, environment
-from model_factory.store import Store
+from model_factory.settings import default_cache_bytes, default_cache_dir, environment, shared_store
+from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
 
 _SEED_RANGE = 1 << 64
@@ -44,6 +44,7 @@ class RemoteModelFactory:
         device: str | torch.device = "cpu",
         base_dir: str | PathLike[str] | None = None,
         cache_dir: str | PathLike[str] | None = None,
+        cache_bytes: int | None = None,
         timeout: float | None = None,
     ) -> None:
         """Make a factory; nothing is contacted until it is used.
@@ -56,14 +57,19 @@ class RemoteModelFactory:
             device: Where the modules' tensors are put.
             base_dir: What relative config paths are relative to; by default the working directory.
             cache_dir: The node's cache; by default ``$MODEL_FACTORY_CACHE`` or the user's cache folder.
+            cache_bytes: What the blobs in the cache may take; before another is fetched, those go that were used least
+                recently and are not in use. By default ``$MODEL_FACTORY_CACHE_GIB`` or 64 GiB.
             timeout: Seconds that a call to the server may take; by default unlimited.
         """
-        self._connection = Connection(address, timeout)
+        self._connection = Connection(address, timeout, shared_store())
         self._seed = seed
         self._dtype = "" if dtype is None else torch_name(dtype)
         self._device = torch.device(device)
         self._base_dir = Path.cwd() if base_dir is None else Path(base_dir)
-        self._cache = Store(default_cache_dir() if cache_dir is None else Path(cache_dir))
+        self._cache = Store(
+            default_cache_dir() if cache_dir is None else Path(cache_dir),
+            default_cache_bytes() if cache_bytes is None else cache_bytes,
+        )
 
     def build(self, model_cfg: Mapping[str, Any]) -> nn.Module | dict[str, nn.Module]:
         """Build the models of a config; see :class:`model_factory.ModelFactory`.
@@ -134,15 +140,25 @@ class RemoteModelFactory:
         descriptor_blob, programs_blob, weights_blob = (
             wire.from_digest(item) for item in (built.descriptor, built.programs, built.weights)
         )
-        with downloading(component.name, weights_blob.size) as report:
-            path = fetch_blob(self._connection, self._cache, weights_blob, report)
         source = RemotePrograms(self._connection, self._cache, component, self._dtype, descriptor_blob)
         return rebuild(
             decode_descriptor(read_blob(self._connection, self._cache, descriptor_blob, inline)),
-            map_weights(path, self._device),
+            self._weights(component.name, weights_blob),
             decode_programs(read_blob(self._connection, self._cache, programs_blob, inline)),
             source,
         )
+
+    def _weights(self, name: str, blob: Blob) -> dict[str, torch.Tensor]:
+        with (
+            downloading(name, blob.size) as progress,
+            fetch_blob(self._connection, self._cache, blob, progress.received, progress.waiting) as file,
+        ):
+            try:
+                return map_weights(file, self._device)
+            except FormatError:
+                if self._cache.verify(blob.digest):
+                    raise  # it is what the server made
+        return self._weights(name, blob)
 
 
 def _components(request: Request) -> list[build_pb2.Component]:

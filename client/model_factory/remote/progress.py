@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
+
+from model_factory.store import Holder
+
+log = logging.getLogger(__name__)
 
 SHOW_AFTER_SECONDS = 1.0
 
@@ -29,14 +34,27 @@ def building(names: list[str]) -> Iterator[Callable[[str, str], None]]:
 
 
 @contextmanager
-def downloading(name: str, size: int) -> Iterator[Callable[[int], None]]:
-    """Show bytes transferred; call the value with the size of each chunk."""
+def downloading(name: str, size: int) -> Iterator[Download]:
+    """Show bytes transferred, or whose transfer is waited for."""
     with _bar(total=size, desc=name, unit="B", unit_scale=True) as bar:
+        yield Download(bar)
 
-        def report(count: int) -> None:
-            bar.update(count)
 
-        yield report
+class Download:
+    """What is told of a blob on its way."""
+
+    def __init__(self, bar: tqdm[Any]) -> None:
+        self._bar = bar
+
+    def received(self, count: int) -> None:
+        """So many more bytes are here."""
+        self._bar.update(count)
+
+    def waiting(self, holder: Holder | None) -> None:
+        """Another process transfers it."""
+        text = f"waits for {holder or 'another process'}"
+        log.info("%s: %s", self._bar.desc, text)
+        self._bar.set_postfix_str(text)
 
 
 def _bar(**options: Any) -> tqdm[Any]:

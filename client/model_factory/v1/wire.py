@@ -112,19 +112,19 @@ def to_digest(blob: Blob) -> blob_pb2.Digest:
 
 
 READ_BLOB = "/model_factory.v1.ModelFactoryService/ReadBlob"
-"""The one method whose responses are written and read by :func:`frame_chunk` and :func:`chunk_of`."""
+"""The one method whose responses are written with :func:`chunk_prefix` and read with :func:`chunk_of`."""
 
 _CHUNK_TAG = 0x0A  # field 1, length-delimited: ReadBlobResponse.data
 
 
-def frame_chunk(data: bytes | memoryview) -> bytes:
-    """Write a ``ReadBlobResponse`` as protobuf would, with one copy of the data instead of three."""
-    length, size = len(data), bytearray((_CHUNK_TAG,))
+def chunk_prefix(length: int) -> bytes:
+    """What comes before ``length`` bytes of data, at least one, to make them a ``ReadBlobResponse``."""
+    prefix = bytearray((_CHUNK_TAG,))
     while length > 0x7F:
-        size.append(length & 0x7F | 0x80)
+        prefix.append(length & 0x7F | 0x80)
         length >>= 7
-    size.append(length)
-    return b"".join((size, data))
+    prefix.append(length)
+    return bytes(prefix)
 
 
 def chunk_of(message: bytes) -> memoryview:

@@ -1,0 +1,102 @@
+"""Locks between processes of a node: one holder at a time, and those who wait can see who it is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+SAY_AFTER_SECONDS = 2.0
+"""Waited before it is said who holds the lock."""
+
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who holds a lock, as it wrote down itself."""
+
+    pid: int
+    """In its own container's numbers."""
+    host: str
+    """Name of its machine or container."""
+    doing: str
+    """For people."""
+    since: float
+    """Seconds since the epoch."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, which {self.doing} for {max(0.0, time.time() - self.since):.0f} s"
+
+
+OnWait = Callable[[Holder | None], None]
+"""Told whom one waits for, once it takes a while and again when that changes; None: it did not say."""
+
+
+@contextmanager
+def held(path: Path, doing: str, on_wait: OnWait) -> Iterator[None]:
+    """Hold the lock that is the file ``path``; it goes when this process dies."""
+    with _locked_file(path, on_wait) as file:
+        holder = Holder(pid=os.getpid(), host=socket.gethostname(), doing=doing, since=time.time())
+        file.truncate(0)
+        file.write(json.dumps(asdict(holder)).encode())
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # those who wait for this very file look again, see _locked_file
+
+
+def read_holder(path: Path) -> Holder | None:
+    """Who holds a lock, or None if nobody does or it does not say."""
+    try:
+        with path.open("rb") as file:
+            return Holder(**json.loads(file.read(4096)))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what holders that died left in a folder of locks or staged files; what others hold or own stays."""
+    for path in folder.iterdir():
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_file_of(path, file):
+                path.unlink()
+
+
+def is_file_of(path: Path, file: BinaryIO) -> bool:
+    """Whether ``path`` still names the open file, and not none or another one."""
+    try:
+        named, opened = path.stat(), os.fstat(file.fileno())
+    except FileNotFoundError:
+        return False
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+@contextmanager
+def _locked_file(path: Path, on_wait: OnWait) -> Iterator[BinaryIO]:
+    say_at = time.monotonic() + SAY_AFTER_SECONDS
+    said: Holder | None = None
+    while True:
+        with path.open("ab") as file:
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            else:
+                if is_file_of(path, file):
+                    yield file
+                    return
+                continue
+        if time.monotonic() >= say_at and (holder := read_holder(path)) != said:
+            said = holder
+            on_wait(holder)
+        time.sleep(_POLL_SECONDS)

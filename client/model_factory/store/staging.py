@@ -1,0 +1,53 @@
+"""Files appear whole or not at all: written beside their place, flushed to disk, renamed into it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from model_factory.store.locks import is_file_of
+
+
+class Staged:
+    """A file being written in a staging folder."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file = file
+        self._path = path
+
+    def publish(self, place: Path, modified: int | None = None) -> None:
+        """Publish the file at ``place``: flushed, renamed, the rename flushed; ``modified`` is its time in ns."""
+        place.parent.mkdir(exist_ok=True)
+        self._path.chmod(0o644)
+        self.file.flush()
+        if modified is not None:
+            os.utime(self.file.fileno(), ns=(self._path.stat().st_mtime_ns, modified))
+        os.fsync(self.file.fileno())
+        self._path.rename(place)
+        folder = os.open(place.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Staged]:
+    """Open a new file in ``folder``; what is not published is removed."""
+    while True:
+        number, name = tempfile.mkstemp(dir=folder)
+        path = Path(name)
+        with os.fdopen(number, "wb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+            if not is_file_of(path, file):  # taken for a leftover before it was locked
+                continue
+            try:
+                yield Staged(file, path)
+            finally:
+                path.unlink(missing_ok=True)
+            return

@@ -1,0 +1,227 @@
+"""The store itself; see the package."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from model_factory.digest import check_digest, digest_of, digest_of_file
+from model_factory.documents import decode_document, encode_document
+from model_factory.errors import FormatError, StoreError
+from model_factory.store import contents
+from model_factory.store.contents import Entry
+from model_factory.store.locks import OnWait, held, sweep
+from model_factory.store.staging import staged
+
+log = logging.getLogger(__name__)
+
+_CHECKED_NS = 1_000_000_000
+"""Modification time of blobs whose content was checked: whatever writes to one afterwards changes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Identity of content."""
+
+    digest: str
+    """blake3, 64 hexadecimal digits."""
+    size: int
+    """In bytes."""
+
+
+class Store:
+    """A folder of blobs and records; made if it does not exist."""
+
+    def __init__(self, root: Path, max_bytes: int | None = None) -> None:
+        """Open a store and remove what processes that died left in it.
+
+        ``max_bytes`` bounds what its blobs take: before one is fetched or built, those used least recently go. What is
+        in use stays; then there may be more.
+
+        Raises:
+            StoreError: the folder cannot be made or written to.
+        """
+        self.root = root.absolute()
+        self.max_bytes = max_bytes
+        with self._errors(f"cannot use {self.root} as a store"):
+            for name in ("blobs", "records", "staging", "locks"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            sweep(self.root / "staging")
+            sweep(self.root / "locks")
+
+    def find(self, blob: Blob) -> Path | None:
+        """Return the file of a blob, or None if it is not here. Counts as a use.
+
+        A file of another size is removed. So is one that was written to after its content was checked, if that is not
+        the blob's any more.
+        """
+        path = self._path("blobs", blob.digest)
+        with self._errors(f"cannot read {path}"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                return None
+            if stat.st_size != blob.size:
+                return self._remove_damaged(path, f"has {stat.st_size} bytes where {blob.size} were promised")
+            if stat.st_mtime_ns != _CHECKED_NS and not self._unharmed(path):
+                return None
+            with suppress(PermissionError, FileNotFoundError):  # another user's file in a shared cache
+                os.utime(path, ns=(time.time_ns(), _CHECKED_NS))
+        return path
+
+    def open(self, blob: Blob) -> BinaryIO | None:
+        """Open a blob for reading, or return None if it is not here.
+
+        It is in use, and so not evicted, until the file is closed and every mapping of it is gone.
+        """
+        path = self.find(blob)
+        if path is None:
+            return None
+        with self._errors(f"cannot read {path}"):
+            try:
+                file = path.open("rb", buffering=0)
+            except FileNotFoundError:  # evicted meanwhile
+                return None
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+        return file
+
+    def read(self, blob: Blob) -> bytes | None:
+        """Return the content of a small blob, checked, or None if it is not here or damaged."""
+        path = self.find(blob)
+        if path is None:
+            return None
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if digest_of(data) != blob.digest:
+            self._remove_damaged(path, "does not match its digest")
+            return None
+        return data
+
+    def put(self, data: bytes) -> Blob:
+        """Store bytes."""
+        blob = Blob(digest_of(data), len(data))
+        if self.find(blob) is None:
+            with self.stage() as (file, publish):
+                file.write(data)
+                publish(blob)
+        return blob
+
+    @contextmanager
+    def stage(self) -> Iterator[tuple[BinaryIO, Callable[[Blob], Path]]]:
+        """Open a new file to write a blob to; calling the second value with its identity publishes it.
+
+        What is not published is removed. The caller answers for the digest: it is computed while writing.
+
+        Raises:
+            StoreError: the disk is full, say.
+        """
+        with self._errors(f"cannot write to {self.root}"), staged(self.root / "staging") as new:
+
+            def publish(blob: Blob) -> Path:
+                place = self._path("blobs", blob.digest)
+                new.publish(place, _CHECKED_NS)
+                return place
+
+            yield new.file, publish
+
+    def adopt(self, file: BinaryIO, blob: Blob) -> bool:
+        """Make a blob of an open file that was checked to be it, without copying; False where that cannot be done.
+
+        It cannot where the file lies on another file system, or belongs to somebody else who does not allow it.
+        """
+        place, number = self._path("blobs", blob.digest), file.fileno()
+        place.parent.mkdir(exist_ok=True)
+        try:
+            # Python links the link itself unless a folder is named, which a path from the root then makes no use of.
+            os.link(f"/proc/self/fd/{number}", place, src_dir_fd=number, follow_symlinks=True)
+        except FileExistsError:
+            return True
+        except OSError:
+            return False
+        with suppress(PermissionError):
+            os.utime(place, ns=(time.time_ns(), _CHECKED_NS))
+        return True
+
+    def record(self, key: str) -> Any | None:
+        """Return the document under a key, or None; one that is damaged is removed."""
+        path = self._path("records", key)
+        try:
+            return decode_document(path.read_bytes(), f"record {key}")
+        except FileNotFoundError:
+            return None
+        except FormatError as error:
+            self._remove_damaged(path, f"is damaged: {error}")
+            return None
+
+    def put_record(self, key: str, document: Any) -> None:
+        """Store a document under a key, in place of any that is there."""
+        place = self._path("records", key)
+        with self._errors(f"cannot write to {self.root}"), staged(self.root / "staging") as new:
+            new.file.write(encode_document(document))
+            new.publish(place)
+
+    @contextmanager
+    def locked(self, key: str, doing: str = "works on it", on_wait: OnWait = lambda _holder: None) -> Iterator[None]:
+        """Hold the lock of a key against all processes on this node; it goes when its holder dies.
+
+        ``doing`` is what others are told who wait for it; ``on_wait`` is told whom one waits for.
+        """
+        check_digest(key)
+        with held(self.root / "locks" / key, doing, on_wait):
+            yield
+
+    def make_room(self, size: int) -> None:
+        """Evict what is not in use, least recently used first, so that ``size`` more bytes are within the bound."""
+        if self.max_bytes is not None:
+            self.prune(max(0, self.max_bytes - size))
+
+    def prune(self, max_bytes: int) -> list[Entry]:
+        """Evict blobs that are not in use, least recently used first, down to ``max_bytes``; return the evicted."""
+        with self._errors(f"cannot clear {self.root}"):
+            removed = contents.make_room(self.root / "blobs", max_bytes)
+        for entry in removed:
+            log.info("evicted %s (%d bytes)", entry.digest, entry.size)
+        return removed
+
+    def entries(self) -> list[Entry]:
+        """The blobs, most recently used first."""
+        return sorted(contents.entries(self.root / "blobs"), key=lambda entry: entry.used, reverse=True)
+
+    def verify(self, digest: str) -> bool:
+        """Hash a blob; one that is damaged is removed."""
+        return self._unharmed(self._path("blobs", digest))
+
+    def _unharmed(self, path: Path) -> bool:
+        try:
+            digest = digest_of_file(path)
+        except FileNotFoundError:  # evicted meanwhile
+            return False
+        if digest != path.name:
+            self._remove_damaged(path, "does not match its digest")
+        return digest == path.name
+
+    def _path(self, folder: str, key: str) -> Path:
+        check_digest(key)
+        return self.root / folder / key[:2] / key
+
+    @staticmethod
+    def _remove_damaged(path: Path, how: str) -> None:
+        log.warning("%s %s; it is removed, to be made again", path, how)
+        path.unlink(missing_ok=True)
+
+    @staticmethod
+    @contextmanager
+    def _errors(what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"{what}: {error.strerror or error}") from error

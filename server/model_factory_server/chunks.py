@@ -1,0 +1,64 @@
+"""Blob chunks as the messages they are sent in: read from the file straight into their place in the message.
+
+On loopback and fast networks a blob stream is bound by how often each byte is copied, and by page faults: see
+docs/performance.md. So a message is written into one buffer again and again, without a copy of its own, and the
+server's malloc keeps what it has instead of handing each message's pages back to the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import io
+import os
+from collections.abc import AsyncIterator
+
+from model_factory.errors import ServerError
+from model_factory.limits import BLOB_CHUNK_BYTES, MIB
+from model_factory.v1 import wire
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_NOT_AT_HAND = (errno.EAGAIN, errno.EOPNOTSUPP)
+
+
+def keep_freed_memory() -> None:
+    """Have malloc reuse freed messages; at most this much is kept that could be given back. Does nothing off glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 32 * MIB)
+        mallopt(_M_TRIM_THRESHOLD, 256 * MIB)
+
+
+async def read_chunks(number: int, offset: int, length: int) -> AsyncIterator[bytes]:
+    """Yield ``length`` bytes from ``offset`` of an open file as serialised ``ReadBlobResponse`` messages.
+
+    Raises:
+        ServerError: the file is shorter than that.
+    """
+    end, size = offset + length, 0
+    while offset < end:
+        if size != (size := min(BLOB_CHUNK_BYTES, end - offset)):
+            prefix = wire.chunk_prefix(size)
+            buffer = io.BytesIO(prefix + bytes(size))
+        # A writable view copies the buffer first if the message sent before is still alive, and not otherwise.
+        with buffer.getbuffer() as message, message[len(prefix) :] as data:
+            await _fill(number, data, offset)
+        offset += size
+        yield buffer.getvalue()
+
+
+async def _fill(number: int, data: memoryview, offset: int) -> None:
+    """Read from a file until ``data`` is full: at once what is in the page cache, in a thread what is on disk."""
+    filled = 0
+    while filled < len(data):
+        with data[filled:] as rest:
+            try:
+                count = os.preadv(number, [rest], offset + filled, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno not in _NOT_AT_HAND:
+                    raise
+                count = await asyncio.to_thread(os.preadv, number, [rest], offset + filled)
+        if count == 0:
+            raise ServerError("a blob in this store ended early; ask for it again")
+        filled += count
