@@ -1,0 +1,99 @@
+"""Samples, rows of the table, and contenders measured in turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+Contender = Callable[[], float]
+"""Does its work once, checks what came of it outside the time, and returns the seconds that the work took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One thing, measured some times."""
+
+    values: tuple[float, ...]
+    """In the order in which they were measured."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def spread(self) -> str:
+        """Smallest and largest, by the median."""
+        if not self.median:
+            return ""
+        return f"{min(self.values) / self.median - 1:+.0%} {max(self.values) / self.median - 1:+.0%}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: a figure, or a ratio with its target."""
+
+    what: str
+    """For people."""
+    value: float
+    """The median."""
+    unit: str
+    """Of the value; ``x`` is a ratio."""
+    spread: str = ""
+    """Of the samples behind it."""
+    target: float | None = None
+    """What it should reach, if something was set."""
+    at_least: bool = False
+    """Whether more is better; otherwise less is."""
+    note: str = ""
+    """What else to know."""
+
+    @property
+    def verdict(self) -> str:
+        if self.target is None:
+            return ""
+        return "met" if (self.value >= self.target if self.at_least else self.value <= self.target) else "MISSED"
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a run found."""
+
+    rows: list[Row] = field(default_factory=list)
+    """In the order of the table."""
+    missing: list[str] = field(default_factory=list)
+    """What could not be measured here, and why."""
+    bars: dict[str, dict[str, Sample]] = field(default_factory=dict)
+    """For the plots: title with unit -> what -> sample."""
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long ``work`` takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_turns(contenders: Mapping[str, Contender], repeats: int) -> dict[str, Sample]:
+    """Measure all contenders in each of ``repeats`` rounds, so that what slows the machine down slows all of them.
+
+    One round before is not counted: it fills caches and pools.
+    """
+    values: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(repeats + 1):
+        for name, contender in contenders.items():
+            taken = contender()
+            if number:
+                values[name].append(taken)
+    return {name: Sample(values=tuple(taken)) for name, taken in values.items()}
+
+
+def ratio(of: Sample, to: Sample) -> Sample:
+    """The ratio of two samples, round by round."""
+    return Sample(values=tuple(a / b for a, b in zip(of.values, to.values, strict=True)))
+
+
+def rates(sample: Sample, size: int) -> Sample:
+    """Seconds for ``size`` bytes as GB/s."""
+    return Sample(values=tuple(size / value / 1e9 for value in sample.values))

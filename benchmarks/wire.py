@@ -1,0 +1,214 @@
+"""A blob on its way to a node: the machine's limits, ours, and what else a user would pick."""
+
+from __future__ import annotations
+
+import importlib.util
+import mmap
+import shutil
+import socket
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from benchmarks.measure import Contender, Report, Row, in_turns, rates, ratio, seconds
+from benchmarks.payload import Payload, land, make_payload
+from benchmarks.peers import CHUNK_BYTES
+from benchmarks.servers import our_server, peer
+from model_factory.descriptor.weights import map_weights
+from model_factory.remote.blobs import fetch_blob
+from model_factory.remote.connection import Connection
+from model_factory.store import Store
+
+RAW = "raw TCP into a file, flushed"
+OURS = "model-factory: TCP, verified, into the node's cache"
+FLIGHT = "Arrow Flight into a file, flushed"
+HTTP = "HTTP file server into a file, flushed"
+TENSORIZER = "tensorizer over HTTP into memory"
+TORCH = "torch.save and torch.load, shared folder"
+SHARED = "model-factory: the server's file seen here, verified, taken over"
+MAPPED = "model-factory: in the cache, mapped and every page read"
+MEMCPY = "memcpy into fresh pages"
+MEMCPY_WARM = "memcpy into warm pages"
+MMAP = "mmap of a file, every page read"
+
+
+def measure_wire(report: Report, folder: Path, size: int, repeats: int) -> None:
+    """Add the transfers' rows to the report."""
+    store = Store(folder / "server")
+    payload = make_payload(store, size)
+    with ExitStack() as stack:
+        contenders = _limits(payload)
+        port = stack.enter_context(peer("tcp", payload.path))
+        contenders[RAW] = lambda: _landed(payload, folder, lambda file: _from_tcp(port, file))
+        contenders[OURS] = stack.enter_context(_ours(payload, store.root, folder, "--no-share-store"))
+        contenders |= _peers(stack, payload, folder, report)
+        contenders[SHARED] = stack.enter_context(_ours(payload, store.root, folder))
+        contenders[MAPPED] = lambda: _mapped(payload, store)
+        contenders[TORCH] = lambda: _torch(payload, folder)
+        samples = in_turns(contenders, repeats)
+    speeds = {name: rates(sample, payload.blob.size) for name, sample in samples.items()}
+    report.bars[f"{payload.blob.size / (1 << 20):.0f} MiB, GB/s"] = speeds
+    for name, speed in speeds.items():
+        report.rows.append(Row(what=name, value=speed.median, unit="GB/s", spread=speed.spread))
+    for name, target in ((RAW, 0.9), (FLIGHT, 1.0), (TENSORIZER, 1.0), (HTTP, None), (TORCH, None)):
+        if name in speeds:
+            against = ratio(speeds[OURS], speeds[name])
+            what = f"blob over TCP, verified, into the cache ÷ {name}"
+            report.rows.append(
+                Row(what=what, value=against.median, unit="x", spread=against.spread, target=target, at_least=True)
+            )
+    shutil.rmtree(store.root)
+
+
+def _limits(payload: Payload) -> dict[str, Contender]:
+    source = torch.cat(list(payload.tensors.values()))
+    warm = source.clone()
+
+    def into_warm() -> float:
+        taken = seconds(lambda: warm.copy_(source))
+        assert torch.equal(warm, source)
+        return taken
+
+    def into_fresh() -> float:
+        fresh = torch.empty_like(source)
+        taken = seconds(lambda: fresh.copy_(source))
+        assert torch.equal(fresh, source)
+        return taken
+
+    def mapped() -> float:
+        with payload.path.open("rb") as file:
+            return seconds(lambda: _touch(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+
+    return {MEMCPY_WARM: into_warm, MEMCPY: into_fresh, MMAP: mapped}
+
+
+def _touch(mapping: mmap.mmap) -> int:
+    return sum(mapping[:: mmap.PAGESIZE])
+
+
+def _landed(payload: Payload, folder: Path, receive: object) -> float:
+    path = folder / "landed"
+    taken = seconds(lambda: land(path, receive))  # type: ignore[arg-type]
+    payload.check_file(path)
+    path.unlink()
+    return taken
+
+
+def _from_tcp(port: int, file: BinaryIO) -> None:
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        while count := connection.recv_into(buffer):
+            file.write(buffer[:count])
+
+
+@contextmanager
+def _ours(payload: Payload, store: Path, folder: Path, *options: str) -> Iterator[Contender]:
+    with our_server(store, *options) as server:
+        connection = Connection(server.address)  # type: ignore[attr-defined]
+
+        def fetch() -> float:
+            cache = Store(folder / "cache")
+            connection.capabilities()
+            transferred = 0
+
+            def count(size: int) -> None:
+                nonlocal transferred
+                transferred += size
+
+            taken = seconds(lambda: fetch_blob(connection, cache, payload.blob, count).close())
+            assert transferred == (payload.blob.size if options else 0), "transferred what it should not, or not all"
+            path = cache.find(payload.blob)
+            assert path is not None
+            payload.check_file(path)
+            shutil.rmtree(cache.root)
+            return taken
+
+        yield fetch
+        connection.close()
+
+
+def _mapped(payload: Payload, store: Store) -> float:
+    def build() -> None:
+        with store.open(payload.blob) as file:  # type: ignore[union-attr]
+            tensors.update(map_weights(file))
+        for tensor in tensors.values():
+            tensor[:: mmap.PAGESIZE // 4].sum()
+
+    tensors: dict[str, torch.Tensor] = {}
+    taken = seconds(build)
+    payload.check_tensors(tensors)
+    return taken
+
+
+def _torch(payload: Payload, folder: Path) -> float:
+    def save_and_load() -> None:
+        with path.open("wb") as file:
+            torch.save(payload.tensors, file)
+        loaded.update(torch.load(path))
+
+    path = folder / "tensors.pt"
+    loaded: dict[str, torch.Tensor] = {}
+    taken = seconds(save_and_load)
+    payload.check_tensors(loaded)
+    path.unlink()
+    return taken
+
+
+def _peers(stack: ExitStack, payload: Payload, folder: Path, report: Report) -> dict[str, Contender]:
+    http = stack.enter_context(peer("http", payload.path))
+    contenders: dict[str, Contender] = {
+        HTTP: lambda: _landed(payload, folder, lambda file: _from_http(http, payload.path.name, file))
+    }
+    if importlib.util.find_spec("pyarrow") is None:
+        report.missing.append("pyarrow (Flight) is not installed")
+    else:
+        flight = stack.enter_context(peer("flight", payload.path))
+        contenders[FLIGHT] = lambda: _landed(payload, folder, lambda file: _from_flight(flight, file))
+    if importlib.util.find_spec("tensorizer") is None or shutil.which("curl") is None:
+        report.missing.append("tensorizer, or the curl command that it needs, is not installed")
+    else:
+        contenders[TENSORIZER] = stack.enter_context(_tensorizer(payload, folder))
+    return contenders
+
+
+def _from_http(port: int, name: str, file: BinaryIO) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{name}") as response:
+        shutil.copyfileobj(response, file, CHUNK_BYTES)
+
+
+def _from_flight(port: int, file: BinaryIO) -> None:
+    from pyarrow import flight  # noqa: PLC0415  optional
+
+    with flight.connect(f"grpc://127.0.0.1:{port}") as client:
+        for chunk in client.do_get(flight.Ticket(b"")):
+            file.write(chunk.data.column(0).buffers()[1])
+
+
+@contextmanager
+def _tensorizer(payload: Payload, folder: Path) -> Iterator[Contender]:
+    from tensorizer import TensorDeserializer, TensorSerializer, stream_io  # noqa: PLC0415  optional
+
+    path = folder / "payload.tensors"
+    serializer = TensorSerializer(str(path))
+    serializer.write_state_dict(payload.tensors)
+    serializer.close()
+    with peer("http", path) as port:
+
+        def load() -> float:
+            url = f"http://127.0.0.1:{port}/{path.name}"
+            loaded: dict[str, torch.Tensor] = {}
+
+            def work() -> None:
+                with TensorDeserializer(stream_io.open_stream(url), device="cpu") as source:
+                    loaded.update(source.items())
+
+            taken = seconds(work)
+            payload.check_tensors({name: tensor.data for name, tensor in loaded.items()})
+            return taken
+
+        yield load
+    path.unlink()
