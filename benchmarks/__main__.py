@@ -1,0 +1,60 @@
+"""Measures everything side by side and prints one table; writes it and its plots where the documents are.
+
+Usage: python -m benchmarks [--payload-mib N] [--ranks-mib N] [--repeats N] [--only GROUP] [--output DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.client import measure_client
+from benchmarks.measure import Report
+from benchmarks.page import table, write_page
+from benchmarks.ranks import measure_ranks
+from benchmarks.server_side import measure_server
+from benchmarks.servers import our_server
+from benchmarks.wire import measure_wire
+
+GROUPS = ("wire", "client", "server", "ranks")
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--payload-mib", type=int, default=1024, help="of the transfers (default: %(default)s)")
+    parser.add_argument("--ranks-mib", type=int, default=1350, help="of the ranks' model (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, after one to warm up (default: %(default)s)")
+    parser.add_argument("--only", choices=GROUPS, action="append", help="one group; may be repeated")
+    parser.add_argument("--folder", type=Path, help="where stores and caches go (default: a temporary folder)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write table and plots here, docs/performance say")
+    arguments = parser.parse_args()
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=arguments.folder) as name:
+        folder, groups = Path(name), arguments.only or GROUPS
+        if "wire" in groups:
+            measure_wire(report, folder, arguments.payload_mib << 20, arguments.repeats)
+        if "client" in groups or "server" in groups:
+            with our_server(folder / "store", "--no-share-store") as server:
+                if "client" in groups:
+                    measure_client(report, folder, server.address, arguments.repeats)  # type: ignore[attr-defined]
+                if "server" in groups:
+                    measure_server(report, folder / "store", server.address, server.pid, arguments.repeats)  # type: ignore[attr-defined]
+        if "ranks" in groups:
+            measure_ranks(report, folder, arguments.ranks_mib << 20, max(1, arguments.repeats // 2))
+    machine = f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    print(table(report))
+    print(f"\n{machine}; {arguments.repeats} rounds; load {os.getloadavg()[0]:.1f}")
+    for item in report.missing:
+        print(f"missing: {item}")
+    if arguments.output is not None:
+        write_page(report, machine, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

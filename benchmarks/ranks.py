@@ -1,0 +1,88 @@
+"""Many ranks on one node that want the same large model at the same moment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.experiment import SEED
+from benchmarks.measure import Report, Row, Sample, ratio
+from benchmarks.servers import our_server
+from benchmarks.server_side import watching_workers
+from model_factory.store import Store
+
+RANKS = 8
+WIDTH = 1280
+
+
+def measure_ranks(report: Report, folder: Path, size: int, repeats: int) -> None:
+    """Add the rows for ranks that all build one model of about ``size`` bytes."""
+    layers = max(1, size // (12 * WIDTH * WIDTH * 4))
+    layer = {"_type_": "nn.TransformerEncoderLayer", "d_model": WIDTH, "nhead": 8, "dim_feedforward": 4 * WIDTH}
+    config = {"schema_version": 1, "model": {"sequential": {"layers": [layer] * layers}}}
+    ways: dict[str, list[float]] = {"in process": [], "over TCP": [], "same machine": []}
+    size = 0
+    for number in range(repeats + 1):
+        local = _together("local", "", folder, config)
+        size = local[0]["size"]
+        digests = {json.dumps(rank["digests"]) for rank in local}
+        taken = {"in process": _span(local)}
+        for way, options in (("over TCP", ("--no-share-store",)), ("same machine", ())):
+            with (
+                our_server(folder / f"ranks-{way}{number}", *options) as server,
+                watching_workers(server.pid) as workers,
+            ):
+                workers.clear()
+                found = _together("remote", server.address, folder / f"node-{way}{number}", config)  # type: ignore[attr-defined]
+                assert {json.dumps(rank["digests"]) for rank in found} == digests, "other weights than in process"
+                assert len(workers) == 1, f"{len(workers)} builds ran"
+            _check_one_transfer(folder / f"node-{way}{number}", size)
+            taken[way] = _span(found)
+        for way, seconds in taken.items():
+            if number:
+                ways[way].append(seconds)
+    samples = {way: Sample(values=tuple(values)) for way, values in ways.items()}
+    report.bars[f"{RANKS} ranks, {size / (1 << 20):.0f} MiB, s"] = samples
+    for way, sample in samples.items():
+        what = f"{RANKS} ranks, nothing cached, {size / 1e9:.1f} GB model, {way}"
+        report.rows.append(Row(what=what, value=sample.median, unit="s", spread=sample.spread))
+    for way in ("over TCP", "same machine"):
+        against = ratio(samples[way], samples["in process"])
+        what = f"{RANKS} ranks, {way}, all together ÷ {RANKS} in-process constructions at once"
+        report.rows.append(Row(what=what, value=against.median, unit="x", spread=against.spread, target=0.35))
+
+
+def _together(kind: str, address: str, cache: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Build in all ranks at once, from processes that have torch imported and are told to begin."""
+    arguments = json.dumps({"seed": SEED, "model_cfg": {"large": config}, "wait": True})
+    command = [sys.executable, "-m", "benchmarks.trainer", kind, address, str(cache), arguments]
+    ranks = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(RANKS)]
+    try:
+        for rank in ranks:
+            assert rank.stdout is not None
+            assert rank.stdout.readline() == "ready\n"
+        for rank in ranks:
+            assert rank.stdin is not None
+            rank.stdin.write("\n")
+            rank.stdin.flush()
+        return [json.loads(rank.communicate()[0]) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def _span(found: list[dict[str, Any]]) -> float:
+    """From the first that began to the last that was done."""
+    return float(max(rank["ended"] for rank in found) - min(rank["began"] for rank in found))
+
+
+def _check_one_transfer(cache: Path, size: int) -> None:
+    """The cache holds the weights once, and nothing is left over."""
+    store = Store(cache)
+    large = [entry for entry in store.entries() if entry.size >= size // 2]
+    assert len(large) == 1, f"{len(large)} copies of the weights"
+    assert store.verify(large[0].digest)
+    assert not list((cache / "staging").iterdir())

@@ -1,0 +1,201 @@
+"""The server's side: builds, cached answers, and many clients at once."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.torch import load_file
+
+from benchmarks.experiment import COMPONENTS, CONFIGS, SEED
+from benchmarks.measure import Report, Row, Sample, in_turns, ratio
+from benchmarks.payload import digest_of_tensors
+from model_factory.components import read_request
+from model_factory.limits import MAX_MESSAGE_BYTES
+from model_factory.store import Blob, Store
+from model_factory.v1 import build_pb2, service_pb2_grpc
+from model_factory_server import PolicyConstructorModelFactory
+
+CLIENTS = 64
+_CALLS = 200
+_OPTIONS = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.use_local_subchannel_pool", 1)]
+_seeds = itertools.count(1000)
+
+
+def measure_server(report: Report, store: Path, address: str, pid: int, repeats: int) -> None:
+    """Add the rows of the server's side."""
+    with grpc.insecure_channel(address, options=_OPTIONS) as channel:
+        stub = service_pb2_grpc.ModelFactoryServiceStub(channel)
+        manifest_of(stub, SEED)  # the architecture is known from here on
+        _builds(report, Store(store), stub, repeats)
+        _answers(report, stub, health_pb2_grpc.HealthStub(channel))
+    _crowd(report, address, pid, repeats)
+
+
+def request_of(seed: int, names: tuple[str, ...] = tuple(COMPONENTS)) -> build_pb2.BuildModelsRequest:
+    """The message that asks for these components."""
+    configs = read_request({name: COMPONENTS[name] for name in names}, CONFIGS, {}).components
+    components = [build_pb2.Component(name=item.name, config_json=item.config.wire) for item in configs]
+    return build_pb2.BuildModelsRequest(components=components, seed=seed)
+
+
+def manifest_of(stub: Any, seed: int, names: tuple[str, ...] = tuple(COMPONENTS)) -> build_pb2.Manifest:
+    """Build and return the manifest."""
+    *_, last = stub.BuildModels(request_of(seed, names))
+    manifest: build_pb2.Manifest = last.manifest
+    return manifest
+
+
+def _builds(report: Report, store: Store, stub: Any, repeats: int) -> None:
+    used: list[int] = []
+
+    def local() -> float:
+        used.append(next(_seeds))
+        factory = PolicyConstructorModelFactory(seed=used[-1], base_dir=CONFIGS)
+        started = time.perf_counter()
+        models: Any = factory.build(COMPONENTS)
+        taken = time.perf_counter() - started
+        expected.update({name: digest_of_tensors(model.state_dict()) for name, model in models.items()})
+        return taken
+
+    def remote() -> float:
+        started = time.perf_counter()
+        manifest = manifest_of(stub, used[-1])
+        taken = time.perf_counter() - started
+        for built in manifest.components:
+            assert built.built_now, "it was built before"
+            path = store.find(Blob(built.weights.blake3, built.weights.size_bytes))
+            assert path is not None
+            assert digest_of_tensors(load_file(path)) == expected[built.name], "other weights than in process"
+        store.prune(0)
+        return taken
+
+    expected: dict[str, str] = {}
+    samples = in_turns({"in process": local, "server": remote}, repeats)
+    against = ratio(samples["server"], samples["in process"])
+    for name, sample in samples.items():
+        report.rows.append(
+            Row(what=f"example experiment, another seed, {name}", value=sample.median, unit="s", spread=sample.spread)
+        )
+    report.rows.append(
+        Row(
+            what="server: build plus durable blob ÷ in-process construction",
+            value=against.median,
+            unit="x",
+            spread=against.spread,
+            target=1.6,
+        )
+    )
+
+
+def _answers(report: Report, stub: Any, health: Any) -> None:
+    """Cached answers against a bare call on the same connection, in turns."""
+    name = ("prior",)
+    build = request_of(SEED, name)
+    describe = build_pb2.DescribeModelsRequest(components=build.components)
+    first = stub.DescribeModels(describe)
+    *_, last = stub.BuildModels(build)
+    inline = {item.digest.blake3: item.data for item in last.manifest.inline_blobs}
+    built = last.manifest.components[0].descriptor.blake3
+    assert first.components[0].descriptor_json == inline[built], "described is another model than built"
+    calls: dict[str, Callable[[], Any]] = {
+        "bare": lambda: health.Check(health_pb2.HealthCheckRequest()),
+        "describe": lambda: stub.DescribeModels(describe),
+        "build": lambda: list(stub.BuildModels(build)),
+    }
+
+    def timed(call: Callable[[], Any]) -> float:
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+
+    samples = in_turns({key: lambda call=call: timed(call) for key, call in calls.items()}, _CALLS)
+    assert stub.DescribeModels(describe) == first
+    for key in ("describe", "build"):
+        value = samples[key].median / samples["bare"].median
+        note = f"{samples[key].median * 1000:.2f} ms, bare {samples['bare'].median * 1000:.2f} ms"
+        report.rows.append(
+            Row(what=f"p50 of a cached {key} answer ÷ bare unary gRPC", value=value, unit="x", target=2.0, note=note)
+        )
+
+
+def _crowd(report: Report, address: str, pid: int, repeats: int) -> None:
+    """64 clients, each with a connection of its own, ask for the same uncached model."""
+    ratios, spans = [], []
+    for _ in range(min(repeats, 3)):
+        first, last, workers, digests = _ask_together(address, pid, next(_seeds))
+        assert len(digests) == 1, "clients got different models"
+        assert workers == 1, f"{workers} builds ran"
+        ratios.append(last / first)
+        spans.append(last)
+    sample = Sample(values=tuple(ratios))
+    report.rows.append(
+        Row(
+            what=f"{CLIENTS} clients, one uncached model, one build: last answer ÷ first",
+            value=sample.median,
+            unit="x",
+            spread=sample.spread,
+            target=1.3,
+            note=f"last after {max(spans):.2f} s",
+        )
+    )
+
+
+def _ask_together(address: str, pid: int, seed: int) -> tuple[float, float, int, set[str]]:
+    """Seconds until the first and the last answer, how many workers there were, and the weights' digests."""
+    begin = threading.Barrier(CLIENTS)
+    begun: list[float] = []
+
+    def ask(_index: int) -> tuple[float, str]:
+        with grpc.insecure_channel(address, options=_OPTIONS) as channel:
+            grpc.channel_ready_future(channel).result(60)
+            stub = service_pb2_grpc.ModelFactoryServiceStub(channel)
+            begin.wait()
+            begun.append(time.perf_counter())
+            manifest = manifest_of(stub, seed, ("posterior",))
+            return time.perf_counter(), manifest.components[0].weights.blake3
+
+    with ThreadPoolExecutor(CLIENTS) as pool, watching_workers(pid) as seen:
+        answers = list(pool.map(ask, range(CLIENTS)))
+    ended = [at - min(begun) for at, _ in answers]
+    return min(ended), max(ended), len(seen), {digest for _, digest in answers}
+
+
+class watching_workers:  # noqa: N801  reads as what it does
+    """Counts the builder processes that a server starts: children of its fork server."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._seen: set[int] = set()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> set[int]:
+        self._thread.start()
+        return self._seen
+
+    def __exit__(self, *_error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            for child in _children(self._pid):
+                self._seen.update(_children(child))
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += [int(item) for item in task.read_text().split()]
+        except OSError:
+            continue
+    return found
