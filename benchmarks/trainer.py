@@ -32,7 +32,7 @@ def main(kind: str, address: str, cache: str, config: str) -> None:
     started = time.perf_counter()
     models = _factory(kind, address, cache, arguments).build(model_cfg)
     taken, ended = time.perf_counter() - started, time.time()
-    touched = sum(tensor.sum(dtype=torch.float64).item() for tensor in _tensors(models))
+    touched = sum(tensor.sum().item() for tensor in _tensors(models))
     peak = _peak_bytes() - before
 
     from benchmarks.experiment import digests, size_of  # noqa: PLC0415  after the clock

@@ -5,7 +5,7 @@ No constructor and no initialiser runs: each module is a bare instance of its cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,11 +17,61 @@ from model_factory.descriptor.derived import derive
 from model_factory.descriptor.stock import STOCK_CLASSES
 from model_factory.descriptor.tree import GRAPH, STOCK, Descriptor, ModuleNode, TensorNode, TensorRef
 from model_factory.errors import FormatError
-from model_factory.graph.call_form import Recorded
-from model_factory.graph.modules import GRAPH_MODULES, GraphModel, ProgramModule, ProgramSource
+from model_factory.graph.modules import GRAPH_MODULES, GraphModel, ProgramModule, ProgramSource, Ready
 from model_factory.graph.runner import Runner, torch_const
 
 _LAZY: Any = nn.parameter  # its declared types lack the arguments of the lazy tensors
+
+
+class Blueprint:
+    """A descriptor with its programs, compiled: makes modules over any tensors of that description.
+
+    Immutable, and what it made stays independent of it but for the programs, which all modules share.
+    """
+
+    def __init__(self, descriptor: Descriptor, programs: Programs = ()) -> None:
+        """Compile the programs, given by module path.
+
+        Raises:
+            FormatError: one of them is malformed.
+        """
+        self._descriptor = descriptor
+        self._paths = descriptor.paths()
+        self._runners = {
+            index: Runner(node.program) for index, node in enumerate(descriptor.modules) if node.program is not None
+        }
+        self._programs: dict[str, list[Ready]] = {}
+        for path, recorded in programs:
+            self._programs.setdefault(path, []).append(Ready(recorded))
+
+    def build(self, tensors: Mapping[str, torch.Tensor], source: ProgramSource | None = None) -> nn.Module:
+        """Make the module, as :func:`rebuild` does."""
+        nodes = self._descriptor.modules
+        values = [_tensor(node, tensors) for node in self._descriptor.tensors]
+        modules: list[nn.Module] = [self._bare(index, node, source) for index, node in enumerate(nodes)]
+        for module, node in zip(modules, nodes, strict=True):
+            _fill(module, node, modules, values)
+        for module, node in zip(modules, nodes, strict=True):
+            _finish(module, node)
+        return modules[0]
+
+    def _bare(self, index: int, node: ModuleNode, source: ProgramSource | None) -> Any:
+        if node.kind == STOCK:
+            cls = STOCK_CLASSES.get(node.type)
+            if cls is None:
+                raise FormatError(f"{node.type!r} is not a stock module of this torch ({torch.__version__})")
+            return _empty(cls)
+        if node.kind == GRAPH:
+            model = _empty(GraphModel)
+            assert node.program is not None
+            model.inputs = list(node.program.inputs)
+            model.runner = self._runners[index]
+            return model
+        module = _empty(ProgramModule)
+        assert node.signature is not None
+        path = self._paths.get(index, "")
+        module.become(node.type, node.signature, path, source, self._programs.get(path, ()), node.frozen)
+        return module
 
 
 def rebuild(
@@ -38,20 +88,7 @@ def rebuild(
         FormatError: the descriptor names a class, function or attribute outside the closed tables, or a tensor is
             missing or not as described.
     """
-    paths = descriptor.paths()
-    by_path: dict[str, list[Recorded]] = {}
-    for path, recorded in programs:
-        by_path.setdefault(path, []).append(recorded)
-    values = [_tensor(node, tensors) for node in descriptor.tensors]
-    modules: list[nn.Module] = [
-        _bare(node, paths.get(index, ""), by_path.get(paths.get(index, ""), ()), source)
-        for index, node in enumerate(descriptor.modules)
-    ]
-    for module, node in zip(modules, descriptor.modules, strict=True):
-        _fill(module, node, modules, values)
-    for module, node in zip(modules, descriptor.modules, strict=True):
-        _finish(module, node)
-    return modules[0]
+    return Blueprint(descriptor, programs).build(tensors, source)
 
 
 def _tensor(node: TensorNode, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -87,24 +124,6 @@ def _stored(node: TensorNode, dtype: torch.dtype, tensors: Mapping[str, torch.Te
             f"the weights hold {node.name!r} as {tensor.dtype} {tuple(tensor.shape)}; described is {dtype} {shape}"
         )
     return tensor.permute([node.order.index(axis) for axis in range(len(shape))]) if node.order else tensor
-
-
-def _bare(node: ModuleNode, path: str, programs: Sequence[Recorded], source: ProgramSource | None) -> Any:
-    if node.kind == STOCK:
-        cls = STOCK_CLASSES.get(node.type)
-        if cls is None:
-            raise FormatError(f"{node.type!r} is not a stock module of this torch ({torch.__version__})")
-        return _empty(cls)
-    if node.kind == GRAPH:
-        model = _empty(GraphModel)
-        assert node.program is not None
-        model.inputs = list(node.program.inputs)
-        model.runner = Runner(node.program)
-        return model
-    module = _empty(ProgramModule)
-    assert node.signature is not None
-    module.become(node.type, node.signature, path, source, programs, node.frozen)
-    return module
 
 
 def _empty(cls: type[nn.Module]) -> Any:

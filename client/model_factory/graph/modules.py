@@ -95,7 +95,7 @@ class ProgramSource(Protocol):
         ...
 
 
-class _Ready:
+class Ready:
     """A recorded program, compiled: immutable, so copies of a module share it."""
 
     def __init__(self, recorded: Recorded) -> None:
@@ -105,11 +105,11 @@ class _Ready:
         self.guards = [compile_expression(guard) for guard in recorded.guards]
         self.dtypes = [(name, torch_const(dtype)) for name, dtype in recorded.dtypes]
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> _Ready:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Ready:
         return self
 
-    def __reduce__(self) -> tuple[type[_Ready], tuple[Recorded]]:
-        return (_Ready, (self.recorded,))
+    def __reduce__(self) -> tuple[type[Ready], tuple[Recorded]]:
+        return (Ready, (self.recorded,))
 
     def accepts(self, module: nn.Module, form: tuple[Any, ...], leaves: Sequence[torch.Tensor]) -> bool:
         """Whether this program stands for a call of ``module`` with that form and those tensors."""
@@ -141,7 +141,7 @@ class ProgramModule(nn.Module):
         programs: Sequence[Recorded],
     ) -> None:
         super().__init__()
-        self.become(type_name, signature, path, source, programs)
+        self.become(type_name, signature, path, source, [Ready(recorded) for recorded in programs])
 
     def become(
         self,
@@ -149,7 +149,7 @@ class ProgramModule(nn.Module):
         signature: Signature,
         path: str,
         source: ProgramSource | None,
-        programs: Sequence[Recorded],
+        programs: Sequence[Ready],
         frozen: tuple[str, ...] = (),
     ) -> None:
         """Take on the forward of a described module; for a bare instance, in place of the constructor.
@@ -160,7 +160,7 @@ class ProgramModule(nn.Module):
         self._signature = signature
         self._path = path
         self._source = source
-        self._programs = [_Ready(recorded) for recorded in programs]
+        self._programs = list(programs)
         self._frozen = frozen
 
     def train(self, mode: bool = True) -> Self:
@@ -188,7 +188,7 @@ class ProgramModule(nn.Module):
                 return ready.runner.run(self, leaves)
         return self._learn(form, leaves, arguments).runner.run(self, leaves)
 
-    def _learn(self, form: tuple[Any, ...], leaves: Sequence[torch.Tensor], arguments: dict[str, Any]) -> _Ready:
+    def _learn(self, form: tuple[Any, ...], leaves: Sequence[torch.Tensor], arguments: dict[str, Any]) -> Ready:
         where = f"{self._path or 'the model'} ({self._type_name})"
         if self._source is None:
             raise CallFormError(f"{where} has no program for the call ({form_text(form)}) and no server to record one")
@@ -200,10 +200,10 @@ class ProgramModule(nn.Module):
         before = [ready.recorded for ready in self._programs]
         for recorded in self._source.known(self._path):
             if recorded not in before:
-                self._programs.append(_Ready(recorded))
+                self._programs.append(Ready(recorded))
                 if self._programs[-1].accepts(self, form, leaves):
                     return self._programs[-1]
-        ready = _Ready(self._source.record(self._path, arguments, flags, _floating_dtype(self)))
+        ready = Ready(self._source.record(self._path, arguments, flags, _floating_dtype(self)))
         if not ready.accepts(self, form, leaves):
             raise CallFormError(f"{where}: the server's program is not for the call ({form_text(form)})")
         self._programs.append(ready)

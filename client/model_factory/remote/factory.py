@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from model_factory.components import Component, Request, read_request
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
-from model_factory.descriptor.rebuild import rebuild
+from model_factory.descriptor.rebuild import Blueprint
 from model_factory.descriptor.stock import torch_name
 from model_factory.descriptor.weights import map_weights
 from model_factory.errors import FormatError, ServerError
@@ -24,6 +25,9 @@ from model_factory.remote.progress import building, downloading
 from model_factory.settings import default_cache_bytes, default_cache_dir, environment, shared_store
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
+
+MAX_BLUEPRINTS = 64
+"""Architectures that a process keeps compiled, some hundred kilobytes each."""
 
 _SEED_RANGE = 1 << 64
 
@@ -141,11 +145,15 @@ class RemoteModelFactory:
             wire.from_digest(item) for item in (built.descriptor, built.programs, built.weights)
         )
         source = RemotePrograms(self._connection, self._cache, component, self._dtype, descriptor_blob)
-        return rebuild(
-            decode_descriptor(read_blob(self._connection, self._cache, descriptor_blob, inline)),
-            self._weights(component.name, weights_blob),
-            decode_programs(read_blob(self._connection, self._cache, programs_blob, inline)),
-            source,
+        blueprint = _BLUEPRINTS.get(
+            (descriptor_blob, programs_blob), lambda: self._blueprint(descriptor_blob, programs_blob, inline)
+        )
+        return blueprint.build(self._weights(component.name, weights_blob), source)
+
+    def _blueprint(self, descriptor: Blob, programs: Blob, inline: dict[str, bytes]) -> Blueprint:
+        return Blueprint(
+            decode_descriptor(read_blob(self._connection, self._cache, descriptor, inline)),
+            decode_programs(read_blob(self._connection, self._cache, programs, inline)),
         )
 
     def _weights(self, name: str, blob: Blob) -> dict[str, torch.Tensor]:
@@ -159,6 +167,29 @@ class RemoteModelFactory:
                 if self._cache.verify(blob.digest):
                     raise  # it is what the server made
         return self._weights(name, blob)
+
+
+class _Blueprints:
+    """Blueprints that this process used last: another build of the same architecture compiles nothing again."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Blob, Blob], Blueprint] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[Blob, Blob], make: Callable[[], Blueprint]) -> Blueprint:
+        """Return the blueprint of a descriptor and its programs, made if it is not known."""
+        with self._lock:
+            blueprint = self._known.pop(key, None)
+        if blueprint is None:
+            blueprint = make()
+        with self._lock:
+            self._known[key] = blueprint  # now the last one
+            while len(self._known) > MAX_BLUEPRINTS:
+                del self._known[next(iter(self._known))]
+        return blueprint
+
+
+_BLUEPRINTS = _Blueprints()
 
 
 def _components(request: Request) -> list[build_pb2.Component]:
