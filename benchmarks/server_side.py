@@ -19,6 +19,7 @@ from benchmarks.measure import Report, Row, Sample, in_turns, ratio
 from benchmarks.payload import digest_of_tensors
 from model_factory.components import read_request
 from model_factory.limits import MAX_MESSAGE_BYTES
+from model_factory.remote.connection import Connection
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, service_pb2_grpc
 from model_factory_server import PolicyConstructorModelFactory
@@ -31,11 +32,11 @@ _seeds = itertools.count(1000)
 
 def measure_server(report: Report, store: Path, address: str, pid: int, repeats: int) -> None:
     """Add the rows of the server's side."""
-    with grpc.insecure_channel(address, options=_OPTIONS) as channel:
-        stub = service_pb2_grpc.ModelFactoryServiceStub(channel)
-        manifest_of(stub, SEED)  # the architecture is known from here on
-        _builds(report, Store(store), stub, repeats)
-        _answers(report, stub, health_pb2_grpc.HealthStub(channel))
+    connection = Connection(address)
+    manifest_of(connection.stub, SEED)  # the architecture is known from here on
+    _builds(report, Store(store), connection.stub, repeats)
+    _answers(report, connection.stub, health_pb2_grpc.HealthStub(connection.channel))
+    connection.close()
     _crowd(report, address, pid, repeats)
 
 
@@ -74,7 +75,7 @@ def _builds(report: Report, store: Store, stub: Any, repeats: int) -> None:
             path = store.find(Blob(built.weights.blake3, built.weights.size_bytes))
             assert path is not None
             assert digest_of_tensors(load_file(path)) == expected[built.name], "other weights than in process"
-        store.prune(0)
+            path.unlink()
         return taken
 
     expected: dict[str, str] = {}

@@ -123,7 +123,8 @@ class Builder:
     async def _build(self, key: str, config: ResolvedConfig, seed: int, dtype: str, report: OnStage) -> Any:
         architecture = architecture_key(self._backend, config, dtype)
         known = self._complete(architecture, "descriptor", "programs")
-        result = await self._run(config, dtype, report, kind="build", seed=seed, recorded=known is not None)
+        descriptor = None if known is None else Blob(*known["descriptor"])
+        result = await self._run(config, dtype, report, kind="build", seed=seed, descriptor=descriptor)
         record = (known or {}) | result
         if known is None:
             self._store.put_record(architecture, {name: record[name] for name in ("descriptor", "programs")})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 import uuid
@@ -19,6 +20,7 @@ from model_factory.documents import FORMAT
 from model_factory.errors import FormatError, LimitError, ModelFactoryError, ServerError
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
+from model_factory_server.answers import Answers
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builder import Builder, Built
 from model_factory_server.chunks import read_chunks
@@ -42,6 +44,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self._store = store
         self._builder = builder
         self._backend = backend
+        self._answers = Answers(store)
 
     async def GetCapabilities(  # noqa: N802
         self, request: capabilities_pb2.GetCapabilitiesRequest, context: Context
@@ -79,21 +82,30 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
     ) -> build_pb2.DescribeModelsResponse:
         """See service.proto."""
         async with _answering(context, "DescribeModels") as call:
+            known = self._answers.find(request)
+            if known is not None:
+                return known  # type: ignore[no-any-return]
             configs = call.read(request.components, request.dtype)
             described = await call.gather(
                 {name: self._builder.describe(config, request.dtype) for name, config in configs.items()}
             )
-            return build_pb2.DescribeModelsResponse(
+            response = build_pb2.DescribeModelsResponse(
                 components=[
                     build_pb2.DescribedComponent(name=name, descriptor_json=data) for name, data in described.items()
                 ]
             )
+            self._answers.keep(request, response, ())
+            return response
 
     async def BuildModels(  # noqa: N802
         self, request: build_pb2.BuildModelsRequest, context: Context
     ) -> AsyncIterator[build_pb2.BuildModelsResponse]:
         """See service.proto."""
         async with _answering(context, "BuildModels") as call:
+            known = self._answers.find(request)
+            if known is not None:
+                yield known
+                return
             configs = call.read(request.components, request.dtype)
             events: asyncio.Queue[build_pb2.BuildModelsResponse | None] = asyncio.Queue()
             builds = {
@@ -105,7 +117,9 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             try:
                 while (event := await events.get()) is not None:
                     yield event
-                yield build_pb2.BuildModelsResponse(manifest=self._manifest(await building))
+                built = await building
+                yield build_pb2.BuildModelsResponse(manifest=self._manifest(built))
+                self._keep(request, built)
             finally:
                 building.cancel()
 
@@ -142,6 +156,12 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 left = min(request.limit_bytes or blob.size, blob.size - request.offset_bytes)
                 async for message in read_chunks(file.fileno(), request.offset_bytes, left):
                     yield message
+
+    def _keep(self, request: build_pb2.BuildModelsRequest, built: dict[str, Built]) -> None:
+        """Keep a build's manifest for those who ask for the same again."""
+        found = {name: dataclasses.replace(item, now=False) for name, item in built.items()}
+        blobs = [blob for item in built.values() for blob in (item.descriptor, item.programs, item.weights)]
+        self._answers.keep(request, build_pb2.BuildModelsResponse(manifest=self._manifest(found)), blobs)
 
     def _manifest(self, builds: dict[str, Built]) -> build_pb2.Manifest:
         small: dict[str, bytes] = {}

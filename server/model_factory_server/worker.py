@@ -20,7 +20,7 @@ from torch import nn
 
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.descriptor.architecture import Architecture
-from model_factory.descriptor.codec import encode_descriptor, encode_programs
+from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.weights import write_weights
 from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError, ServerError
@@ -60,8 +60,8 @@ class Job:
     """Refuse models with more."""
     threads: int = 1
     """Threads for torch's kernels, so that builders at the same time do not wait for each other."""
-    recorded: bool = False
-    """Whether descriptor and programs are known already, so that only the weights are to be made."""
+    descriptor: Blob | None = None
+    """The descriptor, if it and the programs are known already, so that only the weights are to be made."""
     path: str = ""
     """Of the module to record."""
     call: bytes = b""
@@ -100,7 +100,7 @@ def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     model = construct(backend, config, job.seed, job.device_kind)
     store = Store(job.store)
     result: dict[str, Any] = {}
-    if not job.recorded:
+    if job.descriptor is None:
         stage("recording")
         result["programs"] = _blob(store.put(encode_programs(record_model(model, config.model))))
     _cast(model, job.dtype)
@@ -190,7 +190,11 @@ def _load_backend(job: Job) -> Backend:
 
 
 def _check_size(job: Job, backend: Backend, config: ResolvedConfig) -> None:
-    size = apart(lambda: Architecture(describe(construct(backend, config, job.seed, "meta"))).bytes) or 0
+    known = None if job.descriptor is None else Store(job.store).read(job.descriptor)
+    if known is not None:
+        size = Architecture(decode_descriptor(known)).bytes
+    else:
+        size = apart(lambda: Architecture(describe(construct(backend, config, job.seed, "meta"))).bytes) or 0
     if size > job.max_weights_bytes:
         raise LimitError(f"the model has {size} bytes of weights; this server builds at most {job.max_weights_bytes}")
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from model_factory.cli.cache import add_cache
 from model_factory.config import resolve_file
 from model_factory.errors import ModelFactoryError
 from model_factory.settings import default_server, environment
@@ -67,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_server(blocks)
     blocks.add_argument("names", nargs="*", metavar="NAME", help="only these, or those whose name starts so")
     blocks.set_defaults(run=_blocks)
+
+    add_cache(commands)
 
     for entry in metadata.entry_points(group=_COMMAND_GROUP):
         entry.load()(commands)

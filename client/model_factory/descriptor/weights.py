@@ -18,6 +18,7 @@ from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 
 from model_factory.errors import FormatError
+from model_factory.landing import WriteBack
 
 ALIGNMENT = 64
 
@@ -53,9 +54,10 @@ def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[
         FormatError: a tensor's dtype has no written form.
     """
     hasher = blake3(max_threads=blake3.AUTO)
-    # Stable: whole multiples of the alignment first, so that all of them stay aligned.
-    ordered = sorted(tensors.items(), key=lambda item: item[1].nbytes % ALIGNMENT != 0)
+    # Whole multiples of the alignment first, so that all of them stay aligned, then by size of element for the same.
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].nbytes % ALIGNMENT != 0, -item[1].itemsize))
     header = _header(ordered)
+    disk = WriteBack(file)
     size = len(header)
     file.write(header)
     hasher.update(header)
@@ -63,6 +65,7 @@ def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[
         data = _bytes(tensor) if tensor.numel() else b""
         file.write(data)
         hasher.update(data)
+        disk.wrote(tensor.nbytes)
         size += tensor.nbytes
     return hasher.hexdigest(), size
 
@@ -124,6 +127,7 @@ def _mapped(mapping: mmap.mmap, offset: int, kind: str, shape: list[int]) -> tor
     count = math.prod(shape)
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    if offset % dtype.itemsize:
-        raise FormatError(f"a weights file holds a tensor of dtype {kind} at the odd offset {offset}")
+    if offset % dtype.itemsize:  # not written by us
+        part = bytearray(mapping[offset : offset + count * dtype.itemsize])
+        return torch.frombuffer(part, dtype=dtype).view(shape)
     return torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset).view(shape)

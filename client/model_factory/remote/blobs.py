@@ -9,8 +9,8 @@ from typing import BinaryIO
 import grpc
 
 from model_factory.errors import IntegrityError, StoreError, UnavailableError
+from model_factory.landing import Landing
 from model_factory.remote.connection import Connection
-from model_factory.remote.landing import Landing
 from model_factory.remote.shared import open_shared
 from model_factory.store import Blob, Holder, Store
 from model_factory.v1 import blob_pb2, wire

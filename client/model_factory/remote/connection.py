@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+import grpc.experimental
 
 from model_factory.config import ResolvedConfig
 from model_factory.documents import FORMAT
@@ -38,6 +39,8 @@ _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.use_local_subchannel_pool", 1),
+    # Streams are read by who asks for the next message, without a thread in between.
+    (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
     # By default a channel whose server was away may not notice for two minutes that it is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
@@ -69,6 +72,12 @@ class Connection:
             if self._stub is None:
                 self._stub = service_pb2_grpc.ModelFactoryServiceStub(self._open())  # type: ignore[no-untyped-call]
             return self._stub
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """The channel, for calls of other services on the same connection."""
+        with self._lock:
+            return self._open()
 
     def read_blob(self, request: blob_pb2.ReadBlobRequest) -> Iterator[memoryview]:
         """Call ``ReadBlob`` and yield its data as it comes, not parsed into messages.

@@ -1,8 +1,4 @@
-"""Where a blob stream lands: written and hashed on another thread than the one that receives it.
-
-Receiving, and writing with hashing, cost a core about the same, so that two cores do both in the time of one. The disk
-is told to begin with what is written; the flush at the end then finds little left to do.
-"""
+"""Large files on their way to the disk: flushed bit by bit, and written and hashed beside who receives them."""
 
 from __future__ import annotations
 
@@ -25,8 +21,30 @@ WRITE_BACK_BYTES = 32 * MIB
 _SYNC_FILE_RANGE_WRITE = 2
 
 
+class WriteBack:
+    """Tells the disk to begin with what was written, so that the flush at the end finds little left to do."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._begun = self._written = 0
+        self._call = getattr(ctypes.CDLL(None), "sync_file_range", None)  # of Linux
+
+    def wrote(self, count: int) -> None:
+        """So many more bytes were written to the file."""
+        self._written += count
+        size = self._written - self._begun
+        if self._call is not None and size >= WRITE_BACK_BYTES:
+            self._file.flush()
+            where = ctypes.c_int64(self._begun), ctypes.c_int64(size)
+            self._call(self._file.fileno(), *where, _SYNC_FILE_RANGE_WRITE)  # does not wait; an error is the flush's
+            self._begun = self._written
+
+
 class Landing:
-    """A file that chunks are written to in the background; leaving the block waits for them."""
+    """A file that chunks are written to in the background; leaving the block waits for them.
+
+    Receiving costs a core about as much as writing and hashing, so two cores do both in the time of one.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -62,24 +80,13 @@ class Landing:
         return self._hasher.hexdigest()
 
     def _work(self) -> None:
-        begun = written = 0
+        disk = WriteBack(self._file)
         while (chunk := self._chunks.get()) is not None:
             if self._failed is not None:
                 continue  # the receiver must not be left waiting
             try:
                 self._file.write(chunk)
                 self._hasher.update(chunk)
-                written += len(chunk)
-                if written - begun >= WRITE_BACK_BYTES:
-                    self._file.flush()
-                    _begin_write_back(self._file.fileno(), begun, written - begun)
-                    begun = written
+                disk.wrote(len(chunk))
             except OSError as error:
                 self._failed = error
-
-
-def _begin_write_back(number: int, offset: int, size: int) -> None:
-    """Have the kernel begin to write a part of a file to disk, without waiting; of use on Linux only."""
-    sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
-    if sync_file_range is not None:
-        sync_file_range(number, ctypes.c_int64(offset), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)

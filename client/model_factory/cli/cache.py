@@ -1,0 +1,84 @@
+"""``model-factory cache``: what a node's cache, or a server's store, holds; needs no server and no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from model_factory.errors import ModelFactoryError
+from model_factory.limits import MIB
+from model_factory.settings import default_cache_bytes, default_cache_dir
+from model_factory.store import Store
+
+_GIB = 1024 * MIB
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def add_cache(commands: Any) -> None:
+    """Add the command to the sub-parsers of ``model-factory``."""
+    parser = commands.add_parser("cache", help="look at, check or shrink this node's cache")
+    parser.add_argument(
+        "--dir", type=Path, default=None, help="another store: a server's, say (default: this node's cache)"
+    )
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    actions.add_parser("ls", help="show the blobs, those used last first").set_defaults(run=_list)
+    actions.add_parser("verify", help="hash every blob; remove the damaged ones").set_defaults(run=_verify)
+    prune = actions.add_parser("prune", help="remove what is not in use, least recently used first")
+    prune.add_argument("--max-gib", type=float, default=None, metavar="N", help="what may stay (default: the bound)")
+    prune.set_defaults(run=_prune)
+
+
+def _store(arguments: argparse.Namespace) -> Store:
+    root: Path = arguments.dir or default_cache_dir()
+    if not (root / "blobs").is_dir():
+        raise ModelFactoryError(f"{root} is not a cache or store: it has no folder 'blobs'")
+    return Store(root)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    store = _store(arguments)
+    found = store.entries()
+    for entry in found:
+        marks = [mark for mark, holds in (("in use", entry.in_use), ("shared", entry.links > 1)) if holds]
+        print(
+            f"{entry.digest}  {_size(entry.size):>10}  {_ago(time.time() - entry.used):>8}  {', '.join(marks)}".rstrip()
+        )
+    print(f"{len(found)} blobs, {_size(sum(entry.size for entry in found))} in {store.root}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    store = _store(arguments)
+    found = store.entries()
+    damaged = [entry for entry in found if not store.verify(entry.digest) and not entry.path.exists()]
+    for entry in damaged:
+        print(f"{entry.digest} was damaged and is removed; it is fetched or built again when it is needed")
+    print(f"{len(found)} blobs checked, {len(damaged)} damaged")
+    return 1 if damaged else 0
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    store = _store(arguments)
+    if arguments.max_gib is not None and not 0 <= arguments.max_gib < 1 << 30:
+        raise ModelFactoryError(f"--max-gib is a size in GiB, 64 say, got {arguments.max_gib:g}")
+    bound = default_cache_bytes() if arguments.max_gib is None else int(arguments.max_gib * _GIB)
+    removed = store.prune(bound)
+    left = sum(entry.size for entry in store.entries())
+    print(f"{len(removed)} blobs removed, {_size(sum(entry.size for entry in removed))}; {_size(left)} left")
+    if left > bound:
+        print(f"the bound is {_size(bound)}; the rest is in use", file=sys.stderr)
+    return 0
+
+
+def _size(count: int) -> str:
+    return f"{count / _GIB:.2f} GiB" if count >= _GIB else f"{count / MIB:.2f} MiB"
+
+
+def _ago(seconds: float) -> str:
+    for unit, name in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -1,0 +1,72 @@
+"""Answers given before, in memory: the same request gets them again as long as the store has what they name.
+
+A request is bytes, and a build is decided by its bytes and this server's code, which does not change while it runs. So
+nothing of a config is read again to answer a rank that asks for what another has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from model_factory.limits import MIB
+from model_factory.store import Blob, Store
+
+MAX_BYTES = 64 * MIB
+"""Of all requests and answers together; those used least recently go."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """An answer."""
+
+    message: Any
+    """As it is sent."""
+    blobs: tuple[Blob, ...]
+    """What has to be in the store for it to be true."""
+    size: int
+    """Of request and answer, in bytes."""
+
+
+class Answers:
+    """Messages by the request that they answer."""
+
+    def __init__(self, store: Store, max_bytes: int = MAX_BYTES) -> None:
+        self._store = store
+        self._max_bytes = max_bytes
+        self._known: dict[bytes, _Known] = {}
+        self._bytes = 0
+
+    def find(self, request: Any) -> Any | None:
+        """Return the answer to a request, or None if it is to be worked out."""
+        key = _key(request)
+        known = self._forget(key)
+        if known is None or not all(self._store.find(blob) for blob in known.blobs):
+            return None
+        self._remember(key, known)  # now the last one
+        return known.message
+
+    def keep(self, request: Any, message: Any, blobs: Iterable[Blob]) -> None:
+        """Keep an answer that holds as long as these blobs are in the store."""
+        key = _key(request)
+        self._forget(key)
+        self._remember(key, _Known(message=message, blobs=tuple(blobs), size=len(key) + message.ByteSize()))
+        while self._bytes > self._max_bytes:
+            self._forget(next(iter(self._known)))
+
+    def _remember(self, key: bytes, known: _Known) -> None:
+        self._known[key] = known
+        self._bytes += known.size
+
+    def _forget(self, key: bytes) -> _Known | None:
+        known = self._known.pop(key, None)
+        if known is not None:
+            self._bytes -= known.size
+        return known
+
+
+def _key(request: Any) -> bytes:
+    data: bytes = request.SerializeToString(deterministic=True)
+    name: str = request.DESCRIPTOR.name
+    return name.encode() + b"\0" + data
