@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-fast lint types imports stubs clean
+.PHONY: demo test test-fast lint types imports stubs benchmarks clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,10 @@ imports: $(VENV)/installed
 
 stubs: $(VENV)/installed  ## regenerate the gRPC stubs after a change to proto/
 	$(BIN)/python scripts/generate_stubs.py
+
+benchmarks: $(VENV)/installed  ## measure everything side by side; writes docs/performance/
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
+	$(BIN)/python -m benchmarks --output docs/performance
 
 clean:
 	rm -rf $(VENV)

@@ -19,7 +19,7 @@ from benchmarks.page import table, write_page
 from benchmarks.ranks import measure_ranks
 from benchmarks.server_side import measure_server
 from benchmarks.servers import our_server
-from benchmarks.wire import measure_wire
+from benchmarks.wire import Servers, measure_wire
 
 GROUPS = ("wire", "client", "server", "ranks")
 
@@ -37,14 +37,15 @@ def main() -> None:
     report = Report()
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=arguments.folder) as name:
         folder, groups = Path(name), arguments.only or GROUPS
-        if "wire" in groups:
-            measure_wire(report, folder, arguments.payload_mib << 20, arguments.repeats)
-        if "client" in groups or "server" in groups:
-            with our_server(folder / "store", "--no-share-store") as server:
-                if "client" in groups:
-                    measure_client(report, folder, server.address, arguments.repeats)  # type: ignore[attr-defined]
-                if "server" in groups:
-                    measure_server(report, folder / "store", server.address, server.pid, arguments.repeats)  # type: ignore[attr-defined]
+        with our_server(folder / "store", "--no-share-store") as server:
+            if "wire" in groups:
+                with our_server(folder / "store") as sharing:
+                    servers = Servers(store=folder / "store", quiet=server.address, sharing=sharing.address)
+                    measure_wire(report, folder, servers, arguments.payload_mib << 20, arguments.repeats)
+            if "client" in groups:
+                measure_client(report, folder, server.address, arguments.repeats)
+            if "server" in groups:
+                measure_server(report, folder / "store", server.address, server.pid, arguments.repeats)
         if "ranks" in groups:
             measure_ranks(report, folder, arguments.ranks_mib << 20, max(1, arguments.repeats // 2))
     machine = f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch {torch.__version__}"

@@ -16,8 +16,13 @@ from torch import nn
 from benchmarks.experiment import COMPONENTS, CONFIGS, SEED, digests, example, size_of
 from benchmarks.measure import Report, Row, in_turns, ratio, seconds
 from model_factory import RemoteModelFactory
-from model_factory.descriptor.codec import Programs, decode_descriptor, decode_programs, encode_descriptor
-from model_factory.descriptor.codec import encode_programs
+from model_factory.descriptor.codec import (
+    Programs,
+    decode_descriptor,
+    decode_programs,
+    encode_descriptor,
+    encode_programs,
+)
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.graph.modules import ProgramModule

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 from benchmarks.experiment import SEED
 from benchmarks.measure import Report, Row, Sample, ratio
-from benchmarks.servers import our_server
 from benchmarks.server_side import watching_workers
+from benchmarks.servers import our_server
 from model_factory.store import Store
 
 RANKS = 8
@@ -36,7 +37,7 @@ def measure_ranks(report: Report, folder: Path, size: int, repeats: int) -> None
                 watching_workers(server.pid) as workers,
             ):
                 workers.clear()
-                found = _together("remote", server.address, folder / f"node-{way}{number}", config)  # type: ignore[attr-defined]
+                found = _together("remote", server.address, folder / f"node-{way}{number}", config)
                 assert {json.dumps(rank["digests"]) for rank in found} == digests, "other weights than in process"
                 assert len(workers) == 1, f"{len(workers)} builds ran"
             _check_one_transfer(folder / f"node-{way}{number}", size)
@@ -59,7 +60,11 @@ def _together(kind: str, address: str, cache: Path, config: dict[str, Any]) -> l
     """Build in all ranks at once, from processes that have torch imported and are told to begin."""
     arguments = json.dumps({"seed": SEED, "model_cfg": {"large": config}, "wait": True})
     command = [sys.executable, "-m", "benchmarks.trainer", kind, address, str(cache), arguments]
-    ranks = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(RANKS)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as torchrun sets it for several ranks on a node
+    ranks = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(RANKS)
+    ]
     try:
         for rank in ranks:
             assert rank.stdout is not None

@@ -6,16 +6,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class OurServer:
+    """A running ``model-factory serve``."""
+
+    address: str
+    """``HOST:PORT``."""
+    pid: int
+    """Of its gRPC process."""
+
+
 @contextmanager
-def our_server(store: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Run ``model-factory serve``; its ``HOST:PORT`` is the process's ``address``."""
+def our_server(store: Path, *options: str) -> Iterator[OurServer]:
+    """Run ``model-factory serve`` on a free loopback port."""
     command = ["-m", "model_factory", "serve", "--listen", "127.0.0.1:0", "--store", str(store), *options]
     with _process(*command) as process:
-        process.address = _line(process).removeprefix("listening on ")  # type: ignore[attr-defined]
-        yield process
+        yield OurServer(address=_line(process).removeprefix("listening on "), pid=process.pid)
 
 
 @contextmanager

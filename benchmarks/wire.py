@@ -9,6 +9,7 @@ import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +18,7 @@ import torch
 from benchmarks.measure import Contender, Report, Row, in_turns, rates, ratio, seconds
 from benchmarks.payload import Payload, land, make_payload
 from benchmarks.peers import CHUNK_BYTES
-from benchmarks.servers import our_server, peer
+from benchmarks.servers import peer
 from model_factory.descriptor.weights import map_weights
 from model_factory.remote.blobs import fetch_blob
 from model_factory.remote.connection import Connection
@@ -36,17 +37,30 @@ MEMCPY_WARM = "memcpy into warm pages"
 MMAP = "mmap of a file, every page read"
 
 
-def measure_wire(report: Report, folder: Path, size: int, repeats: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Servers:
+    """Servers of one store."""
+
+    store: Path
+    """Where it lies."""
+    quiet: str
+    """``HOST:PORT`` of one that does not say where, so that blobs cross the wire."""
+    sharing: str = ""
+    """``HOST:PORT`` of one that does; empty: there is none."""
+
+
+def measure_wire(report: Report, folder: Path, servers: Servers, size: int, repeats: int) -> None:
     """Add the transfers' rows to the report."""
-    store = Store(folder / "server")
+    store = Store(servers.store)
     payload = make_payload(store, size)
     with ExitStack() as stack:
         contenders = _limits(payload)
         port = stack.enter_context(peer("tcp", payload.path))
         contenders[RAW] = lambda: _landed(payload, folder, lambda file: _from_tcp(port, file))
-        contenders[OURS] = stack.enter_context(_ours(payload, store.root, folder, "--no-share-store"))
+        contenders[OURS] = stack.enter_context(_ours(payload, servers.quiet, folder, transferred=payload.blob.size))
         contenders |= _peers(stack, payload, folder, report)
-        contenders[SHARED] = stack.enter_context(_ours(payload, store.root, folder))
+        if servers.sharing:
+            contenders[SHARED] = stack.enter_context(_ours(payload, servers.sharing, folder, transferred=0))
         contenders[MAPPED] = lambda: _mapped(payload, store)
         contenders[TORCH] = lambda: _torch(payload, folder)
         samples = in_turns(contenders, repeats)
@@ -61,7 +75,7 @@ def measure_wire(report: Report, folder: Path, size: int, repeats: int) -> None:
             report.rows.append(
                 Row(what=what, value=against.median, unit="x", spread=against.spread, target=target, at_least=True)
             )
-    shutil.rmtree(store.root)
+    payload.path.unlink()
 
 
 def _limits(payload: Payload) -> dict[str, Contender]:
@@ -106,29 +120,23 @@ def _from_tcp(port: int, file: BinaryIO) -> None:
 
 
 @contextmanager
-def _ours(payload: Payload, store: Path, folder: Path, *options: str) -> Iterator[Contender]:
-    with our_server(store, *options) as server:
-        connection = Connection(server.address)  # type: ignore[attr-defined]
+def _ours(payload: Payload, address: str, folder: Path, transferred: int) -> Iterator[Contender]:
+    connection = Connection(address)
 
-        def fetch() -> float:
-            cache = Store(folder / "cache")
-            connection.capabilities()
-            transferred = 0
+    def fetch() -> float:
+        cache = Store(folder / "cache")
+        connection.capabilities()
+        counts: list[int] = []
+        taken = seconds(lambda: fetch_blob(connection, cache, payload.blob, counts.append).close())
+        assert sum(counts) == transferred, f"{sum(counts)} bytes were transferred"
+        path = cache.find(payload.blob)
+        assert path is not None
+        payload.check_file(path)
+        shutil.rmtree(cache.root)
+        return taken
 
-            def count(size: int) -> None:
-                nonlocal transferred
-                transferred += size
-
-            taken = seconds(lambda: fetch_blob(connection, cache, payload.blob, count).close())
-            assert transferred == (payload.blob.size if options else 0), "transferred what it should not, or not all"
-            path = cache.find(payload.blob)
-            assert path is not None
-            payload.check_file(path)
-            shutil.rmtree(cache.root)
-            return taken
-
-        yield fetch
-        connection.close()
+    yield fetch
+    connection.close()
 
 
 def _mapped(payload: Payload, store: Store) -> float:
@@ -184,8 +192,7 @@ def _from_flight(port: int, file: BinaryIO) -> None:
     from pyarrow import flight  # noqa: PLC0415  optional
 
     with flight.connect(f"grpc://127.0.0.1:{port}") as client:
-        for chunk in client.do_get(flight.Ticket(b"")):
-            file.write(chunk.data.column(0).buffers()[1])
+        file.writelines(chunk.data.column(0).buffers()[1] for chunk in client.do_get(flight.Ticket(b"")))
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch import nn
 
-from conftest import MakeRemote
 from model_factory import ModelFactoryError, RemoteModelFactory
 from model_factory.cli.main import main
 from model_factory.remote import connection as remote_connection
@@ -16,6 +16,8 @@ from model_factory.store import Store
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same_state
 from support.server import ServerProcess
+
+MakeRemote = Callable[..., RemoteModelFactory]
 
 WIDTH = 600
 BYTES = WIDTH * WIDTH * 4
@@ -88,8 +90,8 @@ def test_the_command(make_remote: MakeRemote, tmp_path: Path, capsys: pytest.Cap
     assert shown.count("in use") == 1
     assert main([*command, "verify"]) == 0
     assert "0 damaged" in capsys.readouterr().out
-    victim = min(Store(cache).entries(), key=lambda entry: entry.size)
-    victim.path.write_bytes(b"x" * victim.size)
+    victim = Store(cache).put(b"small")
+    (cache / "blobs" / victim.digest[:2] / victim.digest).write_bytes(b"smell")
     assert main([*command, "verify"]) == 1
     assert f"{victim.digest} was damaged" in capsys.readouterr().out
     assert main([*command, "prune", "--max-gib", "0"]) == 0
