@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
 
 async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     store = Store(settings.store)
+    with store.scratch() as folder:
+        # In the system's temporary folder the fork server's socket would outlive a server that is killed.
+        tempfile.tempdir = str(folder)
+        await _serve_store(settings, store, on_ready)
+
+
+async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str], None]) -> None:
     backend = identify(settings.backend, _device_kind(settings.device))
     builder = Builder(settings, store, backend)
     server = grpc.aio.server(options=_OPTIONS)

@@ -69,7 +69,7 @@ def remove_unused(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not is_file_of(path, file):
+            if not is_file_of(path, file.fileno()):
                 return False
             path.unlink()
     except (BlockingIOError, FileNotFoundError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -66,19 +67,29 @@ def read_holder(path: Path) -> Holder | None:
 def sweep(folder: Path) -> None:
     """Remove what holders that died left in a folder of locks or staged files; what others hold or own stays."""
     for path in folder.iterdir():
-        with suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_file_of(path, file):
-                path.unlink()
+        with suppress(OSError), opened(path) as number:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_file_of(path, number):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def is_file_of(path: Path, file: BinaryIO) -> bool:
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Open a file or folder to lock it."""
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
+def is_file_of(path: Path, number: int) -> bool:
     """Whether ``path`` still names the open file, and not none or another one."""
     try:
-        named, opened = path.stat(), os.fstat(file.fileno())
+        named, held_open = path.stat(), os.fstat(number)
     except FileNotFoundError:
         return False
-    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+    return (named.st_dev, named.st_ino) == (held_open.st_dev, held_open.st_ino)
 
 
 @contextmanager
@@ -92,7 +103,7 @@ def _locked_file(path: Path, on_wait: OnWait) -> Iterator[BinaryIO]:
             except BlockingIOError:
                 pass
             else:
-                if is_file_of(path, file):
+                if is_file_of(path, file.fileno()):
                     yield file
                     return
                 continue

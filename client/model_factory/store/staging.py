@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from model_factory.store.locks import is_file_of
+from model_factory.store.locks import is_file_of, opened
 
 
 class Staged:
@@ -44,10 +45,29 @@ def staged(folder: Path) -> Iterator[Staged]:
         path = Path(name)
         with os.fdopen(number, "wb") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX)
-            if not is_file_of(path, file):  # taken for a leftover before it was locked
+            if not is_file_of(path, file.fileno()):  # taken for a leftover before it was locked
                 continue
             try:
                 yield Staged(file, path)
             finally:
                 path.unlink(missing_ok=True)
+            return
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder in ``folder`` for as long as the block; it goes like a staged file if this process dies.
+
+    The path is for this process alone, and short however long that of ``folder`` is: a socket's has to be.
+    """
+    while True:
+        path = Path(tempfile.mkdtemp(dir=folder))
+        with opened(path) as number:
+            fcntl.flock(number, fcntl.LOCK_EX)
+            if not is_file_of(path, number):  # taken for a leftover before it was locked
+                continue
+            try:
+                yield Path(f"/proc/self/fd/{number}")
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
             return

@@ -18,7 +18,7 @@ from model_factory.errors import FormatError, StoreError
 from model_factory.store import contents
 from model_factory.store.contents import Entry
 from model_factory.store.locks import OnWait, held, sweep
-from model_factory.store.staging import staged
+from model_factory.store.staging import scratch_folder, staged
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,12 @@ class Store:
                 return place
 
             yield new.file, publish
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Make a folder for what is not to outlive this process, nor, once the store is opened again, its death."""
+        with scratch_folder(self.root / "staging") as folder:
+            yield folder
 
     def adopt(self, file: BinaryIO, blob: Blob) -> bool:
         """Make a blob of an open file that was checked to be it, without copying; False where that cannot be done.
