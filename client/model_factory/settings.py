@@ -9,6 +9,9 @@ from pathlib import Path
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 """Where a server listens and commands look for it, unless told otherwise."""
 
+VARIABLES = ("MODEL_FACTORY_CACHE", "MODEL_FACTORY_SERVER")
+"""What this package reads beside the variables that configs name."""
+
 
 def environment() -> Mapping[str, str]:
     """The variables that ``${env:...}`` in a config may name."""

@@ -161,7 +161,7 @@ class Builder:
             "backend": self._settings.backend,
             "code_stamp": self._backend.code_stamp,
             "device_kind": self._backend.device_kind,
-            "max_weights_bytes": self._settings.max_weights_bytes,
+            "max_weights_bytes": self._settings.limits.max_weights_bytes,
             "threads": max(1, len(os.sched_getaffinity(0)) // self._settings.builders),
             **job,
         }
@@ -172,7 +172,7 @@ class Builder:
 
         async with self._slots:
             return await loop.run_in_executor(
-                self._threads, self._attend, job, relay, seconds or self._settings.build_timeout
+                self._threads, self._attend, job, relay, seconds or self._settings.limits.build_timeout
             )
 
     def _attend(self, job: dict[str, Any], report: OnStage, seconds: float) -> Any:

@@ -60,8 +60,8 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 components=limits.MAX_COMPONENTS,
                 config_bytes=limits.MAX_CONFIG_BYTES,
                 inline_bytes=INLINE_BYTES,
-                weights_bytes=self._settings.max_weights_bytes,
-                build_timeout_ms=round(self._settings.build_timeout * 1000),
+                weights_bytes=self._settings.limits.max_weights_bytes,
+                build_timeout_ms=round(self._settings.limits.build_timeout * 1000),
             ),
         )
 

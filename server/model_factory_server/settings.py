@@ -1,4 +1,8 @@
-"""What an operator sets, with defaults. Nothing else of the server reads its environment."""
+"""What an operator sets, with defaults: the one table of it.
+
+Each field made with ``setting`` is a flag, a variable, a key of the settings' file and a line of the help; see
+``options``. A new setting is one new field.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from pathlib import Path
 
 from model_factory.errors import ServerError
 from model_factory.limits import MIB
+from model_factory.settings import DEFAULT_ADDRESS
+from model_factory_server.options import setting
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -17,30 +23,39 @@ BACKENDS = (BUILTIN, POLICY_CONSTRUCTOR)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubSettings:
-    """Where the block ``radiov3`` takes its pretrained model from."""
+    """The pretrained model of the block radiov3."""
 
-    repository: str = "NVlabs/RADIO"
-    """``OWNER/NAME`` or ``OWNER/NAME:REF`` on GitHub."""
-    version: str = "c-radio_v3-l"
-    """Of the model, as the repository calls it."""
-    directory: Path | None = None
-    """A local copy of the repository, or a folder as ``torch.hub`` keeps it; its ``checkpoints`` has the weights."""
-    allow_download: bool = False
-    """Whether what is not there may be downloaded."""
+    repository: str = setting(
+        "NVlabs/RADIO", "its hub repository on GitHub", name="radio_repo", metavar="OWNER/NAME[:REF]"
+    )
+    version: str = setting("c-radio_v3-l", "its name in the repository", name="radio_version", metavar="VERSION")
+    directory: Path | None = setting(
+        None,
+        "local copy of the repository, or a torch.hub folder; weights are under its checkpoints",
+        name="hub_dir",
+        metavar="DIR",
+    )
+    allow_download: bool = setting(False, "download what is not in --hub-dir", name="allow_hub_download")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSettings:
-    """What builds, and with what: plain data, which travels to every worker."""
+    """What builds.
 
-    name: str = BUILTIN
-    """One of ``BACKENDS``."""
-    path: Path | None = None
-    """The checkout that holds the package ``model_constructor``; of ``policy_constructor`` alone."""
-    plugins: tuple[str, ...] = ()
-    """Modules with a function ``register(registry)``, in the order in which they are called."""
+    Plain data, which travels to every worker.
+    """
+
+    name: str = setting(BUILTIN, "who turns configs into models", name="backend", choices=BACKENDS)
+    path: Path | None = setting(
+        None, "the checkout with the package model_constructor", name="backend_path", metavar="DIR"
+    )
+    plugins: tuple[str, ...] = setting(
+        (),
+        "a module with register(registry), beside those of installed packages; may be repeated",
+        name="plugin",
+        metavar="MODULE",
+    )
     hub: HubSettings = field(default_factory=HubSettings)
-    """Of the built-in backend's pretrained blocks."""
 
     def __post_init__(self) -> None:
         if self.name not in BACKENDS:
@@ -53,22 +68,29 @@ class BackendSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """What a request may ask for."""
+
+    max_weights_bytes: int = setting(
+        64 * 1024 * MIB, "parameters and buffers of one component, known before they are made", minimum=1
+    )
+    build_timeout: float = setting(600.0, "wall time of one component's build", minimum=0.001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings of one server."""
 
-    listen: str
-    """``HOST:PORT``; port 0 picks a free one."""
-    store: Path
-    """Folder of blobs and records; replicas may share it."""
+    listen: str = setting(DEFAULT_ADDRESS, "where to listen; port 0 picks a free one", metavar="HOST:PORT")
+    store: Path = setting(
+        Path("model-factory-store"), "folder of blobs and records; replicas may share it", metavar="DIR"
+    )
+    device: str = setting(
+        "cpu", "where models are initialised; auto is CUDA where there is a GPU, else the CPU", choices=DEVICES
+    )
+    builders: int = setting(2, "builds at the same time", minimum=1)
+    drain_timeout: float = setting(
+        30.0, "what calls in progress get to end after the first signal to stop", minimum=0.0
+    )
     backend: BackendSettings = field(default_factory=BackendSettings)
-    """What builds."""
-    device: str = "cpu"
-    """Where models are initialised: ``auto`` is CUDA where there is a GPU, else the CPU."""
-    builders: int = 2
-    """Builds at the same time."""
-    build_timeout: float = 600.0
-    """Seconds of wall time one component's build may take."""
-    max_weights_bytes: int = 64 * 1024 * MIB
-    """Of the parameters and buffers of one component."""
-    drain_timeout: float = 30.0
-    """Seconds that calls in progress get to end after the first signal to stop."""
+    limits: LimitSettings = field(default_factory=LimitSettings)
