@@ -25,7 +25,6 @@ from model_factory_server.settings import Settings
 log = logging.getLogger(__name__)
 
 _OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a rival
 ]
@@ -45,7 +44,8 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     store = Store(settings.store)
     backend = identify(settings.backend, _device_kind(settings.device))
     builder = Builder(settings, store, backend)
-    server = grpc.aio.server(options=_OPTIONS)
+    bound = ("grpc.max_receive_message_length", settings.limits.max_request_bytes)
+    server = grpc.aio.server(options=[*_OPTIONS, bound])
     servicer = Servicer(settings, store, builder, backend)
     _add_servicer(server, servicer)
     health = HealthServicer()
