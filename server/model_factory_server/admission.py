@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
-from model_factory.errors import LimitError
+from model_factory.errors import BusyError
 from model_factory_server.settings import LimitSettings
 
 
@@ -48,16 +48,16 @@ class Admission:
         """Count a call of a client while it is in progress.
 
         Raises:
-            LimitError: too many are in progress already.
+            BusyError: too many are in progress already.
         """
         with self._share(client) as share:
             if share.calls >= self.limits.max_calls_per_client:
-                raise LimitError(
+                raise BusyError(
                     f"{share.calls} calls of yours are in progress; this server answers "
                     f"{self.limits.max_calls_per_client} of one client at a time. Try again when one has ended"
                 )
             if self.calls >= self.limits.max_calls:
-                raise LimitError(
+                raise BusyError(
                     f"{self.calls} calls are in progress; this server answers {self.limits.max_calls} at a time. "
                     "Try again later"
                 )
@@ -76,7 +76,7 @@ class Admission:
         A client's own limit comes first, so what waits because of it takes no builder from others.
 
         Raises:
-            LimitError: too many wait already.
+            BusyError: too many wait already.
         """
         with self._share(client) as share:
             async with self._turn(share):
@@ -120,11 +120,11 @@ class Admission:
 
     def _check_room(self, share: _Share) -> None:
         if share.waiting >= self.limits.max_queue_per_client:
-            raise LimitError(
+            raise BusyError(
                 f"{share.waiting} builds of yours wait already; this server lets {self.limits.max_queue_per_client} "
                 "of one client wait. Try again when some are done"
             )
         if self.waiting >= self.limits.max_queue:
-            raise LimitError(
+            raise BusyError(
                 f"{self.waiting} builds wait already; this server lets {self.limits.max_queue} wait. Try again later"
             )

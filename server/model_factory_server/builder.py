@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
+import logging
 import multiprocessing
 import os
 import signal
@@ -19,18 +22,31 @@ from typing import Any
 
 from model_factory import errors
 from model_factory.components import component_seed
-from model_factory.config import ResolvedConfig
+from model_factory.config import ResolvedConfig, parse_config
+from model_factory.documents import encode_document
 from model_factory.settings import only_variables
 from model_factory.store import Blob, Store
 from model_factory_server.admission import Admission
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.keys import architecture_key, build_key, call_key
+from model_factory_server.observe.call import current_call
+from model_factory_server.observe.jobs import JobWatch
+from model_factory_server.observe.metrics import Metrics
+from model_factory_server.observe.traces import Traces
 from model_factory_server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 OnStage = Callable[[str], None]
 
 _PRELOADED = "model_factory_server.warm"
-_LISTING_SECONDS = 60.0  # the server's own, at its start: the operator's limit is for what configs make grow
+_OWN_SECONDS = 60.0  # of the server's own jobs: the operator's limit is for what configs make grow
+_WARM_UP = encode_document(
+    {
+        "schema_version": 1,
+        "model": {"sequential": {"layers": [{"_type_": "nn.Linear", "in_features": 1, "out_features": 1}]}},
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +68,15 @@ class Built:
 class _Flight:
     """A job that is being done, and those who wait for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: JobWatch) -> None:
+        self.watch = watch
         self.listeners: list[OnStage] = []  # one of each who waits
         self.stage = "queued"
         self.task: asyncio.Task[Any] | None = None
 
     def report(self, stage: str) -> None:
         self.stage = stage
+        self.watch.stage(stage)
         for listener in self.listeners:
             listener(stage)
 
@@ -106,10 +124,14 @@ class _Attempt:
 class Builder:
     """Turns requests into builds; equal ones at the same time share one."""
 
-    def __init__(self, settings: Settings, store: Store, backend: BackendIdentity) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, backend: BackendIdentity, metrics: Metrics, traces: Traces
+    ) -> None:
         self._settings = settings
         self._store = store
         self._backend = backend
+        self._metrics = metrics
+        self._traces = traces
         self.admission = Admission(settings.limits, settings.builders)
         self._threads = ThreadPoolExecutor(max_workers=settings.builders, thread_name_prefix="builder")
         self._flights: dict[str, _Flight] = {}
@@ -129,12 +151,15 @@ class Builder:
         """
         own_seed = component_seed(seed, name)
         key = build_key(self._backend, config, dtype, own_seed)
+        current_call().builds.append(key)
         record = self._complete(key, "descriptor", "programs", "weights")
         if record is not None:
+            self._metrics.lookups.labels("hit").inc()
             on_stage("done")
             return _built(key, record, now=False)
+        self._metrics.lookups.labels("joined" if key in self._flights else "miss").inc()
         record = await self._once(
-            key, lambda report: self._build(key, config, own_seed, dtype, report, client), on_stage
+            "build", key, lambda report: self._build(key, config, own_seed, dtype, report, client), on_stage
         )
         on_stage("done")
         return _built(key, record, now=True)
@@ -145,7 +170,7 @@ class Builder:
         record = self._complete(key, "descriptor")
         if record is None:
             record = await self._once(
-                f"describe {key}", lambda report: self._describe(key, config, dtype, report, client)
+                "describe", f"describe {key}", lambda report: self._describe(key, config, dtype, report, client)
             )
         return self._read(record["descriptor"])
 
@@ -157,15 +182,37 @@ class Builder:
         record = self._complete(key, "programs")
         if record is None:
             job: dict[str, Any] = {"kind": "record", "path": path, "call": call, "training": tuple(training.items())}
-            record = await self._once(key, lambda report: self._run(config, dtype, report, client, **job))
+            record = await self._once("record", key, lambda report: self._run(config, dtype, report, client, **job))
             self._store.put_record(key, record)
         return self._read(record["programs"])
 
     async def blocks(self) -> list[dict[str, Any]]:
         """Return what configs may name."""
         return await self._once(  # type: ignore[no-any-return]
-            "list", lambda report: self._run(None, "", report, "", seconds=_LISTING_SECONDS, kind="list")
+            "list", "list", lambda report: self._run(None, "", report, "", seconds=_OWN_SECONDS, kind="list")
         )
+
+    async def warm_up(self) -> None:
+        """Build a small model through all that builds go through, also if it is in the store already.
+
+        Raises:
+            ModelFactoryError: nothing can be built here: of the backend, a plug-in or the store, say.
+        """
+        config = parse_config(_WARM_UP)
+        key = build_key(self._backend, config, "", 0)
+        await self._once(
+            "warm_up", key, lambda report: self._build(key, config, 0, "", report, "", seconds=_OWN_SECONDS)
+        )
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for a builder."""
+        return self.admission.waiting
+
+    @property
+    def running(self) -> int:
+        """Builder processes at work."""
+        return len(self._attempts)
 
     def close(self) -> None:
         """End every worker process at once."""
@@ -174,11 +221,20 @@ class Builder:
         self._threads.shutdown(wait=True)
 
     async def _build(
-        self, key: str, config: ResolvedConfig, seed: int, dtype: str, report: OnStage, client: str
+        self,
+        key: str,
+        config: ResolvedConfig,
+        seed: int,
+        dtype: str,
+        report: OnStage,
+        client: str,
+        *,
+        seconds: float = 0.0,
     ) -> Any:
         architecture = architecture_key(self._backend, config, dtype)
         known = self._complete(architecture, "descriptor", "programs")
-        result = await self._run(config, dtype, report, client, kind="build", seed=seed, recorded=known is not None)
+        job = {"kind": "build", "seed": seed, "recorded": known is not None}
+        result = await self._run(config, dtype, report, client, seconds=seconds, **job)
         record = (known or {}) | result
         if known is None:
             self._store.put_record(architecture, {name: record[name] for name in ("descriptor", "programs")})
@@ -190,13 +246,16 @@ class Builder:
         self._store.put_record(key, record)
         return record
 
-    async def _once(self, key: str, work: Callable[[OnStage], Any], on_stage: OnStage = lambda _stage: None) -> Any:
+    async def _once(
+        self, kind: str, key: str, work: Callable[[OnStage], Any], on_stage: OnStage = lambda _stage: None
+    ) -> Any:
         """Do ``work`` unless it is being done already; all who ask meanwhile get its result or its error."""
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight()
+            flight = self._flights[key] = _Flight(JobWatch(self._metrics, self._traces, kind, key))
             flight.task = asyncio.create_task(work(flight.report))
             flight.task.add_done_callback(lambda _task: self._forget(key, flight))
+            flight.task.add_done_callback(flight.watch.end)
         on_stage(flight.stage)
         flight.listeners.append(on_stage)
         assert flight.task is not None
@@ -247,7 +306,9 @@ class Builder:
         attempt = _Attempt(self._context.Process(target=_enter_worker, args=(job, sender), daemon=True))
         seconds = seconds or self._settings.limits.build_timeout
         async with self.admission.builder(client):
-            attending = loop.run_in_executor(self._threads, self._attend, attempt, receiver, sender, relay, seconds)
+            # In this call's context, so that what the thread logs belongs to it.
+            attend = functools.partial(contextvars.copy_context().run, self._attend)
+            attending = loop.run_in_executor(self._threads, attend, attempt, receiver, sender, relay, seconds)
             try:
                 return await asyncio.shield(attending)
             except asyncio.CancelledError:
@@ -320,6 +381,8 @@ def _listen(receiver: Connection, report: OnStage, seconds: float) -> Any:
         kind, body = receiver.recv()
         if kind == "stage":
             report(body)
+        elif kind == "log":
+            log.error("a builder process says:\n%s", body)
         elif kind == "result":
             return body
         else:

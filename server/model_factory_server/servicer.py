@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -17,14 +15,14 @@ from model_factory import limits
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.config.strict_json import json_shape
 from model_factory.documents import FORMAT
-from model_factory.errors import FormatError, LimitError, ModelFactoryError, ServerError
+from model_factory.errors import FormatError, LimitError, MissingBlobError, ServerError
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builder import Builder, Built
+from model_factory_server.observe.call import current_call
+from model_factory_server.observe.metrics import Metrics
 from model_factory_server.settings import LimitSettings, Settings
-
-log = logging.getLogger(__name__)
 
 Context = Any
 """``grpc.aio.ServicerContext``; the published stubs lack ``abort_with_status``."""
@@ -37,11 +35,14 @@ INLINE_BYTES = limits.MIB
 class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
     """Implements ``model_factory.v1.ModelFactoryService``."""
 
-    def __init__(self, settings: Settings, store: Store, builder: Builder, backend: BackendIdentity) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, builder: Builder, backend: BackendIdentity, metrics: Metrics
+    ) -> None:
         self._settings = settings
         self._store = store
         self._builder = builder
         self._backend = backend
+        self._metrics = metrics
 
     async def GetCapabilities(  # noqa: N802
         self, request: capabilities_pb2.GetCapabilitiesRequest, context: Context
@@ -64,14 +65,14 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self, request: capabilities_pb2.ListBlocksRequest, context: Context
     ) -> capabilities_pb2.ListBlocksResponse:
         """See service.proto."""
-        async with self._answering(context, "ListBlocks"):
+        with self._answering(context):
             return capabilities_pb2.ListBlocksResponse(blocks=[_block(item) for item in await self._builder.blocks()])
 
     async def DescribeModels(  # noqa: N802
         self, request: build_pb2.DescribeModelsRequest, context: Context
     ) -> build_pb2.DescribeModelsResponse:
         """See service.proto."""
-        async with self._answering(context, "DescribeModels") as call:
+        with self._answering(context) as call:
             configs = call.read(request.components, request.dtype)
             described = await call.gather(
                 {
@@ -89,7 +90,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self, request: build_pb2.BuildModelsRequest, context: Context
     ) -> AsyncIterator[build_pb2.BuildModelsResponse]:
         """See service.proto."""
-        async with self._answering(context, "BuildModels") as call:
+        with self._answering(context) as call:
             configs = call.read(request.components, request.dtype)
             events: asyncio.Queue[build_pb2.BuildModelsResponse | None] = asyncio.Queue()
             builds = {
@@ -111,7 +112,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self, request: program_pb2.RecordProgramRequest, context: Context
     ) -> program_pb2.RecordProgramResponse:
         """See service.proto."""
-        async with self._answering(context, "RecordProgram") as call:
+        with self._answering(context) as call:
             configs = call.read([request.component], request.dtype)
             most = self._settings.limits.max_config_bytes
             if len(request.call_json) > most:
@@ -132,12 +133,11 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self, request: blob_pb2.ReadBlobRequest, context: Context
     ) -> AsyncIterator[bytes]:
         """See service.proto. Yields the chunks themselves; :func:`wire.frame_chunk` makes them messages."""
-        async with self._answering(context, "ReadBlob"):
+        with self._answering(context):
             blob = wire.from_digest(request.digest)
             path = self._store.find(blob)
             if path is None:
-                await context.abort(grpc.StatusCode.NOT_FOUND, f"no blob {blob.digest} in this store; build again")
-                return
+                raise MissingBlobError(f"no blob {blob.digest} in this store. Remedy: build again")
             if not 0 <= request.offset_bytes <= blob.size or request.limit_bytes < 0:
                 await context.abort(
                     grpc.StatusCode.OUT_OF_RANGE, f"offset {request.offset_bytes} is outside the {blob.size} bytes"
@@ -150,27 +150,19 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                     if not data:
                         raise ServerError(f"blob {blob.digest} ended early")
                     left -= len(data)
+                    self._metrics.blob_bytes.inc(len(data))
                     yield data
 
-    @asynccontextmanager
-    async def _answering(self, context: Context, method: str) -> AsyncIterator[_Call]:
-        """Admit a call, and turn errors into statuses.
-
-        Ours go with their details, all others with a request id for the log and nothing else.
-        """
+    @contextmanager
+    def _answering(self, context: Context) -> Iterator[_Call]:
+        """Admit a call; when it fails, say which component it was at. The interceptor makes the status."""
         call = _Call(self._settings.limits, _client_of(context))
         try:
             with self._builder.admission.call(call.client):
                 yield call
-        except ModelFactoryError as error:
-            log.info("%s refused: %s", method, error)
-            await context.abort_with_status(wire.to_status(error, call.component))
-        except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
-            raise
         except Exception:
-            request_id = uuid.uuid4().hex
-            log.exception("%s failed, request %s", method, request_id)
-            await context.abort_with_status(wire.to_status(ServerError(f"internal error, request {request_id}")))
+            current_call().component = call.component
+            raise
 
     def _manifest(self, builds: dict[str, Built]) -> build_pb2.Manifest:
         small: dict[str, bytes] = {}

@@ -29,6 +29,9 @@ _WORKER_VARIABLES = frozenset(
 )
 _WORKER_PREFIXES = ("CUDA_", "NVIDIA_", "CUBLAS_", "CUDNN_", "OMP_", "MKL_", "KMP_", "TORCH_", "TORCHINDUCTOR_")
 
+TEXT, JSON = LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubSettings:
@@ -130,6 +133,21 @@ class IsolationSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveSettings:
+    """What operators see.
+
+    Traces are set up by OpenTelemetry's own variables.
+    """
+
+    log_format: str = setting(TEXT, "text for people, or one JSON object a line", choices=LOG_FORMATS)
+    log_level: str = setting("info", "the least important lines that are written", choices=LOG_LEVELS)
+    metrics_listen: str | None = setting(
+        None, "where Prometheus scrapes /metrics, over plain HTTP; nowhere by default", metavar="HOST:PORT"
+    )
+    reflection: bool = setting(False, "tell clients which methods and messages there are, for grpcurl and the like")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings of one server."""
 
@@ -144,6 +162,10 @@ class Settings:
     drain_timeout: float = setting(
         30.0, "what calls in progress get to end after the first signal to stop", minimum=0.0
     )
+    drain_delay: float = setting(
+        0.0, "how long new calls are still answered after it, so that load balancers see NOT_SERVING first", minimum=0.0
+    )
     backend: BackendSettings = field(default_factory=BackendSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     isolation: IsolationSettings = field(default_factory=IsolationSettings)
+    observe: ObserveSettings = field(default_factory=ObserveSettings)

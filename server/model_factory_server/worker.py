@@ -40,6 +40,7 @@ from model_factory_server.settings import BackendSettings, IsolationSettings, Li
 
 T = TypeVar("T")
 
+_LOG_CHARACTERS = 64 * 1024  # of one traceback
 _ROOM_BYTES = 1024 * MIB  # for what constructors make on the way
 _NO_MEMORY = "can't allocate memory"  # torch's words
 
@@ -81,18 +82,31 @@ class Job:
 
 
 def main(job: Job, connection: Connection) -> None:
-    """Do a job and send ``("stage", name)`` any number of times and then ``("result", ...)`` or ``("error", ...)``."""
+    """Do a job and send what comes of it.
+
+    That is ``("stage", name)`` or ``("log", text)`` any number of times, and then ``("result", ...)`` or
+    ``("error", ...)``.
+    """
     _confine(job)
     torch.set_num_threads(job.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     try:
         result = _JOBS[job.kind](job, lambda stage: connection.send(("stage", stage)))
     except Exception as error:  # noqa: BLE001  every one is told, of ours the text and of others the class
+        if _is_for_the_log(error):
+            connection.send(("log", "".join(traceback.format_exception(error))[-_LOG_CHARACTERS:]))
         connection.send(("error", _told(job, error)))
     else:
         connection.send(("result", result))
     finally:
         connection.close()
+
+
+def _is_for_the_log(error: Exception) -> bool:
+    """Whether the operator's code or ours failed: where it did is for the server's log alone."""
+    if isinstance(error, ModelFactoryError):
+        return type(error) in {BuildError, ServerError} and error.__cause__ is not None
+    return not _is_lack_of_memory(error)
 
 
 def _told(job: Job, error: Exception) -> tuple[str, str, tuple[str | int, ...]]:
@@ -104,11 +118,7 @@ def _told(job: Job, error: Exception) -> tuple[str, str, tuple[str | int, ...]]:
     if isinstance(error, ConfigError):
         return ConfigError.__name__, error.reason, error.path
     if isinstance(error, ModelFactoryError):
-        if type(error) in {BuildError, ServerError} and error.__cause__ is not None:
-            traceback.print_exception(error)  # the operator's code failed: where it did is for the server's log alone
         return type(error).__name__, str(error), ()
-    # Ours to mend: the details are for the server's log, not for the client.
-    traceback.print_exception(error)
     text = f"the builder failed with {type(error).__name__}; the server's log has the details"
     return ServerError.__name__, text, ()
 

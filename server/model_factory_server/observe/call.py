@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import re
-import uuid
-from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-
-REQUEST_ID = "x-request-id"
-"""Metadata key of the request id, in requests and in trailing metadata."""
-
-_WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{8,64}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,11 +43,3 @@ def current_call() -> Call:
 def enter_call(call: Call) -> None:
     """Say which call this task works for; tasks and threads started with its context inherit it."""
     _current.set(call)
-
-
-def request_id_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """Return the request id of a call's metadata if it is well-formed, else a new one."""
-    for key, value in metadata:
-        if key == REQUEST_ID and isinstance(value, str) and _WELL_FORMED.fullmatch(value):
-            return value
-    return uuid.uuid4().hex

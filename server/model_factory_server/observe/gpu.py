@@ -34,6 +34,7 @@ class GpuCollector(Collector):
         registry.register(cls(pynvml))
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Ask the driver."""
         memory = GaugeMetricFamily(
             "model_factory_gpu_memory_bytes", "Memory of a GPU, of all its processes.", labels=["gpu", "state"]
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ import grpc
 
 from model_factory.errors import ModelFactoryError
 from model_factory.v1 import wire
-from model_factory_server.observe.call import REQUEST_ID, Call, enter_call, request_id_of
+from model_factory_server.observe.call import Call, enter_call
 from model_factory_server.observe.logs import fields
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.traces import Traces
@@ -27,10 +29,11 @@ Handler = Any
 """A method's handler; the published stubs lack its fields."""
 
 _QUIET = frozenset({"grpc.health.v1.Health"})  # asked every few seconds: its lines are for --log-level debug
+_WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{8,64}")
 _STATUS_OF = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """Wraps the handlers of all methods."""
 
     def __init__(self, metrics: Metrics, traces: Traces) -> None:
@@ -99,14 +102,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     async def _answering(self, method: _Method, context: Any) -> AsyncIterator[None]:
         """Everything that is done for one call; errors leave it as statuses."""
         call = Call(
-            request_id=request_id_of(method.metadata), method="/".join(method.labels[1:]), peer=context.peer() or ""
+            request_id=_request_id(method.metadata), method="/".join(method.labels[1:]), peer=context.peer() or ""
         )
         started = time.monotonic()
         span = self._traces.call(call.method, method.metadata)
         call.trace_id = span.trace_id
         enter_call(call)
         self._metrics.started.labels(*method.labels).inc()
-        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+        context.set_trailing_metadata(((wire.REQUEST_ID, call.request_id),))
         status = grpc.StatusCode.OK.name
         try:
             try:
@@ -142,7 +145,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             log.info("%s refused: %s", call.method, error)
         else:
             log.error("%s failed", call.method, exc_info=error)
-        metadata = (*answer.trailing_metadata, (REQUEST_ID, call.request_id))
+        metadata = (*answer.trailing_metadata, (wire.REQUEST_ID, call.request_id))
         await context.abort(answer.code, answer.details, metadata)
 
 
@@ -169,3 +172,11 @@ def _status_of(context: Any) -> str:
 def _why_cancelled(context: Any) -> grpc.StatusCode:
     left = context.time_remaining()
     return grpc.StatusCode.DEADLINE_EXCEEDED if left is not None and left <= 0 else grpc.StatusCode.CANCELLED
+
+
+def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """Return the request id of a call's metadata if it is well-formed, else a new one."""
+    for key, value in metadata:
+        if key == wire.REQUEST_ID and isinstance(value, str) and _WELL_FORMED.fullmatch(value):
+            return value
+    return uuid.uuid4().hex

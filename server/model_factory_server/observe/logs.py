@@ -9,18 +9,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from model_factory_server.observe.call import current_call
-
-TEXT, JSON = FORMATS = ("text", "json")
-LEVELS = ("debug", "info", "warning", "error")
+from model_factory_server.settings import JSON
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _SHORT = 12  # of a build key, in text
+_IN_MESSAGE = frozenset({"method", "status", "duration_ms", "outcome"})  # the text says them already
 
 
 def configure_logging(form: str, level: str) -> None:
-    """Send this process's log lines to standard error in one of ``FORMATS``, from one of ``LEVELS`` on."""
+    """Send this process's log lines to standard error in one of ``LOG_FORMATS``, from one of ``LOG_LEVELS`` on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == JSON else _TextFormatter(_TEXT))
+    for library in ("asyncio", "grpc"):  # at the debug level they say every call of a loop
+        logging.getLogger(library).setLevel(logging.INFO)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
@@ -38,7 +39,7 @@ class _TextFormatter(logging.Formatter):
         # One line is one event, so that no message can look like another one.
         head, *rest = super().format(record).splitlines() or [""]
         values = _fields_of(record)
-        said = "".join(f" {name}={_text(value)}" for name, value in values.items())
+        said = "".join(f" {name}={_text(value)}" for name, value in values.items() if name not in _IN_MESSAGE)
         return "\n".join([head + said, *(f"    {line}" for line in rest)])
 
 
@@ -59,5 +60,7 @@ class _JsonFormatter(logging.Formatter):
 def _text(value: object) -> str:
     if isinstance(value, list):
         return ",".join(str(item)[:_SHORT] for item in value)
+    if isinstance(value, dict):
+        return ",".join(f"{name}:{item}" for name, item in value.items())
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(char.isspace() or char == '"' for char in text) else text

@@ -6,11 +6,17 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    start_http_server,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -43,6 +49,7 @@ class Metrics:
     """Everything that this server counts; :meth:`serve` shows it over HTTP."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # two more series for each, which nobody asks for
         self.registry = registry = CollectorRegistry()
         self.started = Counter("grpc_server_started", "Calls that have begun.", _CALL, registry=registry)
         self.handled = Counter(
@@ -91,6 +98,7 @@ class Metrics:
             ("version", "backend", "torch_version", "device_kind"),
             registry=registry,
         )
+        self._server: WSGIServer | None = None
         ProcessCollector(registry=registry)
         GpuCollector.add_to(registry)
 
@@ -105,18 +113,24 @@ class Metrics:
         self._slots.set(slots)
         self.registry.register(_StoreCollector(store))
 
-    def serve(self, listen: str) -> tuple[WSGIServer | ThreadingHTTPServer, str]:
-        """Answer scrapes at ``HOST:PORT``, in a thread; return what to ``shutdown``, and the address.
+    def serve(self, listen: str) -> str:
+        """Answer scrapes at ``HOST:PORT``, in a thread; return the address.
 
         Raises:
             ServerError: the address cannot be bound.
         """
         host, _, port = listen.rpartition(":")
         try:
-            server, _thread = start_http_server(int(port), host.strip("[]"), self.registry)
+            self._server, _thread = start_http_server(int(port), host.strip("[]"), self.registry)
         except (OSError, ValueError, OverflowError) as error:
             raise ServerError(f"cannot serve metrics on {listen}: {error}. Remedy: another --metrics-listen") from None
-        return server, f"{host}:{server.server_port}"
+        return f"{host}:{self._server.server_port}"
+
+    def close(self) -> None:
+        """Answer no more scrapes."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
 
 
 class _StoreCollector(Collector):
@@ -139,10 +153,13 @@ class _StoreCollector(Collector):
         for name, (count, size) in found.items():
             files.add_metric([name], count)
             sizes.add_metric([name], size)
+        free = shutil.disk_usage(self._store).free
         yield sizes
         yield files
         yield GaugeMetricFamily(
-            "model_factory_store_free_bytes", "Free on the store's file system.", value=shutil.disk_usage(self._store).free
+            "model_factory_store_free_bytes",
+            "Free on the store's file system.",
+            value=free,
         )
 
     def describe(self) -> list[GaugeMetricFamily]:
@@ -160,4 +177,3 @@ def _size(folder: Path) -> tuple[int, int]:
             count += 1
             size += stat.st_size
     return count, size
-

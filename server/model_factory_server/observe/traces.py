@@ -27,11 +27,11 @@ class Span:
 class Traces:
     """Starts spans; this one records none."""
 
-    def call(self, name: str, metadata: Metadata) -> Span:
+    def call(self, name: str, metadata: Metadata) -> Span:  # noqa: ARG002  for those who do
         """Start the span of a call, below the client's if its metadata names one; what the task does is below it."""
         return Span()
 
-    def stage(self, name: str) -> Span:
+    def stage(self, name: str) -> Span:  # noqa: ARG002  the same
         """Start the span of a stage, below the span of the call that the task works for."""
         return Span()
 
