@@ -307,8 +307,8 @@ class Builder:
         seconds = seconds or self._settings.limits.build_timeout
         async with self.admission.builder(client):
             # In this call's context, so that what the thread logs belongs to it.
-            attend = functools.partial(contextvars.copy_context().run, self._attend)
-            attending = loop.run_in_executor(self._threads, attend, attempt, receiver, sender, relay, seconds)
+            context, attend = contextvars.copy_context(), functools.partial(self._attend, attempt, receiver, sender)
+            attending = loop.run_in_executor(self._threads, context.run, attend, relay, seconds)
             try:
                 return await asyncio.shield(attending)
             except asyncio.CancelledError:

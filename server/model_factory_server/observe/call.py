@@ -24,10 +24,12 @@ class Call:
     """Keys of the builds that it asked for."""
     trace_id: str = ""
     """Of its span; empty without tracing."""
+    error: str = ""
+    """What went wrong, in full; for the log alone."""
 
     def fields(self) -> dict[str, object]:
         """What log lines say about it; nothing that is empty."""
-        names = ("request_id", "method", "peer", "identity", "component", "builds", "trace_id")
+        names = ("request_id", "method", "peer", "identity", "component", "builds", "trace_id", "error")
         return {name: value for name in names if (value := getattr(self, name))}
 
 

@@ -140,11 +140,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     async def _abort(self, error: Exception, call: Call, context: Any) -> None:
         """End the call with an error's status; its private part is for the log."""
-        answer = wire.to_status(error, call.component, call.request_id)
-        if isinstance(error, ModelFactoryError):
-            log.info("%s refused: %s", call.method, error)
-        else:
+        call.error = str(error) or type(error).__name__
+        if not isinstance(error, ModelFactoryError):
             log.error("%s failed", call.method, exc_info=error)
+        answer = wire.to_status(error, call.component, call.request_id)
         metadata = (*answer.trailing_metadata, (wire.REQUEST_ID, call.request_id))
         await context.abort(answer.code, answer.details, metadata)
 

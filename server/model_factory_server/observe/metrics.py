@@ -49,7 +49,7 @@ class Metrics:
     """Everything that this server counts; :meth:`serve` shows it over HTTP."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # two more series for each, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # two more series for each, which nobody asks for
         self.registry = registry = CollectorRegistry()
         self.started = Counter("grpc_server_started", "Calls that have begun.", _CALL, registry=registry)
         self.handled = Counter(
