@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from model_factory.errors import (
     BuildError,
+    BusyError,
     CallFormError,
     ConfigError,
     FormatError,
     GraphExecutionError,
     IntegrityError,
     LimitError,
+    MissingBlobError,
     ModelFactoryError,
     NotPortableError,
     ServerError,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BuildError",
+    "BusyError",
     "CallFormError",
     "ConfigError",
     "FormatError",
@@ -33,6 +36,7 @@ __all__ = [
     "GraphModel",
     "IntegrityError",
     "LimitError",
+    "MissingBlobError",
     "ModelFactory",
     "ModelFactoryError",
     "NotPortableError",

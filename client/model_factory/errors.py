@@ -11,8 +11,10 @@
     ├── FormatError              a descriptor, program or blob is not what it should be
     │   └── IntegrityError       bytes do not match the digest they were asked for by
     ├── StoreError               a store or cache folder cannot be used: no space, no permission
+    │   └── MissingBlobError     the server's store does not have a blob, or no longer
     └── ServerError              the server refused, failed or broke its contract
         ├── LimitError           the request is over a limit of the server
+        │   └── BusyError        too much is in progress or waits: the same request may do later
         └── UnavailableError     the server cannot be reached, or went away
 """
 
@@ -66,12 +68,20 @@ class StoreError(ModelFactoryError):
     """A store or cache folder cannot be read or written."""
 
 
+class MissingBlobError(StoreError):
+    """The server's store does not have a blob that was asked for: build again."""
+
+
 class ServerError(ModelFactoryError):
     """The server refused or failed a request, or answered against its contract."""
 
 
 class LimitError(ServerError):
     """The request is over a limit of the server."""
+
+
+class BusyError(LimitError):
+    """Too much is in progress or waits already: the same request may be answered later."""
 
 
 class UnavailableError(ServerError):

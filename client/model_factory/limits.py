@@ -25,6 +25,3 @@ MAX_MESSAGE_BYTES = 128 * MIB
 
 MAX_COMPONENTS = 256
 """Components in one request."""
-
-MAX_CONFIG_BYTES = 4 * MIB
-"""Of one component's resolved config on the wire."""

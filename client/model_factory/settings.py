@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -16,6 +17,23 @@ VARIABLES = ("MODEL_FACTORY_CACHE", "MODEL_FACTORY_SERVER")
 def environment() -> Mapping[str, str]:
     """The variables that ``${env:...}`` in a config may name."""
     return os.environ
+
+
+def keep_variables(is_allowed: Callable[[str], bool]) -> None:
+    """Remove from this process's environment every variable that is not allowed."""
+    for name in [name for name in os.environ if not is_allowed(name)]:
+        del os.environ[name]
+
+
+@contextmanager
+def only_variables(is_allowed: Callable[[str], bool]) -> Iterator[None]:
+    """Start processes inside with the allowed variables alone."""
+    before = dict(os.environ)
+    keep_variables(is_allowed)
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def default_cache_dir() -> Path:

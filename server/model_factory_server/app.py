@@ -6,26 +6,31 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Coroutine
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
 
 from model_factory.errors import ServerError
 from model_factory.limits import MAX_MESSAGE_BYTES
+from model_factory.settings import environment
 from model_factory.store import Store
-from model_factory.v1 import blob_pb2, service_pb2_grpc, wire
-from model_factory_server.backends.identity import identify
+from model_factory.v1 import blob_pb2, service_pb2, service_pb2_grpc, wire
+from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.builder import Builder
+from model_factory_server.observe.interceptor import CallInterceptor
+from model_factory_server.observe.metrics import Metrics
+from model_factory_server.observe.traces import configure_traces
 from model_factory_server.servicer import Servicer
 from model_factory_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a rival
 ]
@@ -44,30 +49,58 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
 async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     store = Store(settings.store)
     backend = identify(settings.backend, _device_kind(settings.device))
-    builder = Builder(settings, store, backend)
-    server = grpc.aio.server(options=_OPTIONS)
-    servicer = Servicer(settings, store, builder, backend)
-    _add_servicer(server, servicer)
+    metrics, traces = Metrics(), configure_traces(environment())
+    builder = Builder(settings, store, backend, metrics, traces)
+    _describe(metrics, settings, store, builder, backend)
+    bound = ("grpc.max_receive_message_length", settings.limits.max_request_bytes)
+    server = grpc.aio.server(options=[*_OPTIONS, bound], interceptors=[CallInterceptor(metrics, traces)])
+    _add_servicer(server, Servicer(settings, store, builder, backend, metrics))
+    if settings.observe.reflection:
+        _add_reflection(server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
+        if settings.observe.metrics_listen is not None:
+            log.info("metrics on http://%s/metrics", metrics.serve(settings.observe.metrics_listen))
         address = _bind(server, settings.listen)
         await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
-        # Warms the fork server up, and shows that a worker can be started before anyone is told to come.
-        if await _before(stop, builder.blocks()):
+        # Shows that builds work here before anyone is told to come.
+        if await _before(stop, builder.warm_up()):
             await health.set("", health_pb2.HealthCheckResponse.SERVING)
+            metrics.serving.set(1)
             on_ready(address)
             await stop.wait()
         log.info("stopping: calls in progress have %g seconds to end", settings.drain_timeout)
+        metrics.serving.set(0)
         await health.enter_graceful_shutdown()
+        if settings.drain_delay:
+            await asyncio.sleep(settings.drain_delay)
         await server.stop(settings.drain_timeout)
     finally:
         await server.stop(None)
         builder.close()
+        metrics.close()
+        traces.close()
+
+
+def _describe(metrics: Metrics, settings: Settings, store: Store, builder: Builder, backend: BackendIdentity) -> None:
+    metrics.describe(
+        version=metadata.version("model-factory-server"),
+        backend=backend.name,
+        torch_version=backend.torch_version,
+        device_kind=backend.device_kind,
+    )
+    metrics.watch(builder, settings.builders, store.root)
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    ours = service_pb2.DESCRIPTOR.services_by_name["ModelFactoryService"].full_name
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection((ours, health, reflection.SERVICE_NAME), server)
 
 
 async def _before(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:

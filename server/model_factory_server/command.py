@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +92,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _run(settings: Settings) -> int:
     from model_factory_server.app import serve  # noqa: PLC0415  grpc, which --help can do without
     from model_factory_server.backends.sources import with_installed_plugins  # noqa: PLC0415  the same
+    from model_factory_server.observe.logs import configure_logging  # noqa: PLC0415  the same
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    configure_logging(settings.observe.log_format, settings.observe.log_level)
     plugins = with_installed_plugins(settings.backend.plugins)
     settings = dataclasses.replace(settings, backend=dataclasses.replace(settings.backend, plugins=plugins))
     serve(settings, lambda address: print(f"listening on {address}", flush=True))  # noqa: T201  the command's output

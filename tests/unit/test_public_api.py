@@ -12,6 +12,7 @@ from model_factory import errors
 def test_client_names():
     assert model_factory.__all__ == [
         "BuildError",
+        "BusyError",
         "CallFormError",
         "ConfigError",
         "FormatError",
@@ -19,6 +20,7 @@ def test_client_names():
         "GraphModel",
         "IntegrityError",
         "LimitError",
+        "MissingBlobError",
         "ModelFactory",
         "ModelFactoryError",
         "NotPortableError",
