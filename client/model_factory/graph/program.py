@@ -70,6 +70,18 @@ class Device:
     """The device on which the program runs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """An object with named fields, of a class that stays behind; see :mod:`model_factory.graph.records`."""
+
+    names: tuple[str, ...]
+    """Of the fields, in order."""
+    values: tuple[Argument, ...]
+    """One per name."""
+    is_tuple: bool = False
+    """Whether it is a named tuple."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One call.

@@ -22,6 +22,7 @@ from model_factory.graph.program import (
     Dim,
     DtypeOf,
     Expr,
+    Fields,
     Out,
     Program,
     Ref,
@@ -29,6 +30,7 @@ from model_factory.graph.program import (
     Step,
     TorchConst,
 )
+from model_factory.graph.records import Record, RecordTuple
 
 # Keys under which a run keeps the module it runs for and its device; no value can have such a name.
 _SELF = "<self>"
@@ -183,6 +185,11 @@ def _compile(argument: Argument) -> Evaluate:  # noqa: C901  one arm per kind of
         if isinstance(argument, list):
             return lambda env: [item(env) for item in items]
         return lambda env: tuple([item(env) for item in items])
+    if isinstance(argument, Fields):
+        names, values = argument.names, _compile(argument.values)
+        if argument.is_tuple:
+            return lambda env: RecordTuple(names, values(env))
+        return lambda env: Record(zip(names, values(env), strict=True))
     if isinstance(argument, Mapping):
         entries = {key: _compile(item) for key, item in argument.items()}
         return lambda env: {key: item(env) for key, item in entries.items()}
@@ -247,6 +254,8 @@ def _flat(argument: Argument) -> Iterator[Argument]:
             yield from _flat(item)
     elif isinstance(argument, Mapping):
         yield from _flat(tuple(argument.values()))
+    elif isinstance(argument, Fields):
+        yield from _flat(argument.values)
     else:
         yield argument
 

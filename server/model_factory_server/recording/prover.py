@@ -20,6 +20,7 @@ from model_factory.graph.expressions import compile_expression
 from model_factory.graph.program import Dim, Expr
 from model_factory.graph.runner import Runner, get_module
 from model_factory.graph.signature import Signature
+from model_factory_server.recording.results import travelling
 from model_factory_server.recording.untouched import plain_tensors, tensors_as, untouched
 
 Shapes = list[list[int]]
@@ -83,7 +84,7 @@ def _prove_mode(module: nn.Module, recorded: Recorded, arguments: Mapping[str, A
 
     def original(leaves: list[torch.Tensor]) -> Any:
         args, kwargs = signature.call(rebuild(recorded.form, leaves))
-        return module(*args, **kwargs)
+        return travelling(module(*args, **kwargs))
 
     def replay(leaves: list[torch.Tensor]) -> Any:
         return runner.run(module, leaves)

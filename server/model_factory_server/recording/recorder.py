@@ -34,6 +34,7 @@ from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebui
 from model_factory.graph.program import Program
 from model_factory.graph.signature import Signature
 from model_factory_server.recording.dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
+from model_factory_server.recording.results import travelling
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.recording.tape import DecidesByValuesError, Tape, foreign_tensor
 from model_factory_server.recording.untouched import tensors_as
@@ -139,7 +140,7 @@ class _Recording:
             # Size-oblivious: an op's broadcasting does not tell size 1 from others; only the forward's decisions do.
             fake_arguments = self._fake_arguments()
             result = self._run_forward(fake_arguments)
-        return Program(inputs=self.names, steps=tuple(self.tape.steps), result=self.tape.argument(result))
+        return Program(inputs=self.names, steps=tuple(self.tape.steps), result=self.tape.argument(travelling(result)))
 
     def _fake_arguments(self) -> dict[str, Any]:
         return rebuild(

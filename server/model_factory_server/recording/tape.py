@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from model_factory.descriptor.stock import is_stock, torch_name
 from model_factory.errors import NotPortableError
 from model_factory.graph.ops import OPS
-from model_factory.graph.program import Argument, Device, Ref, Size, Step, TorchConst
+from model_factory.graph.program import Argument, Device, Fields, Ref, Size, Step, TorchConst
+from model_factory.graph.records import Record, RecordTuple
 from model_factory_server.recording.dtypes import ReadDtype
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
 
@@ -306,6 +307,10 @@ class Tape(TorchFunctionMode):
             return [self.argument(item) for item in value]
         if type(value) is tuple or isinstance(value, torch.Size):
             return tuple(self.argument(item) for item in value)
+        if isinstance(value, Record):
+            return Fields(tuple(value.fields()), tuple(map(self.argument, value.fields().values())))
+        if isinstance(value, RecordTuple):
+            return Fields(value._fields, tuple(map(self.argument, value)), is_tuple=True)  # noqa: SLF001
         if isinstance(value, dict):
             return {str(key): self.argument(item) for key, item in value.items()}
         raise NotPortableError(
