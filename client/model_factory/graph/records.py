@@ -53,6 +53,7 @@ class RecordTuple(tuple[Any, ...]):
     _fields: tuple[str, ...]
 
     def __new__(cls, names: Iterable[str], values: Iterable[Any]) -> RecordTuple:
+        """Make one of names and as many values."""
         record = super().__new__(cls, values)
         record._fields = tuple(names)
         return record
@@ -79,7 +80,7 @@ pytree.register_pytree_node(
 )
 pytree.register_pytree_node(
     RecordTuple,
-    lambda record: (list(record), record._fields),  # noqa: SLF001
+    lambda record: (list(record), record._fields),
     lambda values, names: RecordTuple(names, values),
     serialized_type_name="model_factory.RecordTuple",
 )

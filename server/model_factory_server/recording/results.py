@@ -48,7 +48,8 @@ def travelling(value: Any, where: str = "") -> Any:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    names = dict.fromkeys([*(value if isinstance(value, Mapping) else ()), *(f.name for f in dataclasses.fields(value))])
+    entries = value if isinstance(value, Mapping) else ()
+    names = dict.fromkeys([*entries, *(field.name for field in dataclasses.fields(value))])
     return {name: getattr(value, name) for name in names}
 
 
@@ -62,6 +63,4 @@ def _record(fields: Mapping[str, Any], where: str) -> Record:
 
 
 def _tuple(names: Any, value: Any, where: str) -> RecordTuple:
-    return RecordTuple(
-        names, [travelling(item, f"{where}.{name}") for name, item in zip(names, value, strict=True)]
-    )
+    return RecordTuple(names, [travelling(item, f"{where}.{name}") for name, item in zip(names, value, strict=True)])
