@@ -102,10 +102,17 @@ def _make_tensor(entry: Mapping[str, Any], shape: list[int]) -> torch.Tensor:
     dtype = torch_const(entry["dtype"])
     if not isinstance(dtype, torch.dtype):
         raise FormatError(f"{entry['dtype']!r} is not a dtype")
-    if dtype.is_floating_point and "range" in entry:
-        lowest, highest = (float(bound) for bound in entry["range"])
-        return (lowest + (highest - lowest) * torch.rand(shape)).to(dtype)
-    if dtype.is_floating_point or dtype.is_complex:
-        return torch.randn(shape).to(dtype)
-    low, high = (int(bound) for bound in entry.get("range", [0, 0]))
-    return torch.randint(low, high + 1, shape).to(dtype)
+    if "range" not in entry or dtype.is_complex:
+        return (
+            torch.randn(shape).to(dtype)
+            if dtype.is_floating_point or dtype.is_complex
+            else torch.zeros(shape, dtype=dtype)
+        )
+    low, high = entry["range"]
+    if dtype.is_floating_point:
+        tensor = float(low) + (float(high) - float(low)) * torch.rand(shape)
+    else:
+        tensor = torch.randint(int(low), int(high) + 1, shape)
+    # The ends are there in any case: values like these are made from it.
+    tensor.view(-1)[:1], tensor.view(-1)[-1:] = low, high
+    return tensor.to(dtype)

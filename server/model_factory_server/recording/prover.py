@@ -220,7 +220,7 @@ def _observe(
     inputs = [leaf.clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     plain = plain_tensors(module)
     parameters = [item for item in [*module.parameters(), *plain.values()] if item.requires_grad]
-    with torch.random.fork_rng(), untouched(module):
+    with torch.random.fork_rng(), torch.enable_grad(), untouched(module):
         torch.manual_seed(PROOF_SEED)
         try:
             outputs, structure = pytree.tree_flatten(call(inputs))

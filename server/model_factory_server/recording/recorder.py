@@ -206,7 +206,7 @@ class _Recording:
     def _run_forward(self, arguments: dict[str, Any]) -> Any:
         args, kwargs = self.signature.call(arguments)
         try:
-            with tensors_as(self.module, self._fake_own), self.fake_mode, self.tape.recording():
+            with torch.enable_grad(), tensors_as(self.module, self._fake_own), self.fake_mode, self.tape.recording():
                 result = self.module(*args, **kwargs)
         except _BY_VALUES as error:
             raise NotPortableError(
