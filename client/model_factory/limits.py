@@ -17,6 +17,9 @@ MAX_TENSORS = 100_000
 MAX_STEPS = 100_000
 """Steps in one program."""
 
+MAX_SIDES = 64
+"""Programs of one call form of a module that differ in the outcomes of guards on values."""
+
 BLOB_CHUNK_BYTES = MIB
 """Of one message of a blob stream."""
 

@@ -188,7 +188,7 @@ def _describe(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _record(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
-    arguments = decode_call(job.call)
+    call = decode_call(job.call)
     stage("constructing")
     backend, config = _load_backend(job), parse_config(job.config)
     _check_plan(job, backend, config)
@@ -196,7 +196,7 @@ def _record(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     _check_size(job, _size(model))
     _cast(model, job.dtype)
     stage("recording")
-    recorded = record_call(model, job.path, arguments, dict(job.training))
+    recorded = record_call(model, job.path, call, dict(job.training))
     return {"programs": _blob(Store(job.store).put(encode_programs(((job.path, recorded),))))}
 
 

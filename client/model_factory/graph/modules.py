@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -12,11 +12,15 @@ from torch import nn
 from model_factory.errors import CallFormError, GraphExecutionError, ModelFactoryError
 from model_factory.graph.call_form import Recorded, call_form, form_text, leaf_names
 from model_factory.graph.expressions import compile_expression
-from model_factory.graph.program import Program
+from model_factory.graph.program import Outcome, Program
 from model_factory.graph.runner import Runner, find_module, get_module, get_tensor, torch_const
 from model_factory.graph.signature import Signature
+from model_factory.limits import MAX_SIDES
 
 GRAPH_MODULES = "graph_modules"
+
+_Call: TypeAlias = tuple[tuple[Any, ...], Sequence[torch.Tensor], dict[str, Any]]
+"""Form, tensors and bound arguments."""
 
 
 class GraphModel(nn.Module):
@@ -83,11 +87,13 @@ class ProgramSource(Protocol):
         arguments: Mapping[str, Any],
         training: tuple[tuple[str, bool], ...],
         dtype: torch.dtype | None,
+        outcomes: tuple[Outcome, ...] = (),
     ) -> Recorded:
         """Return a program for the module at ``path`` that covers a call with these arguments.
 
         ``training`` has the training flag of the module (``""``) and of each program module below it; ``dtype`` is the
-        dtype of all its floating parameters, or None where they have several or there are none.
+        dtype of all its floating parameters, or None where they have several or there are none; ``outcomes`` are those
+        of its first guards on values.
 
         Raises:
             CallFormError: there is no such program and none can be made.
@@ -101,6 +107,7 @@ class _Ready:
     def __init__(self, recorded: Recorded) -> None:
         self.recorded = recorded
         self.runner = Runner(recorded.program)
+        self.decides = bool(recorded.program.outcomes())
         self.names = leaf_names(recorded.form)
         self.guards = [compile_expression(guard) for guard in recorded.guards]
         self.dtypes = [(name, torch_const(dtype)) for name, dtype in recorded.dtypes]
@@ -110,6 +117,14 @@ class _Ready:
 
     def __reduce__(self) -> tuple[type[_Ready], tuple[Recorded]]:
         return (_Ready, (self.recorded,))
+
+    def goes_on(self, other: _Ready, step: int, outcome: Outcome) -> bool:
+        """Whether this program can finish a run of ``other`` whose guard at ``step`` has another outcome."""
+        ours, theirs = self.recorded.program, other.recorded.program
+        if len(ours.steps) <= step or ours.outcomes(step + 1) != (*theirs.outcomes(step), outcome):
+            return False
+        pairs = zip(ours.steps[: step + 1], theirs.steps[: step + 1], strict=True)
+        return all(one.call == two.call and one.out == two.out for one, two in pairs)
 
     def accepts(self, module: nn.Module, form: tuple[Any, ...], leaves: Sequence[torch.Tensor]) -> bool:
         """Whether this program stands for a call of ``module`` with that form and those tensors."""
@@ -185,10 +200,40 @@ class ProgramModule(nn.Module):
         form, leaves = call_form(arguments)
         for ready in self._programs:
             if ready.accepts(self, form, leaves):
-                return ready.runner.run(self, leaves)
-        return self._learn(form, leaves, arguments).runner.run(self, leaves)
+                break
+        else:
+            ready = self._learn(form, leaves, arguments)
+        if not ready.decides:
+            return ready.runner.run(self, leaves)
+        side = ready
 
-    def _learn(self, form: tuple[Any, ...], leaves: Sequence[torch.Tensor], arguments: dict[str, Any]) -> _Ready:
+        def other_side(step: int, outcome: Outcome) -> Runner:
+            nonlocal side
+            side = self._other_side(side, step, outcome, (form, leaves, arguments))
+            return side.runner
+
+        return ready.runner.run(self, leaves, other_side=other_side)
+
+    def _other_side(self, ready: _Ready, step: int, outcome: Outcome, call: _Call) -> _Ready:
+        """Return the program that goes on where a guard of ``ready`` has another outcome."""
+        for other in self._programs:
+            if other.goes_on(ready, step, outcome) and other.accepts(self, call[0], call[1]):
+                return other
+        return self._learn(*call, after=(ready, step, outcome))
+
+    def _learn(
+        self,
+        form: tuple[Any, ...],
+        leaves: Sequence[torch.Tensor],
+        arguments: dict[str, Any],
+        *,
+        after: tuple[_Ready, int, Outcome] | None = None,
+    ) -> _Ready:
+        """Get a program for a call, or, ``after`` a guard, the one that goes on with that outcome."""
+
+        def fits(ready: _Ready) -> bool:
+            return ready.accepts(self, form, leaves) and (after is None or ready.goes_on(*after))
+
         where = f"{self._path or 'the model'} ({self._type_name})"
         if self._source is None:
             raise CallFormError(f"{where} has no program for the call ({form_text(form)}) and no server to record one")
@@ -201,10 +246,16 @@ class ProgramModule(nn.Module):
         for recorded in self._source.known(self._path):
             if recorded not in before:
                 self._programs.append(_Ready(recorded))
-                if self._programs[-1].accepts(self, form, leaves):
+                if fits(self._programs[-1]):
                     return self._programs[-1]
-        ready = _Ready(self._source.record(self._path, arguments, flags, _floating_dtype(self)))
-        if not ready.accepts(self, form, leaves):
+        outcomes = () if after is None else (*after[0].recorded.program.outcomes(after[1]), after[2])
+        if sum(ready.recorded.form == form for ready in self._programs) >= MAX_SIDES and outcomes:
+            raise CallFormError(
+                f"{where} has decided by values in {MAX_SIDES} ways already for the call ({form_text(form)}), and each "
+                "is a program of its own. Remedy: decide with torch.where, or by an argument of the forward"
+            )
+        ready = _Ready(self._source.record(self._path, arguments, flags, _floating_dtype(self), outcomes))
+        if not fits(ready):
             raise CallFormError(f"{where}: the server's program is not for the call ({form_text(form)})")
         self._programs.append(ready)
         return ready

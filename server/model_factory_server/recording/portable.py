@@ -14,6 +14,7 @@ from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import BuildError, CallFormError, FormatError, GraphExecutionError, NotPortableError
+from model_factory.graph.call_example import ExampleCall
 from model_factory.graph.call_form import Recorded
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.runner import get_module
@@ -54,7 +55,7 @@ def record_model(model: nn.Module, config: ModelConfig | None = None) -> Program
     return tuple(programs)
 
 
-def record_call(model: nn.Module, path: str, arguments: Mapping[str, Any], training: Mapping[str, bool]) -> Recorded:
+def record_call(model: nn.Module, path: str, call: ExampleCall, training: Mapping[str, bool]) -> Recorded:
     """Record and prove one block for one call that came up on a trainer.
 
     Raises:
@@ -69,12 +70,13 @@ def record_call(model: nn.Module, path: str, arguments: Mapping[str, Any], train
     if is_stock(block) or isinstance(block, GraphModel):
         raise NotPortableError(f"{path} is a {type(block).__name__}, which needs no program")
     with _naming(path, block):
+        arguments = call.arguments
         if _is_lazy(block):
             _materialise(block, arguments)
         for relative, module in block.named_modules():
             module.training = training.get(relative, module.training)
-        if training_flags(block) and len({flag for _, flag in training_flags(block)}) > 1:
-            recorded = record(block, arguments)
+        if call.outcomes or len({flag for _, flag in training_flags(block)}) > 1:
+            recorded = record(block, arguments, call.outcomes)
         else:
             recorded = next(
                 item
