@@ -95,11 +95,8 @@ def scrape(server: ServerProcess) -> dict[tuple[str, frozenset[tuple[str, str]]]
 
 def value(samples: dict[Any, float], name: str, **labels: str) -> float:
     """Of a sample, or the sum of those that have these labels among others."""
-    return sum(
-        number
-        for (found, others), number in samples.items()
-        if found == name and labels.items() <= dict(others).items()
-    )
+    wanted = labels.items()
+    return sum(number for (at, others), number in samples.items() if at == name and wanted <= dict(others).items())
 
 
 def test_a_call_has_one_access_line_with_its_id(observed: ServerProcess, stub: Any) -> None:
@@ -175,9 +172,7 @@ def test_a_failing_build_leaves_its_traceback_in_the_log(observed: ServerProcess
 def test_an_error_in_memory_names_its_component(make_remote: MakeRemote, observed: ServerProcess) -> None:
     good, bad = layers(linear(4)), layers(linear(4, nonsense=1))
     factory = make_remote(observed.address)
-    with pytest.raises(
-        ConfigError, match=r"^<config of 'second'>: model\.sequential\.layers\[0\]\.nonsense: Unknown kw"
-    ):
+    with pytest.raises(ConfigError, match=r"^<config of 'second'>: model\.sequential\.layers\[0\]\.nonsense: "):
         factory.build({"first": good, "second": bad})
     with pytest.raises(ConfigError, match=r"^<config of 'second'>: .*schema_version"):
         factory.build({"first": good, "second": {**good, "schema_version": 2}})

@@ -20,7 +20,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
 
-    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         for resource in request.resource_spans:
             self.resources.append(attributes(resource.resource))
             for scope in resource.scope_spans:
