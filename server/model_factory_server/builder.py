@@ -341,7 +341,8 @@ class Builder:
         finally:
             attempt.clear()
             self._attempts.discard(attempt)
-            self._store.sweep()
+            with suppress(OSError):  # what is left over is swept another time
+                self._store.sweep()
 
     def _complete(self, key: str, *names: str) -> Any | None:
         """Return a record if every blob it names is in the store."""

@@ -83,6 +83,20 @@ class Connection:
             )
         return iter(call(request))
 
+    def health(self, timeout: float) -> str:
+        """Ask the server's health service; return its answer: ``SERVING`` if all is well.
+
+        Raises:
+            ServerError: there is no answer, or none of a health service.
+        """
+        with self._lock:
+            call: Any = self._open().unary_unary(
+                wire.HEALTH_CHECK, request_serializer=bytes, response_deserializer=wire.health_of
+            )
+        with self.errors():
+            status: str = call(b"", timeout=timeout)
+        return status
+
     def _open(self) -> grpc.Channel:
         if self._channel is None:
             self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)

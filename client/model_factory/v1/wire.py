@@ -178,6 +178,17 @@ def to_digest(blob: Blob) -> blob_pb2.Digest:
     return blob_pb2.Digest(blake3=blob.digest, size_bytes=blob.size)
 
 
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+"""Asked with an empty message, which means the whole server."""
+
+_HEALTH = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING", b"\x08\x03": "SERVICE_UNKNOWN"}
+
+
+def health_of(message: bytes) -> str:
+    """Read a ``HealthCheckResponse``, whose one field is a number; anything else is ``UNKNOWN``."""
+    return _HEALTH.get(message, "UNKNOWN")
+
+
 READ_BLOB = "/model_factory.v1.ModelFactoryService/ReadBlob"
 """The one method whose responses are written and read by :func:`frame_chunk` and :func:`chunk_of`."""
 
