@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import Pipe
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ from model_factory_server.confine import die_with_parent
 
 T = TypeVar("T")
 
-_DONE, _NO_MEMORY = "done", "no memory"
+_DONE, _NO_MEMORY, _DIED = "done", "no memory", "died"
 
 
 def apart(work: Callable[[], T], seconds: float) -> T | None:
@@ -20,8 +21,10 @@ def apart(work: Callable[[], T], seconds: float) -> T | None:
 
     Forks, so it is for processes with one thread and without a CUDA context.
 
+    What the copy started is gone when this returns.
+
     Raises:
-        TimeoutError: it took longer than ``seconds``.
+        TimeoutError: it took longer than ``seconds``, or all the processor time that this process may use.
         MemoryError: it needed more memory than this process may have.
     """
     receiver, sender = Pipe(duplex=False)
@@ -29,6 +32,7 @@ def apart(work: Callable[[], T], seconds: float) -> T | None:
     if child == 0:
         try:
             die_with_parent()
+            os.setpgid(0, 0)  # of its own, in this process's session
             sender.send((_DONE, work()))
         except MemoryError:
             sender.send((_NO_MEMORY, None))
@@ -36,17 +40,27 @@ def apart(work: Callable[[], T], seconds: float) -> T | None:
             os._exit(0)
     sender.close()
     try:
-        if not receiver.poll(seconds):
-            raise TimeoutError
-        kind, result = receiver.recv()
-        if kind == _NO_MEMORY:
-            raise MemoryError
+        answer = receiver.recv() if receiver.poll(seconds) else None
     except EOFError:
-        return None
-    else:
-        value: T = result
-        return value
+        answer = (_DIED, None)
     finally:
         receiver.close()
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        status = _end(child)
+    match answer:
+        case (str(kind), result) if kind == _DONE:
+            value: T = result
+            return value
+        case (str(kind), _) if kind == _NO_MEMORY:
+            raise MemoryError
+    if answer is None or status == signal.SIGXCPU:
+        raise TimeoutError
+    return None
+
+
+def _end(child: int) -> int:
+    """Kill a copy and its group; return the signal that ended the copy, or 0."""
+    for kill in (os.kill, os.killpg):
+        with suppress(ProcessLookupError):
+            kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0

@@ -28,6 +28,7 @@ from model_factory.settings import only_variables
 from model_factory.store import Blob, Store
 from model_factory_server.admission import Admission
 from model_factory_server.backends.identity import BackendIdentity
+from model_factory_server.confine import kill_session
 from model_factory_server.keys import architecture_key, build_key, call_key
 from model_factory_server.observe.call import current_call
 from model_factory_server.observe.jobs import JobWatch
@@ -89,6 +90,8 @@ class _Attempt:
         self._lock = threading.Lock()
         self._over = False
         self._gone = False
+        self.is_well = False
+        """Whether the process came to its end as it should, and so left nothing behind."""
 
     def start(self) -> bool:
         """Start the process, unless it has been given up."""
@@ -98,7 +101,7 @@ class _Attempt:
             return not self._over
 
     def end(self) -> None:
-        """Kill the process and all that it started; nothing is started from now on."""
+        """Kill the process and its group; nothing is started from now on."""
         with self._lock:
             self._over = True
             if self._gone or self._process.pid is None:
@@ -117,6 +120,8 @@ class _Attempt:
         """End what is left, for good: from now on its number may be another process's."""
         self.end()
         self.wait()
+        if not self.is_well and self._process.pid is not None:
+            kill_session(self._process.pid)
         with self._lock:
             self._gone = True
 
@@ -328,9 +333,11 @@ class Builder:
                 if not started:
                     return None
                 try:
-                    return _listen(receiver, report, seconds)
+                    result = _listen(receiver, report, seconds)
                 except EOFError:
                     raise _death(attempt.wait(), self._settings.limits.build_cpu_timeout) from None
+                attempt.is_well = True
+                return result
         finally:
             attempt.clear()
             self._attempts.discard(attempt)

@@ -35,6 +35,14 @@ def lead_own_group() -> None:
         os.setsid()
 
 
+def kill_session(leader: int) -> None:
+    """Kill every process of a session, whatever group it is in; none is left when nothing of it forks any more."""
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):  # not a process, or gone
+            if int((entry / "stat").read_bytes().rpartition(b")")[2].split()[3]) == leader:
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
 def limit_resources(*, cpu_seconds: int, file_bytes: int, open_files: int) -> None:
     """Bound this process and those it forks; none of it can be taken back.
 
@@ -42,7 +50,7 @@ def limit_resources(*, cpu_seconds: int, file_bytes: int, open_files: int) -> No
     """
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _lower(resource.RLIMIT_CORE, 0)
-    _lower(resource.RLIMIT_CPU, cpu_seconds)
+    _lower(resource.RLIMIT_CPU, cpu_seconds, more=1)  # at the hard limit it is SIGKILL, which does not say why
     _lower(resource.RLIMIT_FSIZE, file_bytes)
     _lower(resource.RLIMIT_NOFILE, open_files)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing too much is an error, not the end
@@ -80,10 +88,12 @@ def leave_network() -> bool:
     return True
 
 
-def _lower(what: int, bound: int) -> None:
+def _lower(what: int, bound: int, more: int = 0) -> None:
+    """Set the soft limit, and the hard one ``more`` above it, to no more than it was."""
     _, hard = resource.getrlimit(what)
-    bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-    resource.setrlimit(what, (bound, bound))
+    if hard != resource.RLIM_INFINITY:
+        bound, more = min(bound, hard), min(more, hard - min(bound, hard))
+    resource.setrlimit(what, (bound, bound + more))
 
 
 def _data_bytes() -> int:

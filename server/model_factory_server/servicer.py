@@ -229,9 +229,11 @@ class _Call:
         """Do the work of all components at once; the first error ends it, and says whose it was."""
         tasks = {name: asyncio.ensure_future(item) for name, item in work.items()}
         try:
+            await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION)
             for name, task in tasks.items():
                 self.component = name
-                await task
+                if task.done():
+                    task.result()
         finally:
             for task in tasks.values():
                 task.cancel()

@@ -267,7 +267,8 @@ def _planned(job: Job, plan: Callable[[], T]) -> T | None:
         found = apart(plan, seconds)
     except TimeoutError:
         raise LimitError(
-            f"finding out the model's size took longer than the {seconds:g} seconds that this server allows"
+            f"finding out the model's size took longer than the {seconds:g} seconds, or the "
+            f"{job.limits.build_cpu_timeout:g} of processor time, that this server allows"
         ) from None
     if found is None and job.device_kind == "cpu":
         confine.limit_memory(2 * job.limits.max_weights_bytes + _ROOM_BYTES)
