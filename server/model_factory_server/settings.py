@@ -115,6 +115,31 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccessSettings:
+    """Who may talk to the server."""
+
+    tls_cert: Path | None = setting(None, "the server's certificate chain in PEM; read again when it changes")
+    tls_key: Path | None = setting(None, "the certificate's private key in PEM")
+    tls_client_ca: Path | None = setting(
+        None, "authorities in PEM; only clients with a certificate signed by one of them may connect"
+    )
+    tokens: Path | None = setting(
+        None, "lines of 'model-factory token'; only clients with one of the tokens may call; read again when it changes"
+    )
+    allow_plaintext: bool = setting(False, "listen beyond this machine without TLS, where something else encrypts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionSettings:
+    """Connections."""
+
+    keepalive_interval: float = setting(60.0, "between pings, which tell whether a client is still there", minimum=1.0)
+    keepalive_timeout: float = setting(20.0, "how long an answer to a ping may take", minimum=1.0)
+    ping_interval: float = setting(30.0, "clients that ping more often than that are cut off", minimum=0.1)
+    stall_timeout: float = setting(120.0, "how long a client may take no byte of a blob", minimum=1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IsolationSettings:
     """What a build can reach."""
 
@@ -167,5 +192,7 @@ class Settings:
     )
     backend: BackendSettings = field(default_factory=BackendSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     isolation: IsolationSettings = field(default_factory=IsolationSettings)
     observe: ObserveSettings = field(default_factory=ObserveSettings)
