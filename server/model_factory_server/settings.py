@@ -67,6 +67,12 @@ class BackendSettings:
         name="plugin",
         metavar="MODULE",
     )
+    imports: tuple[str, ...] = setting(
+        (),
+        "a package, or a module in one, whose classes and functions configs may name as _target_; may be repeated",
+        name="allow_import",
+        metavar="MODULE",
+    )
     hub: HubSettings = field(default_factory=HubSettings)
 
     def __post_init__(self) -> None:
@@ -76,6 +82,10 @@ class BackendSettings:
             raise ServerError(
                 f"--backend-path DIR goes with --backend {POLICY_CONSTRUCTOR}: give both, or neither; "
                 f"got --backend {self.name} and {'no path' if self.path is None else f'the path {self.path}'}"
+            )
+        if self.imports and self.name != BUILTIN:
+            raise ServerError(
+                f"--allow-import goes with --backend {BUILTIN}: a checkout's blocks are its own registry's"
             )
 
 
