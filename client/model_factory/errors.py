@@ -15,6 +15,7 @@
     └── ServerError              the server refused, failed or broke its contract
         ├── LimitError           the request is over a limit of the server
         │   └── BusyError        too much is in progress or waits: the same request may do later
+        ├── AccessError          the server does not accept who asks, or a token or certificate cannot be used
         └── UnavailableError     the server cannot be reached, or went away
 """
 
@@ -82,6 +83,10 @@ class LimitError(ServerError):
 
 class BusyError(LimitError):
     """Too much is in progress or waits already: the same request may be answered later."""
+
+
+class AccessError(ServerError):
+    """The server does not accept who asks, or a token or certificate cannot be used."""
 
 
 class UnavailableError(ServerError):

@@ -20,13 +20,14 @@ from model_factory.limits import MAX_MESSAGE_BYTES
 from model_factory.settings import environment
 from model_factory.store import Store
 from model_factory.v1 import blob_pb2, service_pb2, service_pb2_grpc, wire
+from model_factory_server.access import Access, check_exposure, credentials
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.builder import Builder
 from model_factory_server.observe.interceptor import CallInterceptor
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.traces import configure_traces
 from model_factory_server.servicer import Servicer
-from model_factory_server.settings import Settings
+from model_factory_server.settings import ConnectionSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,12 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     builder = Builder(settings, store, backend, metrics, traces)
     _describe(metrics, settings, store, builder, backend)
     bound = ("grpc.max_receive_message_length", settings.limits.max_request_bytes)
-    server = grpc.aio.server(options=[*_OPTIONS, bound], interceptors=[CallInterceptor(metrics, traces)])
+    check_exposure(settings.listen, settings.access)
+    tls, access = credentials(settings.access), Access(settings.access)
+    server = grpc.aio.server(
+        options=[*_OPTIONS, bound, *_keepalive(settings.connections)],
+        interceptors=[CallInterceptor(metrics, traces, access)],
+    )
     _add_servicer(server, Servicer(settings, store, builder, backend, metrics))
     if settings.observe.reflection:
         _add_reflection(server)
@@ -65,7 +71,7 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     try:
         if settings.observe.metrics_listen is not None:
             log.info("metrics on http://%s/metrics", metrics.serve(settings.observe.metrics_listen))
-        address = _bind(server, settings.listen)
+        address = _bind(server, settings.listen, tls)
         await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
         # Shows that builds work here before anyone is told to come.
@@ -131,10 +137,21 @@ def _add_servicer(server: grpc.aio.Server, servicer: Servicer) -> None:
     server.add_registered_method_handlers(service, handlers)  # type: ignore[attr-defined]
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
+def _keepalive(settings: ConnectionSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.keepalive_time_ms", round(settings.keepalive_interval * 1000)),
+        ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(settings.ping_interval * 1000)),
+        ("grpc.http2.max_ping_strikes", 2),
+    ]
+
+
+def _bind(server: grpc.aio.Server, listen: str, tls: grpc.ServerCredentials | None) -> str:
     host, _, _ = listen.rpartition(":")
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_insecure_port(listen) if tls is None else server.add_secure_port(listen, tls)
     except RuntimeError as error:
         raise ServerError(f"cannot listen on {listen}: {error}") from None
     return f"{host}:{port}"

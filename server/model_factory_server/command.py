@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ may have a unit (64MiB), lists in variables have commas. What is secret is in fi
 
 
 def add_serve(commands: Any) -> None:
-    """Add the ``serve`` command to the sub-parsers of ``model-factory``."""
+    """Add the server's commands to the sub-parsers of ``model-factory``."""
+    token = commands.add_parser("token", help="make a token for a client, and the line that a server knows it by")
+    token.add_argument("name", metavar="NAME", help="the client's name: quotas and logs go by it")
+    token.add_argument("--days", type=float, metavar="N", help="how long it is valid (default: for ever)")
+    token.set_defaults(run=_token)
     parser = commands.add_parser(
         "serve", help="run a server", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,6 +74,16 @@ def _parser(option: Option) -> Any:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse
+
+
+def _token(arguments: argparse.Namespace) -> int:
+    from model_factory_server.access import token_line  # noqa: PLC0415  grpc, which --help can do without
+
+    token = secrets.token_urlsafe(32)
+    line = token_line(arguments.name, token, arguments.days)
+    print(f"for the client's token file: {token}")  # noqa: T201  the command's output
+    print(f"for the server's --tokens file: {line}")  # noqa: T201  the same
+    return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:

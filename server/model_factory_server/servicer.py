@@ -243,9 +243,10 @@ class _Call:
 
 
 def _client_of(context: Context) -> str:
-    """Whose share of the server a call takes: the address it comes from."""
+    """Whose share of the server a call takes: who it has shown to be, else the address it comes from."""
     peer: str = context.peer()
-    return peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
+    address = peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
+    return current_call().identity or address
 
 
 def _reporter(name: str, events: asyncio.Queue[build_pb2.BuildModelsResponse | None]) -> Any:

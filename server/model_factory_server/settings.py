@@ -67,6 +67,12 @@ class BackendSettings:
         name="plugin",
         metavar="MODULE",
     )
+    imports: tuple[str, ...] = setting(
+        (),
+        "a package, or a module in one, whose classes and functions configs may name as _target_; may be repeated",
+        name="allow_import",
+        metavar="MODULE",
+    )
     hub: HubSettings = field(default_factory=HubSettings)
 
     def __post_init__(self) -> None:
@@ -76,6 +82,10 @@ class BackendSettings:
             raise ServerError(
                 f"--backend-path DIR goes with --backend {POLICY_CONSTRUCTOR}: give both, or neither; "
                 f"got --backend {self.name} and {'no path' if self.path is None else f'the path {self.path}'}"
+            )
+        if self.imports and self.name != BUILTIN:
+            raise ServerError(
+                f"--allow-import goes with --backend {BUILTIN}: a checkout's blocks are its own registry's"
             )
 
 
@@ -112,6 +122,31 @@ class LimitSettings:
     max_queue_per_client: int = setting(512, "builds of one client that wait", minimum=0)
     max_calls: int = setting(512, "calls in progress, streams of blobs included", minimum=1)
     max_calls_per_client: int = setting(128, "calls in progress of one client", minimum=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessSettings:
+    """Who may talk to the server."""
+
+    tls_cert: Path | None = setting(None, "the server's certificate chain in PEM; read again when it changes")
+    tls_key: Path | None = setting(None, "the certificate's private key in PEM")
+    tls_client_ca: Path | None = setting(
+        None, "authorities in PEM; only clients with a certificate signed by one of them may connect"
+    )
+    tokens: Path | None = setting(
+        None, "lines of 'model-factory token'; only clients with one of the tokens may call; read again when it changes"
+    )
+    allow_plaintext: bool = setting(False, "listen beyond this machine without TLS, where something else encrypts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionSettings:
+    """Connections."""
+
+    keepalive_interval: float = setting(60.0, "between pings, which tell whether a client is still there", minimum=1.0)
+    keepalive_timeout: float = setting(20.0, "how long an answer to a ping may take", minimum=1.0)
+    ping_interval: float = setting(30.0, "clients that ping more often than that are cut off", minimum=0.1)
+    stall_timeout: float = setting(120.0, "how long a client may take no byte of a blob", minimum=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,5 +202,7 @@ class Settings:
     )
     backend: BackendSettings = field(default_factory=BackendSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     isolation: IsolationSettings = field(default_factory=IsolationSettings)
     observe: ObserveSettings = field(default_factory=ObserveSettings)

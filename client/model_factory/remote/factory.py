@@ -19,6 +19,7 @@ from model_factory.descriptor.weights import map_weights
 from model_factory.errors import ServerError
 from model_factory.remote.blobs import fetch_blob, read_blob
 from model_factory.remote.connection import Connection
+from model_factory.remote.credentials import Credentials
 from model_factory.remote.programs import RemotePrograms
 from model_factory.remote.progress import building, downloading
 from model_factory.settings import default_cache_dir, environment
@@ -45,6 +46,7 @@ class RemoteModelFactory:
         base_dir: str | PathLike[str] | None = None,
         cache_dir: str | PathLike[str] | None = None,
         timeout: float | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         """Make a factory; nothing is contacted until it is used.
 
@@ -57,8 +59,9 @@ class RemoteModelFactory:
             base_dir: What relative config paths are relative to; by default the working directory.
             cache_dir: The node's cache; by default ``$MODEL_FACTORY_CACHE`` or the user's cache folder.
             timeout: Seconds that a call to the server may take; by default unlimited.
+            credentials: TLS and token; by default what ``MODEL_FACTORY_*`` variables say, which is neither without any.
         """
-        self._connection = Connection(address, timeout)
+        self._connection = Connection(address, timeout, credentials)
         self._seed = seed
         self._dtype = "" if dtype is None else torch_name(dtype)
         self._device = torch.device(device)

@@ -64,6 +64,7 @@ CATALOGUE: tuple[Reason, ...] = (
         code=code_pb2.INTERNAL,
         public=f"the server's store cannot be read or written; {_SEE_LOG}",
     ),
+    Reason(name="ACCESS_DENIED", error=errors.AccessError, code=code_pb2.UNAUTHENTICATED),
     Reason(name="UNAVAILABLE", error=errors.UnavailableError, code=code_pb2.UNAVAILABLE, retry_seconds=1.0),
     Reason(name="SERVER_FAILED", error=errors.ServerError, code=code_pb2.INTERNAL),
 )

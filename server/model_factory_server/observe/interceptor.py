@@ -17,6 +17,7 @@ import grpc
 
 from model_factory.errors import ModelFactoryError
 from model_factory.v1 import wire
+from model_factory_server.access import Access
 from model_factory_server.observe.call import Call, enter_call
 from model_factory_server.observe.logs import fields
 from model_factory_server.observe.metrics import Metrics
@@ -36,9 +37,10 @@ _STATUS_OF = {code.value[0]: code for code in grpc.StatusCode}
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """Wraps the handlers of all methods."""
 
-    def __init__(self, metrics: Metrics, traces: Traces) -> None:
+    def __init__(self, metrics: Metrics, traces: Traces, access: Access) -> None:
         self._metrics = metrics
         self._traces = traces
+        self._access = access
 
     async def intercept_service(
         self,
@@ -113,6 +115,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         status = grpc.StatusCode.OK.name
         try:
             try:
+                call.identity = self._access.identify(method.labels[1], method.metadata, context)
                 yield
             except (asyncio.CancelledError, GeneratorExit):
                 status = _why_cancelled(context).name
