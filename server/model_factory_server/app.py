@@ -40,6 +40,8 @@ _OPTIONS = [
 def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; ``on_ready`` is told ``HOST:PORT`` once calls are answered.
 
+    The first signal lets calls in progress end within the drain timeout; a second one ends them at once.
+
     Raises:
         ServerError: the address cannot be bound, or the backend or a plug-in cannot be used.
         StoreError: the store cannot be used.
@@ -48,14 +50,14 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
 
 
 async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
+    check_exposure(settings.listen, settings.access)
+    tls, access = credentials(settings.access), Access(settings.access)
     store = Store(settings.store)
     backend = identify(settings.backend, _device_kind(settings.device))
     metrics, traces = Metrics(), configure_traces(environment())
     builder = Builder(settings, store, backend, metrics, traces)
     _describe(metrics, settings, store, builder, backend)
     bound = ("grpc.max_receive_message_length", settings.limits.max_request_bytes)
-    check_exposure(settings.listen, settings.access)
-    tls, access = credentials(settings.access), Access(settings.access)
     server = grpc.aio.server(
         options=[*_OPTIONS, bound, *_keepalive(settings.connections)],
         interceptors=[CallInterceptor(metrics, traces, access)],
@@ -65,9 +67,7 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
         _add_reflection(server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop, now = _signals()
     try:
         if settings.observe.metrics_listen is not None:
             log.info("metrics on http://%s/metrics", metrics.serve(settings.observe.metrics_listen))
@@ -83,14 +83,31 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
         log.info("stopping: calls in progress have %g seconds to end", settings.drain_timeout)
         metrics.serving.set(0)
         await health.enter_graceful_shutdown()
-        if settings.drain_delay:
-            await asyncio.sleep(settings.drain_delay)
-        await server.stop(settings.drain_timeout)
+        if not await _before(now, _drain(server, settings)):
+            log.warning("told again to stop: calls in progress end at once")
     finally:
         await server.stop(None)
         builder.close()
         metrics.close()
         traces.close()
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Return what the first signal to stop sets, and what a second one does."""
+    stop, now = asyncio.Event(), asyncio.Event()
+
+    def told() -> None:
+        (now if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told)
+    return stop, now
+
+
+async def _drain(server: grpc.aio.Server, settings: Settings) -> None:
+    if settings.drain_delay:
+        await asyncio.sleep(settings.drain_delay)
+    await server.stop(settings.drain_timeout)
 
 
 def _describe(metrics: Metrics, settings: Settings, store: Store, builder: Builder, backend: BackendIdentity) -> None:
@@ -141,9 +158,10 @@ def _keepalive(settings: ConnectionSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.keepalive_time_ms", round(settings.keepalive_interval * 1000)),
         ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout * 1000)),
+        ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout * 1000)),  # else a minute, whatever that says
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", round(settings.ping_interval * 1000)),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(settings.ping_interval * 1000)),
         ("grpc.http2.max_ping_strikes", 2),
     ]
 

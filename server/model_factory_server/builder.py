@@ -314,6 +314,8 @@ class Builder:
             # In this call's context, so that what the thread logs belongs to it.
             context, attend = contextvars.copy_context(), functools.partial(self._attend, attempt, receiver, sender)
             attending = loop.run_in_executor(self._threads, context.run, attend, relay, seconds)
+            # Given up, it fails with its process, and nobody is there to hear of it.
+            attending.add_done_callback(lambda future: future.cancelled() or future.exception())
             try:
                 return await asyncio.shield(attending)
             except asyncio.CancelledError:

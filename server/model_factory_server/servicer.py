@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
@@ -143,7 +143,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                     grpc.StatusCode.OUT_OF_RANGE, f"offset {request.offset_bytes} is outside the {blob.size} bytes"
                 )
             left = min(request.limit_bytes or blob.size, blob.size - request.offset_bytes)
-            with path.open("rb") as file:
+            with path.open("rb") as file, _patience(self._settings.connections.stall_timeout) as progress:
                 file.seek(request.offset_bytes)
                 while left:
                     data = await asyncio.to_thread(file.read, min(limits.BLOB_CHUNK_BYTES, left))
@@ -151,6 +151,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                         raise ServerError(f"blob {blob.digest} ended early")
                     left -= len(data)
                     self._metrics.blob_bytes.inc(len(data))
+                    progress()
                     yield data
 
     @contextmanager
@@ -240,6 +241,24 @@ class _Call:
             await asyncio.gather(*tasks.values(), return_exceptions=True)
         self.component = ""
         return {name: task.result() for name, task in tasks.items()}
+
+
+@contextmanager
+def _patience(seconds: float) -> Iterator[Callable[[], None]]:
+    """Cancel this task when ``seconds`` pass without a call of what is returned: its reader has stopped reading."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    timer = loop.call_later(seconds, task.cancel)
+
+    def progress() -> None:
+        nonlocal timer
+        timer.cancel()
+        timer = loop.call_later(seconds, task.cancel)
+
+    try:
+        yield progress
+    finally:
+        timer.cancel()
 
 
 def _client_of(context: Context) -> str:

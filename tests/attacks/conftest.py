@@ -29,6 +29,10 @@ BOUNDS = {
     "--build-cpu-timeout": "2",
     "--max-queue": "6",
     "--max-calls": "8",
+    "--keepalive-interval": "1",
+    "--keepalive-timeout": "2",
+    "--ping-interval": "0.3",
+    "--stall-timeout": "2",
 }
 
 
