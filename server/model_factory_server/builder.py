@@ -307,10 +307,10 @@ class Builder:
         def relay(stage: str) -> None:
             loop.call_soon_threadsafe(report, stage)
 
-        receiver, sender = self._context.Pipe(duplex=False)
-        attempt = _Attempt(self._context.Process(target=_enter_worker, args=(job, sender), daemon=True))
         seconds = seconds or self._settings.limits.build_timeout
         async with self.admission.builder(client):
+            receiver, sender = self._context.Pipe(duplex=False)  # here, so that what waits has none
+            attempt = _Attempt(self._context.Process(target=_enter_worker, args=(job, sender), daemon=True))
             # In this call's context, so that what the thread logs belongs to it.
             context, attend = contextvars.copy_context(), functools.partial(self._attend, attempt, receiver, sender)
             attending = loop.run_in_executor(self._threads, context.run, attend, relay, seconds)
