@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,10 +94,10 @@ def _prove_mode(module: nn.Module, recorded: Recorded, arguments: Mapping[str, A
     candidates = candidate_shapes(recorded, example_shapes, _acceptance(module, recorded, examples))
     proven = 0
     for shapes in [*candidates, *([example_shapes] if decides else [])]:
-        for leaves in _inputs(examples, shapes, decides):
-            actual = _observe(replay, module, leaves)
+        for seed, leaves in enumerate(_inputs(examples, shapes, decides), PROOF_SEED):
+            actual = _observe(replay, module, leaves, seed)
             if not isinstance(actual, OtherSideError):
-                proven += _compare_runs(_observe(original, module, leaves), actual, shapes)
+                proven += _compare_runs(_observe(original, module, leaves, seed), actual, shapes)
                 break
     if not proven:
         raise unreached() if decides else _disproved("the forward refused every size it was tried at")
@@ -156,7 +157,8 @@ def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Sha
 def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.Tensor]) -> Callable[[Shapes], bool]:
     """Return whether the forward accepts given sizes.
 
-    It is asked on the meta device, where that costs next to nothing, or, where it needs real tensors, with these.
+    It is asked on the meta device, where that costs next to nothing, or, where it needs real tensors, with these; where
+    values decide, its program is asked, which ends sooner than the forward where the values lead elsewhere.
     """
     signature = Signature.of(module.forward)
     on_meta: dict[int, torch.Tensor] = {}
@@ -170,7 +172,9 @@ def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.
 
     def accepts_really(shapes: Shapes) -> bool:
         leaves = next(draws(examples, shapes), [])
-        return not isinstance(_observe(call, module, leaves), Exception)
+        asked = partial(Runner(recorded.program).run, module) if recorded.program.outcomes() else call
+        observed = _observe(asked, module, leaves)
+        return not isinstance(observed, Exception) or isinstance(observed, OtherSideError)
 
     def accepts(shapes: Shapes) -> bool:
         leaves = [
@@ -214,14 +218,17 @@ def _free_groups(recorded: Recorded, sizes: Mapping[Dim, int]) -> list[list[Dim]
 
 
 def _observe(
-    call: Callable[[list[torch.Tensor]], Any], module: nn.Module, leaves: Sequence[torch.Tensor]
+    call: Callable[[list[torch.Tensor]], Any],
+    module: nn.Module,
+    leaves: Sequence[torch.Tensor],
+    seed: int = PROOF_SEED,
 ) -> Exception | dict[str, Any]:
-    """Run once from a fixed seed; everything that can be seen of the run, or its error. The module is as before."""
+    """Run once from a seed; everything that can be seen of the run, or its error. The module is as before."""
     inputs = [leaf.clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     plain = plain_tensors(module)
     parameters = [item for item in [*module.parameters(), *plain.values()] if item.requires_grad]
     with torch.random.fork_rng(), torch.enable_grad(), untouched(module):
-        torch.manual_seed(PROOF_SEED)
+        torch.manual_seed(seed)
         try:
             outputs, structure = pytree.tree_flatten(call(inputs))
             differentiable = [item for item in outputs if isinstance(item, torch.Tensor) and item.requires_grad]

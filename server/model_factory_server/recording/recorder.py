@@ -106,12 +106,19 @@ def _run_decided(
     module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome] = ()
 ) -> tuple[_Recording, Program]:
     """Record once more for each decision by values that ``outcomes`` does not tell."""
+    told, refusing = len(outcomes), -1
     while True:
         recording = _Recording(module, arguments, None, outcomes)
         try:
             return recording, recording.run()
         except UndecidedError as question:
             outcomes = (*outcomes, outcome_on(module, question, call_form(arguments)[1]))
+        except CallFormError:
+            # A side that refuses, of an assertion say. The values here may be none but stand-ins: so the other side.
+            if len(outcomes) in {told, refusing} or outcomes[-1] not in {True, False}:
+                raise
+            refusing = len(outcomes)
+            outcomes = (*outcomes[:-1], not outcomes[-1])
 
 
 class _Recording:

@@ -37,6 +37,7 @@ from model_factory.graph.program import (
 )
 from model_factory.graph.records import Record, RecordTuple
 from model_factory_server.recording.dtypes import ReadDtype
+from model_factory_server.recording.rules import result_by_rule
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
 
 _OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(list(OPS.items()))}
@@ -55,12 +56,6 @@ _KERNELS = frozenset(
         "addmm layer_norm group_norm batch_norm instance_norm rms_norm scaled_dot_product_attention softmax "
         "gelu silu relu"
     ).split()
-)
-# Stock modules that give what they get its sizes back. They are answered by this rule: running them on symbols costs
-# seconds, and what they refuse they will refuse themselves when the program runs.
-_SAME_SIZES = (
-    *(nn.TransformerEncoder, nn.TransformerDecoder, nn.LayerNorm, nn.Dropout, nn.Identity),
-    *(nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.LeakyReLU),
 )
 # Torch's C++ rules for these take sizes for plain numbers, and its Python ones do not; so inside stock modules (RNNs).
 _COMPOSITES = frozenset("interpolate upsample bilinear".split())
@@ -306,8 +301,7 @@ class Tape(TorchFunctionMode):
         self._paused += 1
         self.shape_env.inside_op += 1
         try:
-            first: Any = next(iter((*args, *kwargs.values())), None)
-            result = _result_by_rule(module, first) if isinstance(first, torch.Tensor) else None
+            result = result_by_rule(module, args, kwargs)
             if result is None:
                 with enable_python_dispatcher():
                     result = call(module, *args, **kwargs)
@@ -407,32 +401,6 @@ class Tape(TorchFunctionMode):
         raise NotPortableError(
             f"its forward passes a {type(value).__module__}.{type(value).__qualname__}, which is not plain data"
         )
-
-
-def _result_by_rule(module: nn.Module, first: torch.Tensor) -> Any:
-    """A fake result of a stock module called with ``first``, or None if it has to be run to know."""
-    if type(module) is nn.LSTMCell and first.dim():
-        return tuple(first.new_empty((*first.shape[:-1], module.hidden_size)) for _ in range(2))
-    sizes = _sizes_after(module, first.shape)
-    return None if sizes is None else first.new_empty(sizes)
-
-
-def _sizes_after(module: nn.Module, sizes: Sequence[Any]) -> Sequence[Any] | None:
-    """Sizes of a stock module's result by rule, or None if it has to be run to know."""
-    if isinstance(module, _SAME_SIZES):
-        return sizes
-    if type(module) is nn.Linear and sizes:
-        return (*sizes[:-1], module.out_features)
-    if type(module) in {nn.RNNCell, nn.GRUCell} and sizes:
-        return (*sizes[:-1], module.hidden_size)
-    if type(module) is nn.Sequential:
-        for child in module:
-            known = _sizes_after(child, sizes) if is_stock(child) else None
-            if known is None:
-                return None
-            sizes = known
-        return sizes
-    return None
 
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:

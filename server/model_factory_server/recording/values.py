@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_factory.errors import NotPortableError
+from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.program import Outcome, Program
 from model_factory.graph.runner import OtherSideError, Runner
 from model_factory_server.recording.tape import UndecidedError
@@ -20,7 +20,7 @@ MAX_DRAWS = 200
 """Inputs that are tried to find some that take one side of a decision."""
 
 PROOF_SEED = 20
-"""Of the random numbers that a forward draws."""
+"""The first of those that a forward draws its random numbers from."""
 
 _Draw = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 
@@ -31,9 +31,10 @@ def outcome_on(module: nn.Module, question: UndecidedError, examples: Sequence[t
     Raises:
         NotPortableError: no inputs were found that lead up to the decision.
     """
-    for leaves in itertools.chain([examples], draws(examples, [leaf.shape for leaf in examples])):
+    inputs = itertools.chain([examples], draws(examples, [leaf.shape for leaf in examples]))
+    for seed, leaves in enumerate(inputs, PROOF_SEED):
         try:
-            value = _run(module, question.program, leaves)
+            value = _run(module, question.program, leaves, seed)
         except OtherSideError:
             continue
         return bool(value) if question.kind == "bool" else int(value)
@@ -44,16 +45,21 @@ def takes_side(module: nn.Module, program: Program, leaves: Sequence[torch.Tenso
     """Whether inputs take the side of every decision that a program is for."""
     if program.outcomes():
         try:
-            _run(module, program, leaves)
+            _run(module, program, leaves, PROOF_SEED)
         except OtherSideError:
             return False
     return True
 
 
-def _run(module: nn.Module, program: Program, leaves: Sequence[torch.Tensor]) -> Any:
+def _run(module: nn.Module, program: Program, leaves: Sequence[torch.Tensor], seed: int) -> Any:
     with torch.random.fork_rng(), untouched(module), torch.no_grad():
-        torch.manual_seed(PROOF_SEED)
-        return Runner(program).run(module, [leaf.clone() for leaf in leaves])
+        torch.manual_seed(seed)
+        try:
+            return Runner(program).run(module, [leaf.clone() for leaf in leaves])
+        except OtherSideError:
+            raise
+        except Exception as error:  # the forward is the operator's code: whatever its steps raise is its refusal
+            raise CallFormError(f"the forward refused the call: {type(error).__name__}: {error}") from error
 
 
 def unreached() -> NotPortableError:
