@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-fast lint types imports stubs clean
+.PHONY: faults fuzz demo test test-fast lint types imports stubs clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,18 @@ test: lint types imports  ## every check and every test
 
 test-fast: $(VENV)/installed  ## the suites that start no server
 	$(BIN)/python -m pytest tests/unit tests/property tests/golden
+
+FUZZ_EXAMPLES ?= 20000
+FUZZ_SEED ?= 0
+
+fuzz: $(VENV)/installed  ## what tests/property tries, FUZZ_EXAMPLES times each; FUZZ_SEED repeats a run
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/property --timeout=0 --hypothesis-seed=$(FUZZ_SEED)
+
+FAULT_SECONDS ?= 600
+FAULT_SEED ?= 0
+
+faults: $(VENV)/installed  ## a server under load with one fault after another; FAULT_SEED repeats a run
+	FAULT_SECONDS=$(FAULT_SECONDS) FAULT_SEED=$(FAULT_SEED) $(BIN)/python -m pytest -s tests/fault/test_under_faults.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -6,29 +6,24 @@ import asyncio
 import contextvars
 import functools
 import logging
-import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from model_factory import errors
 from model_factory.components import component_seed
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.documents import encode_document
-from model_factory.settings import only_variables
 from model_factory.store import Blob, Store
 from model_factory_server.admission import Admission
 from model_factory_server.backends.identity import BackendIdentity
-from model_factory_server.confine import kill_session
+from model_factory_server.forks import Attempt, ForkServer
 from model_factory_server.keys import architecture_key, build_key, call_key
 from model_factory_server.observe.call import current_call
 from model_factory_server.observe.jobs import JobWatch
@@ -40,7 +35,6 @@ log = logging.getLogger(__name__)
 
 OnStage = Callable[[str], None]
 
-_PRELOADED = "model_factory_server.warm"
 _OWN_SECONDS = 60.0  # of the server's own jobs: the operator's limit is for what configs make grow
 _WARM_UP = encode_document(
     {
@@ -82,50 +76,6 @@ class _Flight:
             listener(stage)
 
 
-class _Attempt:
-    """A worker process doing a job; may be given up from another thread at any time."""
-
-    def __init__(self, process: Any) -> None:
-        self._process = process
-        self._lock = threading.Lock()
-        self._over = False
-        self._gone = False
-        self.is_well = False
-        """Whether the process came to its end as it should, and so left nothing behind."""
-
-    def start(self) -> bool:
-        """Start the process, unless it has been given up."""
-        with self._lock:
-            if not self._over:
-                self._process.start()
-            return not self._over
-
-    def end(self) -> None:
-        """Kill the process and its group; nothing is started from now on."""
-        with self._lock:
-            self._over = True
-            if self._gone or self._process.pid is None:
-                return
-            self._process.kill()
-            with suppress(ProcessLookupError):  # it had not made its group yet, or all are gone
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-    def wait(self) -> int | None:
-        """Wait until the process has ended and return its exit code, negative for a signal's number."""
-        if self._process.pid is not None:
-            self._process.join()
-        return self._process.exitcode  # type: ignore[no-any-return]
-
-    def clear(self) -> None:
-        """End what is left, for good: from now on its number may be another process's."""
-        self.end()
-        self.wait()
-        if not self.is_well and self._process.pid is not None:
-            kill_session(self._process.pid)
-        with self._lock:
-            self._gone = True
-
-
 class Builder:
     """Turns requests into builds; equal ones at the same time share one."""
 
@@ -140,11 +90,8 @@ class Builder:
         self.admission = Admission(settings.limits, settings.builders)
         self._threads = ThreadPoolExecutor(max_workers=settings.builders, thread_name_prefix="builder")
         self._flights: dict[str, _Flight] = {}
-        self._attempts: set[_Attempt] = set()
-        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([_PRELOADED])
-        with only_variables(settings.isolation.allows_variable):
-            forkserver.ensure_running()
+        self._attempts: set[Attempt] = set()
+        self._forks = ForkServer(settings.isolation.allows_variable)
 
     async def build(
         self, name: str, config: ResolvedConfig, seed: int, dtype: str, on_stage: OnStage, *, client: str
@@ -309,8 +256,8 @@ class Builder:
 
         seconds = seconds or self._settings.limits.build_timeout
         async with self.admission.builder(client):
-            receiver, sender = self._context.Pipe(duplex=False)  # here, so that what waits has none
-            attempt = _Attempt(self._context.Process(target=_enter_worker, args=(job, sender), daemon=True))
+            receiver, sender = self._forks.context.Pipe(duplex=False)  # here, so that what waits has none
+            attempt = Attempt(self._forks, _enter_worker, (job, sender))
             # In this call's context, so that what the thread logs belongs to it.
             context, attend = contextvars.copy_context(), functools.partial(self._attend, attempt, receiver, sender)
             attending = loop.run_in_executor(self._threads, context.run, attend, relay, seconds)
@@ -324,7 +271,7 @@ class Builder:
                 raise
 
     def _attend(
-        self, attempt: _Attempt, receiver: Connection, sender: Connection, report: OnStage, seconds: float
+        self, attempt: Attempt, receiver: Connection, sender: Connection, report: OnStage, seconds: float
     ) -> Any:
         """Start a worker and listen to it until it ends; runs in a thread."""
         self._attempts.add(attempt)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ from attacks.conftest import BOUNDS, CANARY, layers
 from model_factory import BuildError, ConfigError, LimitError, RemoteModelFactory
 from model_factory.limits import KIB, MIB
 from model_factory.v1 import build_pb2, capabilities_pb2, service_pb2_grpc
-from support.server import ServerProcess
+from support.server import ServerProcess, descendants
 
 A_SECOND = 1.0
 
@@ -124,6 +126,15 @@ def test_what_a_block_sees(attacked: RemoteModelFactory, guarded: ServerProcess)
     assert CANARY not in str(caught.value)
     assert "CANARY_SECRET" not in str(caught.value)
     assert "'ALLOWED_VARIABLE': 'seen'" in str(caught.value)
+    # A fork server that died and is started again sees no more than the first one.
+    fork_servers = {child for child, _ in descendants(guarded.pid) if b"forkserver" in command_line(child)}
+    for child in fork_servers:
+        os.kill(child, signal.SIGKILL)
+    assert gone(list(fork_servers), 5.0)
+    with pytest.raises((ConfigError, BuildError), match="seen: ") as caught:
+        attacked.build(hostile("Tells", what="environment", address="again"))
+    assert fork_servers
+    assert CANARY not in str(caught.value)
     assert CANARY not in guarded.log
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -138,8 +149,8 @@ def test_what_a_block_sees(attacked: RemoteModelFactory, guarded: ServerProcess)
     assert limits["Max file size"] == str(3 * MIB)
 
 
-class Leaves(Exception):  # noqa: N818
-    pass
+def command_line(process: int) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def gone(processes: list[int], seconds: float) -> bool:

@@ -66,6 +66,8 @@ def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: Call
         request = blob_pb2.ReadBlobRequest(digest=wire.to_digest(blob), offset_bytes=received)
         try:
             for data in connection.read_blob(request):
+                if not data:
+                    raise IntegrityError(f"the server at {connection.address} sends chunks with nothing in them")
                 received += len(data)
                 if received > blob.size:
                     raise IntegrityError(
