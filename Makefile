@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-fast lint types imports stubs clean
+.PHONY: demo test test-fast lint types imports stubs soak clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ types: $(VENV)/installed
 
 imports: $(VENV)/installed
 	$(BIN)/lint-imports
+
+soak: $(VENV)/installed  ## an hour under load, with its plot in soak/; SOAK="--seconds 60 --clients 100" for less
+	$(BIN)/python scripts/soak.py $(SOAK)
 
 stubs: $(VENV)/installed  ## regenerate the gRPC stubs after a change to proto/
 	$(BIN)/python scripts/generate_stubs.py
