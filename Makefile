@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: faults fuzz demo test test-fast lint types imports stubs clean
+.PHONY: demo test test-fast lint types imports stubs soak fuzz faults images clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,12 +35,21 @@ faults: $(VENV)/installed  ## a server under load with one fault after another; 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml docker/compose.gpu.yaml
 
 types: $(VENV)/installed
 	$(BIN)/mypy
 
 imports: $(VENV)/installed
 	$(BIN)/lint-imports
+
+soak: $(VENV)/installed  ## an hour under load, with its plot in soak/; SOAK="--seconds 60 --clients 100" for less
+	$(BIN)/python scripts/soak.py $(SOAK)
+
+images: $(VENV)/installed  ## do what the Dockerfiles say in plain virtual environments, and lint the manifests (minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check kubernetes-validate
+	$(BIN)/kubernetes-validate docker/k8s/[!k]*.yaml
+	$(BIN)/python scripts/image_steps.py
 
 stubs: $(VENV)/installed  ## regenerate the gRPC stubs after a change to proto/
 	$(BIN)/python scripts/generate_stubs.py

@@ -135,7 +135,7 @@ class Builder:
         if record is None:
             job: dict[str, Any] = {"kind": "record", "path": path, "call": call, "training": tuple(training.items())}
             record = await self._once("record", key, lambda report: self._run(config, dtype, report, client, **job))
-            self._store.put_record(key, record)
+            await self._keep(key, record)
         return self._read(record["programs"])
 
     async def blocks(self) -> list[dict[str, Any]]:
@@ -189,13 +189,13 @@ class Builder:
         result = await self._run(config, dtype, report, client, seconds=seconds, **job)
         record = (known or {}) | result
         if known is None:
-            self._store.put_record(architecture, {name: record[name] for name in ("descriptor", "programs")})
-        self._store.put_record(key, record)
+            await self._keep(architecture, {name: record[name] for name in ("descriptor", "programs")})
+        await self._keep(key, record)
         return record
 
     async def _describe(self, key: str, config: ResolvedConfig, dtype: str, report: OnStage, client: str) -> Any:
         record = await self._run(config, dtype, report, client, kind="describe")
-        self._store.put_record(key, record)
+        await self._keep(key, record)
         return record
 
     async def _once(
@@ -299,6 +299,10 @@ class Builder:
         if record is None or any(name not in record or self._store.find(Blob(*record[name])) is None for name in names):
             return None
         return record
+
+    async def _keep(self, key: str, record: Any) -> None:
+        """Put a record into the store; flushing it to the disk may take a while, and others wait for the loop."""
+        await asyncio.to_thread(self._store.put_record, key, record)
 
     def _read(self, entry: list[Any]) -> bytes:
         data = self._store.read(Blob(*entry))

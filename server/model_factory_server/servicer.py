@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
@@ -30,6 +31,9 @@ Context = Any
 _DTYPES = frozenset({"", "float16", "bfloat16", "float32", "float64"})
 _MAX_NAME_BYTES = 255
 INLINE_BYTES = limits.MIB
+
+# Parsing the largest config takes seconds. Few threads, since each that has work takes its share from the event loop.
+_PARSERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="parser")
 
 
 class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
@@ -73,7 +77,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
     ) -> build_pb2.DescribeModelsResponse:
         """See service.proto."""
         with self._answering(context) as call:
-            configs = call.read(request.components, request.dtype)
+            configs = await call.read(request.components, request.dtype)
             described = await call.gather(
                 {
                     name: self._builder.describe(config, request.dtype, client=call.client)
@@ -91,7 +95,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
     ) -> AsyncIterator[build_pb2.BuildModelsResponse]:
         """See service.proto."""
         with self._answering(context) as call:
-            configs = call.read(request.components, request.dtype)
+            configs = await call.read(request.components, request.dtype)
             events: asyncio.Queue[build_pb2.BuildModelsResponse | None] = asyncio.Queue()
             builds = {
                 name: self._builder.build(
@@ -113,7 +117,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
     ) -> program_pb2.RecordProgramResponse:
         """See service.proto."""
         with self._answering(context) as call:
-            configs = call.read([request.component], request.dtype)
+            configs = await call.read([request.component], request.dtype)
             most = self._settings.limits.max_config_bytes
             if len(request.call_json) > most:
                 raise LimitError(f"a call takes at most {most} bytes, got {len(request.call_json)}")
@@ -198,8 +202,8 @@ class _Call:
         self.client = client
         self.component = ""  # that it is at, for the error message
 
-    def read(self, components: Any, dtype: str) -> dict[str, ResolvedConfig]:
-        """Check the components of a request and parse their configs."""
+    async def read(self, components: Any, dtype: str) -> dict[str, ResolvedConfig]:
+        """Check the components of a request and parse their configs, while others are answered."""
         if not 0 < len(components) <= self._limits.max_components:
             raise LimitError(f"a request has 1 to {self._limits.max_components} components, got {len(components)}")
         if dtype not in _DTYPES:
@@ -211,10 +215,14 @@ class _Call:
                 raise FormatError(
                     f"component names are unique and have 1 to {_MAX_NAME_BYTES} bytes, got {name[:80]!r}"
                 )
-            self._check_extent(component.config_json)
-            configs[name] = parse_config(component.config_json)
+            loop = asyncio.get_running_loop()
+            configs[name] = await loop.run_in_executor(_PARSERS, self._parse, component.config_json)
         self.component = ""
         return configs
+
+    def _parse(self, data: bytes) -> ResolvedConfig:
+        self._check_extent(data)
+        return parse_config(data)
 
     def _check_extent(self, data: bytes) -> None:
         """Refuse a config over this server's own bounds before anything is made of it."""

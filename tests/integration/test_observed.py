@@ -22,11 +22,15 @@ from model_factory import ConfigError, RemoteModelFactory, StoreError
 from model_factory.v1 import build_pb2, capabilities_pb2, service_pb2_grpc, wire
 from support.otlp import Collector, attributes
 from support.server import ServerProcess, running_server
+from support.soak import SERVER_FLAGS, soak
 
 MakeRemote = Callable[..., RemoteModelFactory]
 SERVICE = "model_factory.v1.ModelFactoryService"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
+SOAK_SECONDS = 5.0
+CLIENTS = 80
+PARSE_SECONDS = 2.0
 
 
 def layers(*specs: Any) -> dict[str, Any]:
@@ -53,6 +57,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> 
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
         patch.setenv("OTEL_SERVICE_NAME", "the-service")
         flags = ("--log-format", "json", "--log-level", "debug", "--metrics-listen", "127.0.0.1:0", "--reflection")
+        flags += SERVER_FLAGS
         with running_server(tmp_path_factory.mktemp("observed") / "store", *flags) as process:
             yield process
 
@@ -82,9 +87,12 @@ def lines_of(server: ServerProcess, request_id: str, seconds: float = 5.0) -> li
         time.sleep(0.02)
 
 
+def metrics_address(server: ServerProcess) -> str:
+    return next(match[1] for line in lines(server) if (match := re.search(r"http://(\S+)/metrics", line["message"])))
+
+
 def scrape(server: ServerProcess) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    address = next(match[1] for line in lines(server) if (match := re.search(r"http://(\S+)/metrics", line["message"])))
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{metrics_address(server)}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -336,7 +344,7 @@ def test_a_stopping_server_says_so_from_the_first_signal(
     start_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
     """With a delay it answers new calls meanwhile, so that balancers learn of it before anybody meets a closed port."""
-    server = start_server(tmp_path / "stopping", "--drain-delay", "1.5", "--log-level", "warning")
+    server = start_server(tmp_path / "stopping", "--drain-delay", "1", "--log-level", "warning")
     with grpc.insecure_channel(server.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())
@@ -353,3 +361,41 @@ def test_a_stopping_server_says_so_from_the_first_signal(
             watch.cancel()
     assert server._process.wait(30) == 0
     assert server.log == ""
+
+
+def test_many_clients_of_all_kinds(observed: ServerProcess) -> None:
+    """A soak of some seconds: what the command does for an hour, with the same checks."""
+    address = metrics_address(observed)
+    outcome = soak(observed, f"http://{address}/metrics", seconds=SOAK_SECONDS, clients=CLIENTS, seed=20261123)
+    # Everything shares two cores here, and a span of each call is kept until it is sent.
+    assert not outcome.faults(health_seconds=2.0, growth_mib=64.0), outcome.summary()
+    assert {"hit", "download", "describe", "build", "give up"} <= set(outcome.latencies)
+    assert len(outcome.probes) > SOAK_SECONDS
+    assert max(sample.descriptors for sample in outcome.samples) > CLIENTS / 2, "were there that many connections?"
+
+
+def test_a_health_check_does_not_wait_for_others_large_configs(server: ServerProcess) -> None:
+    """The largest configs take seconds to read; who sends them by the dozen makes nobody else wait."""
+    layers = [{"_type_": "nn.Linear", "in_features": 3, "out_features": 3}] * 12_000
+    config = json.dumps({"schema_version": 1, "model": {"sequential": {"layers": layers}}}).encode()
+    # One name twice: read and then refused, so that nothing is built.
+    names = [*(str(index) for index in range(8)), "0"]
+    request = build_pb2.DescribeModelsRequest(
+        components=[build_pb2.Component(name=name, config_json=config) for name in names]
+    )
+    took: list[float] = []
+    with grpc.insecure_channel(server.address) as channel, grpc.insecure_channel(server.address) as other:
+        calls = [
+            service_pb2_grpc.ModelFactoryServiceStub(other).DescribeModels.future(request, timeout=120)
+            for _ in range(4)
+        ]
+        check = channel.unary_unary(wire.HEALTH_CHECK, request_serializer=bytes, response_deserializer=wire.health_of)
+        begun = time.monotonic()
+        while time.monotonic() - begun < PARSE_SECONDS:
+            started = time.monotonic()
+            assert check(b"", timeout=30) == "SERVING"
+            took.append(time.monotonic() - started)
+        assert not any(call.done() for call in calls), "they were read too soon to be in anyone's way"
+        for call in calls:
+            call.cancel()
+    assert max(took) < 1.0, sorted(took)[-5:]

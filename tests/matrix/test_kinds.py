@@ -51,7 +51,8 @@ class Server:
     ) -> Recorded:
         self.calls += 1
         with torch.random.fork_rng():
-            return record_call(make(self.name), path, decode_call(encode_call(arguments, None, outcomes)), dict(training))
+            call = decode_call(encode_call(arguments, None, outcomes))
+            return record_call(make(self.name), path, call, dict(training))
 
 
 @pytest.mark.parametrize("name", BLOCKS)

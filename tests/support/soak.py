@@ -133,27 +133,50 @@ def soak(server: ServerProcess, metrics_url: str, *, seconds: float, clients: in
     outcome = Outcome()
     before = _handled(metrics_url)
     started = time.monotonic()
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    stop = context.Event()
-    prober = context.Process(target=_probe, args=(server.address, sender, stop))
-    prober.start()
-    sender.close()  # so that its end is seen here if it dies
     sampling = threading.Event()
     outcome.samples.append(_sample(server, started))
     sampler = threading.Thread(target=_keep_sampling, args=(server, started, outcome.samples, sampling))
     sampler.start()
+    stop = _SPAWN.Event()
+    # In processes of their own: nothing of the clients is left when they have ended, and no probe waits for them.
+    load = _Apart(_drive, server.address, seconds, clients, seed)
+    prober = _Apart(_probe, server.address, stop)
     try:
-        asyncio.run(_Load(server.address, outcome, seed).run(seconds, clients))
+        outcome.latencies, outcome.errors, outcome.counts, outcome.bytes = load.result()
     finally:
         stop.set()
-        outcome.probes, outcome.probe_errors = receiver.recv()
-        prober.join()
+        outcome.probes, outcome.probe_errors = prober.result()
         sampling.set()
         sampler.join()
     outcome.samples.append(_settled(server, started, outcome.samples[0]))
     outcome.handled = {name: count - before.get(name, 0) for name, count in _handled(metrics_url).items()}
     return outcome
+
+
+_SPAWN = multiprocessing.get_context("spawn")
+
+
+class _Apart:
+    """A function in a process of its own, which gets a connection to send its result to before its arguments."""
+
+    def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._receiver, sender = _SPAWN.Pipe(duplex=False)
+        self._process = _SPAWN.Process(target=function, args=(sender, *arguments))
+        self._process.start()
+        sender.close()  # so that its end is seen here if it dies
+
+    def result(self) -> Any:
+        """Wait for it; EOFError if it died."""
+        with self._receiver:
+            result = self._receiver.recv()
+        self._process.join()
+        return result
+
+
+def _drive(sender: Connection, address: str, seconds: float, clients: int, seed: int) -> None:
+    outcome = Outcome()
+    asyncio.run(_Load(address, outcome, seed).run(seconds, clients))
+    sender.send((outcome.latencies, outcome.errors, outcome.counts, outcome.bytes))
 
 
 class _Load:
@@ -270,8 +293,8 @@ def _request(config: bytes, seed: int) -> build_pb2.BuildModelsRequest:
     return build_pb2.BuildModelsRequest(components=[build_pb2.Component(name="m", config_json=config)], seed=seed)
 
 
-def _probe(address: str, sender: Connection, stop: Any) -> None:
-    """Ask the health service until told to stop; a process of its own, as probes are."""
+def _probe(sender: Connection, address: str, stop: Any) -> None:
+    """Ask the health service until told to stop."""
     took: list[float] = []
     errors: list[str] = []
     with grpc.insecure_channel(address) as channel:

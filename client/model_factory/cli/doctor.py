@@ -220,7 +220,11 @@ def _factory(visit: Visit, cache: str, seed: int = 0) -> Any:
     from model_factory.remote.factory import RemoteModelFactory  # noqa: PLC0415  torch
 
     return RemoteModelFactory(
-        visit.connection.address, seed=seed, cache_dir=visit.scratch / cache, timeout=_BUILD_SECONDS
+        visit.connection.address,
+        seed=seed,
+        cache_dir=visit.scratch / cache,
+        timeout=_BUILD_SECONDS,
+        credentials=visit.connection.credentials,
     )
 
 
