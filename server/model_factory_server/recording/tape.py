@@ -132,7 +132,7 @@ class Tape(TorchFunctionMode):
         self._numbers: dict[Any, Any] = {}
         self._names: dict[int, str] = {}
         self._alive: list[Any] = []  # an id is only good while its tensor lives
-        self._dtype_sources: dict[torch.dtype, str] = {}
+        self._dtype_sources: dict[torch.dtype, dict[str, None]] = {}
         self._paths: dict[nn.Module, str] = {module: path for path, module in self.root.named_modules()}
         self._paused = 0
         self._autocast = _autocast_state()
@@ -261,7 +261,10 @@ class Tape(TorchFunctionMode):
 
     def _note_dtype(self, tensor: torch.Tensor) -> None:
         self.dtype_read = True
-        self._dtype_sources[tensor.dtype] = self._tensor_name(tensor)
+        sources = self._dtype_sources.setdefault(tensor.dtype, {})
+        name = self._tensor_name(tensor)
+        sources.pop(name, None)
+        sources[name] = None  # the last one read is the last
 
     def _record_op(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = _OP_NAMES.get(func)
@@ -380,8 +383,8 @@ class Tape(TorchFunctionMode):
         if value is None or value is Ellipsis or type(value) in {bool, int, float, str}:
             return value
         if isinstance(value, torch.dtype):
-            source = self._dtype_sources.get(value)
-            return TorchConst(torch_name(value)) if source is None else ReadDtype(torch_name(value), source)
+            sources = self._dtype_sources.get(value)
+            return ReadDtype(torch_name(value), tuple(sources)) if sources else TorchConst(torch_name(value))
         if isinstance(value, torch.memory_format | torch.layout):
             return TorchConst(torch_name(value))
         if isinstance(value, torch.device):
