@@ -59,6 +59,8 @@ _KERNELS = frozenset(
 )
 # Torch's C++ rules for these take sizes for plain numbers, and its Python ones do not; so inside stock modules (RNNs).
 _COMPOSITES = frozenset("interpolate upsample bilinear".split())
+# Ops that return the tensor itself where it has the wanted dtype or layout already.
+_MAYBE_ITSELF = frozenset("to type type_as float double half bfloat16 long int bool contiguous cpu cuda".split())
 _SQUEEZES = frozenset("squeeze squeeze_".split())
 # Arithmetic on sizes; its results are symbols like sizes.
 _SIZE_ARITHMETIC = frozenset("sym_float sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum".split())
@@ -281,6 +283,8 @@ class Tape(TorchFunctionMode):
         if op == "torch.Tensor.to" and len(args) > 1 and isinstance(args[1], str):
             step_args = (step_args[0], Device(), *step_args[2:])
         result = func(*args, **kwargs)
+        if name in _MAYBE_ITSELF and any(result is arg for arg in args):
+            result = torch.ops.aten.alias(result)  # with another dtype it would be another tensor: so have two here
         return self._store(Step(call=f"op:{op}", args=step_args, kwargs=step_kwargs), result)
 
     def _fix_squeezed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
