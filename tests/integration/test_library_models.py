@@ -28,17 +28,17 @@ _VISION = {**_WIDTHS, "image_size": 32, "patch_size": 8}
 _TEXT = {**_WIDTHS, "vocab_size": VOCABULARY, "max_position_embeddings": 32, "intermediate_size": 64}
 SPECS: dict[str, dict[str, Any]] = {
     "vit": {"_type_": "hf.vit", **_VISION, "intermediate_size": 64},
-    "dinov2": {"_type_": "hf.dinov2", **_VISION},
-    "siglip_vision": {"_type_": "hf.siglip_vision", **_VISION, "intermediate_size": 64},
+    "dinov2": {"_type_": "hf.dinov2", **_VISION, "num_hidden_layers": 1},
+    "siglip_vision": {"_type_": "hf.siglip_vision", **_VISION, "num_hidden_layers": 1, "intermediate_size": 64},
     "resnet": {
         "_type_": "hf.resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic",
     },
     "gpt2": {
-        "_type_": "hf.gpt2", "vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4,
+        "_type_": "hf.gpt2", "vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 32, "n_layer": 1, "n_head": 4,
         "bos_token_id": 1, "eos_token_id": 1,
     },
     "bert": {"_type_": "hf.bert", **_TEXT},
-    "llama": {"_type_": "hf.llama", **_TEXT, "num_key_value_heads": 2},
+    "llama": {"_type_": "hf.llama", **_TEXT, "num_hidden_layers": 1, "num_key_value_heads": 2},
 }  # fmt: skip
 TEXT = ("gpt2", "bert", "llama")
 
