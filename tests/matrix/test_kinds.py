@@ -51,8 +51,9 @@ class Server:
     ) -> Recorded:
         self.calls += 1
         with torch.random.fork_rng():
-            call = decode_call(encode_call(arguments, None, outcomes))
-            return record_call(make(self.name), path, call, dict(training))
+            return record_call(
+                make(self.name), path, decode_call(encode_call(arguments, None, outcomes)), dict(training)
+            )
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,42 +60,55 @@ def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[O
         NotPortableError: the forward cannot be written down as a program.
         CallFormError: the forward itself refuses these arguments.
     """
-    first, program = _run_decided(module, arguments, outcomes)
-    dtypes: tuple[tuple[str, str], ...] = ()
-    if first.tape.dtype_read:
-        # Where only dtype arguments follow a change of dtype, they mean "the dtype of that value". Where anything else
-        # does, or the forward refuses the other dtype, the program is limited to the dtypes it was recorded with.
-        try:
-            program = merge_dtypes(program, first.again(first.other_dtype).run())
-        except (DtypeDecidesError, NotPortableError, CallFormError):
-            program, dtypes = settle_dtypes(program), first.float_dtypes()
-    return Recorded(
-        form=first.form, program=program, training=training_flags(module), dtypes=dtypes, guards=first.symbols.guards()
-    )
+    return _settled(*_run_decided(module, arguments, outcomes))
 
 
 def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Recorded]:
     """Record in eval and in train mode; one program where the two do not differ. Flags are restored."""
     before = [(item, item.training) for item in module.modules()]
     try:
+        evaluating, evaluated = _run_decided(module.eval(), arguments)
         # Usually neither mode nor dtype decides anything: two recordings that differ in both show that for both.
-        try:
-            evaluating, program = _run_decided(module.eval(), arguments)
-            module.train()
-            training = evaluating.again(evaluating.other_dtype)
-            program = merge_dtypes(program, training.run())
-        except (DtypeDecidesError, NotPortableError, CallFormError):
-            pass
-        else:
-            alike = evaluating.symbols.guards() == training.symbols.guards()
-            if alike and takes_side(module, program, call_form(arguments)[1]):  # in train mode, too
-                return [Recorded(form=evaluating.form, program=program, guards=evaluating.symbols.guards())]
-        recordings = [record(module.train(mode), arguments) for mode in (False, True)]
+        module.train()
+        other = evaluating.again(evaluating.other_dtype)
+        trained = _run_if_possible(other)
+        if trained is not None and (both := _for_both(evaluating, evaluated, other, trained)):
+            return [both]
+        training, native = _run_alike(module, arguments, evaluating.tape.decisions)
+        if training.tape.decisions != evaluating.tape.decisions:
+            trained = None
+        second = _settled(training, native, trained)
+        module.eval()
+        first = _settled(evaluating, evaluated)
     finally:
         for item, flag in before:
             item.training = flag
-    evaluated, trained = (replace(item, training=()) for item in recordings)
-    return [evaluated] if evaluated == trained else recordings
+    alike = replace(first, training=())
+    return [alike] if alike == replace(second, training=()) else [first, second]
+
+
+def _for_both(evaluating: _Recording, evaluated: Program, other: _Recording, trained: Program) -> Recorded | None:
+    """What a recording in eval mode and one in train mode and another dtype are both, if they are."""
+    guards = evaluating.symbols.guards()
+    with suppress(DtypeDecidesError):
+        program = merge_dtypes(evaluated, trained)
+        if guards == other.symbols.guards() and takes_side(other.module, program, other.leaves):  # in train mode, too
+            return Recorded(form=evaluating.form, program=program, guards=guards)
+    return None
+
+
+def _settled(first: _Recording, program: Program, other: Program | None = None) -> Recorded:
+    """A recording with its dtypes settled by one in another dtype; of the module's training flags as they are."""
+    dtypes: tuple[tuple[str, str], ...] = ()
+    if first.tape.dtype_read:
+        # Where only dtype arguments follow a change of dtype, they mean "the dtype of that value". Where anything else
+        # does, or the forward refuses the other dtype, the program is limited to the dtypes it was recorded with.
+        try:
+            program = merge_dtypes(program, other or first.again(first.other_dtype).run())
+        except (DtypeDecidesError, NotPortableError, CallFormError):
+            program, dtypes = settle_dtypes(program), first.float_dtypes()
+    flags = training_flags(first.module)
+    return Recorded(form=first.form, program=program, training=flags, dtypes=dtypes, guards=first.symbols.guards())
 
 
 def training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:
@@ -121,6 +135,23 @@ def _run_decided(
             outcomes = (*outcomes[:-1], not outcomes[-1])
 
 
+def _run_alike(
+    module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome]
+) -> tuple[_Recording, Program]:
+    """As :func:`_run_decided`, with the outcomes of another mode where the arguments lead to these in this one, too."""
+    recording = _Recording(module, arguments, None, outcomes)
+    program = _run_if_possible(recording) if outcomes else None
+    if program is not None and takes_side(module, settle_dtypes(program), recording.leaves):
+        return recording, program
+    return _run_decided(module, arguments)
+
+
+def _run_if_possible(recording: _Recording) -> Program | None:
+    with suppress(NotPortableError, CallFormError):
+        return recording.run()
+    return None
+
+
 class _Recording:
     """One run of a forward on fake tensors."""
 
@@ -134,7 +165,7 @@ class _Recording:
         self.module = module
         self._arguments = arguments
         self.signature = Signature.of(module.forward)
-        self.form, self._leaves = call_form(arguments)
+        self.form, self.leaves = call_form(arguments)
         self.names = leaf_names(self.form)
         self.shape_env = DecisionShapeEnv()
         self.fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=False)
@@ -146,14 +177,12 @@ class _Recording:
     @property
     def other_dtype(self) -> torch.dtype:
         """A floating dtype that neither the inputs nor the parameters have."""
-        tensors = [*self._leaves, *self.module.parameters()]
+        tensors = [*self.leaves, *self.module.parameters()]
         return torch.float32 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float64
 
     def float_dtypes(self) -> tuple[tuple[str, str], ...]:
         """The dtypes of the floating inputs, and of the module's first floating parameter, by name."""
-        entries = [
-            (name, leaf) for name, leaf in zip(self.names, self._leaves, strict=True) if leaf.is_floating_point()
-        ]
+        entries = [(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True) if leaf.is_floating_point()]
         parameters = (
             (f"attr:{name}", item) for name, item in self.module.named_parameters() if item.is_floating_point()
         )
@@ -180,7 +209,7 @@ class _Recording:
 
     def _fake_arguments(self) -> dict[str, Any]:
         return rebuild(
-            self.form, [self._fake_input(name, leaf) for name, leaf in zip(self.names, self._leaves, strict=True)]
+            self.form, [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
         )
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:

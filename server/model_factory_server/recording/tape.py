@@ -59,6 +59,8 @@ _KERNELS = frozenset(
 )
 # Torch's C++ rules for these take sizes for plain numbers, and its Python ones do not; so inside stock modules (RNNs).
 _COMPOSITES = frozenset("interpolate upsample bilinear".split())
+# Ops that return the tensor itself where it has the wanted dtype or layout already.
+_MAYBE_ITSELF = frozenset("to type type_as float double half bfloat16 long int bool contiguous cpu cuda".split())
 _SQUEEZES = frozenset("squeeze squeeze_".split())
 # Arithmetic on sizes; its results are symbols like sizes.
 _SIZE_ARITHMETIC = frozenset("sym_float sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum".split())
@@ -132,7 +134,7 @@ class Tape(TorchFunctionMode):
         self._numbers: dict[Any, Any] = {}
         self._names: dict[int, str] = {}
         self._alive: list[Any] = []  # an id is only good while its tensor lives
-        self._dtype_sources: dict[torch.dtype, str] = {}
+        self._dtype_sources: dict[torch.dtype, dict[str, None]] = {}
         self._paths: dict[nn.Module, str] = {module: path for path, module in self.root.named_modules()}
         self._paused = 0
         self._autocast = _autocast_state()
@@ -261,7 +263,10 @@ class Tape(TorchFunctionMode):
 
     def _note_dtype(self, tensor: torch.Tensor) -> None:
         self.dtype_read = True
-        self._dtype_sources[tensor.dtype] = self._tensor_name(tensor)
+        sources = self._dtype_sources.setdefault(tensor.dtype, {})
+        name = self._tensor_name(tensor)
+        sources.pop(name, None)
+        sources[name] = None  # the last one read is the last
 
     def _record_op(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = _OP_NAMES.get(func)
@@ -278,6 +283,8 @@ class Tape(TorchFunctionMode):
         if op == "torch.Tensor.to" and len(args) > 1 and isinstance(args[1], str):
             step_args = (step_args[0], Device(), *step_args[2:])
         result = func(*args, **kwargs)
+        if name in _MAYBE_ITSELF and any(result is arg for arg in args):
+            result = torch.ops.aten.alias(result)  # with another dtype it would be another tensor: so have two here
         return self._store(Step(call=f"op:{op}", args=step_args, kwargs=step_kwargs), result)
 
     def _fix_squeezed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -380,8 +387,8 @@ class Tape(TorchFunctionMode):
         if value is None or value is Ellipsis or type(value) in {bool, int, float, str}:
             return value
         if isinstance(value, torch.dtype):
-            source = self._dtype_sources.get(value)
-            return TorchConst(torch_name(value)) if source is None else ReadDtype(torch_name(value), source)
+            sources = self._dtype_sources.get(value)
+            return ReadDtype(torch_name(value), tuple(sources)) if sources else TorchConst(torch_name(value))
         if isinstance(value, torch.memory_format | torch.layout):
             return TorchConst(torch_name(value))
         if isinstance(value, torch.device):
