@@ -15,6 +15,7 @@ from model_factory.errors import (
     ModelFactoryError,
     NotPortableError,
     ServerError,
+    SourceError,
     StoreError,
     UnavailableError,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "NotPortableError",
     "RemoteModelFactory",
     "ServerError",
+    "SourceError",
     "StoreError",
     "UnavailableError",
 ]

@@ -88,22 +88,30 @@ class Builder:
         on_stage("done")
         return _built(key, record, now=True)
 
-    async def describe(self, config: ResolvedConfig, dtype: str) -> bytes:
-        """Return a component's descriptor without building its weights."""
+    async def describe(self, config: ResolvedConfig, dtype: str, *, travel: bool) -> dict[str, bytes]:
+        """Return a component's descriptor without building its weights; with ``travel`` also how it travels."""
         key = architecture_key(self._backend, config, dtype)
-        record = self._complete(key, "descriptor")
+        record = self._complete(key, "descriptor", *(["programs"] if travel else []))
         if record is None:
-            record = await self._once(f"describe {key}", lambda report: self._describe(key, config, dtype, report))
-        return self._read(record["descriptor"])
+            record = await self._once(
+                f"describe {travel} {key}", lambda report: self._describe(key, config, dtype, report, travel)
+            )
+        return {name: self._read(record[name]) for name in ("descriptor", "programs", "refused") if name in record}
 
     async def record(
-        self, config: ResolvedConfig, dtype: str, path: str, call: bytes, training: dict[str, bool]
+        self, config: ResolvedConfig, dtype: str, path: str, method: str, call: bytes, training: dict[str, bool]
     ) -> bytes:
-        """Return the program of one module for one call."""
-        key = call_key(self._backend, config, dtype, path, call, training)
+        """Return the program of one method of a module for one call."""
+        key = call_key(self._backend, config, dtype, path, method, call, training)
         record = self._complete(key, "programs")
         if record is None:
-            job: dict[str, Any] = {"kind": "record", "path": path, "call": call, "training": tuple(training.items())}
+            job: dict[str, Any] = {
+                "kind": "record",
+                "path": path,
+                "method": method,
+                "call": call,
+                "training": tuple(training.items()),
+            }
             record = await self._once(key, lambda report: self._run(config, dtype, report, **job))
             self._store.put_record(key, record)
         return self._read(record["programs"])
@@ -123,16 +131,18 @@ class Builder:
     async def _build(self, key: str, config: ResolvedConfig, seed: int, dtype: str, report: OnStage) -> Any:
         architecture = architecture_key(self._backend, config, dtype)
         known = self._complete(architecture, "descriptor", "programs")
-        result = await self._run(config, dtype, report, kind="build", seed=seed, recorded=known is not None)
+        descriptor = None if known is None else tuple(known["descriptor"])
+        result = await self._run(config, dtype, report, kind="build", seed=seed, known=descriptor)
         record = (known or {}) | result
         if known is None:
-            self._store.put_record(architecture, {name: record[name] for name in ("descriptor", "programs")})
+            self._store.put_record(architecture, {name: record[name] for name in record if name != "weights"})
         self._store.put_record(key, record)
         return record
 
-    async def _describe(self, key: str, config: ResolvedConfig, dtype: str, report: OnStage) -> Any:
-        record = await self._run(config, dtype, report, kind="describe")
-        self._store.put_record(key, record)
+    async def _describe(self, key: str, config: ResolvedConfig, dtype: str, report: OnStage, travel: bool) -> Any:
+        record = await self._run(config, dtype, report, kind="describe", travel=travel)
+        if "refused" not in record:  # what is refused depends on limits that are in no key
+            self._store.put_record(key, record)
         return record
 
     async def _once(self, key: str, work: Callable[[OnStage], Any], on_stage: OnStage = lambda _stage: None) -> Any:
@@ -196,7 +206,9 @@ class Builder:
     def _complete(self, key: str, *names: str) -> Any | None:
         """Return a record if every blob it names is in the store."""
         record = self._store.record(key)
-        if record is None or any(name not in record or self._store.find(Blob(*record[name])) is None for name in names):
+        if record is None or not record.keys() >= set(names):
+            return None
+        if any(self._store.find(Blob(*entry)) is None for entry in record.values()):
             return None
         return record
 
