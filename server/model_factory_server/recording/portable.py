@@ -32,7 +32,7 @@ from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.examples import Call, calls_of_blocks, noted_calls
 from model_factory_server.recording.methods import as_forward
 from model_factory_server.recording.prover import prove
-from model_factory_server.recording.recorder import record, record_modes, training_flags
+from model_factory_server.recording.recorder import REFUSED_CALL, record, record_modes, training_flags
 from model_factory_server.recording.sources import Sources, bundle_sources, prove_sources, shareable, source_classes
 from model_factory_server.recording.untouched import untouched
 
@@ -152,7 +152,16 @@ class _Survey:
 
     def _record_one(self, path: str, block: nn.Module, method: str, arguments: Mapping[str, Any]) -> None:
         view = as_forward(block, method)
-        for recorded in record_modes(view, arguments):
+        try:
+            recordings = record_modes(view, arguments)
+        except CallFormError as error:
+            if not _runs(view, arguments):
+                raise
+            detail = str(error).removeprefix(REFUSED_CALL)
+            raise NotPortableError(
+                f"its forward runs on real tensors, but not on the symbols of a recording{detail}"
+            ) from error
+        for recorded in recordings:
             if (path, named := replace(recorded, method=method)) not in self._programs:
                 prove(view, recorded, arguments)
                 self._programs.append((path, named))
@@ -245,6 +254,17 @@ def _calls_inside(
         with suppress(Exception):  # the recording of the call itself will tell
             block(*args, **kwargs)
     return calls
+
+
+def _runs(block: nn.Module, arguments: Mapping[str, Any]) -> bool:
+    """Whether a forward accepts a call that its recording failed for."""
+    args, kwargs = Signature.of(block.forward).call(dict(arguments))
+    try:
+        with untouched(block), torch.random.fork_rng(), torch.no_grad():
+            block(*args, **kwargs)
+    except Exception:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
+        return False
+    return True
 
 
 def _examples(path: str, block: nn.Module) -> dict[str, list[dict[str, Any]]]:

@@ -43,6 +43,7 @@ _BY_VALUES = (
     *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
     DecidesByValuesError,
 )
+REFUSED_CALL = "the forward refused the call"
 _REMEDY = "decide with torch.where, or by an argument of the forward, so that the forward is the same for all values"
 
 
@@ -191,7 +192,7 @@ class _Recording:
             if "Please convert all Tensors to FakeTensors" in str(error):
                 raise NotPortableError(foreign_tensor(self.module, _user_line(error))) from error
             raise CallFormError(
-                f"the forward refused the call{_user_line(error)}: {type(error).__name__}: {error}"
+                f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {error}"
             ) from error
 
 
