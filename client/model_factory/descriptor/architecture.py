@@ -12,6 +12,7 @@ from model_factory.descriptor.tree import PROGRAM, Descriptor, ModuleNode, Tenso
 from model_factory.graph.call_form import FORWARD, Recorded
 from model_factory.graph.runner import torch_const
 
+_CONTAINERS = frozenset({"nn.ModuleList", "nn.ModuleDict"})
 
 NONE = "none"
 """The kind of a module that cannot travel."""
@@ -122,7 +123,7 @@ def _reasons(descriptor: Descriptor, travel: Travel) -> dict[str, str]:
     recorded: dict[str, list[Recorded]] = {}
     for path, item in travel.programs:
         recorded.setdefault(path, []).append(item)
-    kinds = {path: descriptor.modules[index].kind for index, path in paths.items()}
+    nodes = {path: descriptor.modules[index] for index, path in paths.items()}
     reasons: dict[str, str] = {}
     for index, path in paths.items():
         node = descriptor.modules[index]
@@ -131,7 +132,7 @@ def _reasons(descriptor: Descriptor, travel: Travel) -> dict[str, str]:
         elif node.source is not None:
             reasons[path] = f"source: {node.source.reason}"
         elif node.kind == PROGRAM:
-            reasons[path] = _recorded_text(recorded[path]) if path in recorded else _unrecorded_text(path, kinds)
+            reasons[path] = _recorded_text(recorded[path]) if path in recorded else _unrecorded_text(path, nodes)
     return reasons
 
 
@@ -143,13 +144,15 @@ def _recorded_text(programs: list[Recorded]) -> str:
     return ", ".join(texts)
 
 
-def _unrecorded_text(path: str, kinds: Mapping[str, str]) -> str:
-    """Whose program a program module without one of its own is part of: that of the nearest above that has one."""
-    parts = path.split(".")
-    for length in range(len(parts) - 1, -1, -1):
-        above = ".".join(parts[:length])
-        if path and kinds.get(above) == PROGRAM:
-            return f"part of the program of {above or 'the model'}"
+def _unrecorded_text(path: str, nodes: Mapping[str, ModuleNode]) -> str:
+    """Whose program a program module without one of its own is part of: that of the nearest above that calls it."""
+    while path:
+        path = path.rpartition(".")[0]
+        above = nodes.get(path)
+        if above is not None and above.kind == PROGRAM:
+            return f"part of the program of {path or 'the model'}"
+        if above is not None and above.type not in _CONTAINERS:
+            break  # called by one of torch's own, by the graph or by source: it has a program to itself
     return "recorded at its first call: no example inputs"
 
 

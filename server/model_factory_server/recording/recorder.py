@@ -191,9 +191,7 @@ class _Recording:
         except Exception as error:  # the forward is the operator's code: whatever it raises is its refusal
             if "Please convert all Tensors to FakeTensors" in str(error):
                 raise NotPortableError(foreign_tensor(self.module, _user_line(error))) from error
-            raise CallFormError(
-                f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {error}"
-            ) from error
+            raise CallFormError(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {error}") from error
 
 
 def _user_line(error: BaseException) -> str:
