@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import io
 import json
 import os
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import einops
 import pytest
 import torch
 from torch import nn
 
 from model_factory import RemoteModelFactory
+from model_factory.cli.main import main
 from model_factory.errors import CallFormError, NotPortableError, SourceError
 from model_factory.source.lock import read_lock
+from model_factory.store import Blob
 from model_factory_server import PolicyConstructorModelFactory
+from model_factory_server.recording.portable import record_model, survey_model
 from support.base_install import make_site
 from support.compare import assert_same, assert_same_runs, assert_same_state, train
-from support.server import COMMAND, ServerProcess, running_server
+from support.server import ServerProcess, running_server
 
 PLUGINS = Path(__file__).parents[1] / "support" / "plugins"
 WIDTH = 16  # so that tensors are whole multiples of 64 bytes, and as aligned in the weights file as in memory
@@ -97,16 +104,20 @@ def lines_of(name: str) -> int:
     return len((PLUGINS / "routed" / name).read_text().splitlines())
 
 
-def command(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)],
-        cwd=folder,
-        env=os.environ | {"MODEL_FACTORY_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+class Done:
+    """What the command said, run in this process: it takes seconds to import torch in another."""
+
+    def __init__(self, folder: Path, arguments: tuple[object, ...]) -> None:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(folder)
+            patch.setenv("MODEL_FACTORY_CACHE", str(folder / "cache"))
+            self.returncode = main([str(argument) for argument in arguments])
+        self.stdout, self.stderr = out.getvalue(), err.getvalue()
+
+
+def command(folder: Path, *arguments: object) -> Done:
+    return Done(folder, arguments)
 
 
 @pytest.fixture
@@ -173,13 +184,7 @@ def test_the_trainers_own_modules_are_untouched(model: nn.Module) -> None:
     assert sys.path == path
     assert not {name for name in sys.modules if name.partition(".")[0] == "routed"}
     assert type(model.graph_modules["router"]).__module__.startswith("_model_factory_source_")
-    assert importable("routed") is None
-
-
-def importable(name: str) -> Any:
-    import importlib.util
-
-    return importlib.util.find_spec(name)
+    assert importlib.util.find_spec("routed") is None
 
 
 def test_without_trust_nothing_is_fetched(source_server: ServerProcess, make_remote: MakeRemote, lock: Path) -> None:
@@ -199,8 +204,6 @@ def test_without_trust_nothing_is_fetched(source_server: ServerProcess, make_rem
 
 
 def blob_of(server: ServerProcess, digest: str) -> Any:
-    from model_factory.store import Blob
-
     return Blob(digest, (server.store / "blobs" / digest[:2] / digest).stat().st_size)
 
 
@@ -251,12 +254,8 @@ def test_describe_says_how_each_module_travels(source_server: ServerProcess, loc
     assert lines["name"].endswith("why")
 
 
-def test_a_server_that_shares_nothing_refuses(
-    server: ServerProcess, make_remote: MakeRemote, original: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_shares_nothing_refuses(original: nn.Module) -> None:
     """The recording of the same block, as a server without ``--share-source`` does it."""
-    from model_factory_server.recording.portable import record_model, survey_model
-
     with pytest.raises(NotPortableError, match=r"^router \(Router\): its forward runs on real tensors"):
         record_model(original)
     refused: dict[str, str] = {}
@@ -309,6 +308,7 @@ import json, sys
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
 import torch
 from model_factory import RemoteModelFactory
+from model_factory.cli.main import main
 from model_factory.errors import SourceError
 from support.compare import train
 address, cache, lock, config = sys.argv[3:7]
@@ -329,15 +329,13 @@ def test_a_trainer_without_the_operators_code_trains(
     source_server: ServerProcess, lock: Path, original: nn.Module, tmp_path: Path
 ) -> None:
     """In a process that has the base install only, first without the package that the source imports."""
-    import einops
-
     site = make_site(tmp_path / "site")
     third = tmp_path / "third"
     third.mkdir()
     (third / "einops").symlink_to(Path(einops.__file__).parent)
     arguments = (site, Path(__file__).parents[1], source_server.address, tmp_path / "cache", lock, json.dumps(CONFIG))
-    command = [sys.executable, "-I", "-S", "-W", "error", "-c", TRAINER, *map(str, arguments), str(third)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    started = [sys.executable, "-I", "-S", "-W", "error", "-c", TRAINER, *map(str, arguments), str(third)]
+    done = subprocess.run(started, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     missing, losses = done.stdout.splitlines()
     assert "router (Router)" in missing
