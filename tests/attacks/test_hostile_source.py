@@ -306,9 +306,9 @@ def test_a_real_client_executes_and_unpickles_nothing(hostile: Any, canary: Path
     servers = [hostile(document, bundle) for document in documents]
     good = hostile(encode_descriptor(describe(plain())), bundle)
     addresses = [server.address for server in servers]
+    arguments = [good.address, tmp_path / "cache", json.dumps(CONFIG), canary, *addresses]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", CLIENT, good.address, tmp_path / "cache", json.dumps(CONFIG), canary]
-        + addresses,
+        [sys.executable, "-W", "error", "-c", CLIENT, *map(str, arguments)],
         env=os.environ | {CANARY: str(canary)},
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from model_factory.digest import digest_of
 from model_factory.documents import FORMAT
 from model_factory.store import Blob
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, service_pb2_grpc, wire
@@ -30,10 +31,10 @@ class HostileServer(service_pb2_grpc.ModelFactoryServiceServicer):
     def close(self) -> None:
         self._server.stop(None).wait()
 
-    def GetCapabilities(self, request: Any, context: Any) -> capabilities_pb2.GetCapabilitiesResponse:  # noqa: N802
+    def GetCapabilities(self, request: Any, context: Any) -> capabilities_pb2.GetCapabilitiesResponse:  # noqa: ARG002, N802
         return capabilities_pb2.GetCapabilitiesResponse(server_version="0", format_version=FORMAT)
 
-    def DescribeModels(self, request: Any, context: Any) -> build_pb2.DescribeModelsResponse:  # noqa: N802
+    def DescribeModels(self, request: Any, context: Any) -> build_pb2.DescribeModelsResponse:  # noqa: ARG002, N802
         return build_pb2.DescribeModelsResponse(
             components=[
                 build_pb2.DescribedComponent(
@@ -43,7 +44,7 @@ class HostileServer(service_pb2_grpc.ModelFactoryServiceServicer):
             ]
         )
 
-    def BuildModels(self, request: Any, context: Any) -> Iterator[build_pb2.BuildModelsResponse]:  # noqa: N802
+    def BuildModels(self, request: Any, context: Any) -> Iterator[build_pb2.BuildModelsResponse]:  # noqa: ARG002, N802
         contents = {name: self._blob(getattr(self, name)) for name in ("descriptor", "programs", "weights")}
         yield build_pb2.BuildModelsResponse(
             manifest=build_pb2.Manifest(
@@ -54,13 +55,11 @@ class HostileServer(service_pb2_grpc.ModelFactoryServiceServicer):
             )
         )
 
-    def ReadBlob(self, request: Any, context: Any) -> Iterator[blob_pb2.ReadBlobResponse]:  # noqa: N802
+    def ReadBlob(self, request: Any, context: Any) -> Iterator[blob_pb2.ReadBlobResponse]:  # noqa: ARG002, N802
         self.asked.append(request.digest.blake3)
         yield blob_pb2.ReadBlobResponse(data=self.blobs[request.digest.blake3])
 
     def _blob(self, data: bytes) -> blob_pb2.Digest:
-        from model_factory.digest import digest_of
-
         blob = Blob(digest_of(data), len(data))
         self.blobs[blob.digest] = data
         return wire.to_digest(blob)
