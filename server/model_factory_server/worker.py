@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import signal
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,7 +26,7 @@ from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.tree import BundleRef, Descriptor, SourceClass
 from model_factory.descriptor.weights import write_weights
 from model_factory.documents import encode_document
-from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError, ServerError
+from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError, NotPortableError, ServerError
 from model_factory.graph.call_example import decode_call
 from model_factory.graph.call_form import FORWARD
 from model_factory.graph.runner import get_module, torch_const
@@ -78,6 +79,16 @@ class Job:
     """Training flags at that call."""
 
 
+_NOT_SHARED = (
+    "A block whose forward is no program can travel as source, if the operator allows it with --share-source and the "
+    "trainer trusts it (docs/portability.md)"
+)
+_FOUND_AT_BUILDS = (
+    "This server shares source: a block whose examples, its own or those of the config's signature, no program can "
+    "stand for travels as source (docs/portability.md)"
+)
+
+
 def main(job: Job, connection: Connection) -> None:
     """Do a job and send ``("stage", name)`` any number of times and then ``("result", ...)`` or ``("error", ...)``."""
     die_with_parent()
@@ -110,7 +121,8 @@ def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if job.known is None:
         stage("recording")
-        portable = survey_model(model, config.model, _shared(job))
+        with _hinting(job):
+            portable = survey_model(model, config.model, _shared(job))
         result |= _put_portable(store, portable)
         classes, bundle = _classes(portable)
     else:
@@ -127,6 +139,16 @@ def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
 
 def _shared(job: Job) -> tuple[Root, ...]:
     return operator_roots(job.backend) if job.backend.share_source else ()
+
+
+@contextmanager
+def _hinting(job: Job) -> Iterator[None]:
+    """Say of what cannot travel how its source could."""
+    try:
+        yield
+    except NotPortableError as error:
+        hint = _FOUND_AT_BUILDS if job.backend.share_source else _NOT_SHARED
+        raise NotPortableError(f"{error}. {hint}") from error
 
 
 def _put_portable(store: Store, portable: Portable) -> dict[str, Any]:
@@ -191,7 +213,8 @@ def _record(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     model = construct(backend, config, job.seed, "cpu")
     _cast(model, job.dtype)
     stage("recording")
-    recorded = record_call(model, job.path, arguments, dict(job.training), job.method)
+    with _hinting(job):
+        recorded = record_call(model, job.path, arguments, dict(job.training), job.method)
     return {"programs": _blob(Store(job.store).put(encode_programs(((job.path, recorded),))))}
 
 
