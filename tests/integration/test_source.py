@@ -22,6 +22,8 @@ from torch import nn
 
 from model_factory import RemoteModelFactory
 from model_factory.cli.main import main
+from model_factory.descriptor.architecture import Architecture, Travel
+from model_factory.descriptor.describe import describe
 from model_factory.errors import CallFormError, NotPortableError, SourceError
 from model_factory.source.lock import read_lock
 from model_factory.store import Blob
@@ -261,6 +263,19 @@ def test_a_server_that_shares_nothing_refuses(original: nn.Module) -> None:
     refused: dict[str, str] = {}
     assert survey_model(original, refused=refused).sources is None
     assert list(refused) == ["graph_modules.router"]
+    original.graph_modules["embed"].register_forward_hook(lambda *_: None)
+    refused = {}
+    portable = survey_model(original, refused=refused)
+    described = describe(original, refused=refused)
+    lines = {
+        line.split()[0]: line
+        for line in str(Architecture(described, Travel(programs=portable.programs, refused=refused))).splitlines()
+    }
+    assert lines["graph_modules.router"].split()[2] == lines["graph_modules.embed"].split()[2] == "none"
+    assert "  cannot travel: its forward runs on real tensors" in lines["graph_modules.router"]
+    assert "has a hook in _forward_hooks" in lines["graph_modules.embed"]
+    assert lines["graph_modules.router.experts.0"].endswith("part of the program of graph_modules.router")
+    assert lines["graph_modules.vae"].endswith("recorded for 1 call form, encode recorded for 2 call forms")
 
 
 METHOD_CALLS = {

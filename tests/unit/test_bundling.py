@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,10 +75,9 @@ def test_imports_are_followed_and_run(text: str, write: Write, monkeypatch: pyte
     loaded = load_source(data, digest_of(data), "a test").find_class("lib.block", "Block")
     monkeypatch.syspath_prepend(roots[0].folder)
     try:
-        from lib.block import Block
-
-        assert loaded.value == Block.value or callable(loaded.value)
-        assert loaded is not Block
+        original = importlib.import_module("lib.block").Block
+        assert loaded.value == original.value or callable(loaded.value)
+        assert loaded is not original
     finally:
         for name in [name for name in sys.modules if name.partition(".")[0] in {"lib", "alone"}]:
             del sys.modules[name]
