@@ -12,8 +12,11 @@
     │   └── IntegrityError       bytes do not match the digest they were asked for by
     ├── SourceError              a model needs source that is not trusted here, or that cannot be used here
     ├── StoreError               a store or cache folder cannot be used: no space, no permission
+    │   └── MissingBlobError     the server's store does not have a blob, or no longer
     └── ServerError              the server refused, failed or broke its contract
         ├── LimitError           the request is over a limit of the server
+        │   └── BusyError        too much is in progress or waits: the same request may do later
+        ├── AccessError          the server does not accept who asks, or a token or certificate cannot be used
         └── UnavailableError     the server cannot be reached, or went away
 """
 
@@ -71,12 +74,24 @@ class StoreError(ModelFactoryError):
     """A store or cache folder cannot be read or written."""
 
 
+class MissingBlobError(StoreError):
+    """The server's store does not have a blob that was asked for: build again."""
+
+
 class ServerError(ModelFactoryError):
     """The server refused or failed a request, or answered against its contract."""
 
 
 class LimitError(ServerError):
     """The request is over a limit of the server."""
+
+
+class BusyError(LimitError):
+    """Too much is in progress or waits already: the same request may be answered later."""
+
+
+class AccessError(ServerError):
+    """The server does not accept who asks, or a token or certificate cannot be used."""
 
 
 class UnavailableError(ServerError):

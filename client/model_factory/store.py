@@ -17,8 +17,9 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +27,8 @@ from typing import Any, BinaryIO
 from model_factory.digest import check_digest, digest_of
 from model_factory.documents import decode_document, encode_document
 from model_factory.errors import IntegrityError, StoreError
+
+_EMPTY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Store:
         try:
             for name in ("blobs", "records", "staging", "locks"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            self.sweep()
         except OSError as error:
             raise StoreError(f"cannot use {self.root} as a store: {error.strerror or error}") from error
 
@@ -137,15 +140,16 @@ class Store:
         check_digest(key)
         return self.root / folder / key[:2] / key
 
-    def _sweep(self) -> None:
-        for path in (self.root / "staging").iterdir():
-            try:
-                with path.open("rb") as file:
+    def sweep(self) -> None:
+        """Remove what processes that died were writing."""
+        with suppress(FileNotFoundError):  # whoever removes a whole store must not stop its user here
+            for path in (self.root / "staging").iterdir():
+                with suppress(BlockingIOError, FileNotFoundError), path.open("rb") as file:
                     fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if path.stat().st_size > 0:  # an empty one may belong to a writer that has not locked it yet
+                    status = path.stat()
+                    # A new empty one may belong to a writer that has not locked it yet.
+                    if status.st_size > 0 or time.time() - status.st_mtime > _EMPTY_SECONDS:
                         path.unlink()
-            except (BlockingIOError, FileNotFoundError):
-                continue
 
 
 class Publish:

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import functools
+import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from model_factory import errors
 from model_factory.components import component_seed
-from model_factory.config import ResolvedConfig
+from model_factory.config import ResolvedConfig, parse_config
+from model_factory.documents import encode_document
+from model_factory.settings import only_variables
 from model_factory.store import Blob, Store
+from model_factory_server.admission import Admission
 from model_factory_server.backends.identity import BackendIdentity
+from model_factory_server.confine import kill_session
 from model_factory_server.keys import architecture_key, build_key, call_key
+from model_factory_server.observe.call import current_call
+from model_factory_server.observe.jobs import JobWatch
+from model_factory_server.observe.metrics import Metrics
+from model_factory_server.observe.traces import Traces
 from model_factory_server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 OnStage = Callable[[str], None]
 
 _PRELOADED = "model_factory_server.warm"
-_LISTING_SECONDS = 60.0  # the server's own, at its start: the operator's limit is for what configs make grow
+_OWN_SECONDS = 60.0  # of the server's own jobs: the operator's limit is for what configs make grow
+_WARM_UP = encode_document(
+    {
+        "schema_version": 1,
+        "model": {"sequential": {"layers": [{"_type_": "nn.Linear", "in_features": 1, "out_features": 1}]}},
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,123 +69,232 @@ class Built:
 class _Flight:
     """A job that is being done, and those who wait for it."""
 
-    def __init__(self) -> None:
-        self.listeners: list[OnStage] = []
+    def __init__(self, watch: JobWatch) -> None:
+        self.watch = watch
+        self.listeners: list[OnStage] = []  # one of each who waits
         self.stage = "queued"
         self.task: asyncio.Task[Any] | None = None
 
     def report(self, stage: str) -> None:
         self.stage = stage
+        self.watch.stage(stage)
         for listener in self.listeners:
             listener(stage)
+
+
+class _Attempt:
+    """A worker process doing a job; may be given up from another thread at any time."""
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self._lock = threading.Lock()
+        self._over = False
+        self._gone = False
+        self.is_well = False
+        """Whether the process came to its end as it should, and so left nothing behind."""
+
+    def start(self) -> bool:
+        """Start the process, unless it has been given up."""
+        with self._lock:
+            if not self._over:
+                self._process.start()
+            return not self._over
+
+    def end(self) -> None:
+        """Kill the process and its group; nothing is started from now on."""
+        with self._lock:
+            self._over = True
+            if self._gone or self._process.pid is None:
+                return
+            self._process.kill()
+            with suppress(ProcessLookupError):  # it had not made its group yet, or all are gone
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def wait(self) -> int | None:
+        """Wait until the process has ended and return its exit code, negative for a signal's number."""
+        if self._process.pid is not None:
+            self._process.join()
+        return self._process.exitcode  # type: ignore[no-any-return]
+
+    def clear(self) -> None:
+        """End what is left, for good: from now on its number may be another process's."""
+        self.end()
+        self.wait()
+        if not self.is_well and self._process.pid is not None:
+            kill_session(self._process.pid)
+        with self._lock:
+            self._gone = True
 
 
 class Builder:
     """Turns requests into builds; equal ones at the same time share one."""
 
-    def __init__(self, settings: Settings, store: Store, backend: BackendIdentity) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, backend: BackendIdentity, metrics: Metrics, traces: Traces
+    ) -> None:
         self._settings = settings
         self._store = store
         self._backend = backend
-        self._slots = asyncio.Semaphore(settings.builders)
+        self._metrics = metrics
+        self._traces = traces
+        self.admission = Admission(settings.limits, settings.builders)
         self._threads = ThreadPoolExecutor(max_workers=settings.builders, thread_name_prefix="builder")
         self._flights: dict[str, _Flight] = {}
-        self._workers: set[Any] = set()
+        self._attempts: set[_Attempt] = set()
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([_PRELOADED])
+        with only_variables(settings.isolation.allows_variable):
+            forkserver.ensure_running()
 
-    async def build(self, name: str, config: ResolvedConfig, seed: int, dtype: str, on_stage: OnStage) -> Built:
-        """Return a component's build, from the store if it is there.
+    async def build(
+        self, name: str, config: ResolvedConfig, seed: int, dtype: str, on_stage: OnStage, *, client: str
+    ) -> Built:
+        """Return a component's build, from the store if it is there; ``client`` is whose share of builders it takes.
 
         Raises:
             ModelFactoryError: it cannot be built.
         """
         own_seed = component_seed(seed, name)
         key = build_key(self._backend, config, dtype, own_seed)
+        current_call().builds.append(key)
         record = self._complete(key, "descriptor", "programs", "weights")
         if record is not None:
+            self._metrics.lookups.labels("hit").inc()
             on_stage("done")
             return _built(key, record, now=False)
-        record = await self._once(key, lambda report: self._build(key, config, own_seed, dtype, report), on_stage)
+        self._metrics.lookups.labels("joined" if key in self._flights else "miss").inc()
+        record = await self._once(
+            "build", key, lambda report: self._build(key, config, own_seed, dtype, report, client), on_stage
+        )
         on_stage("done")
         return _built(key, record, now=True)
 
-    async def describe(self, config: ResolvedConfig, dtype: str, *, travel: bool) -> dict[str, bytes]:
+    async def describe(self, config: ResolvedConfig, dtype: str, *, travel: bool, client: str) -> dict[str, bytes]:
         """Return a component's descriptor without building its weights; with ``travel`` also how it travels."""
         key = architecture_key(self._backend, config, dtype)
         record = self._complete(key, "descriptor", *(["programs"] if travel else []))
         if record is None:
             record = await self._once(
-                f"describe {travel} {key}", lambda report: self._describe(key, config, dtype, report, travel)
+                "describe",
+                f"describe {travel} {key}",
+                lambda report: self._describe(key, config, dtype, report, client, travel=travel),
             )
         return {name: self._read(record[name]) for name in ("descriptor", "programs", "refused") if name in record}
 
     async def record(
-        self, config: ResolvedConfig, dtype: str, path: str, method: str, call: bytes, training: dict[str, bool]
+        self, config: ResolvedConfig, dtype: str, path: str, call: bytes, training: dict[str, bool], *, client: str
     ) -> bytes:
-        """Return the program of one method of a module for one call."""
-        key = call_key(self._backend, config, dtype, path, method, call, training)
+        """Return the program of one module for one call."""
+        key = call_key(self._backend, config, dtype, path, call, training)
         record = self._complete(key, "programs")
         if record is None:
-            job: dict[str, Any] = {
-                "kind": "record",
-                "path": path,
-                "method": method,
-                "call": call,
-                "training": tuple(training.items()),
-            }
-            record = await self._once(key, lambda report: self._run(config, dtype, report, **job))
+            job: dict[str, Any] = {"kind": "record", "path": path, "call": call, "training": tuple(training.items())}
+            record = await self._once("record", key, lambda report: self._run(config, dtype, report, client, **job))
             self._store.put_record(key, record)
         return self._read(record["programs"])
 
     async def blocks(self) -> list[dict[str, Any]]:
         """Return what configs may name."""
         return await self._once(  # type: ignore[no-any-return]
-            "list", lambda report: self._run(None, "", report, seconds=_LISTING_SECONDS, kind="list")
+            "list", "list", lambda report: self._run(None, "", report, "", seconds=_OWN_SECONDS, kind="list")
         )
+
+    async def warm_up(self) -> None:
+        """Build a small model through all that builds go through, also if it is in the store already.
+
+        Raises:
+            ModelFactoryError: nothing can be built here: of the backend, a plug-in or the store, say.
+        """
+        config = parse_config(_WARM_UP)
+        key = build_key(self._backend, config, "", 0)
+        await self._once(
+            "warm_up", key, lambda report: self._build(key, config, 0, "", report, "", seconds=_OWN_SECONDS)
+        )
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for a builder."""
+        return self.admission.waiting
+
+    @property
+    def running(self) -> int:
+        """Builder processes at work."""
+        return len(self._attempts)
 
     def close(self) -> None:
         """End every worker process at once."""
-        for process in list(self._workers):
-            process.kill()
+        for attempt in list(self._attempts):
+            attempt.end()
         self._threads.shutdown(wait=True)
 
-    async def _build(self, key: str, config: ResolvedConfig, seed: int, dtype: str, report: OnStage) -> Any:
+    async def _build(
+        self,
+        key: str,
+        config: ResolvedConfig,
+        seed: int,
+        dtype: str,
+        report: OnStage,
+        client: str,
+        *,
+        seconds: float = 0.0,
+    ) -> Any:
         architecture = architecture_key(self._backend, config, dtype)
         known = self._complete(architecture, "descriptor", "programs")
-        descriptor = None if known is None else tuple(known["descriptor"])
-        result = await self._run(config, dtype, report, kind="build", seed=seed, known=descriptor)
+        job = {"kind": "build", "seed": seed, "known": None if known is None else tuple(known["descriptor"])}
+        result = await self._run(config, dtype, report, client, seconds=seconds, **job)
         record = (known or {}) | result
         if known is None:
             self._store.put_record(architecture, {name: record[name] for name in record if name != "weights"})
         self._store.put_record(key, record)
         return record
 
-    async def _describe(self, key: str, config: ResolvedConfig, dtype: str, report: OnStage, travel: bool) -> Any:
-        record = await self._run(config, dtype, report, kind="describe", travel=travel)
+    async def _describe(
+        self, key: str, config: ResolvedConfig, dtype: str, report: OnStage, client: str, *, travel: bool
+    ) -> Any:
+        record = await self._run(config, dtype, report, client, kind="describe", travel=travel)
         if "refused" not in record:  # what is refused depends on limits that are in no key
             self._store.put_record(key, record)
         return record
 
-    async def _once(self, key: str, work: Callable[[OnStage], Any], on_stage: OnStage = lambda _stage: None) -> Any:
+    async def _once(
+        self, kind: str, key: str, work: Callable[[OnStage], Any], on_stage: OnStage = lambda _stage: None
+    ) -> Any:
         """Do ``work`` unless it is being done already; all who ask meanwhile get its result or its error."""
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight()
+            flight = self._flights[key] = _Flight(JobWatch(self._metrics, self._traces, kind, key))
             flight.task = asyncio.create_task(work(flight.report))
-            flight.task.add_done_callback(lambda _task: self._flights.pop(key, None))
+            flight.task.add_done_callback(lambda _task: self._forget(key, flight))
+            flight.task.add_done_callback(flight.watch.end)
         on_stage(flight.stage)
         flight.listeners.append(on_stage)
+        assert flight.task is not None
         try:
-            assert flight.task is not None
             return await asyncio.shield(flight.task)  # one waiter that goes away does not take it from the others
         finally:
             flight.listeners.remove(on_stage)
+            if not flight.listeners and not flight.task.done():  # nobody wants it any more
+                self._forget(key, flight)
+                flight.task.cancel()
+
+    def _forget(self, key: str, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
     async def _run(
-        self, config: ResolvedConfig | None, dtype: str, report: OnStage, *, seconds: float = 0.0, **job: Any
+        self,
+        config: ResolvedConfig | None,
+        dtype: str,
+        report: OnStage,
+        client: str,
+        *,
+        seconds: float = 0.0,
+        **job: Any,
     ) -> Any:
-        """Do one job in a process of its own, in at most ``seconds``; by default those of a build."""
+        """Do one job in a process of its own, in at most ``seconds``; by default those of a build.
+
+        When it is cancelled the process is killed before this returns.
+        """
         job = {
             "store": self._store.root,
             "config": config.wire if config is not None else b"",
@@ -171,7 +302,8 @@ class Builder:
             "backend": self._settings.backend,
             "code_stamp": self._backend.code_stamp,
             "device_kind": self._backend.device_kind,
-            "max_weights_bytes": self._settings.limits.max_weights_bytes,
+            "limits": self._settings.limits,
+            "isolation": self._settings.isolation,
             "threads": max(1, len(os.sched_getaffinity(0)) // self._settings.builders),
             **job,
         }
@@ -180,28 +312,44 @@ class Builder:
         def relay(stage: str) -> None:
             loop.call_soon_threadsafe(report, stage)
 
-        async with self._slots:
-            return await loop.run_in_executor(
-                self._threads, self._attend, job, relay, seconds or self._settings.limits.build_timeout
-            )
+        seconds = seconds or self._settings.limits.build_timeout
+        async with self.admission.builder(client):
+            receiver, sender = self._context.Pipe(duplex=False)  # here, so that what waits has none
+            attempt = _Attempt(self._context.Process(target=_enter_worker, args=(job, sender), daemon=True))
+            # In this call's context, so that what the thread logs belongs to it.
+            context, attend = contextvars.copy_context(), functools.partial(self._attend, attempt, receiver, sender)
+            attending = loop.run_in_executor(self._threads, context.run, attend, relay, seconds)
+            # Given up, it fails with its process, and nobody is there to hear of it.
+            attending.add_done_callback(lambda future: future.cancelled() or future.exception())
+            try:
+                return await asyncio.shield(attending)
+            except asyncio.CancelledError:
+                attempt.end()
+                await asyncio.wait({attending})
+                raise
 
-    def _attend(self, job: dict[str, Any], report: OnStage, seconds: float) -> Any:
+    def _attend(
+        self, attempt: _Attempt, receiver: Connection, sender: Connection, report: OnStage, seconds: float
+    ) -> Any:
         """Start a worker and listen to it until it ends; runs in a thread."""
-        receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_enter_worker, args=(job, sender), daemon=True)
-        process.start()
-        self._workers.add(process)
+        self._attempts.add(attempt)
         try:
-            sender.close()
-            return _listen(receiver, report, seconds)
-        except EOFError:
-            process.join()
-            raise errors.BuildError(_death_text(process.exitcode)) from None
+            with receiver:
+                with sender:
+                    started = attempt.start()
+                if not started:
+                    return None
+                try:
+                    result = _listen(receiver, report, seconds)
+                except EOFError:
+                    raise _death(attempt.wait(), self._settings.limits.build_cpu_timeout) from None
+                attempt.is_well = True
+                return result
         finally:
-            process.kill()
-            process.join()
-            self._workers.discard(process)
-            receiver.close()
+            attempt.clear()
+            self._attempts.discard(attempt)
+            with suppress(OSError):  # what is left over is swept another time
+                self._store.sweep()
 
     def _complete(self, key: str, *names: str) -> Any | None:
         """Return a record if every blob it names is in the store."""
@@ -230,12 +378,17 @@ def _enter_worker(job: dict[str, Any], sender: Connection) -> None:
     worker.main(worker.Job(**job), sender)
 
 
-def _death_text(exit_code: int | None) -> str:
+def _death(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryError:
+    """What to say of a worker that died without a word."""
+    if exit_code == -signal.SIGXCPU:
+        return errors.LimitError(
+            f"the build used more than the {cpu_seconds:g} seconds of processor time that this server allows"
+        )
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
         hint = "; the node may be out of memory" if name == "SIGKILL" else ""
-        return f"the builder process was ended by {name}{hint}"
-    return f"the builder process ended with status {exit_code} before it had a result"
+        return errors.BuildError(f"the builder process was ended by {name}{hint}")
+    return errors.BuildError(f"the builder process ended with status {exit_code} before it had a result")
 
 
 def _listen(receiver: Connection, report: OnStage, seconds: float) -> Any:
@@ -245,6 +398,8 @@ def _listen(receiver: Connection, report: OnStage, seconds: float) -> Any:
         kind, body = receiver.recv()
         if kind == "stage":
             report(body)
+        elif kind == "log":
+            log.error("a builder process says:\n%s", body)
         elif kind == "result":
             return body
         else:

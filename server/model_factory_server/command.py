@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
-import sys
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,11 @@ may have a unit (64MiB), lists in variables have commas. What is secret is in fi
 
 
 def add_serve(commands: Any) -> None:
-    """Add the ``serve`` command to the sub-parsers of ``model-factory``."""
+    """Add the server's commands to the sub-parsers of ``model-factory``."""
+    token = commands.add_parser("token", help="make a token for a client, and the line that a server knows it by")
+    token.add_argument("name", metavar="NAME", help="the client's name: quotas and logs go by it")
+    token.add_argument("--days", type=float, metavar="N", help="how long it is valid (default: for ever)")
+    token.set_defaults(run=_token)
     parser = commands.add_parser(
         "serve", help="run a server", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -73,6 +76,16 @@ def _parser(option: Option) -> Any:
     return parse
 
 
+def _token(arguments: argparse.Namespace) -> int:
+    from model_factory_server.access import token_line  # noqa: PLC0415  grpc, which --help can do without
+
+    token = secrets.token_urlsafe(32)
+    line = token_line(arguments.name, token, arguments.days)
+    print(f"for the client's token file: {token}")  # noqa: T201  the command's output
+    print(f"for the server's --tokens file: {line}")  # noqa: T201  the same
+    return 0
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     variables = dict(environment())
     file = arguments._config or (Path(variables[CONFIG_VARIABLE]) if variables.get(CONFIG_VARIABLE) else None)  # noqa: SLF001
@@ -94,8 +107,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _run(settings: Settings) -> int:
     from model_factory_server.app import serve  # noqa: PLC0415  grpc, which --help can do without
     from model_factory_server.backends.sources import with_installed_plugins  # noqa: PLC0415  the same
+    from model_factory_server.observe.logs import configure_logging  # noqa: PLC0415  the same
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    configure_logging(settings.observe.log_format, settings.observe.log_level)
     plugins = with_installed_plugins(settings.backend.plugins)
     settings = dataclasses.replace(settings, backend=dataclasses.replace(settings.backend, plugins=plugins))
     serve(settings, lambda address: print(f"listening on {address}", flush=True))  # noqa: T201  the command's output

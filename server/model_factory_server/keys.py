@@ -19,16 +19,10 @@ def build_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str, seed
 
 
 def call_key(
-    backend: BackendIdentity,
-    config: ResolvedConfig,
-    dtype: str,
-    path: str,
-    method: str,
-    call: bytes,
-    training: dict[str, bool],
+    backend: BackendIdentity, config: ResolvedConfig, dtype: str, path: str, call: bytes, training: dict[str, bool]
 ) -> str:
-    """Key of the program of one method of a module for one call."""
-    return _key("call", backend, config, dtype, path, method, digest_of(call), training)
+    """Key of the program of one module for one call."""
+    return _key("call", backend, config, dtype, path, digest_of(call), training)
 
 
 def _key(kind: str, backend: BackendIdentity, config: ResolvedConfig, *rest: object) -> str:

@@ -65,6 +65,8 @@ class Option:
     """What is allowed; empty: anything of the kind."""
     minimum: float | None
     """The least that a number may be."""
+    maximum: float | None
+    """The most that a number may be."""
     group: str
     """The heading in the help."""
     place: tuple[str, ...]
@@ -95,6 +97,8 @@ class Option:
         value = _size(text) if self.is_size else _converted(self.kind, text)
         if self.minimum is not None and not value >= self.minimum:
             raise ValueError(f"{text} is too small: at least {self.minimum:g}")
+        if self.maximum is not None and not value <= self.maximum:
+            raise ValueError(f"{text} is too large: at most {self.maximum:.12g}")
         if value == float("inf"):
             raise ValueError(f"{text} is not a number that ends")
         return value
@@ -130,6 +134,7 @@ def setting(
     metavar: str = "",
     choices: Sequence[str] = (),
     minimum: float | None = None,
+    maximum: float | None = None,
 ) -> Any:
     """Make a dataclass field that is an option.
 
@@ -140,8 +145,16 @@ def setting(
         metavar: Stands for the value in the help.
         choices: The texts that are allowed.
         minimum: The least number.
+        maximum: The largest number.
     """
-    how = {"text": text, "name": name, "metavar": metavar, "choices": tuple(choices), "minimum": minimum}
+    how = {
+        "text": text,
+        "name": name,
+        "metavar": metavar,
+        "choices": tuple(choices),
+        "minimum": minimum,
+        "maximum": maximum,
+    }
     return dataclasses.field(default=default, metadata={_TABLE_KEY: how})
 
 
@@ -265,6 +278,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, group: str, place: tuple[s
         metavar=how["metavar"] or ("SIZE" if is_size else {int: "N", float: "SECONDS", Path: "FILE"}.get(kinds[0], "")),
         choices=how["choices"],
         minimum=how["minimum"],
+        maximum=how["maximum"],
         group=group,
         place=place,
     )

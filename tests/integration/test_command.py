@@ -103,7 +103,7 @@ def test_build_writes_files_that_can_be_loaded(server: ServerProcess, run: Run, 
     done = run("build", SMALL / "mlp.yaml", f"conv={SMALL / 'conv_graph.yaml'}", "--server", server.address,
                "--seed", 7, "-o", output)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in output.iterdir() if not path.name.startswith(".")} == {
+    assert {path.name for path in output.iterdir()} == {
         "mlp.safetensors",
         "mlp.descriptor.json",
         "conv.safetensors",

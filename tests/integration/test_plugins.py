@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,9 @@ import torch
 from model_factory import RemoteModelFactory
 from model_factory.errors import ServerError
 from model_factory_server import PolicyConstructorModelFactory
+from model_factory_server.backends.loading import load_backend
+from model_factory_server.backends.sources import operator_files
+from model_factory_server.settings import BackendSettings
 from support.compare import assert_same, assert_same_runs, assert_same_state, observe, train
 from support.server import COMMAND, ServerProcess, descendants, running_server
 
@@ -153,10 +157,21 @@ BAD_PLUGINS = {
 
 
 @pytest.mark.parametrize("kind", BAD_PLUGINS)
-def test_bad_plugin_fails_the_start(kind: str, plugin_folder: Path, tmp_path: Path) -> None:
+def test_bad_plugin(kind: str, plugin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, message = BAD_PLUGINS[kind]
     if code is not None:
         (plugin_folder / "bad.py").write_text(code)
+    monkeypatch.syspath_prepend(plugin_folder)
+    monkeypatch.delitem(sys.modules, "bad", raising=False)
+    settings = BackendSettings(plugins=("bad",))
+    with pytest.raises(ServerError, match=re.escape(message)) as caught:
+        operator_files(settings), load_backend(settings)
+    assert str(plugin_folder) not in str(caught.value)
+
+
+def test_bad_plugin_fails_the_start(plugin_folder: Path, tmp_path: Path) -> None:
+    code, message = BAD_PLUGINS["raises"]
+    (plugin_folder / "bad.py").write_text(code)
     command = [COMMAND, "serve", "--listen", "127.0.0.1:0", "--store", tmp_path / "store", "--plugin", "bad"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert ended.returncode == 1

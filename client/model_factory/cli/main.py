@@ -87,6 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     blocks.add_argument("names", nargs="*", metavar="NAME", help="only these, or those whose name starts so")
     blocks.set_defaults(run=_blocks)
 
+    health = commands.add_parser("health", help="ask whether a server serves; for probes")
+    _add_server(health)
+    _add_timeout(health, 5.0)
+    health.set_defaults(run=_health)
+
+    doctor = commands.add_parser("doctor", help="check a deployment from here, and say what to do")
+    _add_server(doctor)
+    _add_timeout(doctor, 10.0)
+    doctor.add_argument("--json", action="store_true", help="print one JSON document")
+    doctor.set_defaults(run=_doctor)
+
     for entry in metadata.entry_points(group=_COMMAND_GROUP):
         entry.load()(commands)
     if _SERVE not in commands.choices:
@@ -103,6 +114,12 @@ def _add_configs(parser: argparse.ArgumentParser) -> None:
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", default=default_server(), metavar="HOST:PORT", help="default: %(default)s")
+
+
+def _add_timeout(parser: argparse.ArgumentParser, seconds: float) -> None:
+    parser.add_argument(
+        "--timeout", type=float, default=seconds, metavar="SECONDS", help="of each question (default: %(default)g)"
+    )
 
 
 def _named_configs(arguments: argparse.Namespace) -> dict[str, str]:
@@ -150,6 +167,22 @@ def _blocks(arguments: argparse.Namespace) -> int:
     from model_factory.cli.models import blocks  # noqa: PLC0415  torch, which validate can do without
 
     return blocks(arguments.server, arguments.names)
+
+
+def _health(arguments: argparse.Namespace) -> int:
+    from model_factory.remote.connection import Connection  # noqa: PLC0415  grpc, which validate can do without
+
+    status = Connection(arguments.server).health(arguments.timeout)
+    print(status)
+    return 0 if status == "SERVING" else 1
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from model_factory.cli.doctor import doctor  # noqa: PLC0415  grpc, which validate can do without
+    from model_factory.remote.connection import Connection  # noqa: PLC0415  the same
+
+    connection = Connection(arguments.server, arguments.timeout)
+    return doctor(connection, timeout=arguments.timeout, as_json=arguments.json)
 
 
 def _no_server(_arguments: argparse.Namespace) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import torch
 from torch import nn
@@ -12,10 +15,9 @@ from torch import nn
 from model_factory.descriptor.codec import encode_descriptor
 from model_factory.descriptor.describe import describe as describe_module
 from model_factory.descriptor.weights import write_weights
-from model_factory.errors import ModelFactoryError
+from model_factory.errors import ModelFactoryError, StoreError
 from model_factory.graph.runner import torch_const
 from model_factory.remote.factory import RemoteModelFactory
-from model_factory.store import Store
 from model_factory.v1 import capabilities_pb2
 
 
@@ -74,12 +76,27 @@ def _dtype(name: str) -> torch.dtype:
 
 def _write(output: Path, name: str, model: nn.Module) -> list[Path]:
     """Write a model's state dict and descriptor; whole files or none."""
-    staging = Store(output / ".staging")
     weights, descriptor = output / f"{name}.safetensors", output / f"{name}.descriptor.json"
-    with staging.stage() as (file, publish):
+    with _whole_file(weights) as file:
         write_weights(file, model.state_dict())
-        publish.to(weights)
-    with staging.stage() as (file, publish):
+    with _whole_file(descriptor) as file:
         file.write(encode_descriptor(describe_module(model)))
-        publish.to(descriptor)
     return [weights, descriptor]
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write to that appears at ``path`` when all went well, and not at all otherwise."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            staged = Path(file.name)
+            try:
+                yield cast("BinaryIO", file)
+                file.flush()
+                staged.chmod(0o644)
+                staged.replace(path)
+            finally:
+                staged.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error

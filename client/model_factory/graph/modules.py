@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, MethodType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -13,11 +13,15 @@ from torch import nn
 from model_factory.errors import CallFormError, FormatError, GraphExecutionError, ModelFactoryError
 from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names
 from model_factory.graph.expressions import compile_expression
-from model_factory.graph.program import Program
+from model_factory.graph.program import Outcome, Program
 from model_factory.graph.runner import Runner, find_module, get_module, get_tensor, torch_const
 from model_factory.graph.signature import Signature
+from model_factory.limits import MAX_SIDES
 
 GRAPH_MODULES = "graph_modules"
+
+_Call: TypeAlias = tuple[str, tuple[Any, ...], Sequence[torch.Tensor], dict[str, Any]]
+"""Form, tensors and bound arguments."""
 
 
 class GraphModel(nn.Module):
@@ -84,12 +88,14 @@ class ProgramSource(Protocol):
         arguments: Mapping[str, Any],
         training: tuple[tuple[str, bool], ...],
         dtype: torch.dtype | None,
-        method: str,
+        outcomes: tuple[Outcome, ...] = (),
+        method: str = FORWARD,
     ) -> Recorded:
         """Return a program for a method of the module at ``path`` that covers a call with these arguments.
 
         ``training`` has the training flag of the module (``""``) and of each program module below it; ``dtype`` is the
-        dtype of all its floating parameters, or None where they have several or there are none.
+        dtype of all its floating parameters, or None where they have several or there are none; ``outcomes`` are those
+        of its first guards on values.
 
         Raises:
             CallFormError: there is no such program and none can be made.
@@ -103,6 +109,7 @@ class _Ready:
     def __init__(self, recorded: Recorded) -> None:
         self.recorded = recorded
         self.runner = Runner(recorded.program)
+        self.decides = bool(recorded.program.outcomes())
         self.names = leaf_names(recorded.form)
         self.guards = [compile_expression(guard) for guard in recorded.guards]
         self.dtypes = [(name, torch_const(dtype)) for name, dtype in recorded.dtypes]
@@ -112,6 +119,16 @@ class _Ready:
 
     def __reduce__(self) -> tuple[type[_Ready], tuple[Recorded]]:
         return (_Ready, (self.recorded,))
+
+    def goes_on(self, other: _Ready, step: int, outcome: Outcome) -> bool:
+        """Whether this program can finish a run of ``other`` whose guard at ``step`` has another outcome."""
+        ours, theirs = self.recorded.program, other.recorded.program
+        if other.recorded.method != self.recorded.method or len(ours.steps) <= step:
+            return False
+        if ours.outcomes(step + 1) != (*theirs.outcomes(step), outcome):
+            return False
+        pairs = zip(ours.steps[: step + 1], theirs.steps[: step + 1], strict=True)
+        return all(one.call == two.call and one.out == two.out for one, two in pairs)
 
     def accepts(self, module: nn.Module, method: str, form: tuple[Any, ...], leaves: Sequence[torch.Tensor]) -> bool:
         """Whether this program stands for a call of a method of ``module`` with that form and those tensors."""
@@ -212,8 +229,19 @@ class ProgramModule(nn.Module):
         form, leaves = call_form(arguments)
         for ready in self._programs:
             if ready.accepts(self, method, form, leaves):
-                return ready.runner.run(self, leaves)
-        return self._learn(method, form, leaves, arguments).runner.run(self, leaves)
+                break
+        else:
+            ready = self._learn(method, form, leaves, arguments)
+        if not ready.decides:
+            return ready.runner.run(self, leaves)
+        side = ready
+
+        def other_side(step: int, outcome: Outcome) -> Runner:
+            nonlocal side
+            side = self._other_side(side, step, outcome, (method, form, leaves, arguments))
+            return side.runner
+
+        return ready.runner.run(self, leaves, other_side=other_side)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -232,9 +260,27 @@ class ProgramModule(nn.Module):
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._methods]  # type: ignore[no-untyped-call]
 
+    def _other_side(self, ready: _Ready, step: int, outcome: Outcome, call: _Call) -> _Ready:
+        """Return the program that goes on where a guard of ``ready`` has another outcome."""
+        for other in self._programs:
+            if other.goes_on(ready, step, outcome) and other.accepts(self, *call[:3]):
+                return other
+        return self._learn(*call, after=(ready, step, outcome))
+
     def _learn(
-        self, method: str, form: tuple[Any, ...], leaves: Sequence[torch.Tensor], arguments: dict[str, Any]
+        self,
+        method: str,
+        form: tuple[Any, ...],
+        leaves: Sequence[torch.Tensor],
+        arguments: dict[str, Any],
+        *,
+        after: tuple[_Ready, int, Outcome] | None = None,
     ) -> _Ready:
+        """Get a program for a call, or, ``after`` a guard, the one that goes on with that outcome."""
+
+        def fits(ready: _Ready) -> bool:
+            return ready.accepts(self, method, form, leaves) and (after is None or ready.goes_on(*after))
+
         where = f"{self._path or 'the model'} ({self._type_name}){'' if method == FORWARD else f'.{method}'}"
         if self._source is None:
             raise CallFormError(f"{where} has no program for the call ({form_text(form)}) and no server to record one")
@@ -247,10 +293,16 @@ class ProgramModule(nn.Module):
         for recorded in self._source.known(self._path):
             if recorded not in before:
                 self._programs.append(_Ready(recorded))
-                if self._programs[-1].accepts(self, method, form, leaves):
+                if fits(self._programs[-1]):
                     return self._programs[-1]
-        ready = _Ready(self._source.record(self._path, arguments, flags, _floating_dtype(self), method))
-        if not ready.accepts(self, method, form, leaves):
+        outcomes = () if after is None else (*after[0].recorded.program.outcomes(after[1]), after[2])
+        if sum(ready.recorded.form == form for ready in self._programs) >= MAX_SIDES and outcomes:
+            raise CallFormError(
+                f"{where} has decided by values in {MAX_SIDES} ways already for the call ({form_text(form)}), and each "
+                "is a program of its own. Remedy: decide with torch.where, or by an argument of the forward"
+            )
+        ready = _Ready(self._source.record(self._path, arguments, flags, _floating_dtype(self), outcomes, method))
+        if not fits(ready):
             raise CallFormError(f"{where}: the server's program is not for the call ({form_text(form)})")
         self._programs.append(ready)
         return ready

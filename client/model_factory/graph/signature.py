@@ -89,16 +89,20 @@ class Signature:
         return bound
 
     def call(self, bound: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Turn bound values back into the positional and keyword arguments of a call."""
+        """Turn bound values back into the positional and keyword arguments of a call.
+
+        By name where that is possible: decorators of a forward look for options among the keyword arguments.
+        """
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
+        extra = next((bound[parameter.name] for parameter in self.parameters if parameter.kind == "var_positional"), ())
         for parameter in self.parameters:
             value = bound[parameter.name]
             if parameter.kind == "var_positional":
                 args.extend(value)
             elif parameter.kind == "var_keyword":
                 kwargs.update(value)
-            elif parameter.kind in POSITIONAL_KINDS:
+            elif parameter.kind == "positional_only" or (parameter.kind == "positional" and extra):
                 args.append(value)
             else:
                 kwargs[parameter.name] = value

@@ -21,6 +21,7 @@ from model_factory.errors import FormatError, ServerError
 from model_factory.limits import MAX_SOURCE_BYTES
 from model_factory.remote.blobs import fetch_blob, read_blob
 from model_factory.remote.connection import Connection
+from model_factory.remote.credentials import Credentials
 from model_factory.remote.programs import RemotePrograms
 from model_factory.remote.progress import building, downloading
 from model_factory.settings import default_cache_dir, environment
@@ -39,7 +40,7 @@ class RemoteModelFactory:
     one copy until they write to it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but the address by name
         self,
         address: str,
         *,
@@ -49,6 +50,7 @@ class RemoteModelFactory:
         base_dir: str | PathLike[str] | None = None,
         cache_dir: str | PathLike[str] | None = None,
         timeout: float | None = None,
+        credentials: Credentials | None = None,
         trust_source: TrustSource = None,
     ) -> None:
         """Make a factory; nothing is contacted until it is used.
@@ -62,6 +64,7 @@ class RemoteModelFactory:
             base_dir: What relative config paths are relative to; by default the working directory.
             cache_dir: The node's cache; by default ``$MODEL_FACTORY_CACHE`` or the user's cache folder.
             timeout: Seconds that a call to the server may take; by default unlimited.
+            credentials: TLS and token; by default what ``MODEL_FACTORY_*`` variables say, which is neither without any.
             trust_source: Whose source code may be run here, for blocks that cannot travel without it: None for
                 nobody's, the path of a lock file of ``model-factory trust``, digests of bundles, or True for whatever
                 the server sends.
@@ -71,7 +74,7 @@ class RemoteModelFactory:
             FormatError: ``trust_source`` has a digest that is none.
         """
         self._trust = Trust(trust_source)
-        self._connection = Connection(address, timeout)
+        self._connection = Connection(address, timeout, credentials)
         self._seed = seed
         self._dtype = "" if dtype is None else torch_name(dtype)
         self._device = torch.device(device)

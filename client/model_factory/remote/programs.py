@@ -15,6 +15,7 @@ from model_factory.documents import encode_document
 from model_factory.errors import CallFormError, ServerError, UnavailableError
 from model_factory.graph.call_example import encode_call
 from model_factory.graph.call_form import FORWARD, Recorded, call_form
+from model_factory.graph.program import Outcome
 from model_factory.remote.connection import Connection
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, program_pb2
@@ -49,7 +50,8 @@ class RemotePrograms:
         arguments: Mapping[str, Any],
         training: tuple[tuple[str, bool], ...],
         dtype: torch.dtype | None,
-        method: str,
+        outcomes: tuple[Outcome, ...] = (),
+        method: str = FORWARD,
     ) -> Recorded:
         """Return a program for a call, and keep it for every later process on this node.
 
@@ -59,8 +61,8 @@ class RemotePrograms:
         """
         # Under autocast the inputs' dtype may differ from the parameters'; the server records without autocast.
         autocast = any(torch.is_autocast_enabled(leaf.device.type) for leaf in call_form(arguments)[1])
-        call = encode_call(arguments, dtype if autocast else None)
-        programs = decode_programs(self._ask(path, call, training, dtype, method))
+        call = encode_call(arguments, dtype if autocast else None, outcomes, method)
+        programs = decode_programs(self._ask(path, call, training, dtype))
         if [(at, item.method) for at, item in programs] != [(path, method)]:
             raise ServerError(f"the server at {self._connection.address} answered with programs for something else")
         with self._cache.locked(self._key):
@@ -73,16 +75,13 @@ class RemotePrograms:
         document = self._cache.record(self._key)
         return () if document is None else decode_programs(document["programs"].encode())
 
-    def _ask(
-        self, path: str, call: bytes, training: tuple[tuple[str, bool], ...], dtype: torch.dtype | None, method: str
-    ) -> bytes:
+    def _ask(self, path: str, call: bytes, training: tuple[tuple[str, bool], ...], dtype: torch.dtype | None) -> bytes:
         request = program_pb2.RecordProgramRequest(
             component=build_pb2.Component(name=self._component.name, config_json=self._component.config.wire),
             dtype=self._dtype if dtype is None else torch_name(dtype),
             module_path=path,
             call_json=call,
             training=dict(training),
-            method="" if method == FORWARD else method,
         )
         try:
             with self._connection.errors({self._component.name: self._component.config}):

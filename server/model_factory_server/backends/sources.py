@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +24,9 @@ MAX_CODE_FILES = 50_000
 PLUGIN_GROUP = "model_factory.plugins"
 """The entry points by which installed packages name their plug-ins: ``my_blocks = "my_blocks.registration"``."""
 
+_NEVER_IMPORTED = frozenset(
+    {"torch", "numpy", "yaml", "model_factory", "model_factory_server"} | sys.stdlib_module_names
+)
 _MODULE_SUFFIXES = frozenset({".py", ".so", ".pyd"})
 _VENV_MARK = "pyvenv.cfg"
 _HUBCONF = "hubconf.py"
@@ -47,6 +51,13 @@ def operator_files(settings: BackendSettings) -> dict[str, Path]:
         files = _named("hub", _hub_files(settings.hub))
     for plugin in settings.plugins:
         files |= _named(f"plug-in {plugin}", _plugin_files(plugin))
+    for module in settings.imports:
+        if module.partition(".")[0] in _NEVER_IMPORTED:
+            raise ServerError(
+                f"--allow-import {module}: a config could then call whatever is below {module!r}, and load code or "
+                "write files with it. Remedy: name a package that holds blocks and nothing else"
+            )
+        files |= _named(f"import {module}", _plugin_files(module))
     return files
 
 

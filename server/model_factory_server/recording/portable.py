@@ -24,6 +24,7 @@ from model_factory.errors import (
     ModelFactoryError,
     NotPortableError,
 )
+from model_factory.graph.call_example import ExampleCall
 from model_factory.graph.call_form import FORWARD, Recorded
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.runner import get_module
@@ -175,9 +176,8 @@ class _Survey:
 def record_call(
     model: nn.Module,
     path: str,
-    arguments: Mapping[str, Any],
+    call: ExampleCall,
     training: Mapping[str, bool],
-    method: str = FORWARD,
 ) -> Recorded:
     """Record and prove a method of one block for one call that came up on a trainer.
 
@@ -192,16 +192,17 @@ def record_call(
         raise FormatError(str(error)) from None
     if is_stock(block) or isinstance(block, GraphModel):
         raise NotPortableError(f"{path} is a {type(block).__name__}, which needs no program")
-    if method != FORWARD and method not in declared_methods(block, path):
-        raise FormatError(f"{path} ({type(block).__name__}) declares no method {method!r}")
-    block = as_forward(block, method)
+    if call.method != FORWARD and call.method not in declared_methods(block, path):
+        raise FormatError(f"{path} ({type(block).__name__}) declares no method {call.method!r}")
+    block = as_forward(block, call.method)
     with _naming(path, block):
+        arguments = call.arguments
         if _is_lazy(block):
             _materialise(block, arguments)
         for relative, module in block.named_modules():
             module.training = training.get(relative, module.training)
-        if training_flags(block) and len({flag for _, flag in training_flags(block)}) > 1:
-            recorded = record(block, arguments)
+        if call.outcomes or len({flag for _, flag in training_flags(block)}) > 1:
+            recorded = record(block, arguments, call.outcomes)
         else:
             recorded = next(
                 item
@@ -209,7 +210,7 @@ def record_call(
                 if all(get_module(block, relative).training == flag for relative, flag in item.training)
             )
         prove(block, recorded, arguments)
-        return replace(recorded, method=method)
+        return replace(recorded, method=call.method)
 
 
 def called_blocks(model: nn.Module, sources: Container[nn.Module] = ()) -> Iterator[tuple[str, nn.Module]]:

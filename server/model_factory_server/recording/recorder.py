@@ -2,13 +2,14 @@
 
 The forward runs once on fake tensors whose sizes are symbols, under a mode that writes down each torch call. Python
 control flow simply runs; what remains is the trace, and the conditions on sizes that the run relied on. Where the
-forward decides something by the *values* of a tensor, the recording fails and says where.
+forward decides something by the *values* of a tensor, it is told how that turns out on real inputs, and the program
+gets a guard there.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ from torch.fx.experimental.symbolic_shapes import (
 from model_factory.descriptor.stock import is_stock, torch_name
 from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
-from model_factory.graph.program import Program
+from model_factory.graph.program import Outcome, Program
 from model_factory.graph.signature import Signature
 from model_factory_server.recording.dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
+from model_factory_server.recording.results import travelling
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
-from model_factory_server.recording.tape import DecidesByValuesError, Tape, foreign_tensor
+from model_factory_server.recording.tape import DecidesByValuesError, Tape, UndecidedError, foreign_tensor
 from model_factory_server.recording.untouched import tensors_as
+from model_factory_server.recording.values import outcome_on, takes_side
 
 _SYMBOLIC_CONFIG: Any = symbolic_config  # a module whose type torch does not declare
 _BY_VALUES = (
@@ -47,23 +50,23 @@ REFUSED_CALL = "the forward refused the call"
 _REMEDY = "decide with torch.where, or by an argument of the forward, so that the forward is the same for all values"
 
 
-def record(module: nn.Module, arguments: Mapping[str, Any]) -> Recorded:
+def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome] = ()) -> Recorded:
     """Record ``module`` for the call form of ``arguments`` (bound to its forward's parameters, real tensors inside).
 
-    The module's training flags are taken as they are and become a condition of the result.
+    The module's training flags are taken as they are and become a condition of the result. ``outcomes`` are those of
+    its first decisions by values; the others turn out as they do on inputs like ``arguments``.
 
     Raises:
         NotPortableError: the forward cannot be written down as a program.
         CallFormError: the forward itself refuses these arguments.
     """
-    first = _Recording(module, arguments, None)
-    program = first.run()
+    first, program = _run_decided(module, arguments, outcomes)
     dtypes: tuple[tuple[str, str], ...] = ()
     if first.tape.dtype_read:
         # Where only dtype arguments follow a change of dtype, they mean "the dtype of that value". Where anything else
         # does, or the forward refuses the other dtype, the program is limited to the dtypes it was recorded with.
         try:
-            program = merge_dtypes(program, _Recording(module, arguments, first.other_dtype).run())
+            program = merge_dtypes(program, first.again(first.other_dtype).run())
         except (DtypeDecidesError, NotPortableError, CallFormError):
             program, dtypes = settle_dtypes(program), first.float_dtypes()
     return Recorded(
@@ -76,14 +79,16 @@ def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Record
     before = [(item, item.training) for item in module.modules()]
     try:
         # Usually neither mode nor dtype decides anything: two recordings that differ in both show that for both.
-        evaluating = _Recording(module.eval(), arguments, None)
-        training = _Recording(module.train(), arguments, evaluating.other_dtype)
         try:
-            program = merge_dtypes(evaluating.run_in(False), training.run_in(True))
+            evaluating, program = _run_decided(module.eval(), arguments)
+            module.train()
+            training = evaluating.again(evaluating.other_dtype)
+            program = merge_dtypes(program, training.run())
         except (DtypeDecidesError, NotPortableError, CallFormError):
             pass
         else:
-            if evaluating.symbols.guards() == training.symbols.guards():
+            alike = evaluating.symbols.guards() == training.symbols.guards()
+            if alike and takes_side(module, program, call_form(arguments)[1]):  # in train mode, too
                 return [Recorded(form=evaluating.form, program=program, guards=evaluating.symbols.guards())]
         recordings = [record(module.train(mode), arguments) for mode in (False, True)]
     finally:
@@ -98,18 +103,44 @@ def training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:
     return tuple((path, item.training) for path, item in module.named_modules() if not is_stock(item))
 
 
+def _run_decided(
+    module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome] = ()
+) -> tuple[_Recording, Program]:
+    """Record once more for each decision by values that ``outcomes`` does not tell."""
+    told, refusing = len(outcomes), -1
+    while True:
+        recording = _Recording(module, arguments, None, outcomes)
+        try:
+            return recording, recording.run()
+        except UndecidedError as question:
+            outcomes = (*outcomes, outcome_on(module, question, call_form(arguments)[1]))
+        except CallFormError:
+            # A side that refuses, of an assertion say. The values here may be none but stand-ins: so the other side.
+            if len(outcomes) in {told, refusing} or outcomes[-1] not in {True, False}:
+                raise
+            refusing = len(outcomes)
+            outcomes = (*outcomes[:-1], not outcomes[-1])
+
+
 class _Recording:
     """One run of a forward on fake tensors."""
 
-    def __init__(self, module: nn.Module, arguments: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        arguments: Mapping[str, Any],
+        dtype: torch.dtype | None,
+        outcomes: Sequence[Outcome] = (),
+    ) -> None:
         self.module = module
+        self._arguments = arguments
         self.signature = Signature.of(module.forward)
         self.form, self._leaves = call_form(arguments)
         self.names = leaf_names(self.form)
         self.shape_env = DecisionShapeEnv()
         self.fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=False)
         self.symbols = SymbolTable(self.shape_env)
-        self.tape = Tape(self.shape_env, self.symbols, self.module)
+        self.tape = Tape(self.shape_env, self.symbols, self.module, self.names, outcomes)
         self._dtype = dtype
         self._fakes: dict[int, torch.Tensor] = {}
 
@@ -130,17 +161,23 @@ class _Recording:
         entries += [first] if (first := next(parameters, None)) else []
         return tuple((name, torch_name(tensor.dtype)) for name, tensor in entries)
 
-    def run_in(self, training: bool) -> Program:
-        """Run with every training flag of the module set so."""
-        self.module.train(training)
-        return self.run()
+    def again(self, dtype: torch.dtype) -> _Recording:
+        """A recording of the same call in another dtype, with the same decisions."""
+        return _Recording(self.module, self._arguments, dtype, self.tape.decisions)
 
     def run(self) -> Program:
+        """Run the forward.
+
+        Raises:
+            UndecidedError: it came to a decision by values whose outcome it was not told.
+            NotPortableError: it cannot be written down.
+            CallFormError: it refuses the call.
+        """
         with _SYMBOLIC_CONFIG.patch(backed_size_oblivious=True):
             # Size-oblivious: an op's broadcasting does not tell size 1 from others; only the forward's decisions do.
             fake_arguments = self._fake_arguments()
             result = self._run_forward(fake_arguments)
-        return Program(inputs=self.names, steps=tuple(self.tape.steps), result=self.tape.argument(result))
+        return Program(inputs=self.names, steps=tuple(self.tape.steps), result=self.tape.argument(travelling(result)))
 
     def _fake_arguments(self) -> dict[str, Any]:
         return rebuild(
@@ -177,21 +214,31 @@ class _Recording:
     def _run_forward(self, arguments: dict[str, Any]) -> Any:
         args, kwargs = self.signature.call(arguments)
         try:
-            with tensors_as(self.module, self._fake_own), self.fake_mode, self.tape.recording():
-                return self.module(*args, **kwargs)
+            with torch.enable_grad(), tensors_as(self.module, self._fake_own), self.fake_mode, self.tape.recording():
+                result = self.module(*args, **kwargs)
         except _BY_VALUES as error:
             raise NotPortableError(
                 f"its forward decides by the values of a tensor{_user_line(error)}; a program is the same for all "
                 f"values. Remedy: {_REMEDY}"
             ) from error
         except NotPortableError as error:
+            self._raise_undecided()
             raise NotPortableError(f"{error}{_user_line(error)}") from error
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the forward is the operator's code: whatever it raises is its refusal
+            self._raise_undecided()
             if "Please convert all Tensors to FakeTensors" in str(error):
                 raise NotPortableError(foreign_tensor(self.module, _user_line(error))) from error
             raise CallFormError(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {error}") from error
+        self._raise_undecided()
+        return result
+
+    def _raise_undecided(self) -> None:
+        """Whatever torch or the forward made of the error on its way."""
+        if self.tape.undecided is not None:
+            question = self.tape.undecided.program
+            raise UndecidedError(settle_dtypes(question), self.tape.undecided.kind)
 
 
 def _user_line(error: BaseException) -> str:
