@@ -18,6 +18,7 @@ from model_factory.errors import (
     ModelFactoryError,
     NotPortableError,
     ServerError,
+    SourceError,
     StoreError,
     UnavailableError,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "NotPortableError",
     "RemoteModelFactory",
     "ServerError",
+    "SourceError",
     "StoreError",
     "UnavailableError",
 ]

@@ -10,6 +10,7 @@
     │   └── CallFormError        no program exists for this way of calling a module
     ├── FormatError              a descriptor, program or blob is not what it should be
     │   └── IntegrityError       bytes do not match the digest they were asked for by
+    ├── SourceError              a model needs source that is not trusted here, or that cannot be used here
     ├── StoreError               a store or cache folder cannot be used: no space, no permission
     │   └── MissingBlobError     the server's store does not have a blob, or no longer
     └── ServerError              the server refused, failed or broke its contract
@@ -63,6 +64,10 @@ class FormatError(ModelFactoryError):
 
 class IntegrityError(FormatError):
     """Content does not match its digest or its declared size."""
+
+
+class SourceError(ModelFactoryError):
+    """A model needs source of the server's that the trainer has not said it trusts, or that cannot be used here."""
 
 
 class StoreError(ModelFactoryError):

@@ -28,3 +28,15 @@ MAX_MESSAGE_BYTES = 128 * MIB
 
 MAX_COMPONENTS = 256
 """Components in one request."""
+
+MAX_SOURCE_FILES = 1_000
+"""Files in one bundle of source."""
+
+MAX_SOURCE_FILE_BYTES = 2 * MIB
+"""Of one file of it."""
+
+MAX_SOURCE_BYTES = 16 * MIB
+"""Of a bundle."""
+
+MAX_SOURCE_NAME_BYTES = 255
+"""Of the name of a file in a bundle."""

@@ -116,15 +116,17 @@ class Builder:
         on_stage("done")
         return _built(key, record, now=True)
 
-    async def describe(self, config: ResolvedConfig, dtype: str, *, client: str) -> bytes:
-        """Return a component's descriptor without building its weights."""
+    async def describe(self, config: ResolvedConfig, dtype: str, *, travel: bool, client: str) -> dict[str, bytes]:
+        """Return a component's descriptor without building its weights; with ``travel`` also how it travels."""
         key = architecture_key(self._backend, config, dtype)
-        record = self._complete(key, "descriptor")
+        record = self._complete(key, "descriptor", *(["programs"] if travel else []))
         if record is None:
             record = await self._once(
-                "describe", f"describe {key}", lambda report: self._describe(key, config, dtype, report, client)
+                "describe",
+                f"describe {travel} {key}",
+                lambda report: self._describe(key, config, dtype, report, client, travel=travel),
             )
-        return self._read(record["descriptor"])
+        return {name: self._read(record[name]) for name in ("descriptor", "programs", "refused") if name in record}
 
     async def record(
         self, config: ResolvedConfig, dtype: str, path: str, call: bytes, training: dict[str, bool], *, client: str
@@ -185,17 +187,20 @@ class Builder:
     ) -> Any:
         architecture = architecture_key(self._backend, config, dtype)
         known = self._complete(architecture, "descriptor", "programs")
-        job = {"kind": "build", "seed": seed, "recorded": known is not None}
+        job = {"kind": "build", "seed": seed, "known": None if known is None else tuple(known["descriptor"])}
         result = await self._run(config, dtype, report, client, seconds=seconds, **job)
         record = (known or {}) | result
         if known is None:
-            await self._keep(architecture, {name: record[name] for name in ("descriptor", "programs")})
+            await self._keep(architecture, {name: record[name] for name in record if name != "weights"})
         await self._keep(key, record)
         return record
 
-    async def _describe(self, key: str, config: ResolvedConfig, dtype: str, report: OnStage, client: str) -> Any:
-        record = await self._run(config, dtype, report, client, kind="describe")
-        await self._keep(key, record)
+    async def _describe(
+        self, key: str, config: ResolvedConfig, dtype: str, report: OnStage, client: str, *, travel: bool
+    ) -> Any:
+        record = await self._run(config, dtype, report, client, kind="describe", travel=travel)
+        if "refused" not in record:  # what is refused depends on limits that are in no key
+            await self._keep(key, record)
         return record
 
     async def _once(
@@ -296,7 +301,9 @@ class Builder:
     def _complete(self, key: str, *names: str) -> Any | None:
         """Return a record if every blob it names is in the store."""
         record = self._store.record(key)
-        if record is None or any(name not in record or self._store.find(Blob(*record[name])) is None for name in names):
+        if record is None or not record.keys() >= set(names):
+            return None
+        if any(self._store.find(Blob(*entry)) is None for entry in record.values()):
             return None
         return record
 

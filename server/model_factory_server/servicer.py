@@ -15,7 +15,7 @@ import grpc
 from model_factory import limits
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.config.strict_json import json_shape
-from model_factory.documents import FORMAT
+from model_factory.documents import FORMAT, decode_document
 from model_factory.errors import FormatError, LimitError, MissingBlobError, ServerError
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
@@ -80,14 +80,12 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             configs = await call.read(request.components, request.dtype)
             described = await call.gather(
                 {
-                    name: self._builder.describe(config, request.dtype, client=call.client)
+                    name: self._builder.describe(config, request.dtype, travel=request.travel, client=call.client)
                     for name, config in configs.items()
                 }
             )
             return build_pb2.DescribeModelsResponse(
-                components=[
-                    build_pb2.DescribedComponent(name=name, descriptor_json=data) for name, data in described.items()
-                ]
+                components=[_described(name, documents) for name, documents in described.items()]
             )
 
     async def BuildModels(  # noqa: N802
@@ -288,6 +286,15 @@ def _reporter(name: str, events: asyncio.Queue[build_pb2.BuildModelsResponse | N
         events.put_nowait(build_pb2.BuildModelsResponse(progress=progress))
 
     return report
+
+
+def _described(name: str, documents: dict[str, bytes]) -> build_pb2.DescribedComponent:
+    return build_pb2.DescribedComponent(
+        name=name,
+        descriptor_json=documents["descriptor"],
+        programs_json=documents.get("programs", b""),
+        refused=decode_document(documents["refused"], "what is refused") if "refused" in documents else {},
+    )
 
 
 def _block(item: dict[str, Any]) -> capabilities_pb2.Block:

@@ -73,6 +73,9 @@ class BackendSettings:
         name="allow_import",
         metavar="MODULE",
     )
+    share_source: bool = setting(
+        False, "hand out the source of blocks that cannot travel without it, to trainers who trust it"
+    )
     hub: HubSettings = field(default_factory=HubSettings)
 
     def __post_init__(self) -> None:

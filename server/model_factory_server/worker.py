@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,12 +21,14 @@ import torch
 from torch import nn
 
 from model_factory.config import ResolvedConfig, parse_config
-from model_factory.descriptor.codec import encode_descriptor, encode_programs
+from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
 from model_factory.descriptor.describe import describe, named_tensors
+from model_factory.descriptor.tree import BundleRef, Descriptor, SourceClass
 from model_factory.descriptor.weights import write_weights
-from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError, ServerError
+from model_factory.documents import encode_document
+from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError, NotPortableError, ServerError
 from model_factory.graph.call_example import decode_call
-from model_factory.graph.runner import torch_const
+from model_factory.graph.runner import get_module, torch_const
 from model_factory.limits import MAX_DOCUMENT_BYTES, MIB
 from model_factory.settings import keep_variables
 from model_factory.store import Blob, Store
@@ -33,15 +36,24 @@ from model_factory_server import confine
 from model_factory_server.apart import apart
 from model_factory_server.backends import Backend
 from model_factory_server.backends.loading import load_backend
-from model_factory_server.backends.sources import operator_files, stamp_of_files
+from model_factory_server.backends.sources import operator_files, operator_roots, stamp_of_files
+from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.examples import materialise
-from model_factory_server.recording.portable import record_call, record_model
+from model_factory_server.recording.portable import Portable, record_call, survey_model
 from model_factory_server.settings import BackendSettings, IsolationSettings, LimitSettings
 
 T = TypeVar("T")
 
 _LOG_CHARACTERS = 64 * 1024  # of one traceback
 _ROOM_BYTES = 1024 * MIB  # for what constructors make on the way
+_NOT_SHARED = (
+    "A block whose forward is no program can travel as source, if the operator allows it with --share-source and the "
+    "trainer trusts it (docs/portability.md)"
+)
+_FOUND_AT_BUILDS = (
+    "This server shares source: a block whose examples, its own or those of the config's signature, no program can "
+    "stand for travels as source (docs/portability.md)"
+)
 _NO_MEMORY = "can't allocate memory"  # torch's words
 
 
@@ -71,8 +83,10 @@ class Job:
     """What this process may reach."""
     threads: int = 1
     """Threads for torch's kernels, so that builders at the same time do not wait for each other."""
-    recorded: bool = False
-    """Whether descriptor and programs are known already, so that only the weights are to be made."""
+    known: tuple[str, int] | None = None
+    """The descriptor under another seed: what is recorded need not be so again. None where nothing is known."""
+    travel: bool = False
+    """Of a description: whether to find out how each module travels."""
     path: str = ""
     """Of the module to record."""
     call: bytes = b""
@@ -158,12 +172,17 @@ def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     _check_size(job, _size(model))
     store = Store(job.store)
     result: dict[str, Any] = {}
-    if not job.recorded:
+    if job.known is None:
         stage("recording")
-        result["programs"] = _blob(store.put(encode_programs(record_model(model, config.model))))
+        with _hinting(job):
+            portable = survey_model(model, config.model, _shared(job))
+        result |= _put_portable(store, portable)
+        classes, bundle = _classes(portable)
+    else:
+        classes, bundle = _known_classes(model, decode_descriptor(store.read(Blob(*job.known)) or b""))
     _cast(model, job.dtype)
     stage("writing")
-    descriptor = describe(model)
+    descriptor = describe(model, classes, bundle)
     result["descriptor"] = _blob(store.put(encode_descriptor(descriptor)))
     with store.stage() as (file, publish):
         blob = Blob(*write_weights(file, named_tensors(model, descriptor)))
@@ -171,20 +190,77 @@ def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     return result | {"weights": _blob(blob)}
 
 
+def _shared(job: Job) -> tuple[Root, ...]:
+    return operator_roots(job.backend) if job.backend.share_source else ()
+
+
+@contextmanager
+def _hinting(job: Job) -> Iterator[None]:
+    """Say of what cannot travel how its source could."""
+    try:
+        yield
+    except NotPortableError as error:
+        hint = _FOUND_AT_BUILDS if job.backend.share_source else _NOT_SHARED
+        raise NotPortableError(f"{error}. {hint}") from error
+
+
+def _put_portable(store: Store, portable: Portable) -> dict[str, Any]:
+    blobs = {"programs": encode_programs(portable.programs)}
+    if portable.sources is not None:
+        blobs["source"] = portable.sources.bundle
+    return {name: _blob(store.put(data)) for name, data in blobs.items()}
+
+
+def _classes(portable: Portable) -> tuple[Mapping[nn.Module, SourceClass], BundleRef | None]:
+    return ({}, None) if portable.sources is None else (portable.sources.classes, portable.sources.ref)
+
+
+def _known_classes(model: nn.Module, known: Descriptor) -> tuple[Mapping[nn.Module, SourceClass], BundleRef | None]:
+    nodes = {path: known.modules[index].source for index, path in known.paths().items()}
+    return {get_module(model, path): node for path, node in nodes.items() if node is not None}, known.bundle
+
+
 def _describe(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     stage("constructing")
     backend, config = _load_backend(job), parse_config(job.config)
+    store = Store(job.store)
+    refused: dict[str, str] = {}
+    if job.travel:
+        try:
+            _check_plan(job, backend, config)
+            return _travels(job, backend, config, stage)
+        except LimitError as error:
+            refused[""] = str(error)
 
     def described(model: nn.Module) -> bytes:
         _cast(model, job.dtype)
-        return encode_descriptor(describe(model))
+        return encode_descriptor(describe(model, refused={} if job.backend.share_source else None))
 
     data = _planned(job, lambda: described(construct(backend, config, job.seed, "meta")))
     if data is None:  # a constructor needs real tensors, or something is wrong: now it is said what
         data = described(construct(backend, config, job.seed, job.device_kind))
     if len(data) > MAX_DOCUMENT_BYTES:
         raise LimitError(f"the descriptor takes {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
-    return {"descriptor": _blob(Store(job.store).put(data))}
+    return {"descriptor": _blob(store.put(data))} | _put_refused(store, refused)
+
+
+def _travels(job: Job, backend: Backend, config: ResolvedConfig, stage: Callable[[str], None]) -> dict[str, Any]:
+    """What a build does, without writing weights; what would be refused there is noted."""
+    model = construct(backend, config, job.seed, job.device_kind)
+    _check_size(job, _size(model))
+    stage("recording")
+    refused: dict[str, str] = {}
+    portable = survey_model(model, config.model, _shared(job), refused)
+    classes, bundle = _classes(portable)
+    _cast(model, job.dtype)
+    store = Store(job.store)
+    result = _put_portable(store, portable)
+    result["descriptor"] = _blob(store.put(encode_descriptor(describe(model, classes, bundle, refused=refused))))
+    return result | _put_refused(store, refused)
+
+
+def _put_refused(store: Store, refused: dict[str, str]) -> dict[str, Any]:
+    return {"refused": _blob(store.put(encode_document(refused)))} if refused else {}
 
 
 def _record(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:

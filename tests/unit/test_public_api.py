@@ -28,6 +28,7 @@ def test_client_names():
         "NotPortableError",
         "RemoteModelFactory",
         "ServerError",
+        "SourceError",
         "StoreError",
         "UnavailableError",
     ]
@@ -41,7 +42,17 @@ def test_server_names():
 
 def test_remote_factory_arguments():
     parameters = list(inspect.signature(model_factory.RemoteModelFactory).parameters)
-    assert parameters == ["address", "seed", "dtype", "device", "base_dir", "cache_dir", "timeout", "credentials"]
+    assert parameters == [
+        "address",
+        "seed",
+        "dtype",
+        "device",
+        "base_dir",
+        "cache_dir",
+        "timeout",
+        "credentials",
+        "trust_source",
+    ]
 
 
 def test_both_factories_satisfy_the_protocol(tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 from model_factory.config import resolve_file
 from model_factory.errors import ModelFactoryError
 from model_factory.settings import default_server, environment
+from model_factory.source.lock import LOCK_NAME
 
 _COMMAND_GROUP = "model_factory.commands"
 _SERVE = "serve"
@@ -54,10 +55,28 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--dtype", default=None, help="cast floating tensors, to bfloat16 say")
     build.set_defaults(run=_build)
 
-    describe = commands.add_parser("describe", help="show a model's modules, types, shapes and sizes")
+    describe = commands.add_parser("describe", help="show a model's modules, how each travels and why, and sizes")
     _add_configs(describe)
     _add_server(describe)
+    describe.add_argument(
+        "--quick", action="store_true", help="types, shapes and sizes alone: the server does not try how modules travel"
+    )
     describe.set_defaults(run=_describe)
+
+    trust = commands.add_parser("trust", help="show the source that models would run here, and pin it in a lock file")
+    _add_configs(trust)
+    _add_server(trust)
+    trust.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(LOCK_NAME),
+        metavar="FILE",
+        help="the lock file (default: %(default)s)",
+    )
+    trust.add_argument("--check", action="store_true", help="write nothing; status 1 if the lock file is another")
+    trust.add_argument("--text", action="store_true", help="print the source, too")
+    trust.set_defaults(run=_trust)
 
     validate = commands.add_parser("validate", help="resolve and check configs; needs no server")
     _add_configs(validate)
@@ -133,7 +152,15 @@ def _build(arguments: argparse.Namespace) -> int:
 def _describe(arguments: argparse.Namespace) -> int:
     from model_factory.cli.models import describe  # noqa: PLC0415  torch, which validate can do without
 
-    return describe(_named_configs(arguments), arguments.server)
+    return describe(_named_configs(arguments), arguments.server, travel=not arguments.quick)
+
+
+def _trust(arguments: argparse.Namespace) -> int:
+    from model_factory.cli.trust import trust  # noqa: PLC0415  torch, which validate can do without
+
+    return trust(
+        _named_configs(arguments), arguments.server, lock=arguments.output, check=arguments.check, text=arguments.text
+    )
 
 
 def _blocks(arguments: argparse.Namespace) -> int:

@@ -38,9 +38,9 @@ def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: s
     return 0
 
 
-def describe(configs: Mapping[str, str], server: str) -> int:
-    """Print a table of each model's modules."""
-    described = RemoteModelFactory(server).describe(configs)
+def describe(configs: Mapping[str, str], server: str, *, travel: bool) -> int:
+    """Print a table of each model's modules, with ``travel`` how each of them does and why."""
+    described = RemoteModelFactory(server).describe(configs, travel=travel)
     assert isinstance(described, dict)
     for name, architecture in described.items():
         print(f"{name}\n\n{architecture}\n")

@@ -5,7 +5,7 @@ No constructor and no initialiser runs: each module is a bare instance of its cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,17 @@ from model_factory.descriptor.attributes import live, settable
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.derived import derive
 from model_factory.descriptor.stock import STOCK_CLASSES
-from model_factory.descriptor.tree import GRAPH, STOCK, Descriptor, ModuleNode, TensorNode, TensorRef
-from model_factory.errors import FormatError
+from model_factory.descriptor.tree import (
+    GRAPH,
+    SOURCE,
+    STOCK,
+    Descriptor,
+    ModuleNode,
+    SourceClass,
+    TensorNode,
+    TensorRef,
+)
+from model_factory.errors import FormatError, SourceError
 from model_factory.graph.call_form import Recorded
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel, ProgramModule, ProgramSource
 from model_factory.graph.runner import Runner, torch_const
@@ -29,12 +38,15 @@ def rebuild(
     tensors: Mapping[str, torch.Tensor],
     programs: Programs = (),
     source: ProgramSource | None = None,
+    find_class: Callable[[SourceClass], Any] | None = None,
 ) -> nn.Module:
     """Build the module a descriptor describes, over ``tensors`` (by name; used as they are, not copied).
 
     ``programs`` are the recorded forwards by module path; ``source`` is asked for those that are missing.
+    ``find_class`` gives the classes of source modules, where they are trusted.
 
     Raises:
+        SourceError: a module needs source, and there is no ``find_class``, or it fails.
         FormatError: the descriptor names a class, function or attribute outside the closed tables, or a tensor is
             missing or not as described.
     """
@@ -44,7 +56,9 @@ def rebuild(
         by_path.setdefault(path, []).append(recorded)
     values = [_tensor(node, tensors) for node in descriptor.tensors]
     modules: list[nn.Module] = [
-        _bare(node, paths.get(index, ""), by_path.get(paths.get(index, ""), ()), source)
+        _bare_source(node, find_class)
+        if node.kind == SOURCE
+        else _bare(node, paths.get(index, ""), by_path.get(paths.get(index, ""), ()), source)
         for index, node in enumerate(descriptor.modules)
     ]
     for module, node in zip(modules, descriptor.modules, strict=True):
@@ -103,8 +117,18 @@ def _bare(node: ModuleNode, path: str, programs: Sequence[Recorded], source: Pro
         return model
     module = _empty(ProgramModule)
     assert node.signature is not None
-    module.become(node.type, node.signature, path, source, programs, node.frozen)
+    module.become(node.type, node.signature, path, source, programs, node.frozen, dict(node.methods))
     return module
+
+
+def _bare_source(node: ModuleNode, find_class: Callable[[SourceClass], Any] | None) -> Any:
+    assert node.source is not None
+    if find_class is None:
+        raise SourceError(f"a {node.type} needs its source here, and none is trusted: {node.source.reason}")
+    cls = find_class(node.source)
+    if not isinstance(cls, type) or not issubclass(cls, nn.Module):
+        raise FormatError(f"{node.source.qualname!r} of {node.source.module!r} is not the class of a module")
+    return _empty(cls)
 
 
 def _empty(cls: type[nn.Module]) -> Any:

@@ -5,7 +5,8 @@
     {"form": [["x", {"tensor": 3}], ["scale", {"const": 1.0}]], "tensors": [{"dtype": "float32", "shape": [2, 5, 16]}]}
 
 Where the forward decides by values and the call has come to a side that there is no program for, ``outcomes`` has how
-its decisions up to there turned out: ``"outcomes": [true, 3]``.
+its decisions up to there turned out: ``"outcomes": [true, 3]``. Where another method than the forward is called,
+``method`` names it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError
-from model_factory.graph.call_form import call_form, rebuild
+from model_factory.graph.call_form import FORWARD, call_form, rebuild
 from model_factory.graph.codec import decode_form, encode_form
 from model_factory.graph.program import Outcome
 from model_factory.graph.runner import torch_const
@@ -35,10 +36,15 @@ class ExampleCall:
     """Of the forward, by name."""
     outcomes: tuple[Outcome, ...] = ()
     """Of the first decisions by values in it."""
+    method: str = FORWARD
+    """What is called."""
 
 
 def encode_call(
-    arguments: Mapping[str, Any], dtype: torch.dtype | None = None, outcomes: tuple[Outcome, ...] = ()
+    arguments: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    outcomes: tuple[Outcome, ...] = (),
+    method: str = FORWARD,
 ) -> bytes:
     """Write bound arguments as a document, floating tensors as ones of ``dtype`` if it is given.
 
@@ -46,11 +52,12 @@ def encode_call(
         CallFormError: an argument cannot be described.
     """
     form, leaves = call_form(arguments)
-    document = {
+    document: dict[str, Any] = {
         "form": [[name, encode_form(item)] for name, item in form],
         "tensors": [_encode_tensor(leaf, dtype, with_range=bool(outcomes)) for leaf in leaves],
     }
-    return encode_document(document | ({"outcomes": list(outcomes)} if outcomes else {}))
+    document |= {"outcomes": list(outcomes)} if outcomes else {}
+    return encode_document(document | ({} if method == FORWARD else {"method": method}))
 
 
 def decode_call(data: bytes) -> ExampleCall:
@@ -69,13 +76,14 @@ def decode_call(data: bytes) -> ExampleCall:
         leaves = [_make_tensor(entry, shape) for entry, shape in zip(document["tensors"], shapes, strict=True)]
         arguments = rebuild(form, leaves)
         outcomes = tuple(document.get("outcomes", ()))
+        method = str(document.get("method", FORWARD))
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration, RuntimeError, RecursionError) as error:
         raise FormatError(f"malformed call: {error!r}") from None
     if len(call_form(arguments)[1]) != len(leaves):
         raise FormatError("malformed call: the number of tensors does not match the form")
     if not all(type(outcome) in {bool, int} for outcome in outcomes):
         raise FormatError("malformed call: an outcome is neither a truth value nor an integer")
-    return ExampleCall(arguments=arguments, outcomes=outcomes)
+    return ExampleCall(arguments=arguments, outcomes=outcomes, method=method)
 
 
 def _elements(shape: list[int]) -> int:

@@ -167,18 +167,20 @@ def encode_recorded(recorded: Recorded) -> Json:
         "dtypes": [list(entry) for entry in recorded.dtypes],
         "guards": [encode_expression(guard) for guard in recorded.guards],
         "program": encode_program(recorded.program),
+        "method": recorded.method,
     }
 
 
 def decode_recorded(data: Json) -> Recorded:
     """The inverse of :func:`encode_recorded`."""
-    fields = _fields(data, "form", "training", "dtypes", "guards", "program")
+    fields = _fields(data, "form", "training", "dtypes", "guards", "program", "method")
     return Recorded(
         form=tuple((_text(name), decode_form(form)) for name, form in _pairs(fields["form"])),
         training=tuple((_text(path), _typed(flag, bool)) for path, flag in _pairs(fields["training"])),
         dtypes=tuple((_text(name), _text(dtype)) for name, dtype in _pairs(fields["dtypes"])),
         guards=tuple(decode_expression(guard) for guard in _list(fields["guards"])),
         program=decode_program(fields["program"]),
+        method=_text(fields["method"]),
     )
 
 

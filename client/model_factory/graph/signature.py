@@ -54,8 +54,8 @@ class Signature:
             )
         )
 
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Give every parameter its value, as Python would.
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str = "forward") -> dict[str, Any]:
+        """Give every parameter of ``method`` its value, as Python would.
 
         Raises:
             TypeError: in the words Python uses for a wrong call.
@@ -75,17 +75,17 @@ class Signature:
                 bound[name] = args[taken]
                 taken += 1
                 if kind in KEYWORD_KINDS and name in left:
-                    raise TypeError(f"forward() got multiple values for argument {name!r}")
+                    raise TypeError(f"{method}() got multiple values for argument {name!r}")
             elif kind in KEYWORD_KINDS and name in left:
                 bound[name] = left.pop(name)
             elif parameter.required:
-                raise TypeError(f"forward() missing a required argument: {name!r}")
+                raise TypeError(f"{method}() missing a required argument: {name!r}")
             else:
                 bound[name] = parameter.default
         if taken < len(args):
-            raise TypeError(f"forward() takes {taken} positional arguments but {len(args)} were given")
+            raise TypeError(f"{method}() takes {taken} positional arguments but {len(args)} were given")
         if left:
-            raise TypeError(f"forward() got an unexpected keyword argument {next(iter(left))!r}")
+            raise TypeError(f"{method}() got an unexpected keyword argument {next(iter(left))!r}")
         return bound
 
     def call(self, bound: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -276,3 +276,38 @@ def _disproved(detail: str) -> NotPortableError:
         f"its recorded program does not reproduce its forward ({detail}). Remedy: make the forward depend on its "
         "arguments, parameters and buffers only"
     )
+
+
+def prove_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Check that a rebuilt module of the same class does what ``original`` does on a call, in both modes.
+
+    Raises:
+        NotPortableError: it does not.
+    """
+    signature = Signature.of(original.forward)
+    form, examples = call_form(arguments)
+    flags = [(item, item.training) for module in (original, rebuilt) for item in module.modules()]
+
+    def observe(module: nn.Module) -> Exception | dict[str, Any]:
+        def call(leaves: list[torch.Tensor]) -> Any:
+            args, kwargs = signature.call(rebuild(form, leaves))
+            return module(*args, **kwargs)
+
+        return _observe(call, module, examples)
+
+    try:
+        for mode in (False, True):
+            expected, actual = observe(original.train(mode)), observe(rebuilt.train(mode))
+            if isinstance(actual, Exception) and not isinstance(expected, Exception):
+                raise NotPortableError(f"its source fails where it is rebuilt: {type(actual).__name__}: {actual}")
+            if not isinstance(expected, Exception) and not isinstance(actual, Exception):
+                try:
+                    _compare(expected, actual, [list(example.shape) for example in examples])
+                except NotPortableError as error:
+                    raise NotPortableError(
+                        f"its source does something else where it is rebuilt: {error}. Remedy: keep what the forward "
+                        "needs in parameters, buffers and plain attributes, and nothing in module-level variables"
+                    ) from None
+    finally:
+        for item, flag in flags:
+            item.training = flag

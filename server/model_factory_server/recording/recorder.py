@@ -47,6 +47,7 @@ _BY_VALUES = (
     *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
     DecidesByValuesError,
 )
+REFUSED_CALL = "the forward refused the call"
 _REMEDY = "decide with torch.where, or by an argument of the forward, so that the forward is the same for all values"
 
 
@@ -258,9 +259,7 @@ class _Recording:
             self._raise_undecided()
             if "Please convert all Tensors to FakeTensors" in str(error):
                 raise NotPortableError(foreign_tensor(self.module, _user_line(error))) from error
-            raise CallFormError(
-                f"the forward refused the call{_user_line(error)}: {type(error).__name__}: {error}"
-            ) from error
+            raise CallFormError(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {error}") from error
         self._raise_undecided()
         return result
 
