@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-fast lint types imports stubs benchmarks clean
+.PHONY: demo test test-fast lint types imports stubs soak fuzz faults benchmarks images clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,15 +20,36 @@ test: lint types imports  ## every check and every test
 test-fast: $(VENV)/installed  ## the suites that start no server
 	$(BIN)/python -m pytest tests/unit tests/property tests/golden
 
+FUZZ_EXAMPLES ?= 20000
+FUZZ_SEED ?= 0
+
+fuzz: $(VENV)/installed  ## what tests/property tries, FUZZ_EXAMPLES times each; FUZZ_SEED repeats a run
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/property --timeout=0 --hypothesis-seed=$(FUZZ_SEED)
+
+FAULT_SECONDS ?= 600
+FAULT_SEED ?= 0
+
+faults: $(VENV)/installed  ## a server under load with one fault after another; FAULT_SEED repeats a run
+	FAULT_SECONDS=$(FAULT_SECONDS) FAULT_SEED=$(FAULT_SEED) $(BIN)/python -m pytest -s tests/fault/test_under_faults.py
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml docker/compose.gpu.yaml
 
 types: $(VENV)/installed
 	$(BIN)/mypy
 
 imports: $(VENV)/installed
 	$(BIN)/lint-imports
+
+soak: $(VENV)/installed  ## an hour under load, with its plot in soak/; SOAK="--seconds 60 --clients 100" for less
+	$(BIN)/python scripts/soak.py $(SOAK)
+
+images: $(VENV)/installed  ## do what the Dockerfiles say in plain virtual environments, and lint the manifests (minutes)
+	$(BIN)/pip install --quiet --disable-pip-version-check kubernetes-validate
+	$(BIN)/kubernetes-validate docker/k8s/[!k]*.yaml
+	$(BIN)/python scripts/image_steps.py
 
 stubs: $(VENV)/installed  ## regenerate the gRPC stubs after a change to proto/
 	$(BIN)/python scripts/generate_stubs.py

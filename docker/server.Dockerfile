@@ -1,33 +1,48 @@
 # The server. Build from the repository's root:
 #   docker build -f docker/server.Dockerfile -t model-factory-server .
 # For a GPU node:
-#   docker build -f docker/server.Dockerfile --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 \
-#     --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 -t model-factory-server:cuda .
+#   docker build -f docker/server.Dockerfile -t model-factory-server:cuda \
+#     --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 --build-arg EXTRAS=otel,gpu \
+#     --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 --build-arg PIP_CONSTRAINT= .
+# An image with an operator's blocks: FROM this one, pip install the package of the plug-in as root, USER 10001 again.
 ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS build
-# Both bases have a Python of 3.11 or newer.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 python3-venv \
  && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /opt/model-factory
+WORKDIR /src
+COPY constraints.txt ./
+# Empty: the newest versions that fit.
+ARG PIP_CONSTRAINT=/src/constraints.txt
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN /opt/model-factory/bin/pip install --no-cache-dir --index-url ${TORCH_INDEX} torch
-COPY pyproject.toml README.md /src/
-COPY client /src/client
-COPY server /src/server
-RUN /opt/model-factory/bin/pip install --no-cache-dir /src /src/server
+RUN /opt/model-factory/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" torch
+COPY pyproject.toml README.md ./
+COPY client ./client
+COPY server ./server
+ARG EXTRAS=otel
+RUN /opt/model-factory/bin/pip install --no-cache-dir /src "/src/server[${EXTRAS}]"
 
 FROM ${BASE}
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 10001 --home-dir /nonexistent model-factory \
- && install --directory --owner=model-factory /var/lib/model-factory
+ && install --directory --owner=10001 --group=10001 /var/lib/model-factory
 COPY --from=build /opt/model-factory /opt/model-factory
-USER model-factory
+ENV PATH=/opt/model-factory/bin:${PATH} \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
+    MODEL_FACTORY_LISTEN=0.0.0.0:50051 \
+    MODEL_FACTORY_STORE=/var/lib/model-factory \
+    MODEL_FACTORY_LOG_FORMAT=json \
+    MODEL_FACTORY_SERVER=localhost:50051
+USER 10001
+# All that is written lies here and under /tmp: the root file system may be read-only.
 VOLUME /var/lib/model-factory
 EXPOSE 50051
-# Inside a container every interface is the container's own; publish the port to loopback or a trusted network only.
-ENTRYPOINT ["/opt/model-factory/bin/model-factory", "serve", "--store", "/var/lib/model-factory"]
-CMD ["--listen", "0.0.0.0:50051"]
+STOPSIGNAL SIGTERM
+# Asks as any client does, so with TLS it needs MODEL_FACTORY_CA_FILE.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 CMD ["model-factory", "health"]
+ENTRYPOINT ["model-factory", "serve"]

@@ -1,13 +1,29 @@
 # What a trainer needs: the base install, no model code. Build from the repository's root:
 #   docker build -f docker/trainer.Dockerfile -t model-factory-trainer .
-FROM python:3.11-slim-bookworm
+# For a GPU node: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 --build-arg PIP_CONSTRAINT=
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+RUN python3 -m venv /opt/model-factory
+WORKDIR /src
+COPY constraints.txt ./
+# Empty: the newest versions that fit.
+ARG PIP_CONSTRAINT=/src/constraints.txt
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir --index-url ${TORCH_INDEX} torch
-COPY pyproject.toml README.md /src/
-COPY client /src/client
-RUN pip install --no-cache-dir /src && useradd --create-home --uid 10001 trainer
-USER trainer
+RUN /opt/model-factory/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" torch
+COPY pyproject.toml README.md ./
+COPY client ./client
+RUN /opt/model-factory/bin/pip install --no-cache-dir /src
+
+FROM ${BASE}
+RUN useradd --create-home --uid 10001 trainer \
+ && install --directory --owner=10001 --group=10001 /var/cache/model-factory
+COPY --from=build /opt/model-factory /opt/model-factory
+# A volume that all trainers of a node share: what one has downloaded the others map.
+ENV PATH=/opt/model-factory/bin:${PATH} \
+    PYTHONDONTWRITEBYTECODE=1 \
+    MODEL_FACTORY_CACHE=/var/cache/model-factory
+USER 10001
 WORKDIR /home/trainer
-# MODEL_FACTORY_SERVER names the server; mount a volume that all trainers of the node share here.
-ENV MODEL_FACTORY_CACHE=/home/trainer/cache
-CMD ["model-factory", "--help"]
+VOLUME /var/cache/model-factory
+CMD ["model-factory", "doctor"]

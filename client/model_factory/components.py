@@ -62,7 +62,7 @@ def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str,
                 raise ConfigError(f"'config' is a mapping, found {type(model_cfg[key]).__name__}")
             if key == "config_path" and isinstance(model_cfg[key], Mapping):
                 raise ConfigError("'config_path' is a path, found a mapping")
-            return Request(components=(_component(SINGLE, model_cfg[key], base_dir, env),), single=True)
+            return Request(components=(_component(SINGLE, model_cfg[key], base_dir, env, "<config>"),), single=True)
     if len(model_cfg) > MAX_COMPONENTS:
         raise ConfigError(f"model_cfg has {len(model_cfg)} components; at most {MAX_COMPONENTS} are allowed")
     return Request(
@@ -76,11 +76,12 @@ def component_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
 
 
-def _component(name: Any, value: Any, base_dir: Path, env: Mapping[str, str]) -> Component:
+def _component(name: Any, value: Any, base_dir: Path, env: Mapping[str, str], source: str = "") -> Component:
     if not isinstance(name, str) or not name:
         raise ConfigError(f"component names are non-empty strings, found {name!r}")
     if isinstance(value, Mapping):
-        return Component(name=name, config=resolve_mapping(value, env))
+        source = source or f"<config of {name!r}>"
+        return Component(name=name, config=resolve_mapping(value, env, source))
     if isinstance(value, str | PathLike):
         return Component(name=name, config=resolve_file(base_dir / Path(value), env))
     raise ConfigError(f"component {name!r} is a path or a mapping, found {type(value).__name__}")

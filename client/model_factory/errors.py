@@ -10,9 +10,13 @@
     │   └── CallFormError        no program exists for this way of calling a module
     ├── FormatError              a descriptor, program or blob is not what it should be
     │   └── IntegrityError       bytes do not match the digest they were asked for by
+    ├── SourceError              a model needs source that is not trusted here, or that cannot be used here
     ├── StoreError               a store or cache folder cannot be used: no space, no permission
+    │   └── MissingBlobError     the server's store does not have a blob, or no longer
     └── ServerError              the server refused, failed or broke its contract
         ├── LimitError           the request is over a limit of the server
+        │   └── BusyError        too much is in progress or waits: the same request may do later
+        ├── AccessError          the server does not accept who asks, or a token or certificate cannot be used
         └── UnavailableError     the server cannot be reached, or went away
 """
 
@@ -62,8 +66,16 @@ class IntegrityError(FormatError):
     """Content does not match its digest or its declared size."""
 
 
+class SourceError(ModelFactoryError):
+    """A model needs source of the server's that the trainer has not said it trusts, or that cannot be used here."""
+
+
 class StoreError(ModelFactoryError):
     """A store or cache folder cannot be read or written."""
+
+
+class MissingBlobError(StoreError):
+    """The server's store does not have a blob that was asked for: build again."""
 
 
 class ServerError(ModelFactoryError):
@@ -72,6 +84,14 @@ class ServerError(ModelFactoryError):
 
 class LimitError(ServerError):
     """The request is over a limit of the server."""
+
+
+class BusyError(LimitError):
+    """Too much is in progress or waits already: the same request may be answered later."""
+
+
+class AccessError(ServerError):
+    """The server does not accept who asks, or a token or certificate cannot be used."""
 
 
 class UnavailableError(ServerError):

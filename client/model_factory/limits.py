@@ -17,6 +17,9 @@ MAX_TENSORS = 100_000
 MAX_STEPS = 100_000
 """Steps in one program."""
 
+MAX_SIDES = 64
+"""Programs of one call form of a module that differ in the outcomes of guards on values."""
+
 BLOB_CHUNK_BYTES = MIB
 """Of one message of a blob stream."""
 
@@ -26,5 +29,14 @@ MAX_MESSAGE_BYTES = 128 * MIB
 MAX_COMPONENTS = 256
 """Components in one request."""
 
-MAX_CONFIG_BYTES = 4 * MIB
-"""Of one component's resolved config on the wire."""
+MAX_SOURCE_FILES = 1_000
+"""Files in one bundle of source."""
+
+MAX_SOURCE_FILE_BYTES = 2 * MIB
+"""Of one file of it."""
+
+MAX_SOURCE_BYTES = 16 * MIB
+"""Of a bundle."""
+
+MAX_SOURCE_NAME_BYTES = 255
+"""Of the name of a file in a bundle."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from model_factory.errors import ModelFactoryError
 from model_factory.limits import MIB
@@ -12,10 +14,52 @@ from model_factory.limits import MIB
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 """Where a server listens and commands look for it, unless told otherwise."""
 
+_FILES = {
+    "ca_file": "MODEL_FACTORY_CA_FILE",
+    "cert_file": "MODEL_FACTORY_CERT_FILE",
+    "key_file": "MODEL_FACTORY_KEY_FILE",
+    "token_file": "MODEL_FACTORY_TOKEN_FILE",
+}
+_TLS = "MODEL_FACTORY_TLS"
+_SERVER_NAME = "MODEL_FACTORY_SERVER_NAME"
+_ALLOW_PLAINTEXT = "MODEL_FACTORY_ALLOW_PLAINTEXT"  # a server has a setting of that name
+_TRUE = ("1", "true", "yes", "on")
+
+VARIABLES = ("MODEL_FACTORY_CACHE", "MODEL_FACTORY_SERVER", _TLS, _SERVER_NAME, *_FILES.values())
+"""What this package reads beside the variables that configs name."""
+
 
 def environment() -> Mapping[str, str]:
     """The variables that ``${env:...}`` in a config may name."""
     return os.environ
+
+
+def client_credentials() -> dict[str, Any]:
+    """What the environment says for the fields of ``Credentials``."""
+
+    def is_set(variable: str) -> bool:
+        return os.environ.get(variable, "").lower() in _TRUE
+
+    files = {field: os.environ[variable] for field, variable in _FILES.items() if os.environ.get(variable)}
+    words = {"server_name": os.environ.get(_SERVER_NAME, ""), "tls": is_set(_TLS)}
+    return files | words | {"allow_plaintext": is_set(_ALLOW_PLAINTEXT)}
+
+
+def keep_variables(is_allowed: Callable[[str], bool]) -> None:
+    """Remove from this process's environment every variable that is not allowed."""
+    for name in [name for name in os.environ if not is_allowed(name)]:
+        del os.environ[name]
+
+
+@contextmanager
+def only_variables(is_allowed: Callable[[str], bool]) -> Iterator[None]:
+    """Start processes inside with the allowed variables alone."""
+    before = dict(os.environ)
+    keep_variables(is_allowed)
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 def default_cache_dir() -> Path:

@@ -7,27 +7,33 @@ import logging
 import signal
 import tempfile
 from collections.abc import Callable, Coroutine
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
 
 from model_factory.errors import ServerError
 from model_factory.limits import MAX_MESSAGE_BYTES
+from model_factory.settings import environment
 from model_factory.store import Store
-from model_factory.v1 import blob_pb2, service_pb2_grpc, wire
-from model_factory_server.backends.identity import identify
+from model_factory.v1 import blob_pb2, service_pb2, service_pb2_grpc, wire
+from model_factory_server.access import Access, check_exposure, credentials
+from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.builder import Builder
 from model_factory_server.chunks import keep_freed_memory
+from model_factory_server.observe.interceptor import CallInterceptor
+from model_factory_server.observe.metrics import Metrics
+from model_factory_server.observe.traces import configure_traces
 from model_factory_server.servicer import Servicer
-from model_factory_server.settings import Settings
+from model_factory_server.settings import ConnectionSettings, Settings
 
 log = logging.getLogger(__name__)
 
 _OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a rival
 ]
@@ -35,6 +41,8 @@ _OPTIONS = [
 
 def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; ``on_ready`` is told ``HOST:PORT`` once calls are answered.
+
+    The first signal lets calls in progress end within the drain timeout; a second one ends them at once.
 
     Raises:
         ServerError: the address cannot be bound, or the backend or a plug-in cannot be used.
@@ -45,6 +53,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
 
 
 async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
+    check_exposure(settings.listen, settings.access)
     store = Store(settings.store)
     with store.scratch() as folder:
         # In the system's temporary folder the fork server's socket would outlive a server that is killed.
@@ -53,31 +62,78 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
 
 
 async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str], None]) -> None:
+    tls, access = credentials(settings.access), Access(settings.access)
     backend = identify(settings.backend, _device_kind(settings.device))
-    builder = Builder(settings, store, backend)
-    server = grpc.aio.server(options=_OPTIONS)
-    servicer = Servicer(settings, store, builder, backend)
-    _add_servicer(server, servicer)
+    metrics, traces = Metrics(), configure_traces(environment())
+    builder = Builder(settings, store, backend, metrics, traces)
+    _describe(metrics, settings, store, builder, backend)
+    bound = ("grpc.max_receive_message_length", settings.limits.max_request_bytes)
+    server = grpc.aio.server(
+        options=[*_OPTIONS, bound, *_keepalive(settings.connections)],
+        interceptors=[CallInterceptor(metrics, traces, access)],
+    )
+    _add_servicer(server, Servicer(settings, store, builder, backend, metrics))
+    if settings.observe.reflection:
+        _add_reflection(server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop, now = _signals()
     try:
-        address = _bind(server, settings.listen)
+        if settings.observe.metrics_listen is not None:
+            log.info("metrics on http://%s/metrics", metrics.serve(settings.observe.metrics_listen))
+        address = _bind(server, settings.listen, tls)
         await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
-        # Warms the fork server up, and shows that a worker can be started before anyone is told to come.
-        if await _before(stop, builder.blocks()):
+        # Shows that builds work here before anyone is told to come.
+        if await _before(stop, builder.warm_up()):
             await health.set("", health_pb2.HealthCheckResponse.SERVING)
+            metrics.serving.set(1)
             on_ready(address)
             await stop.wait()
         log.info("stopping: calls in progress have %g seconds to end", settings.drain_timeout)
+        metrics.serving.set(0)
         await health.enter_graceful_shutdown()
-        await server.stop(settings.drain_timeout)
+        if not await _before(now, _drain(server, settings)):
+            log.warning("told again to stop: calls in progress end at once")
     finally:
         await server.stop(None)
         builder.close()
+        metrics.close()
+        traces.close()
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Return what the first signal to stop sets, and what a second one does."""
+    stop, now = asyncio.Event(), asyncio.Event()
+
+    def told() -> None:
+        (now if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told)
+    return stop, now
+
+
+async def _drain(server: grpc.aio.Server, settings: Settings) -> None:
+    if settings.drain_delay:
+        await asyncio.sleep(settings.drain_delay)
+    await server.stop(settings.drain_timeout)
+
+
+def _describe(metrics: Metrics, settings: Settings, store: Store, builder: Builder, backend: BackendIdentity) -> None:
+    metrics.describe(
+        version=metadata.version("model-factory-server"),
+        backend=backend.name,
+        torch_version=backend.torch_version,
+        device_kind=backend.device_kind,
+    )
+    metrics.watch(builder, settings.builders, store.root)
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    ours = service_pb2.DESCRIPTOR.services_by_name["ModelFactoryService"].full_name
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection((ours, health, reflection.SERVICE_NAME), server)
 
 
 async def _before(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:
@@ -107,10 +163,22 @@ def _add_servicer(server: grpc.aio.Server, servicer: Servicer) -> None:
     server.add_registered_method_handlers(service, handlers)  # type: ignore[attr-defined]
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> str:
+def _keepalive(settings: ConnectionSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.keepalive_time_ms", round(settings.keepalive_interval * 1000)),
+        ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout * 1000)),
+        ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout * 1000)),  # else a minute, whatever that says
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(settings.ping_interval * 1000)),
+        ("grpc.http2.max_ping_strikes", 2),
+    ]
+
+
+def _bind(server: grpc.aio.Server, listen: str, tls: grpc.ServerCredentials | None) -> str:
     host, _, _ = listen.rpartition(":")
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_insecure_port(listen) if tls is None else server.add_secure_port(listen, tls)
     except RuntimeError as error:
         raise ServerError(f"cannot listen on {listen}: {error}") from None
     return f"{host}:{port}"

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import contextvars
+import functools
+import logging
 import os
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from model_factory import errors
 from model_factory.components import component_seed
-from model_factory.config import ResolvedConfig
+from model_factory.config import ResolvedConfig, parse_config
+from model_factory.documents import encode_document
 from model_factory.store import Blob, Store
+from model_factory_server.admission import Admission
 from model_factory_server.backends.identity import BackendIdentity
+from model_factory_server.forks import Attempt, ForkServer
 from model_factory_server.keys import architecture_key, build_key, call_key
+from model_factory_server.observe.call import current_call
+from model_factory_server.observe.jobs import JobWatch
+from model_factory_server.observe.metrics import Metrics
+from model_factory_server.observe.traces import Traces
 from model_factory_server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 OnStage = Callable[[str], None]
 
-_PRELOADED = "model_factory_server.warm"
-_LISTING_SECONDS = 60.0  # the server's own, at its start: the operator's limit is for what configs make grow
+_OWN_SECONDS = 60.0  # of the server's own jobs: the operator's limit is for what configs make grow
+_WARM_UP = encode_document(
+    {
+        "schema_version": 1,
+        "model": {"sequential": {"layers": [{"_type_": "nn.Linear", "in_features": 1, "out_features": 1}]}},
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,13 +63,15 @@ class Built:
 class _Flight:
     """A job that is being done, and those who wait for it."""
 
-    def __init__(self) -> None:
-        self.listeners: list[OnStage] = []
+    def __init__(self, watch: JobWatch) -> None:
+        self.watch = watch
+        self.listeners: list[OnStage] = []  # one of each who waits
         self.stage = "queued"
         self.task: asyncio.Task[Any] | None = None
 
     def report(self, stage: str) -> None:
         self.stage = stage
+        self.watch.stage(stage)
         for listener in self.listeners:
             listener(stage)
 
@@ -61,100 +79,169 @@ class _Flight:
 class Builder:
     """Turns requests into builds; equal ones at the same time share one."""
 
-    def __init__(self, settings: Settings, store: Store, backend: BackendIdentity) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, backend: BackendIdentity, metrics: Metrics, traces: Traces
+    ) -> None:
         self._settings = settings
         self._store = store
         self._backend = backend
-        self._slots = asyncio.Semaphore(settings.builders)
+        self._metrics = metrics
+        self._traces = traces
+        self.admission = Admission(settings.limits, settings.builders)
         self._threads = ThreadPoolExecutor(max_workers=settings.builders, thread_name_prefix="builder")
         self._flights: dict[str, _Flight] = {}
-        self._workers: set[Any] = set()
-        self._context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([_PRELOADED])
+        self._attempts: set[Attempt] = set()
+        self._forks = ForkServer(settings.isolation.allows_variable)
 
-    async def build(self, name: str, config: ResolvedConfig, seed: int, dtype: str, on_stage: OnStage) -> Built:
-        """Return a component's build, from the store if it is there.
+    async def build(
+        self, name: str, config: ResolvedConfig, seed: int, dtype: str, on_stage: OnStage, *, client: str
+    ) -> Built:
+        """Return a component's build, from the store if it is there; ``client`` is whose share of builders it takes.
 
         Raises:
             ModelFactoryError: it cannot be built.
         """
         own_seed = component_seed(seed, name)
         key = build_key(self._backend, config, dtype, own_seed)
+        current_call().builds.append(key)
         record = self._complete(key, "descriptor", "programs", "weights")
         if record is not None:
+            self._metrics.lookups.labels("hit").inc()
             on_stage("done")
             return _built(key, record, now=False)
-        record = await self._once(key, lambda report: self._build(key, config, own_seed, dtype, report), on_stage)
+        self._metrics.lookups.labels("joined" if key in self._flights else "miss").inc()
+        record = await self._once(
+            "build", key, lambda report: self._build(key, config, own_seed, dtype, report, client), on_stage
+        )
         on_stage("done")
         return _built(key, record, now=True)
 
-    async def describe(self, config: ResolvedConfig, dtype: str) -> bytes:
-        """Return a component's descriptor without building its weights."""
+    async def describe(self, config: ResolvedConfig, dtype: str, *, travel: bool, client: str) -> dict[str, bytes]:
+        """Return a component's descriptor without building its weights; with ``travel`` also how it travels."""
         key = architecture_key(self._backend, config, dtype)
-        record = self._complete(key, "descriptor")
+        record = self._complete(key, "descriptor", *(["programs"] if travel else []))
         if record is None:
-            record = await self._once(f"describe {key}", lambda report: self._describe(key, config, dtype, report))
-        return self._read(record["descriptor"])
+            record = await self._once(
+                "describe",
+                f"describe {travel} {key}",
+                lambda report: self._describe(key, config, dtype, report, client, travel=travel),
+            )
+        return {name: self._read(record[name]) for name in ("descriptor", "programs", "refused") if name in record}
 
     async def record(
-        self, config: ResolvedConfig, dtype: str, path: str, call: bytes, training: dict[str, bool]
+        self, config: ResolvedConfig, dtype: str, path: str, call: bytes, training: dict[str, bool], *, client: str
     ) -> bytes:
         """Return the program of one module for one call."""
         key = call_key(self._backend, config, dtype, path, call, training)
         record = self._complete(key, "programs")
         if record is None:
             job: dict[str, Any] = {"kind": "record", "path": path, "call": call, "training": tuple(training.items())}
-            record = await self._once(key, lambda report: self._run(config, dtype, report, **job))
-            self._store.put_record(key, record)
+            record = await self._once("record", key, lambda report: self._run(config, dtype, report, client, **job))
+            await self._keep(key, record)
         return self._read(record["programs"])
 
     async def blocks(self) -> list[dict[str, Any]]:
         """Return what configs may name."""
         return await self._once(  # type: ignore[no-any-return]
-            "list", lambda report: self._run(None, "", report, seconds=_LISTING_SECONDS, kind="list")
+            "list", "list", lambda report: self._run(None, "", report, "", seconds=_OWN_SECONDS, kind="list")
         )
+
+    async def warm_up(self) -> None:
+        """Build a small model through all that builds go through, also if it is in the store already.
+
+        Raises:
+            ModelFactoryError: nothing can be built here: of the backend, a plug-in or the store, say.
+        """
+        config = parse_config(_WARM_UP)
+        key = build_key(self._backend, config, "", 0)
+        await self._once(
+            "warm_up", key, lambda report: self._build(key, config, 0, "", report, "", seconds=_OWN_SECONDS)
+        )
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for a builder."""
+        return self.admission.waiting
+
+    @property
+    def running(self) -> int:
+        """Builder processes at work."""
+        return len(self._attempts)
 
     def close(self) -> None:
         """End every worker process at once."""
-        for process in list(self._workers):
-            process.kill()
+        for attempt in list(self._attempts):
+            attempt.end()
         self._threads.shutdown(wait=True)
 
-    async def _build(self, key: str, config: ResolvedConfig, seed: int, dtype: str, report: OnStage) -> Any:
+    async def _build(
+        self,
+        key: str,
+        config: ResolvedConfig,
+        seed: int,
+        dtype: str,
+        report: OnStage,
+        client: str,
+        *,
+        seconds: float = 0.0,
+    ) -> Any:
         architecture = architecture_key(self._backend, config, dtype)
         known = self._complete(architecture, "descriptor", "programs")
-        descriptor = None if known is None else Blob(*known["descriptor"])
-        result = await self._run(config, dtype, report, kind="build", seed=seed, descriptor=descriptor)
+        job = {"kind": "build", "seed": seed, "known": None if known is None else tuple(known["descriptor"])}
+        result = await self._run(config, dtype, report, client, seconds=seconds, **job)
         record = (known or {}) | result
         if known is None:
-            self._store.put_record(architecture, {name: record[name] for name in ("descriptor", "programs")})
-        self._store.put_record(key, record)
+            await self._keep(architecture, {name: record[name] for name in record if name != "weights"})
+        await self._keep(key, record)
         return record
 
-    async def _describe(self, key: str, config: ResolvedConfig, dtype: str, report: OnStage) -> Any:
-        record = await self._run(config, dtype, report, kind="describe")
-        self._store.put_record(key, record)
+    async def _describe(
+        self, key: str, config: ResolvedConfig, dtype: str, report: OnStage, client: str, *, travel: bool
+    ) -> Any:
+        record = await self._run(config, dtype, report, client, kind="describe", travel=travel)
+        if "refused" not in record:  # what is refused depends on limits that are in no key
+            await self._keep(key, record)
         return record
 
-    async def _once(self, key: str, work: Callable[[OnStage], Any], on_stage: OnStage = lambda _stage: None) -> Any:
+    async def _once(
+        self, kind: str, key: str, work: Callable[[OnStage], Any], on_stage: OnStage = lambda _stage: None
+    ) -> Any:
         """Do ``work`` unless it is being done already; all who ask meanwhile get its result or its error."""
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight()
+            flight = self._flights[key] = _Flight(JobWatch(self._metrics, self._traces, kind, key))
             flight.task = asyncio.create_task(work(flight.report))
-            flight.task.add_done_callback(lambda _task: self._flights.pop(key, None))
+            flight.task.add_done_callback(lambda _task: self._forget(key, flight))
+            flight.task.add_done_callback(flight.watch.end)
         on_stage(flight.stage)
         flight.listeners.append(on_stage)
+        assert flight.task is not None
         try:
-            assert flight.task is not None
             return await asyncio.shield(flight.task)  # one waiter that goes away does not take it from the others
         finally:
             flight.listeners.remove(on_stage)
+            if not flight.listeners and not flight.task.done():  # nobody wants it any more
+                self._forget(key, flight)
+                flight.task.cancel()
+
+    def _forget(self, key: str, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
     async def _run(
-        self, config: ResolvedConfig | None, dtype: str, report: OnStage, *, seconds: float = 0.0, **job: Any
+        self,
+        config: ResolvedConfig | None,
+        dtype: str,
+        report: OnStage,
+        client: str,
+        *,
+        seconds: float = 0.0,
+        **job: Any,
     ) -> Any:
-        """Do one job in a process of its own, in at most ``seconds``; by default those of a build."""
+        """Do one job in a process of its own, in at most ``seconds``; by default those of a build.
+
+        When it is cancelled the process is killed before this returns.
+        """
         job = {
             "store": self._store.root,
             "config": config.wire if config is not None else b"",
@@ -162,7 +249,8 @@ class Builder:
             "backend": self._settings.backend,
             "code_stamp": self._backend.code_stamp,
             "device_kind": self._backend.device_kind,
-            "max_weights_bytes": self._settings.max_weights_bytes,
+            "limits": self._settings.limits,
+            "isolation": self._settings.isolation,
             "threads": max(1, len(os.sched_getaffinity(0)) // self._settings.builders),
             **job,
         }
@@ -171,37 +259,59 @@ class Builder:
         def relay(stage: str) -> None:
             loop.call_soon_threadsafe(report, stage)
 
-        async with self._slots:
-            return await loop.run_in_executor(
-                self._threads, self._attend, job, relay, seconds or self._settings.build_timeout
-            )
+        seconds = seconds or self._settings.limits.build_timeout
+        async with self.admission.builder(client):
+            receiver, sender = self._forks.context.Pipe(duplex=False)  # here, so that what waits has none
+            attempt = Attempt(self._forks, _enter_worker, (job, sender))
+            # In this call's context, so that what the thread logs belongs to it.
+            context, attend = contextvars.copy_context(), functools.partial(self._attend, attempt, receiver, sender)
+            attending = loop.run_in_executor(self._threads, context.run, attend, relay, seconds)
+            # Given up, it fails with its process, and nobody is there to hear of it.
+            attending.add_done_callback(lambda future: future.cancelled() or future.exception())
+            try:
+                return await asyncio.shield(attending)
+            except asyncio.CancelledError:
+                attempt.end()
+                await asyncio.wait({attending})
+                raise
 
-    def _attend(self, job: dict[str, Any], report: OnStage, seconds: float) -> Any:
+    def _attend(
+        self, attempt: Attempt, receiver: Connection, sender: Connection, report: OnStage, seconds: float
+    ) -> Any:
         """Start a worker and listen to it until it ends; runs in a thread."""
-        receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_enter_worker, args=(job, sender), daemon=True)
-        process.start()
-        self._workers.add(process)
+        self._attempts.add(attempt)
         try:
-            sender.close()
-            return _listen(receiver, report, seconds)
-        except EOFError:
-            process.join()
-            raise errors.BuildError(_death_text(process.exitcode)) from None
+            with receiver:
+                with sender:
+                    started = attempt.start()
+                if not started:
+                    return None
+                try:
+                    result = _listen(receiver, report, seconds)
+                except EOFError:
+                    raise _death(attempt.wait(), self._settings.limits.build_cpu_timeout) from None
+                attempt.is_well = True
+                return result
         finally:
-            process.kill()
-            process.join()
-            self._workers.discard(process)
-            receiver.close()
+            attempt.clear()
+            self._attempts.discard(attempt)
+            with suppress(OSError):  # what is left over is swept another time
+                self._store.sweep()
 
     def _complete(self, key: str, *names: str) -> Any | None:
         """Return a record if every blob it names is in the store."""
         record = self._store.record(key)
         try:
-            found = record is not None and all(self._store.find(Blob(*record[name])) for name in names)
-        except (TypeError, KeyError, errors.FormatError):  # damaged: it is written anew
+            if record is None or not record.keys() >= set(names):
+                return None
+            found = all(self._store.find(Blob(*entry)) for entry in record.values())
+        except (AttributeError, TypeError, errors.FormatError):  # damaged: it is written anew
             return None
         return record if found else None
+
+    async def _keep(self, key: str, record: Any) -> None:
+        """Put a record into the store; flushing it to the disk may take a while, and others wait for the loop."""
+        await asyncio.to_thread(self._store.put_record, key, record)
 
     def _read(self, entry: list[Any]) -> bytes:
         data = self._store.read(Blob(*entry))
@@ -221,12 +331,17 @@ def _enter_worker(job: dict[str, Any], sender: Connection) -> None:
     worker.main(worker.Job(**job), sender)
 
 
-def _death_text(exit_code: int | None) -> str:
+def _death(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryError:
+    """What to say of a worker that died without a word."""
+    if exit_code == -signal.SIGXCPU:
+        return errors.LimitError(
+            f"the build used more than the {cpu_seconds:g} seconds of processor time that this server allows"
+        )
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
         hint = "; the node may be out of memory" if name == "SIGKILL" else ""
-        return f"the builder process was ended by {name}{hint}"
-    return f"the builder process ended with status {exit_code} before it had a result"
+        return errors.BuildError(f"the builder process was ended by {name}{hint}")
+    return errors.BuildError(f"the builder process ended with status {exit_code} before it had a result")
 
 
 def _listen(receiver: Connection, report: OnStage, seconds: float) -> Any:
@@ -236,6 +351,8 @@ def _listen(receiver: Connection, report: OnStage, seconds: float) -> Any:
         kind, body = receiver.recv()
         if kind == "stage":
             report(body)
+        elif kind == "log":
+            log.error("a builder process says:\n%s", body)
         elif kind == "result":
             return body
         else:

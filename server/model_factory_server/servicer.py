@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import time
-import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -16,17 +15,18 @@ import grpc
 
 from model_factory import limits
 from model_factory.config import ResolvedConfig, parse_config
-from model_factory.documents import FORMAT
-from model_factory.errors import FormatError, LimitError, ModelFactoryError, ServerError
+from model_factory.config.strict_json import json_shape
+from model_factory.documents import FORMAT, decode_document
+from model_factory.errors import FormatError, LimitError, MissingBlobError
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
 from model_factory_server.answers import Answers
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builder import Builder, Built
 from model_factory_server.chunks import read_chunks
-from model_factory_server.settings import Settings
-
-log = logging.getLogger(__name__)
+from model_factory_server.observe.call import current_call
+from model_factory_server.observe.metrics import Metrics
+from model_factory_server.settings import LimitSettings, Settings
 
 Context = Any
 """``grpc.aio.ServicerContext``; the published stubs lack ``abort_with_status``."""
@@ -35,15 +35,21 @@ _DTYPES = frozenset({"", "float16", "bfloat16", "float32", "float64"})
 _MAX_NAME_BYTES = 255
 INLINE_BYTES = limits.MIB
 
+# Parsing the largest config takes seconds. Few threads, since each that has work takes its share from the event loop.
+_PARSERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="parser")
+
 
 class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
     """Implements ``model_factory.v1.ModelFactoryService``."""
 
-    def __init__(self, settings: Settings, store: Store, builder: Builder, backend: BackendIdentity) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, builder: Builder, backend: BackendIdentity, metrics: Metrics
+    ) -> None:
         self._settings = settings
         self._store = store
         self._builder = builder
         self._backend = backend
+        self._metrics = metrics
         self._answers = Answers(store)
 
     async def GetCapabilities(  # noqa: N802
@@ -61,38 +67,33 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             ),
             device_kind=self._backend.device_kind,
             store_path=str(self._store.root.resolve()) if self._settings.share_store else "",
-            limits=capabilities_pb2.Limits(
-                components=limits.MAX_COMPONENTS,
-                config_bytes=limits.MAX_CONFIG_BYTES,
-                inline_bytes=INLINE_BYTES,
-                weights_bytes=self._settings.max_weights_bytes,
-                build_timeout_ms=round(self._settings.build_timeout * 1000),
-            ),
+            limits=_limits(self._settings),
         )
 
     async def ListBlocks(  # noqa: N802
         self, request: capabilities_pb2.ListBlocksRequest, context: Context
     ) -> capabilities_pb2.ListBlocksResponse:
         """See service.proto."""
-        async with _answering(context, "ListBlocks"):
+        with self._answering(context):
             return capabilities_pb2.ListBlocksResponse(blocks=[_block(item) for item in await self._builder.blocks()])
 
     async def DescribeModels(  # noqa: N802
         self, request: build_pb2.DescribeModelsRequest, context: Context
     ) -> build_pb2.DescribeModelsResponse:
         """See service.proto."""
-        async with _answering(context, "DescribeModels") as call:
+        with self._answering(context) as call:
             known = self._answers.find(request)
             if known is not None:
                 return known  # type: ignore[no-any-return]
-            configs = call.read(request.components, request.dtype)
+            configs = await call.read(request.components, request.dtype)
             described = await call.gather(
-                {name: self._builder.describe(config, request.dtype) for name, config in configs.items()}
+                {
+                    name: self._builder.describe(config, request.dtype, travel=request.travel, client=call.client)
+                    for name, config in configs.items()
+                }
             )
             response = build_pb2.DescribeModelsResponse(
-                components=[
-                    build_pb2.DescribedComponent(name=name, descriptor_json=data) for name, data in described.items()
-                ]
+                components=[_described(name, documents) for name, documents in described.items()]
             )
             self._answers.keep(request, response, ())
             return response
@@ -101,15 +102,17 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self, request: build_pb2.BuildModelsRequest, context: Context
     ) -> AsyncIterator[build_pb2.BuildModelsResponse]:
         """See service.proto."""
-        async with _answering(context, "BuildModels") as call:
+        with self._answering(context) as call:
             known = self._answers.find(request)
             if known is not None:
                 yield known
                 return
-            configs = call.read(request.components, request.dtype)
+            configs = await call.read(request.components, request.dtype)
             events: asyncio.Queue[build_pb2.BuildModelsResponse | None] = asyncio.Queue()
             builds = {
-                name: self._builder.build(name, config, request.seed, request.dtype, _reporter(name, events))
+                name: self._builder.build(
+                    name, config, request.seed, request.dtype, _reporter(name, events), client=call.client
+                )
                 for name, config in configs.items()
             }
             building = asyncio.create_task(call.gather(builds))
@@ -127,14 +130,20 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self, request: program_pb2.RecordProgramRequest, context: Context
     ) -> program_pb2.RecordProgramResponse:
         """See service.proto."""
-        async with _answering(context, "RecordProgram") as call:
-            configs = call.read([request.component], request.dtype)
-            if len(request.call_json) > limits.MAX_CONFIG_BYTES:
-                raise LimitError(f"a call takes at most {limits.MAX_CONFIG_BYTES} bytes, got {len(request.call_json)}")
+        with self._answering(context) as call:
+            configs = await call.read([request.component], request.dtype)
+            most = self._settings.limits.max_config_bytes
+            if len(request.call_json) > most:
+                raise LimitError(f"a call takes at most {most} bytes, got {len(request.call_json)}")
             name, config = next(iter(configs.items()))
             call.component = name
             programs = await self._builder.record(
-                config, request.dtype, request.module_path, request.call_json, dict(request.training)
+                config,
+                request.dtype,
+                request.module_path,
+                request.call_json,
+                dict(request.training),
+                client=call.client,
             )
             return program_pb2.RecordProgramResponse(programs_json=programs)
 
@@ -142,19 +151,20 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self, request: blob_pb2.ReadBlobRequest, context: Context
     ) -> AsyncIterator[bytes]:
         """See service.proto. Yields messages that are serialised already."""
-        async with _answering(context, "ReadBlob"):
+        with self._answering(context):
             blob = wire.from_digest(request.digest)
             file = await asyncio.to_thread(self._store.open, blob)
             if file is None:
-                await context.abort(grpc.StatusCode.NOT_FOUND, f"no blob {blob.digest} in this store; build again")
-                return
-            with file:
+                raise MissingBlobError(f"no blob {blob.digest} in this store. Remedy: build again")
+            with file, _patience(self._settings.connections.stall_timeout) as progress:
                 if not 0 <= request.offset_bytes <= blob.size or request.limit_bytes < 0:
                     await context.abort(
                         grpc.StatusCode.OUT_OF_RANGE, f"offset {request.offset_bytes} is outside the {blob.size} bytes"
                     )
                 left = min(request.limit_bytes or blob.size, blob.size - request.offset_bytes)
                 async for message in read_chunks(file.fileno(), request.offset_bytes, left):
+                    self._metrics.blob_bytes.inc(len(message))
+                    progress()
                     yield message
 
     def _keep(self, request: build_pb2.BuildModelsRequest, built: dict[str, Built]) -> None:
@@ -162,6 +172,17 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         found = {name: dataclasses.replace(item, now=False) for name, item in built.items()}
         blobs = [blob for item in built.values() for blob in (item.descriptor, item.programs, item.weights)]
         self._answers.keep(request, build_pb2.BuildModelsResponse(manifest=self._manifest(found)), blobs)
+
+    @contextmanager
+    def _answering(self, context: Context) -> Iterator[_Call]:
+        """Admit a call; when it fails, say which component it was at. The interceptor makes the status."""
+        call = _Call(self._settings.limits, _client_of(context))
+        try:
+            with self._builder.admission.call(call.client):
+                yield call
+        except Exception:
+            current_call().component = call.component
+            raise
 
     def _manifest(self, builds: dict[str, Built]) -> build_pb2.Manifest:
         small: dict[str, bytes] = {}
@@ -189,15 +210,17 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
 
 
 class _Call:
-    """One call being answered: which component it is at, for the error message."""
+    """One call being answered."""
 
-    def __init__(self) -> None:
-        self.component = ""
+    def __init__(self, limits: LimitSettings, client: str) -> None:
+        self._limits = limits
+        self.client = client
+        self.component = ""  # that it is at, for the error message
 
-    def read(self, components: Any, dtype: str) -> dict[str, ResolvedConfig]:
-        """Check the components of a request and parse their configs."""
-        if not 0 < len(components) <= limits.MAX_COMPONENTS:
-            raise LimitError(f"a request has 1 to {limits.MAX_COMPONENTS} components, got {len(components)}")
+    async def read(self, components: Any, dtype: str) -> dict[str, ResolvedConfig]:
+        """Check the components of a request and parse their configs, while others are answered."""
+        if not 0 < len(components) <= self._limits.max_components:
+            raise LimitError(f"a request has 1 to {self._limits.max_components} components, got {len(components)}")
         if dtype not in _DTYPES:
             raise FormatError(f"dtype {dtype!r} is not one of {', '.join(sorted(_DTYPES - {''}))}")
         configs: dict[str, ResolvedConfig] = {}
@@ -207,21 +230,34 @@ class _Call:
                 raise FormatError(
                     f"component names are unique and have 1 to {_MAX_NAME_BYTES} bytes, got {name[:80]!r}"
                 )
-            if len(component.config_json) > limits.MAX_CONFIG_BYTES:
-                raise LimitError(
-                    f"a config takes at most {limits.MAX_CONFIG_BYTES} bytes, got {len(component.config_json)}"
-                )
-            configs[name] = parse_config(component.config_json)
+            loop = asyncio.get_running_loop()
+            configs[name] = await loop.run_in_executor(_PARSERS, self._parse, component.config_json)
         self.component = ""
         return configs
+
+    def _parse(self, data: bytes) -> ResolvedConfig:
+        self._check_extent(data)
+        return parse_config(data)
+
+    def _check_extent(self, data: bytes) -> None:
+        """Refuse a config over this server's own bounds before anything is made of it."""
+        if len(data) > self._limits.max_config_bytes:
+            raise LimitError(f"a config takes at most {self._limits.max_config_bytes} bytes, got {len(data)}")
+        values, depth = json_shape(data.decode("utf-8", "replace"))
+        if values > self._limits.max_nodes:
+            raise LimitError(f"a config has at most {self._limits.max_nodes} values, got {values}")
+        if depth > self._limits.max_nesting + 1:  # on the wire a float may be one deeper than it stands
+            raise LimitError(f"a config nests at most {self._limits.max_nesting} deep, got {depth}")
 
     async def gather(self, work: dict[str, Any]) -> dict[str, Any]:
         """Do the work of all components at once; the first error ends it, and says whose it was."""
         tasks = {name: asyncio.ensure_future(item) for name, item in work.items()}
         try:
+            await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION)
             for name, task in tasks.items():
                 self.component = name
-                await task
+                if task.done():
+                    task.result()
         finally:
             for task in tasks.values():
                 task.cancel()
@@ -230,21 +266,29 @@ class _Call:
         return {name: task.result() for name, task in tasks.items()}
 
 
-@asynccontextmanager
-async def _answering(context: Context, method: str) -> AsyncIterator[_Call]:
-    """Turn errors into statuses: ours with their details, all others with a request id for the log and nothing else."""
-    call = _Call()
+@contextmanager
+def _patience(seconds: float) -> Iterator[Callable[[], None]]:
+    """Cancel this task when ``seconds`` pass without a call of what is returned: its reader has stopped reading."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None
+    timer = loop.call_later(seconds, task.cancel)
+
+    def progress() -> None:
+        nonlocal timer
+        timer.cancel()
+        timer = loop.call_later(seconds, task.cancel)
+
     try:
-        yield call
-    except ModelFactoryError as error:
-        log.info("%s refused: %s", method, error)
-        await context.abort_with_status(wire.to_status(error, call.component))
-    except (asyncio.CancelledError, grpc.aio.AbortError, GeneratorExit):
-        raise
-    except Exception:
-        request_id = uuid.uuid4().hex
-        log.exception("%s failed, request %s", method, request_id)
-        await context.abort_with_status(wire.to_status(ServerError(f"internal error, request {request_id}")))
+        yield progress
+    finally:
+        timer.cancel()
+
+
+def _client_of(context: Context) -> str:
+    """Whose share of the server a call takes: who it has shown to be, else the address it comes from."""
+    peer: str = context.peer()
+    address = peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
+    return current_call().identity or address
 
 
 def _reporter(name: str, events: asyncio.Queue[build_pb2.BuildModelsResponse | None]) -> Any:
@@ -261,8 +305,43 @@ def _reporter(name: str, events: asyncio.Queue[build_pb2.BuildModelsResponse | N
     return report
 
 
+def _described(name: str, documents: dict[str, bytes]) -> build_pb2.DescribedComponent:
+    return build_pb2.DescribedComponent(
+        name=name,
+        descriptor_json=documents["descriptor"],
+        programs_json=documents.get("programs", b""),
+        refused=decode_document(documents["refused"], "what is refused") if "refused" in documents else {},
+    )
+
+
 def _block(item: dict[str, Any]) -> capabilities_pb2.Block:
     arguments = [capabilities_pb2.BlockArgument(**argument) for argument in item["arguments"]]
     return capabilities_pb2.Block(
         name=item["name"], summary=item["summary"], origin=item["origin"], arguments=arguments
+    )
+
+
+def _limits(settings: Settings) -> capabilities_pb2.Limits:
+    """What this server accepts, for clients to read."""
+    bounds = settings.limits
+    return capabilities_pb2.Limits(
+        components=bounds.max_components,
+        config_bytes=bounds.max_config_bytes,
+        inline_bytes=INLINE_BYTES,
+        weights_bytes=bounds.max_weights_bytes,
+        build_timeout_ms=round(bounds.build_timeout * 1000),
+        request_bytes=bounds.max_request_bytes,
+        nesting=bounds.max_nesting,
+        nodes=bounds.max_nodes,
+        modules=bounds.max_modules,
+        blob_bytes=bounds.max_blob_bytes,
+        memory_bytes=bounds.max_memory_bytes or 0,
+        plan_timeout_ms=round(bounds.plan_timeout * 1000),
+        build_cpu_timeout_ms=round(bounds.build_cpu_timeout * 1000),
+        builders=settings.builders,
+        queue=bounds.max_queue,
+        client_builders=min(bounds.max_builds_per_client or settings.builders, settings.builders),
+        client_queue=bounds.max_queue_per_client,
+        calls=bounds.max_calls,
+        client_calls=bounds.max_calls_per_client,
     )

@@ -1,12 +1,19 @@
-"""What an operator sets, with defaults. Nothing else of the server reads its environment."""
+"""What an operator sets, with defaults: the one table of it.
+
+Each field made with ``setting`` is a flag, a variable, a key of the settings' file and a line of the help; see
+``options``. A new setting is one new field.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from model_factory.config.bounds import MAX_DOCUMENT_BYTES, MAX_NESTING, MAX_NODES
 from model_factory.errors import ServerError
-from model_factory.limits import MIB
+from model_factory.limits import MAX_COMPONENTS, MAX_MESSAGE_BYTES, MAX_MODULES, MIB
+from model_factory.settings import DEFAULT_ADDRESS
+from model_factory_server.options import setting
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -14,33 +21,62 @@ BUILTIN = "builtin"
 POLICY_CONSTRUCTOR = "policy_constructor"
 BACKENDS = (BUILTIN, POLICY_CONSTRUCTOR)
 
+_WORKER_VARIABLES = frozenset(
+    (
+        "HOME LANG LANGUAGE LC_ALL LC_CTYPE LD_LIBRARY_PATH LOGNAME PATH PYTHONDONTWRITEBYTECODE PYTHONHASHSEED "
+        "PYTHONHOME PYTHONPATH TMPDIR TZ USER VIRTUAL_ENV XDG_CACHE_HOME"
+    ).split()
+)
+_WORKER_PREFIXES = ("CUDA_", "NVIDIA_", "CUBLAS_", "CUDNN_", "OMP_", "MKL_", "KMP_", "TORCH_", "TORCHINDUCTOR_")
+
+TEXT, JSON = LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubSettings:
-    """Where the block ``radiov3`` takes its pretrained model from."""
+    """The pretrained model of the block radiov3."""
 
-    repository: str = "NVlabs/RADIO"
-    """``OWNER/NAME`` or ``OWNER/NAME:REF`` on GitHub."""
-    version: str = "c-radio_v3-l"
-    """Of the model, as the repository calls it."""
-    directory: Path | None = None
-    """A local copy of the repository, or a folder as ``torch.hub`` keeps it; its ``checkpoints`` has the weights."""
-    allow_download: bool = False
-    """Whether what is not there may be downloaded."""
+    repository: str = setting(
+        "NVlabs/RADIO", "its hub repository on GitHub", name="radio_repo", metavar="OWNER/NAME[:REF]"
+    )
+    version: str = setting("c-radio_v3-l", "its name in the repository", name="radio_version", metavar="VERSION")
+    directory: Path | None = setting(
+        None,
+        "local copy of the repository, or a torch.hub folder; weights are under its checkpoints",
+        name="hub_dir",
+        metavar="DIR",
+    )
+    allow_download: bool = setting(False, "download what is not in --hub-dir", name="allow_hub_download")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSettings:
-    """What builds, and with what: plain data, which travels to every worker."""
+    """What builds.
 
-    name: str = BUILTIN
-    """One of ``BACKENDS``."""
-    path: Path | None = None
-    """The checkout that holds the package ``model_constructor``; of ``policy_constructor`` alone."""
-    plugins: tuple[str, ...] = ()
-    """Modules with a function ``register(registry)``, in the order in which they are called."""
+    Plain data, which travels to every worker.
+    """
+
+    name: str = setting(BUILTIN, "who turns configs into models", name="backend", choices=BACKENDS)
+    path: Path | None = setting(
+        None, "the checkout with the package model_constructor", name="backend_path", metavar="DIR"
+    )
+    plugins: tuple[str, ...] = setting(
+        (),
+        "a module with register(registry), beside those of installed packages; may be repeated",
+        name="plugin",
+        metavar="MODULE",
+    )
+    imports: tuple[str, ...] = setting(
+        (),
+        "a package, or a module in one, whose classes and functions configs may name as _target_; may be repeated",
+        name="allow_import",
+        metavar="MODULE",
+    )
+    share_source: bool = setting(
+        False, "hand out the source of blocks that cannot travel without it, to trainers who trust it"
+    )
     hub: HubSettings = field(default_factory=HubSettings)
-    """Of the built-in backend's pretrained blocks."""
 
     def __post_init__(self) -> None:
         if self.name not in BACKENDS:
@@ -50,27 +86,129 @@ class BackendSettings:
                 f"--backend-path DIR goes with --backend {POLICY_CONSTRUCTOR}: give both, or neither; "
                 f"got --backend {self.name} and {'no path' if self.path is None else f'the path {self.path}'}"
             )
+        if self.imports and self.name != BUILTIN:
+            raise ServerError(
+                f"--allow-import goes with --backend {BUILTIN}: a checkout's blocks are its own registry's"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """What requests may ask for."""
+
+    max_request_bytes: int = setting(32 * MIB, "one request", minimum=1024, maximum=MAX_MESSAGE_BYTES)
+    max_components: int = setting(MAX_COMPONENTS, "components of one request", minimum=1, maximum=MAX_COMPONENTS)
+    max_config_bytes: int = setting(
+        MAX_DOCUMENT_BYTES, "one component's config, and one call to record", minimum=1, maximum=MAX_DOCUMENT_BYTES
+    )
+    max_nesting: int = setting(
+        MAX_NESTING, "mappings and lists of a config inside each other", minimum=4, maximum=MAX_NESTING
+    )
+    max_nodes: int = setting(MAX_NODES, "values of a config, containers included", minimum=4, maximum=MAX_NODES)
+    max_modules: int = setting(10_000, "modules of one component", minimum=1, maximum=MAX_MODULES)
+    max_weights_bytes: int = setting(
+        64 * 1024 * MIB, "parameters and buffers of one component, known before they are made", minimum=1
+    )
+    max_blob_bytes: int = setting(65 * 1024 * MIB, "one file that a build writes", minimum=MIB)
+    max_memory_bytes: int | None = setting(
+        None,
+        "what a build may allocate; by default the node's or container's memory, on CUDA no limit",
+        minimum=256 * MIB,
+    )
+    plan_timeout: float = setting(60.0, "wall time of finding out a component's size", minimum=0.001)
+    build_timeout: float = setting(600.0, "wall time of one component's build", minimum=0.001)
+    build_cpu_timeout: float = setting(3600.0, "processor time of one component's build", minimum=1.0)
+    max_queue: int = setting(1024, "builds that wait for a builder", minimum=0)
+    max_builds_per_client: int | None = setting(
+        None, "builds at the same time for one client; by default as many as there are builders", minimum=1
+    )
+    max_queue_per_client: int = setting(512, "builds of one client that wait", minimum=0)
+    max_calls: int = setting(512, "calls in progress, streams of blobs included", minimum=1)
+    max_calls_per_client: int = setting(128, "calls in progress of one client", minimum=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessSettings:
+    """Who may talk to the server."""
+
+    tls_cert: Path | None = setting(None, "the server's certificate chain in PEM; read again when it changes")
+    tls_key: Path | None = setting(None, "the certificate's private key in PEM")
+    tls_client_ca: Path | None = setting(
+        None, "authorities in PEM; only clients with a certificate signed by one of them may connect"
+    )
+    tokens: Path | None = setting(
+        None, "lines of 'model-factory token'; only clients with one of the tokens may call; read again when it changes"
+    )
+    allow_plaintext: bool = setting(False, "listen beyond this machine without TLS, where something else encrypts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionSettings:
+    """Connections."""
+
+    keepalive_interval: float = setting(60.0, "between pings, which tell whether a client is still there", minimum=1.0)
+    keepalive_timeout: float = setting(20.0, "how long an answer to a ping may take", minimum=1.0)
+    ping_interval: float = setting(30.0, "clients that ping more often than that are cut off", minimum=0.1)
+    stall_timeout: float = setting(120.0, "how long a client may take no byte of a blob", minimum=1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IsolationSettings:
+    """What a build can reach."""
+
+    worker_variables: tuple[str, ...] = setting(
+        (),
+        "a variable that builds see, beside those for paths, language, threads and GPUs; may be repeated",
+        name="worker_variable",
+        metavar="NAME",
+    )
+    worker_network: bool = setting(False, "let builds reach the network; --allow-hub-download does so as well")
+    max_open_files: int = setting(1024, "files that a build may have open", minimum=64)
+
+    def allows_variable(self, name: str) -> bool:
+        """Whether a build may see the variable of that name."""
+        return name in _WORKER_VARIABLES or name in self.worker_variables or name.startswith(_WORKER_PREFIXES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveSettings:
+    """What operators see.
+
+    Traces are set up by OpenTelemetry's own variables.
+    """
+
+    log_format: str = setting(TEXT, "text for people, or one JSON object a line", choices=LOG_FORMATS)
+    log_level: str = setting("info", "the least important lines that are written", choices=LOG_LEVELS)
+    metrics_listen: str | None = setting(
+        None, "where Prometheus scrapes /metrics, over plain HTTP; nowhere by default", metavar="HOST:PORT"
+    )
+    reflection: bool = setting(False, "tell clients which methods and messages there are, for grpcurl and the like")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings of one server."""
 
-    listen: str
-    """``HOST:PORT``; port 0 picks a free one."""
-    store: Path
-    """Folder of blobs and records; replicas may share it."""
+    listen: str = setting(DEFAULT_ADDRESS, "where to listen; port 0 picks a free one", metavar="HOST:PORT")
+    store: Path = setting(
+        Path("model-factory-store"), "folder of blobs and records; replicas may share it", metavar="DIR"
+    )
+    device: str = setting(
+        "cpu", "where models are initialised; auto is CUDA where there is a GPU, else the CPU", choices=DEVICES
+    )
+    share_store: bool = setting(
+        True, "whether clients are told where the store lies, so that those who see the same files transfer nothing"
+    )
+    builders: int = setting(2, "builds at the same time", minimum=1)
+    drain_timeout: float = setting(
+        30.0, "what calls in progress get to end after the first signal to stop", minimum=0.0
+    )
+    drain_delay: float = setting(
+        0.0, "how long new calls are still answered after it, so that load balancers see NOT_SERVING first", minimum=0.0
+    )
     backend: BackendSettings = field(default_factory=BackendSettings)
-    """What builds."""
-    share_store: bool = True
-    """Whether clients are told where the store lies, so that those who see the same files transfer nothing."""
-    device: str = "cpu"
-    """Where models are initialised: ``auto`` is CUDA where there is a GPU, else the CPU."""
-    builders: int = 2
-    """Builds at the same time."""
-    build_timeout: float = 600.0
-    """Seconds of wall time one component's build may take."""
-    max_weights_bytes: int = 64 * 1024 * MIB
-    """Of the parameters and buffers of one component."""
-    drain_timeout: float = 30.0
-    """Seconds that calls in progress get to end after the first signal to stop."""
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
+    connections: ConnectionSettings = field(default_factory=ConnectionSettings)
+    isolation: IsolationSettings = field(default_factory=IsolationSettings)
+    observe: ObserveSettings = field(default_factory=ObserveSettings)

@@ -7,13 +7,15 @@ and so torch, imported already.
 
 from __future__ import annotations
 
+import logging
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -22,18 +24,38 @@ from model_factory.config import ResolvedConfig, parse_config
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
 from model_factory.descriptor.describe import describe, named_tensors
+from model_factory.descriptor.tree import BundleRef, Descriptor, SourceClass
 from model_factory.descriptor.weights import write_weights
-from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError, ServerError
+from model_factory.documents import encode_document
+from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError, NotPortableError, ServerError
 from model_factory.graph.call_example import decode_call
-from model_factory.graph.runner import torch_const
+from model_factory.graph.runner import get_module, torch_const
+from model_factory.limits import MAX_DOCUMENT_BYTES, MIB
+from model_factory.settings import keep_variables
 from model_factory.store import Blob, Store
-from model_factory_server.apart import apart, die_with_parent
+from model_factory_server import confine
+from model_factory_server.apart import apart
 from model_factory_server.backends import Backend
 from model_factory_server.backends.loading import load_backend
-from model_factory_server.backends.sources import operator_files, stamp_of_files
+from model_factory_server.backends.sources import operator_files, operator_roots, stamp_of_files
+from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.examples import materialise
-from model_factory_server.recording.portable import record_call, record_model
-from model_factory_server.settings import BackendSettings
+from model_factory_server.recording.portable import Portable, record_call, survey_model
+from model_factory_server.settings import BackendSettings, IsolationSettings, LimitSettings
+
+T = TypeVar("T")
+
+_LOG_CHARACTERS = 64 * 1024  # of one traceback
+_ROOM_BYTES = 1024 * MIB  # for what constructors make on the way
+_NOT_SHARED = (
+    "A block whose forward is no program can travel as source, if the operator allows it with --share-source and the "
+    "trainer trusts it (docs/portability.md)"
+)
+_FOUND_AT_BUILDS = (
+    "This server shares source: a block whose examples, its own or those of the config's signature, no program can "
+    "stand for travels as source (docs/portability.md)"
+)
+_NO_MEMORY = "can't allocate memory"  # torch's words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +78,16 @@ class Job:
     """What floating tensors are cast to; empty: left."""
     device_kind: str = "cpu"
     """Where the model is initialised."""
-    max_weights_bytes: int
-    """Refuse models with more."""
+    limits: LimitSettings
+    """What the model may grow to."""
+    isolation: IsolationSettings
+    """What this process may reach."""
     threads: int = 1
     """Threads for torch's kernels, so that builders at the same time do not wait for each other."""
-    descriptor: Blob | None = None
-    """The descriptor, if it and the programs are known already, so that only the weights are to be made."""
+    known: tuple[str, int] | None = None
+    """The descriptor under another seed: what is recorded need not be so again. None where nothing is known."""
+    travel: bool = False
+    """Of a description: whether to find out how each module travels."""
     path: str = ""
     """Of the module to record."""
     call: bytes = b""
@@ -71,41 +97,97 @@ class Job:
 
 
 def main(job: Job, connection: Connection) -> None:
-    """Do a job and send ``("stage", name)`` any number of times and then ``("result", ...)`` or ``("error", ...)``."""
-    die_with_parent()
+    """Do a job and send what comes of it.
+
+    That is ``("stage", name)`` or ``("log", text)`` any number of times, and then ``("result", ...)`` or
+    ``("error", ...)``.
+    """
+    _confine(job)
     torch.set_num_threads(job.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     try:
         result = _JOBS[job.kind](job, lambda stage: connection.send(("stage", stage)))
-    except ModelFactoryError as error:
-        if type(error) in {BuildError, ServerError} and error.__cause__ is not None:
-            traceback.print_exc()  # the operator's code failed: where it did is for the server's log alone
-        path = error.path if isinstance(error, ConfigError) else ()
-        text = error.reason if isinstance(error, ConfigError) else str(error)
-        connection.send(("error", (type(error).__name__, text, path)))
-    except Exception as error:  # noqa: BLE001  ours to mend: the details are for the server's log, not for the client
-        traceback.print_exc()
-        text = f"the builder failed with {type(error).__name__}; the server's log has the details"
-        connection.send(("error", ("ServerError", text, ())))
+    except Exception as error:  # noqa: BLE001  every one is told, of ours the text and of others the class
+        if _is_for_the_log(error):
+            connection.send(("log", "".join(traceback.format_exception(error))[-_LOG_CHARACTERS:]))
+        connection.send(("error", _told(job, error)))
     else:
         connection.send(("result", result))
     finally:
         connection.close()
 
 
+def _is_for_the_log(error: Exception) -> bool:
+    """Whether the operator's code or ours failed: where it did is for the server's log alone."""
+    if isinstance(error, ModelFactoryError):
+        return type(error) in {BuildError, ServerError} and error.__cause__ is not None
+    return not _is_lack_of_memory(error)
+
+
+def _told(job: Job, error: Exception) -> tuple[str, str, tuple[str | int, ...]]:
+    """What the server is told of an error: class, text, and place in the config."""
+    if _is_lack_of_memory(error):
+        allowed = job.limits.max_memory_bytes or confine.node_memory()
+        text = f"the build needs more than the {allowed} bytes of memory that this server allows"
+        return LimitError.__name__, text, ()
+    if isinstance(error, ConfigError):
+        return ConfigError.__name__, error.reason, error.path
+    if isinstance(error, ModelFactoryError):
+        return type(error).__name__, str(error), ()
+    text = f"the builder failed with {type(error).__name__}; the server's log has the details"
+    return ServerError.__name__, text, ()
+
+
+def _is_lack_of_memory(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _confine(job: Job) -> None:
+    """Keep this process, and what runs in it, to what a build may do."""
+    confine.die_with_parent()
+    confine.lead_own_group()
+    keep_variables(job.isolation.allows_variable)
+    confine.limit_resources(
+        cpu_seconds=round(job.limits.build_cpu_timeout),
+        file_bytes=job.limits.max_blob_bytes,
+        open_files=job.isolation.max_open_files,
+    )
+    # CUDA reserves address space by the hundred GiB, so there is no limit of ours there unless the operator sets one.
+    if job.limits.max_memory_bytes or job.device_kind == "cpu":
+        confine.limit_memory(job.limits.max_memory_bytes or confine.node_memory())
+    if not (job.isolation.worker_network or job.backend.hub.allow_download) and not confine.leave_network():
+        logging.getLogger(__name__).warning(
+            "this kernel gives builds no network namespace of their own: a build can reach the network"
+        )
+
+
 def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     stage("constructing")
     backend, config = _load_backend(job), parse_config(job.config)
-    _check_size(job, backend, config)
-    model = construct(backend, config, job.seed, job.device_kind)
     store = Store(job.store)
+    known = None if job.known is None else decode_descriptor(store.read(Blob(*job.known)) or b"")
+    if known is None:
+        _check_plan(job, backend, config)
+    else:
+        _check_size(job, (Architecture(known).bytes, len(known.modules)))
+    model = construct(backend, config, job.seed, job.device_kind)
+    _check_size(job, _size(model))
     result: dict[str, Any] = {}
-    if job.descriptor is None:
+    if known is None:
         stage("recording")
-        result["programs"] = _blob(store.put(encode_programs(record_model(model, config.model))))
+        with _hinting(job):
+            portable = survey_model(model, config.model, _shared(job))
+        result |= _put_portable(store, portable)
+        classes, bundle = _classes(portable)
+    else:
+        classes, bundle = _known_classes(model, known)
     _cast(model, job.dtype)
     stage("writing")
-    descriptor = describe(model)
+    descriptor = describe(model, classes, bundle)
     result["descriptor"] = _blob(store.put(encode_descriptor(descriptor)))
     with store.stage() as (file, publish):
         blob = Blob(*write_weights(file, named_tensors(model, descriptor)))
@@ -113,29 +195,89 @@ def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     return result | {"weights": _blob(blob)}
 
 
+def _shared(job: Job) -> tuple[Root, ...]:
+    return operator_roots(job.backend) if job.backend.share_source else ()
+
+
+@contextmanager
+def _hinting(job: Job) -> Iterator[None]:
+    """Say of what cannot travel how its source could."""
+    try:
+        yield
+    except NotPortableError as error:
+        hint = _FOUND_AT_BUILDS if job.backend.share_source else _NOT_SHARED
+        raise NotPortableError(f"{error}. {hint}") from error
+
+
+def _put_portable(store: Store, portable: Portable) -> dict[str, Any]:
+    blobs = {"programs": encode_programs(portable.programs)}
+    if portable.sources is not None:
+        blobs["source"] = portable.sources.bundle
+    return {name: _blob(store.put(data)) for name, data in blobs.items()}
+
+
+def _classes(portable: Portable) -> tuple[Mapping[nn.Module, SourceClass], BundleRef | None]:
+    return ({}, None) if portable.sources is None else (portable.sources.classes, portable.sources.ref)
+
+
+def _known_classes(model: nn.Module, known: Descriptor) -> tuple[Mapping[nn.Module, SourceClass], BundleRef | None]:
+    nodes = {path: known.modules[index].source for index, path in known.paths().items()}
+    return {get_module(model, path): node for path, node in nodes.items() if node is not None}, known.bundle
+
+
 def _describe(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     stage("constructing")
     backend, config = _load_backend(job), parse_config(job.config)
+    store = Store(job.store)
+    refused: dict[str, str] = {}
+    if job.travel:
+        try:
+            _check_plan(job, backend, config)
+            return _travels(job, backend, config, stage)
+        except LimitError as error:
+            refused[""] = str(error)
 
     def described(model: nn.Module) -> bytes:
         _cast(model, job.dtype)
-        return encode_descriptor(describe(model))
+        return encode_descriptor(describe(model, refused={} if job.backend.share_source else None))
 
-    data = apart(lambda: described(construct(backend, config, job.seed, "meta")))
+    data = _planned(job, lambda: described(construct(backend, config, job.seed, "meta")))
     if data is None:  # a constructor needs real tensors, or something is wrong: now it is said what
         data = described(construct(backend, config, job.seed, job.device_kind))
-    return {"descriptor": _blob(Store(job.store).put(data))}
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise LimitError(f"the descriptor takes {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
+    return {"descriptor": _blob(store.put(data))} | _put_refused(store, refused)
+
+
+def _travels(job: Job, backend: Backend, config: ResolvedConfig, stage: Callable[[str], None]) -> dict[str, Any]:
+    """What a build does, without writing weights; what would be refused there is noted."""
+    model = construct(backend, config, job.seed, job.device_kind)
+    _check_size(job, _size(model))
+    stage("recording")
+    refused: dict[str, str] = {}
+    portable = survey_model(model, config.model, _shared(job), refused)
+    classes, bundle = _classes(portable)
+    _cast(model, job.dtype)
+    store = Store(job.store)
+    result = _put_portable(store, portable)
+    result["descriptor"] = _blob(store.put(encode_descriptor(describe(model, classes, bundle, refused=refused))))
+    return result | _put_refused(store, refused)
+
+
+def _put_refused(store: Store, refused: dict[str, str]) -> dict[str, Any]:
+    return {"refused": _blob(store.put(encode_document(refused)))} if refused else {}
 
 
 def _record(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
-    arguments = decode_call(job.call)
+    call = decode_call(job.call)
     stage("constructing")
     backend, config = _load_backend(job), parse_config(job.config)
-    _check_size(job, backend, config)
+    _check_plan(job, backend, config)
     model = construct(backend, config, job.seed, "cpu")
+    _check_size(job, _size(model))
     _cast(model, job.dtype)
     stage("recording")
-    recorded = record_call(model, job.path, arguments, dict(job.training))
+    recorded = record_call(model, job.path, call, dict(job.training))
     return {"programs": _blob(Store(job.store).put(encode_programs(((job.path, recorded),))))}
 
 
@@ -189,14 +331,45 @@ def _load_backend(job: Job) -> Backend:
     return load_backend(job.backend)
 
 
-def _check_size(job: Job, backend: Backend, config: ResolvedConfig) -> None:
-    known = None if job.descriptor is None else Store(job.store).read(job.descriptor)
-    if known is not None:
-        size = Architecture(decode_descriptor(known)).bytes
-    else:
-        size = apart(lambda: Architecture(describe(construct(backend, config, job.seed, "meta"))).bytes) or 0
-    if size > job.max_weights_bytes:
-        raise LimitError(f"the model has {size} bytes of weights; this server builds at most {job.max_weights_bytes}")
+def _check_plan(job: Job, backend: Backend, config: ResolvedConfig) -> None:
+    """Refuse a model that is too large, before any of its tensors is made."""
+    size = _planned(job, lambda: _size(construct(backend, config, job.seed, "meta")))
+    if size is not None:
+        _check_size(job, size)
+
+
+def _planned(job: Job, plan: Callable[[], T]) -> T | None:
+    """Return what a build without tensors comes to; None where a constructor needs real ones or something is wrong.
+
+    Then they are made next, with the memory that the largest model allowed would take.
+    """
+    seconds = job.limits.plan_timeout
+    try:
+        found = apart(plan, seconds)
+    except TimeoutError:
+        raise LimitError(
+            f"finding out the model's size took longer than the {seconds:g} seconds, or the "
+            f"{job.limits.build_cpu_timeout:g} of processor time, that this server allows"
+        ) from None
+    if found is None and job.device_kind == "cpu":
+        confine.limit_memory(2 * job.limits.max_weights_bytes + _ROOM_BYTES)
+    return found
+
+
+def _size(model: nn.Module) -> tuple[int, int]:
+    """Bytes of parameters and buffers, and modules; a tensor or module that is used twice counts once."""
+    tensors = {id(item): item for item in [*model.parameters(), *model.buffers()]}
+    known = [item for item in tensors.values() if not torch.nn.parameter.is_lazy(item)]
+    return sum(item.numel() * item.itemsize for item in known), sum(1 for _ in model.modules())
+
+
+def _check_size(job: Job, size: tuple[int, int]) -> None:
+    weights, modules = size
+    most = min(job.limits.max_weights_bytes, job.limits.max_blob_bytes)
+    if weights > most:
+        raise LimitError(f"the model has {weights} bytes of weights; this server builds at most {most}")
+    if modules > job.limits.max_modules:
+        raise LimitError(f"the model has {modules} modules; this server builds at most {job.limits.max_modules}")
 
 
 def _cast(model: nn.Module, dtype: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,9 +12,16 @@ from torch import nn
 from model_factory import RemoteModelFactory
 from model_factory_server import PolicyConstructorModelFactory
 from support.cases import CASES, Case
-from support.server import ServerProcess
+from support.server import ServerProcess, running_server
 
 PAIR_SEED = 7
+EXAMPLE_PLUGINS = Path(__file__).parents[2] / "examples" / "plugins"
+PLUGINS = {
+    "policies": EXAMPLE_PLUGINS,
+    "transformers_models": EXAMPLE_PLUGINS,
+    "branching": Path(__file__).parents[1] / "support" / "plugins",
+}
+"""Plug-in -> where it lies."""
 
 MakePair = Callable[[Case | str], tuple[nn.Module, nn.Module]]
 
@@ -36,3 +44,22 @@ def make_pair(server: ServerProcess, pair_cache: Path) -> Iterator[MakePair]:
 
     yield make
     remote.close()
+
+
+@pytest.fixture(scope="session")
+def plugin_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with the plug-ins; the session's own has none, as most have."""
+    arguments = [argument for name in PLUGINS for argument in ("--plugin", name)]
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in dict.fromkeys(PLUGINS.values()):
+            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        with running_server(tmp_path_factory.mktemp("plugins") / "store", *arguments) as process:
+            yield process
+
+
+@pytest.fixture
+def local_with_plugins(monkeypatch: pytest.MonkeyPatch) -> PolicyConstructorModelFactory:
+    """The in-process factory with the plug-ins."""
+    for folder in dict.fromkeys(PLUGINS.values()):
+        monkeypatch.syspath_prepend(folder)
+    return PolicyConstructorModelFactory(seed=PAIR_SEED, plugins=list(PLUGINS))

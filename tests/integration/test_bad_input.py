@@ -176,7 +176,7 @@ def test_a_constructor_that_fails_otherwise(make_remote: MakeRemote) -> None:
 
 
 def test_a_model_over_the_servers_limit(start_server: Callable[..., ServerProcess], make_remote: MakeRemote) -> None:
-    small = start_server(None, "--max-weights-mib", "1")
+    small = start_server(None, "--max-weights-bytes", "1MiB")
     factory = make_remote(small.address)
     with pytest.raises(LimitError, match=r"\d+ bytes of weights; this server builds at most 1048576"):
         factory.build(layers({"_type_": "nn.Linear", "in_features": 1024, "out_features": 1024}))

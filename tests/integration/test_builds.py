@@ -189,7 +189,7 @@ def test_blobs_in_the_store_are_what_their_names_say(server: ServerProcess) -> N
 def test_a_client_that_goes_away_does_not_take_the_build_from_others(start_server: Start, tmp_path: Path) -> None:
     server = start_server()
     config = {"m": layers({"_type_": "nn.Linear", "in_features": 4000, "out_features": 4000})}
-    begun = threading.Event()
+    begun, joined = threading.Event(), threading.Event()
 
     class Gone(Exception):  # noqa: N818
         pass
@@ -197,6 +197,7 @@ def test_a_client_that_goes_away_does_not_take_the_build_from_others(start_serve
     def leave(_component: str, stage: int) -> None:
         if stage >= build_pb2.BUILD_STAGE_CONSTRUCTING:
             begun.set()
+            assert joined.wait(60)
             raise Gone
 
     def go_away() -> None:
@@ -207,7 +208,7 @@ def test_a_client_that_goes_away_does_not_take_the_build_from_others(start_serve
         leaver = threading.Thread(target=go_away)
         leaver.start()
         assert begun.wait(60)
-        stayed = build_manifest(server.address, config)
+        stayed = build_manifest(server.address, config, on_stage=lambda _component, _stage: joined.set())
         leaver.join()
     assert stayed["m"].weights.size_bytes > 4000 * 4000 * 4
     assert len(workers.seen) == 1

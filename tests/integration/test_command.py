@@ -103,7 +103,7 @@ def test_build_writes_files_that_can_be_loaded(server: ServerProcess, run: Run, 
     done = run("build", SMALL / "mlp.yaml", f"conv={SMALL / 'conv_graph.yaml'}", "--server", server.address,
                "--seed", 7, "-o", output)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in output.iterdir() if not path.name.startswith(".")} == {
+    assert {path.name for path in output.iterdir()} == {
         "mlp.safetensors",
         "mlp.descriptor.json",
         "conv.safetensors",
@@ -162,11 +162,11 @@ def rows(table: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_describe_is_a_table_with_right_totals(name: str, server: ServerProcess, run: Run) -> None:
-    done = run("describe", CASES[name].config, "--server", server.address)
+    done = run("describe", "--quick", CASES[name].config, "--server", server.address)
     assert done.returncode == 0, done.stderr
     title, header, *body, total = rows(done.stdout)
     assert title == [name]
-    assert header == ["name", "type", "shapes", "parameters", "bytes"]
+    assert header == ["name", "type", "kind", "shapes", "parameters", "bytes"]
     model = PolicyConstructorModelFactory().build({name: CASES[name].config})[name]
     modules = dict(model.named_modules())
     assert [row[0] for row in body] == ["(model)", *list(modules)[1:]]
@@ -174,7 +174,7 @@ def test_describe_is_a_table_with_right_totals(name: str, server: ServerProcess,
         assert row[1].removeprefix("nn.").rpartition(".")[2] == type(modules[row[0]]).__name__
         own = [*modules[row[0]].named_parameters(recurse=False), *modules[row[0]].named_buffers(recurse=False)]
         shapes = " ".join(f"{key}{list(item.shape)}" for key, item in own)
-        assert shapes in " ".join(row[2:])
+        assert shapes in " ".join(row[3:])
     parameters = sum(item.numel() for item in model.parameters())
     size = sum(item.nbytes for item in [*model.parameters(), *model.buffers()])
     assert total == ["total", f"{len(body)} modules", f"{parameters:,}", f"{size:,}"]
@@ -184,7 +184,7 @@ def test_describe_is_a_table_with_right_totals(name: str, server: ServerProcess,
 
 def test_describe_of_a_large_model_builds_no_weights(start_server: Callable[..., ServerProcess], run: Run) -> None:
     server = start_server()
-    done = run("describe", CONFIGS / "three_cameras" / "vae_prior.yaml", "--server", server.address)
+    done = run("describe", "--quick", CONFIGS / "three_cameras" / "vae_prior.yaml", "--server", server.address)
     assert done.returncode == 0, done.stderr
     assert sum(path.stat().st_size for path in (server.store / "blobs").rglob("*/*")) < 1024 * 1024
     assert server.stop() == 0

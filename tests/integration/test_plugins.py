@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,12 @@ import torch
 
 from model_factory import RemoteModelFactory
 from model_factory.errors import ServerError
-from model_factory_server import PolicyConstructorModelFactory
-from support.compare import assert_same, assert_same_runs, assert_same_state, observe, train
-from support.server import COMMAND, ServerProcess, descendants, running_server
+from model_factory_server.backends.loading import load_backend
+from model_factory_server.backends.sources import operator_files
+from model_factory_server.settings import BackendSettings
+from support.compare import assert_same, observe
+from support.server import COMMAND, ServerProcess, descendants
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
-CONFIG = EXAMPLE / "film_policy.yaml"
 MakeRemote = Callable[..., RemoteModelFactory]
 
 LINEAR_BLOCK = """
@@ -41,14 +42,6 @@ def register(registry):
 """
 
 
-@pytest.fixture(scope="module")
-def plugin_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(EXAMPLE), prepend=os.pathsep)
-        with running_server(tmp_path_factory.mktemp("plugins") / "store", "--plugin", "film_policy") as process:
-            yield process
-
-
 @pytest.fixture
 def plugin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder on the path of the servers that the test starts."""
@@ -56,13 +49,6 @@ def plugin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     return folder
-
-
-def inputs(batch: int, seq: int, *, hidden: bool = False) -> dict[str, torch.Tensor | None]:
-    generator = torch.Generator().manual_seed(batch)
-    shapes = {"observations": (batch, seq, 10), "goal": (batch, 6), "hidden": (1, batch, 24)}
-    made = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    return made if hidden else made | {"hidden": None}
 
 
 def config_of(spec: dict[str, object], call: str = "module:layer") -> dict[str, object]:
@@ -75,36 +61,9 @@ def config_of(spec: dict[str, object], call: str = "module:layer") -> dict[str, 
     return {"config": {"schema_version": 1, "model": {"graph": graph}}}
 
 
-def test_example_trains_without_its_code(plugin_server: ServerProcess, make_remote: MakeRemote) -> None:
-    sys.modules.pop("film_policy", None)
-    model = make_remote(plugin_server.address).build({"config_path": CONFIG})
-    losses = train(model, inputs(4, 7), steps=30)
-    assert losses[-1] < 0.7 * losses[0]
-    assert "film_policy" not in sys.modules
-    assert type(model.graph_modules["policy"].gru) is torch.nn.GRU
-
-
-@pytest.mark.parametrize("hidden", [False, True], ids=["episode start", "rollout step"])
-@pytest.mark.parametrize(("batch", "seq"), [(1, 1), (3, 9)])
-def test_example_is_the_in_process_model(
-    plugin_server: ServerProcess,
-    make_remote: MakeRemote,
-    monkeypatch: pytest.MonkeyPatch,
-    hidden: bool,
-    batch: int,
-    seq: int,
-) -> None:
-    monkeypatch.syspath_prepend(EXAMPLE)
-    remote = make_remote(plugin_server.address).build({"config_path": CONFIG})
-    local = PolicyConstructorModelFactory(seed=7, plugins=["film_policy"]).build({"config_path": CONFIG})
-    assert_same_state(remote, local)
-    assert_same_runs(remote, local, inputs(batch, seq, hidden=hidden))
-    assert train(remote, inputs(batch, seq)) == train(local, inputs(batch, seq))
-
-
 def test_listing_says_where_each_block_comes_from(plugin_server: ServerProcess, make_remote: MakeRemote) -> None:
     origins = {block.name: block.origin for block in make_remote(plugin_server.address).blocks()}
-    assert origins["film_gru_policy"] == "film_policy"
+    assert origins["film_gru_policy"] == "policies"
     assert origins["mlp"] == origins["radiov3"] == "builtin"
     assert origins["nn.Linear"] == "torch"
 
@@ -153,10 +112,21 @@ BAD_PLUGINS = {
 
 
 @pytest.mark.parametrize("kind", BAD_PLUGINS)
-def test_bad_plugin_fails_the_start(kind: str, plugin_folder: Path, tmp_path: Path) -> None:
+def test_bad_plugin(kind: str, plugin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, message = BAD_PLUGINS[kind]
     if code is not None:
         (plugin_folder / "bad.py").write_text(code)
+    monkeypatch.syspath_prepend(plugin_folder)
+    monkeypatch.delitem(sys.modules, "bad", raising=False)
+    settings = BackendSettings(plugins=("bad",))
+    with pytest.raises(ServerError, match=re.escape(message)) as caught:
+        operator_files(settings), load_backend(settings)
+    assert str(plugin_folder) not in str(caught.value)
+
+
+def test_bad_plugin_fails_the_start(plugin_folder: Path, tmp_path: Path) -> None:
+    code, message = BAD_PLUGINS["raises"]
+    (plugin_folder / "bad.py").write_text(code)
     command = [COMMAND, "serve", "--listen", "127.0.0.1:0", "--store", tmp_path / "store", "--plugin", "bad"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     assert ended.returncode == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import nn
 
 from model_factory import RemoteModelFactory
 from model_factory.components import component_seed
-from model_factory.errors import BuildError, CallFormError, ConfigError, GraphExecutionError, ServerError
+from model_factory.errors import BuildError, CallFormError, ConfigError, GraphExecutionError, ServerError, SourceError
+from model_factory.source.bundle import decode_bundle
 from model_factory_server import PolicyConstructorModelFactory
 from model_factory_server.settings import BackendSettings
 from support.checkouts import SIGNATURE, imported, policy_config, policy_inputs, write_checkout
@@ -33,7 +35,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkout_server(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     store = tmp_path_factory.mktemp("policy_constructor") / "store"
-    with running_server(store, *options(checkout)) as process:
+    with running_server(store, *options(checkout), "--share-source") as process:
         yield process
 
 
@@ -76,6 +78,34 @@ def test_remote_model_is_the_checkouts_own(
     assert train(built, policy_inputs(batch)) == train(expected, policy_inputs(batch))
     assert type(built.graph_modules["vision"].embed) is nn.Linear
     assert not type(built.graph_modules["vision"]).__module__.startswith("model_constructor")
+
+
+def test_what_no_program_can_stand_for_travels_as_source(
+    remote: RemoteModelFactory, checkout_server: ServerProcess, checkout: Path, make_remote: MakeRemote
+) -> None:
+    """Without the checkout on this side, and without more of it than the block needs."""
+    asked = one_module({"_type_": "ranked", "width": 16}, signature={"x": {"shape": [3, 16]}})
+    with pytest.raises(
+        SourceError, match=r"only \(Ranked\): its forward decides by the values of a tensor \(blocks\.py"
+    ):
+        remote.build(asked)
+    described = remote.describe(asked, travel=True)
+    files = decode_bundle(remote.read_source(described.descriptor.bundle)).files
+    assert sorted(files) == [
+        "model_constructor/blocks.py",
+        "model_constructor/errors.py",
+        "model_constructor/registry/default_registry.py",
+    ]
+    built = make_remote(checkout_server.address, trust_source=True).build(asked)
+    expected = original(checkout, asked["config"])
+    assert_same(dict(built.state_dict()), dict(expected.state_dict()), "state")
+    for training in (False, True):
+        assert_same_runs(built.train(training), expected.train(training), {"x": torch.randn(5, 16)})
+    assert train(built, {"x": torch.randn(4, 16, generator=torch.Generator().manual_seed(1))}) == train(
+        expected, {"x": torch.randn(4, 16, generator=torch.Generator().manual_seed(1))}
+    )
+    assert built.graph_modules["only"].calls == expected.graph_modules["only"].calls == 12
+    assert not [name for name in sys.modules if name.startswith("model_constructor")]
 
 
 def test_training_learns(remote: RemoteModelFactory) -> None:

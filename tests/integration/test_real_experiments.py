@@ -1,7 +1,13 @@
-"""Experiments at their real size: the ones in use, where they are here, and ours with the same components."""
+"""Experiments at their real size: the ones in use, where they are here, and ours with the same components.
+
+What is built once serves all tests of this file, for their models have the same architectures.
+"""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +23,16 @@ from support.cases import CONFIGS
 from support.compare import assert_same, assert_same_state, loss_of
 from support.server import ServerProcess
 
-SHARED = Path(__file__).parents[3] / "shared" / "configs" / "vfp_single_expert"
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "configs" / "vfp_single_expert"
+EXAMPLE = ROOT / "examples" / "flow_policy"
+# The example's config of each component of exp1.
+FLOW_POLICY = {
+    "info_embedder": EXAMPLE / "configs" / "observation_encoder.yaml",
+    "action_decoder": EXAMPLE / "configs" / "velocity_decoder.yaml",
+    "vae_prior": EXAMPLE / "configs" / "prior.yaml",
+    "vae_posterior": EXAMPLE / "configs" / "posterior.yaml",
+}
 MIB = 1024 * 1024
 
 # Components, parameters and MiB of weights of each experiment, and the folder of ours.
@@ -100,7 +115,7 @@ def check_run(name: str, experiment: str, remote: nn.Module, local: nn.Module) -
     outputs = []
     for model in (remote, local):
         torch.manual_seed(3)
-        outputs.append(model(**inputs(name, experiment)))
+        outputs.append(model(*inputs(name, experiment).values()))
         loss_of(outputs[-1]).backward()
     assert_same(outputs[0], outputs[1], name)
     for (key, mine), theirs in zip(remote.named_parameters(), local.parameters(), strict=True):
@@ -122,15 +137,25 @@ def test_an_experiment_in_use_is_built_bit_for_bit(
     check_size(experiment, models)
 
 
-def test_ours_at_full_size_is_built_bit_for_bit(
+def test_the_example_at_full_size_is_built_bit_for_bit(
     both: Callable[[dict[str, Path]], Iterator[tuple[str, Any, Any]]],
 ) -> None:
     models = []
-    for name, remote, local in both(ours("exp1")):
+    for name, remote, local in both(FLOW_POLICY):
         assert_same_state(remote, local)
         check_run(name, "exp1", remote, local)
         models.append(remote)
     check_size("exp1", models)
+
+
+def test_the_example_trains(server: ServerProcess) -> None:
+    command = [sys.executable, EXAMPLE / "train.py", "--server", server.address, "--steps", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "built        4 models" in done.stdout
+    counts = [int(text.replace(",", "")) for text in re.findall(r"([\d,]+) parameters", done.stdout)]
+    assert sum(counts) == 175_200_808
+    assert len(re.findall(r"^step ", done.stdout, re.MULTILINE)) == 2
 
 
 def check_size(experiment: str, models: list[nn.Module]) -> None:

@@ -47,10 +47,13 @@ class Server:
         arguments: Mapping[str, Any],
         training: tuple[tuple[str, bool], ...],
         dtype: Any,  # noqa: ARG002  it is always built as it is
+        outcomes: tuple[bool | int, ...] = (),
     ) -> Recorded:
         self.calls += 1
         with torch.random.fork_rng():
-            return record_call(make(self.name), path, decode_call(encode_call(arguments)), dict(training))
+            return record_call(
+                make(self.name), path, decode_call(encode_call(arguments, None, outcomes)), dict(training)
+            )
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -21,8 +21,9 @@ from model_factory.config.nodes import MapNode, Place, lower
 from model_factory.config.references import split_references
 from model_factory.config.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
+from property.amount import EXAMPLES
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 # Hypothesis also tries words it finds in the code; those of the language have their own strategy below.

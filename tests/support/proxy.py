@@ -22,6 +22,9 @@ class Proxy:
         self._released.set()
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
+        self._frozen: set[socket.socket] = set()
+        self.connections = 0
+        """That were opened."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = "127.0.0.1:%d" % self._listener.getsockname()[1]  # noqa: UP031
         threading.Thread(target=self._accept, daemon=True).start()
@@ -41,6 +44,11 @@ class Proxy:
         """Let bytes pass again."""
         self._hold_after = None
         self._released.set()
+
+    def freeze(self) -> None:
+        """Let nothing more pass on the connections that are open, and tell nobody; new ones are as ever."""
+        with self._lock:
+            self._frozen |= self._sockets
 
     def cut(self) -> None:
         """Break all connections."""
@@ -72,12 +80,15 @@ class Proxy:
             server.settimeout(None)
             with self._lock:
                 self._sockets |= {client, server}
+                self.connections += 1
             for source, sink, counted in ((client, server, False), (server, client, True)):
                 threading.Thread(target=self._pump, args=(source, sink, counted), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
         try:
             while data := source.recv(_CHUNK):
+                if source in self._frozen:
+                    continue
                 if counted:
                     self._count(len(data))
                 sink.sendall(data)

@@ -11,19 +11,24 @@ from model_factory import errors
 
 def test_client_names():
     assert model_factory.__all__ == [
+        "AccessError",
         "BuildError",
+        "BusyError",
         "CallFormError",
         "ConfigError",
+        "Credentials",
         "FormatError",
         "GraphExecutionError",
         "GraphModel",
         "IntegrityError",
         "LimitError",
+        "MissingBlobError",
         "ModelFactory",
         "ModelFactoryError",
         "NotPortableError",
         "RemoteModelFactory",
         "ServerError",
+        "SourceError",
         "StoreError",
         "UnavailableError",
     ]
@@ -37,7 +42,18 @@ def test_server_names():
 
 def test_remote_factory_arguments():
     parameters = list(inspect.signature(model_factory.RemoteModelFactory).parameters)
-    assert parameters == ["address", "seed", "dtype", "device", "base_dir", "cache_dir", "cache_bytes", "timeout"]
+    assert parameters == [
+        "address",
+        "seed",
+        "dtype",
+        "device",
+        "base_dir",
+        "cache_dir",
+        "cache_bytes",
+        "timeout",
+        "credentials",
+        "trust_source",
+    ]
 
 
 def test_both_factories_satisfy_the_protocol(tmp_path):

@@ -30,6 +30,13 @@ def test_nothing_unpickles_or_evaluates(banned):
     assert [str(path) for path in SOURCES if banned in calls_and_names(path)] == []
 
 
+def test_only_the_loader_of_trusted_source_executes_code():
+    """What executes code: a compiled text, and a loader given to Python's import system."""
+    means = {"compile", "builtins.compile", "InspectLoader", "SourceLoader", "importlib.abc", "runpy", "imp"}
+    found = {str(path.relative_to(ROOT)) for path in SOURCES if calls_and_names(path) & means}
+    assert found == {"client/model_factory/source/loader.py"}
+
+
 def test_only_settings_read_the_environment():
     readers = [path for path in SOURCES if calls_and_names(path) & {"os.environ", "os.getenv", "environ"}]
     assert [path.name for path in readers if path.name != "settings.py"] == []

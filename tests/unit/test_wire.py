@@ -2,6 +2,8 @@
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from model_factory.errors import ConfigError, FormatError, ModelFactoryError
 from model_factory.v1 import blob_pb2, wire
@@ -35,27 +37,77 @@ def test_every_error_class_has_a_place_in_the_catalogue():
             yield from below(child)
 
     ours = [cls for cls in below(ModelFactoryError) if cls.__module__ == "model_factory.errors"]
-    listed = {cls for cls, _, _ in wire.CATALOGUE}
-    # A forward fails on the trainer, and the base itself is never raised: neither crosses the wire.
-    assert {cls.__name__ for cls in ours if cls not in listed} == {"ModelFactoryError", "GraphExecutionError"}
+    listed = {reason.error for reason in wire.CATALOGUE}
+    # The base itself is never raised.
+    assert {cls.__name__ for cls in ours if cls not in listed} == {"ModelFactoryError"}
+    assert len({reason.name for reason in (*wire.CATALOGUE, wire.INTERNAL)}) == len(wire.CATALOGUE) + 1
+    for index, reason in enumerate(wire.CATALOGUE):  # none stands behind one that would be taken for it
+        assert wire.reason_of(reason.error("x")) is wire.CATALOGUE[index]
+
+
+class Failure(grpc.RpcError):
+    """A failed call as a client sees it."""
+
+    def __init__(self, status, request_id="id-0123456789"):
+        self._status = status
+        self._metadata = (*status.trailing_metadata, (wire.REQUEST_ID, request_id))
+
+    def code(self):
+        return self._status.code
+
+    def details(self):
+        return self._status.details
+
+    def trailing_metadata(self):
+        return self._metadata
+
+
+def details_of(status):
+    found = {}
+    for item in rpc_status.from_call(Failure(status)).details:
+        name = item.TypeName().removeprefix("google.rpc.")
+        found[name] = getattr(error_details_pb2, name)()
+        assert item.Unpack(found[name])
+    return found
+
+
+@pytest.mark.parametrize("reason", [*wire.CATALOGUE, wire.INTERNAL], ids=lambda reason: reason.name)
+def test_every_reason_crosses_the_wire_with_what_is_public_of_it(reason):
+    private = "canary: /var/lib/secret, line 7"
+    error = ZeroDivisionError(private) if reason is wire.INTERNAL else reason.error(private)
+    status = wire.to_status(error, "encoder", "id-0123456789")
+    assert status.code.value[0] == reason.code
+    details = details_of(status)
+    info = details["ErrorInfo"]
+    assert (info.reason, info.domain) == (reason.name, "model-factory")
+    assert info.metadata["component"] == "encoder"
+    assert details["RequestInfo"].request_id == "id-0123456789"
+    assert ("RetryInfo" in details) == bool(reason.retry_seconds)
+    if reason.retry_seconds:
+        assert details["RetryInfo"].retry_delay.ToMilliseconds() == reason.retry_seconds * 1000
+    back = wire.from_rpc_error(Failure(status), "host:1", lambda *_where: "there")
+    assert type(back) is reason.error
+    assert (private in str(back)) == (not reason.public)
+    if reason.public:
+        assert reason.public in str(back)
+        assert "canary" not in str(status)
+    ours_to_mend = status.code in {grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS}
+    assert ("request id-0123456789" in str(back)) == ours_to_mend
+
+
+def test_a_request_id_that_is_none_is_not_repeated():
+    status = wire.to_status(ZeroDivisionError())
+    for bad in ("x" * 65, "a\nb", b"bytes"):
+        text = str(wire.from_rpc_error(Failure(status, bad), "host:1", lambda *_where: ""))
+        assert "(request" not in text
 
 
 def test_a_config_error_crosses_the_wire_whole():
     path = ("model", "graph", "modules", "a/b%2F", "_args_", 3, "#4")
     status = wire.to_status(ConfigError("no such thing", path=path, place="secret.py:3"), "encoder")
 
-    class Failure(grpc.RpcError):
-        def code(self):
-            return status.code
-
-        def details(self):
-            return status.details
-
-        def trailing_metadata(self):
-            return status.trailing_metadata
-
     asked = []
-    error = wire.from_rpc_error(Failure(), "host:1", lambda *where: asked.append(where) or "encoder.yaml:7:3")
+    error = wire.from_rpc_error(Failure(status), "host:1", lambda *where: asked.append(where) or "encoder.yaml:7:3")
     assert type(error) is ConfigError
     assert error.path == path
     assert str(error) == "encoder.yaml:7:3: model.graph.modules.a/b%2F._args_[3].#4: no such thing"

@@ -17,6 +17,7 @@ from model_factory.cli.cache import add_cache
 from model_factory.config import resolve_file
 from model_factory.errors import ModelFactoryError
 from model_factory.settings import default_server, environment
+from model_factory.source.lock import LOCK_NAME
 
 _COMMAND_GROUP = "model_factory.commands"
 _SERVE = "serve"
@@ -55,10 +56,28 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--dtype", default=None, help="cast floating tensors, to bfloat16 say")
     build.set_defaults(run=_build)
 
-    describe = commands.add_parser("describe", help="show a model's modules, types, shapes and sizes")
+    describe = commands.add_parser("describe", help="show a model's modules, how each travels and why, and sizes")
     _add_configs(describe)
     _add_server(describe)
+    describe.add_argument(
+        "--quick", action="store_true", help="types, shapes and sizes alone: the server does not try how modules travel"
+    )
     describe.set_defaults(run=_describe)
+
+    trust = commands.add_parser("trust", help="show the source that models would run here, and pin it in a lock file")
+    _add_configs(trust)
+    _add_server(trust)
+    trust.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(LOCK_NAME),
+        metavar="FILE",
+        help="the lock file (default: %(default)s)",
+    )
+    trust.add_argument("--check", action="store_true", help="write nothing; status 1 if the lock file is another")
+    trust.add_argument("--text", action="store_true", help="print the source, too")
+    trust.set_defaults(run=_trust)
 
     validate = commands.add_parser("validate", help="resolve and check configs; needs no server")
     _add_configs(validate)
@@ -70,6 +89,17 @@ def _parser() -> argparse.ArgumentParser:
     blocks.set_defaults(run=_blocks)
 
     add_cache(commands)
+
+    health = commands.add_parser("health", help="ask whether a server serves; for probes")
+    _add_server(health)
+    _add_timeout(health, 5.0)
+    health.set_defaults(run=_health)
+
+    doctor = commands.add_parser("doctor", help="check a deployment from here, and say what to do")
+    _add_server(doctor)
+    _add_timeout(doctor, 10.0)
+    doctor.add_argument("--json", action="store_true", help="print one JSON document")
+    doctor.set_defaults(run=_doctor)
 
     for entry in metadata.entry_points(group=_COMMAND_GROUP):
         entry.load()(commands)
@@ -87,6 +117,12 @@ def _add_configs(parser: argparse.ArgumentParser) -> None:
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", default=default_server(), metavar="HOST:PORT", help="default: %(default)s")
+
+
+def _add_timeout(parser: argparse.ArgumentParser, seconds: float) -> None:
+    parser.add_argument(
+        "--timeout", type=float, default=seconds, metavar="SECONDS", help="of each question (default: %(default)g)"
+    )
 
 
 def _named_configs(arguments: argparse.Namespace) -> dict[str, str]:
@@ -119,13 +155,37 @@ def _build(arguments: argparse.Namespace) -> int:
 def _describe(arguments: argparse.Namespace) -> int:
     from model_factory.cli.models import describe  # noqa: PLC0415  torch, which validate can do without
 
-    return describe(_named_configs(arguments), arguments.server)
+    return describe(_named_configs(arguments), arguments.server, travel=not arguments.quick)
+
+
+def _trust(arguments: argparse.Namespace) -> int:
+    from model_factory.cli.trust import trust  # noqa: PLC0415  torch, which validate can do without
+
+    return trust(
+        _named_configs(arguments), arguments.server, lock=arguments.output, check=arguments.check, text=arguments.text
+    )
 
 
 def _blocks(arguments: argparse.Namespace) -> int:
     from model_factory.cli.models import blocks  # noqa: PLC0415  torch, which validate can do without
 
     return blocks(arguments.server, arguments.names)
+
+
+def _health(arguments: argparse.Namespace) -> int:
+    from model_factory.remote.connection import Connection  # noqa: PLC0415  grpc, which validate can do without
+
+    status = Connection(arguments.server).health(arguments.timeout)
+    print(status)
+    return 0 if status == "SERVING" else 1
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from model_factory.cli.doctor import doctor  # noqa: PLC0415  grpc, which validate can do without
+    from model_factory.remote.connection import Connection  # noqa: PLC0415  the same
+
+    connection = Connection(arguments.server, arguments.timeout)
+    return doctor(connection, timeout=arguments.timeout, as_json=arguments.json)
 
 
 def _no_server(_arguments: argparse.Namespace) -> int:

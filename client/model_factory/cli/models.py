@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import torch
 from torch import nn
@@ -15,7 +18,6 @@ from model_factory.descriptor.weights import write_weights
 from model_factory.errors import ModelFactoryError, StoreError
 from model_factory.graph.runner import torch_const
 from model_factory.remote.factory import RemoteModelFactory
-from model_factory.store.staging import staged
 from model_factory.v1 import capabilities_pb2
 
 
@@ -36,9 +38,9 @@ def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: s
     return 0
 
 
-def describe(configs: Mapping[str, str], server: str) -> int:
-    """Print a table of each model's modules."""
-    described = RemoteModelFactory(server).describe(configs)
+def describe(configs: Mapping[str, str], server: str, *, travel: bool) -> int:
+    """Print a table of each model's modules, with ``travel`` how each of them does and why."""
+    described = RemoteModelFactory(server).describe(configs, travel=travel)
     assert isinstance(described, dict)
     for name, architecture in described.items():
         print(f"{name}\n\n{architecture}\n")
@@ -75,16 +77,26 @@ def _dtype(name: str) -> torch.dtype:
 def _write(output: Path, name: str, model: nn.Module) -> list[Path]:
     """Write a model's state dict and descriptor; whole files or none."""
     weights, descriptor = output / f"{name}.safetensors", output / f"{name}.descriptor.json"
-    staging = output / ".staging"
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-        with staged(staging) as new:
-            write_weights(new.file, model.state_dict())
-            new.publish(weights)
-        with staged(staging) as new:
-            new.file.write(encode_descriptor(describe_module(model)))
-            new.publish(descriptor)
-        staging.rmdir()
-    except OSError as error:
-        raise StoreError(f"cannot write to {output}: {error.strerror or error}") from error
+    with _whole_file(weights) as file:
+        write_weights(file, model.state_dict())
+    with _whole_file(descriptor) as file:
+        file.write(encode_descriptor(describe_module(model)))
     return [weights, descriptor]
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write to that appears at ``path`` when all went well, and not at all otherwise."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            staged = Path(file.name)
+            try:
+                yield cast("BinaryIO", file)
+                file.flush()
+                staged.chmod(0o644)
+                staged.replace(path)
+            finally:
+                staged.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error

@@ -48,12 +48,12 @@ def resolve_file(path: str | PathLike[str], env: Mapping[str, str]) -> ResolvedC
     return _resolved(load_file(Path(path)), env)
 
 
-def resolve_mapping(mapping: Mapping[str, Any], env: Mapping[str, str]) -> ResolvedConfig:
-    """Resolve an in-memory config, with ``${env:...}`` read from ``env``.
+def resolve_mapping(mapping: Mapping[str, Any], env: Mapping[str, str], source: str = "<config>") -> ResolvedConfig:
+    """Resolve an in-memory config, with ``${env:...}`` read from ``env``; ``source`` is what errors call it.
 
     Raises ConfigError, which names the path inside the config.
     """
-    tree = lift(mapping, Place(file="<config>"))
+    tree = lift(mapping, Place(file=source))
     if not isinstance(tree, MapNode):
         raise error_at(tree, (), f"a config must be a mapping, found {found(tree)}")
     if "defaults" in tree.entries:

@@ -43,8 +43,9 @@ def parse_json(text: str, object_hook: Callable[[dict[str, Any]], Any] | None = 
         raise ConfigError(f"not valid JSON: {error.msg} at character {error.pos}") from None
 
 
-def _check_shape(text: str) -> None:
-    depth = 0
+def json_shape(text: str) -> tuple[int, int]:
+    """Return how many values a JSON text has, and how deep they are inside each other, without making any of them."""
+    depth = deepest = 0
     values = 1
     for match in _TOKEN.finditer(text):
         token = match.group()
@@ -55,10 +56,18 @@ def _check_shape(text: str) -> None:
         # The first value of a container is counted with its bracket, every other one with its comma.
         values += token in ("[", "{", ",")
         is_empty = token[0] in "[{" and len(token) > 1
-        if depth + is_empty > _MAX_JSON_NESTING:
-            raise ConfigError(f"the config is too large: mappings and lists nested deeper than {MAX_NESTING}")
-        if values > MAX_NODES:
-            raise ConfigError(f"the config is too large: more than {MAX_NODES} values")
+        deepest = max(deepest, depth + is_empty)
+    return values, deepest
+
+
+def _check_shape(text: str) -> None:
+    values, depth = json_shape(text)
+    if depth > _MAX_JSON_NESTING:
+        raise ConfigError(
+            f"the config is too large: mappings and lists nested deeper than {MAX_NESTING}, {depth} of them"
+        )
+    if values > MAX_NODES:
+        raise ConfigError(f"the config is too large: more than {MAX_NODES} values, {values} of them")
 
 
 def _refuse(constant: str) -> NoReturn:

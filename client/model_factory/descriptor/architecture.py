@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from model_factory.descriptor.tree import Descriptor, ModuleNode, TensorNode, TensorRef
+from model_factory.descriptor.codec import Programs
+from model_factory.descriptor.tree import PROGRAM, Descriptor, ModuleNode, TensorNode, TensorRef
+from model_factory.graph.call_form import FORWARD, Recorded
 from model_factory.graph.runner import torch_const
+
+_CONTAINERS = frozenset({"nn.ModuleList", "nn.ModuleDict"})
+
+NONE = "none"
+"""The kind of a module that cannot travel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +27,25 @@ class ModuleRow:
     type: str
     """Its class."""
     kind: str
-    """``stock``, ``program`` or ``graph``."""
+    """``stock``, ``program``, ``graph`` or ``source``; ``none`` where it cannot travel."""
     shapes: tuple[tuple[str, tuple[int, ...] | None], ...]
     """Name and shape of its own parameters, buffers and plain tensors; no shape yet for lazy ones."""
     parameters: int
     """Numbers in its own parameters."""
     bytes: int
     """Of its own parameters, buffers and plain tensors."""
+    reason: str
+    """Why it is of that kind; empty where that needs no reason, or was not tried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Travel:
+    """What a server found when it tried how a model travels."""
+
+    programs: Programs
+    """The recorded forwards."""
+    refused: Mapping[str, str]
+    """Why a build would be refused, by path of the module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +54,17 @@ class Architecture:
 
     descriptor: Descriptor
     """What it was read from."""
+    travel: Travel | None = None
+    """How its modules travel; None where that was not tried."""
 
     @property
     def modules(self) -> tuple[ModuleRow, ...]:
         """Every module once, in the order of ``named_modules``. A shared tensor counts where it appears first."""
         seen: set[int] = set()
+        reasons = {} if self.travel is None else _reasons(self.descriptor, self.travel)
         return tuple(
-            self._row(path, self.descriptor.modules[index], seen) for index, path in self.descriptor.paths().items()
+            self._row(path, self.descriptor.modules[index], seen, reasons.get(path, ""))
+            for index, path in self.descriptor.paths().items()
         )
 
     @property
@@ -53,7 +77,7 @@ class Architecture:
         """Of all parameters, buffers and plain tensors."""
         return sum(row.bytes for row in self.modules)
 
-    def _row(self, path: str, node: ModuleNode, seen: set[int]) -> ModuleRow:
+    def _row(self, path: str, node: ModuleNode, seen: set[int], reason: str) -> ModuleRow:
         parameters = [(name, index) for name, index in node.parameters if index is not None]
         buffers = [(name, index) for name, index, _ in node.buffers if index is not None]
         plain = [(name, value.index) for name, value in node.attributes.items() if isinstance(value, TensorRef)]
@@ -63,30 +87,73 @@ class Architecture:
         return ModuleRow(
             path=path,
             type=node.type,
-            kind=node.kind,
+            kind=NONE if self.travel is not None and path in self.travel.refused else node.kind,
             shapes=tuple((name, tensors[index].shape) for name, index in parameters + buffers + plain),
             parameters=sum(tensors[index].elements for _, index in parameters if index in fresh),
             bytes=sum(_bytes(tensors[index]) for index in fresh),
+            reason=reason,
         )
 
     def __str__(self) -> str:
-        header = ("name", "type", "shapes", "parameters", "bytes")
+        header = ("name", "type", "kind", "shapes", "parameters", "bytes", "" if self.travel is None else "why")
         rows = [
-            (row.path or "(model)", row.type, _shapes_text(row), f"{row.parameters:,}", f"{row.bytes:,}")
+            (
+                *(row.path or "(model)", row.type, row.kind, _shapes_text(row)),
+                *(f"{row.parameters:,}", f"{row.bytes:,}", row.reason),
+            )
             for row in self.modules
         ]
-        total = ("total", f"{len(rows)} modules", "", f"{self.parameters:,}", f"{self.bytes:,}")
+        total = ("total", f"{len(rows)} modules", "", "", f"{self.parameters:,}", f"{self.bytes:,}", "")
         table = [header, *rows, total]
         widths = [max(len(row[column]) for row in table) for column in range(len(header))]
         lines = [_line(row, widths) for row in table]
-        rule = "-" * len(lines[0])
+        rule = "-" * sum(widths[:-1], 2 * (len(widths) - 2))
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    left = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
-    right = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=True)]
-    return "  ".join(left + right)
+    left = [cell.ljust(width) for cell, width in zip(row[:4], widths[:4], strict=True)]
+    right = [cell.rjust(width) for cell, width in zip(row[4:6], widths[4:6], strict=True)]
+    return "  ".join([*left, *right, row[6]]).rstrip()
+
+
+def _reasons(descriptor: Descriptor, travel: Travel) -> dict[str, str]:
+    """Why each module travels as it does, by path; nothing for torch's own and for graphs."""
+    paths = descriptor.paths()
+    recorded: dict[str, list[Recorded]] = {}
+    for path, item in travel.programs:
+        recorded.setdefault(path, []).append(item)
+    nodes = {path: descriptor.modules[index] for index, path in paths.items()}
+    reasons: dict[str, str] = {}
+    for index, path in paths.items():
+        node = descriptor.modules[index]
+        if path in travel.refused:
+            reasons[path] = f"cannot travel: {travel.refused[path]}"
+        elif node.source is not None:
+            reasons[path] = f"source: {node.source.reason}"
+        elif node.kind == PROGRAM:
+            reasons[path] = _recorded_text(recorded[path]) if path in recorded else _unrecorded_text(path, nodes)
+    return reasons
+
+
+def _recorded_text(programs: list[Recorded]) -> str:
+    texts = []
+    for method in dict.fromkeys(item.method for item in programs):
+        forms = len({item.form for item in programs if item.method == method})
+        texts.append(f"{'' if method == FORWARD else f'{method} '}recorded for {forms} call form{'s' * (forms > 1)}")
+    return ", ".join(texts)
+
+
+def _unrecorded_text(path: str, nodes: Mapping[str, ModuleNode]) -> str:
+    """Whose program a program module without one of its own is part of: that of the nearest above that calls it."""
+    while path:
+        path = path.rpartition(".")[0]
+        above = nodes.get(path)
+        if above is not None and above.kind == PROGRAM:
+            return f"part of the program of {path or 'the model'}"
+        if above is not None and above.type not in _CONTAINERS:
+            break  # called by one of torch's own, by the graph or by source: it has a program to itself
+    return "recorded at its first call: no example inputs"
 
 
 def _shapes_text(row: ModuleRow) -> str:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from model_factory.descriptor.attributes import decode_attribute, encode_attribute
-from model_factory.descriptor.tree import GRAPH, PROGRAM, STOCK, Descriptor, ModuleNode, TensorNode, TensorRef
+from model_factory.descriptor.tree import (
+    GRAPH,
+    PROGRAM,
+    SOURCE,
+    STOCK,
+    BundleRef,
+    Descriptor,
+    ModuleNode,
+    SourceClass,
+    TensorNode,
+    TensorRef,
+)
+from model_factory.digest import check_digest
 from model_factory.documents import FORMAT, decode_document, encode_document
 from model_factory.errors import FormatError
 from model_factory.graph.call_form import Recorded
@@ -29,13 +41,14 @@ Programs = tuple[tuple[str, Recorded], ...]
 
 def encode_descriptor(descriptor: Descriptor) -> bytes:
     """Return a descriptor's canonical bytes."""
-    return encode_document(
-        {
-            "format": FORMAT,
-            "modules": [_encode_module(node) for node in descriptor.modules],
-            "tensors": [_encode_tensor(node) for node in descriptor.tensors],
-        }
-    )
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "modules": [_encode_module(node) for node in descriptor.modules],
+        "tensors": [_encode_tensor(node) for node in descriptor.tensors],
+    }
+    if descriptor.bundle is not None:
+        document["bundle"] = [descriptor.bundle.digest, descriptor.bundle.size]
+    return encode_document(document)
 
 
 def decode_descriptor(data: bytes) -> Descriptor:
@@ -44,7 +57,7 @@ def decode_descriptor(data: bytes) -> Descriptor:
     Raises:
         FormatError: it breaks the format, a limit, or refers to what is not there.
     """
-    document = _document(data, "descriptor", {"format", "modules", "tensors"})
+    document = _document(data, "descriptor", {"format", "modules", "tensors"}, optional={"bundle"})
     modules, tensors = document["modules"], document["tensors"]
     if not isinstance(modules, list) or not 0 < len(modules) <= MAX_MODULES:
         raise FormatError(f"a descriptor has 1 to {MAX_MODULES} modules")
@@ -54,11 +67,14 @@ def decode_descriptor(data: bytes) -> Descriptor:
         descriptor = Descriptor(
             modules=tuple(_decode_module(node, len(modules), len(tensors)) for node in modules),
             tensors=tuple(_decode_tensor(node) for node in tensors),
+            bundle=_decode_bundle(document["bundle"]) if "bundle" in document else None,
         )
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise FormatError(f"malformed descriptor: {error!r}") from None
     if len({node.name for node in descriptor.tensors}) != len(tensors):
         raise FormatError("two tensors of a descriptor have the same name")
+    if (descriptor.bundle is not None) != any(node.kind == SOURCE for node in descriptor.modules):
+        raise FormatError("a descriptor has a bundle if and only if it has source modules")
     _check_tree(descriptor)
     return descriptor
 
@@ -82,9 +98,9 @@ def decode_programs(data: bytes) -> Programs:
         raise FormatError(f"malformed set of programs: {error!r}") from None
 
 
-def _document(data: bytes, what: str, keys: set[str]) -> dict[str, Any]:
+def _document(data: bytes, what: str, keys: set[str], optional: Collection[str] = ()) -> dict[str, Any]:
     document = decode_document(data, f"the {what}")
-    if not isinstance(document, dict) or document.keys() != keys:
+    if not isinstance(document, dict) or document.keys() - set(optional) != keys:
         raise FormatError(f"a {what} has exactly the keys {', '.join(sorted(keys))}")
     if document["format"] != FORMAT:
         raise FormatError(
@@ -107,6 +123,10 @@ def _encode_module(node: ModuleNode) -> dict[str, Any]:
     if node.signature is not None:
         document["signature"] = encode_signature(node.signature)
         document["frozen"] = list(node.frozen)
+    if node.methods:
+        document["methods"] = [[name, encode_signature(signature)] for name, signature in node.methods]
+    if node.source is not None:
+        document["source"] = [node.source.module, node.source.qualname, node.source.reason]
     if node.program is not None:
         document["program"] = encode_program(node.program)
     return document
@@ -117,14 +137,16 @@ _KEYS_BY_KIND = {
     STOCK: _MODULE_KEYS,
     PROGRAM: _MODULE_KEYS | {"signature", "frozen"},
     GRAPH: _MODULE_KEYS | {"program"},
+    SOURCE: _MODULE_KEYS | {"source"},
 }
+_OPTIONAL_KEYS = {PROGRAM: frozenset({"methods"})}
 
 
 def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
     kind = data["kind"]
     if kind not in _KEYS_BY_KIND:
         raise FormatError(f"unknown kind of module {kind!r}")
-    if data.keys() != _KEYS_BY_KIND[kind]:
+    if data.keys() - _OPTIONAL_KEYS.get(kind, frozenset()) != _KEYS_BY_KIND[kind]:
         raise FormatError(f"a {kind} module has exactly the keys {', '.join(sorted(_KEYS_BY_KIND[kind]))}")
     node = ModuleNode(
         kind=kind,
@@ -137,6 +159,8 @@ def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
         signature=decode_signature(data["signature"]) if kind == PROGRAM else None,
         program=decode_program(data["program"]) if kind == GRAPH else None,
         frozen=tuple(_text(path) for path in data.get("frozen", ())),
+        methods=tuple((_member(name), decode_signature(item)) for name, item in data.get("methods", ())),
+        source=_decode_source(data["source"]) if kind == SOURCE else None,
     )
     _check_names(node)
     for value in node.attributes.values():
@@ -146,8 +170,9 @@ def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
 
 
 def _check_names(node: ModuleNode) -> None:
-    tables = (node.attributes, dict(node.children), dict(node.parameters), {name for name, _, _ in node.buffers})
-    entries = len(node.attributes) + len(node.children) + len(node.parameters) + len(node.buffers)
+    members = (node.children, node.parameters, node.buffers, node.methods)
+    tables = (node.attributes, *({entry[0] for entry in table} for table in members))
+    entries = len(node.attributes) + sum(map(len, members))
     if len(set().union(*tables)) != entries:
         raise FormatError(f"a {node.type} has two members of the same name")
 
@@ -182,6 +207,16 @@ def _decode_tensor(data: Any) -> TensorNode:
         order=tuple(order),
         attributes=_decode_attributes(attributes),
     )
+
+
+def _decode_source(data: Any) -> SourceClass:
+    module, qualname, reason = map(_text, data)
+    return SourceClass(module=module, qualname=qualname, reason=reason)
+
+
+def _decode_bundle(data: Any) -> BundleRef:
+    digest, size = data
+    return BundleRef(check_digest(_text(digest)), _size(size))
 
 
 def _check_tree(descriptor: Descriptor) -> None:

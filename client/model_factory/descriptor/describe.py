@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from model_factory.descriptor.attributes import described, settable, torch_name
 from model_factory.descriptor.derived import derived_hooks
+from model_factory.descriptor.methods import declared_methods
 from model_factory.descriptor.modes import frozen_modules
 from model_factory.descriptor.refused import (
     refuse_class,
     refuse_hooks,
     refuse_methods,
     refuse_shared_memory,
+    refuse_slots,
     refuse_tensor,
 )
 from model_factory.descriptor.stock import STOCK_NAMES, stock_attributes, stock_type
-from model_factory.descriptor.tree import GRAPH, PROGRAM, STOCK, Descriptor, ModuleNode, TensorNode, TensorRef
+from model_factory.descriptor.tree import (
+    GRAPH,
+    PROGRAM,
+    SOURCE,
+    STOCK,
+    BundleRef,
+    Descriptor,
+    ModuleNode,
+    SourceClass,
+    TensorNode,
+    TensorRef,
+)
 from model_factory.errors import FormatError, NotPortableError
 from model_factory.graph.codec import encode_value
 from model_factory.graph.modules import GraphModel, ProgramModule
@@ -33,16 +48,29 @@ _INTERNALS = frozenset(nn.Module().__dict__)
 _PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", Signature(()), "", None, ()).__dict__)
 
 
-def describe(module: nn.Module) -> Descriptor:
+def describe(
+    module: nn.Module,
+    sources: Mapping[nn.Module, SourceClass] = MappingProxyType({}),
+    bundle: BundleRef | None = None,
+    refused: dict[str, str] | None = None,
+) -> Descriptor:
     """Describe a module and everything below it.
+
+    Args:
+        module: The model.
+        sources: Those of its modules that travel as their real class.
+        bundle: Where these classes are; none if there are none.
+        refused: Where given, gets what cannot be carried, by path of the module; nothing is raised then.
 
     Raises:
         NotPortableError: something about it cannot be carried; the message names the module, the thing and the remedy.
     """
-    table = _Table()
+    table = _Table(sources, refused)
     table.add_module(module, "")
-    refuse_shared_memory(table.values)
-    return Descriptor(modules=tuple(node for node in table.modules if node is not None), tensors=tuple(table.tensors))
+    with table.noting(""):
+        refuse_shared_memory(table.values)
+    nodes = tuple(node for node in table.modules if node is not None)
+    return Descriptor(modules=nodes, tensors=tuple(table.tensors), bundle=bundle)
 
 
 def named_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torch.Tensor]:
@@ -65,12 +93,24 @@ def named_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torch.
 
 
 class _Table:
-    def __init__(self) -> None:
+    def __init__(self, sources: Mapping[nn.Module, SourceClass], refused: dict[str, str] | None) -> None:
+        self._sources = sources
+        self._refused = refused
         self.modules: list[ModuleNode | None] = []
         self.tensors: list[TensorNode] = []
         self.values: dict[str, torch.Tensor] = {}
         self._module_index: dict[int, int] = {}
         self._tensor_index: dict[int, int] = {}
+
+    @contextmanager
+    def noting(self, path: str) -> Iterator[None]:
+        """Note what is refused inside rather than to raise it, where notes are wanted."""
+        try:
+            yield
+        except NotPortableError as error:
+            if self._refused is None:
+                raise
+            self._refused.setdefault(path, str(error))
 
     def add_module(self, module: nn.Module, path: str) -> int:
         known = self._module_index.get(id(module))
@@ -79,11 +119,12 @@ class _Table:
         index = self._module_index[id(module)] = len(self.modules)
         self.modules.append(None)  # its place, before its children's
         where = f"{path or 'the model'} ({type(module).__name__})"
-        refuse_class(module, where)
         stock = stock_type(module)
-        if stock is None and not isinstance(module, GraphModel):
-            refuse_methods(module, where)
-        refuse_hooks(module, where, derived_hooks(stock, module))
+        with self.noting(path):
+            refuse_class(module, where)
+            if stock is None and not isinstance(module, GraphModel) and module not in self._sources:
+                refuse_methods(module, where)
+            refuse_hooks(module, where, derived_hooks(_real_class(module, stock, self._sources), module))
         parameters = tuple(
             (name, self._add_tensor(item, _join(path, name))) for name, item in module._parameters.items()
         )
@@ -106,19 +147,36 @@ class _Table:
         )
         if isinstance(module, GraphModel):
             node = replace(node, kind=GRAPH, program=module.runner.program)
+        elif module in self._sources:
+            node = self._source_node(node, module, path, where)
         elif stock is not None:
-            attributes = _stock_attributes(module, stock, where)
-            node = replace(node, kind=STOCK, type=STOCK_NAMES[stock], attributes=self._with_tensors(attributes, path))
+            node = replace(node, kind=STOCK, type=STOCK_NAMES[stock])
+            with self.noting(path):
+                node = replace(node, attributes=self._with_tensors(_stock_attributes(module, stock, where), path))
         else:
-            attributes = _program_attributes(module, where)
-            node = replace(
-                node,
-                attributes=self._with_tensors(attributes, path),
-                signature=_signature(module),
-                frozen=frozen_modules(module, where),
-            )
+            node = self._program_node(node, module, path, where)
         self.modules[index] = node
         return index
+
+    def _program_node(self, node: ModuleNode, module: nn.Module, path: str, where: str) -> ModuleNode:
+        node = replace(node, signature=_signature(module.forward))
+        with self.noting(path):
+            methods = declared_methods(module, where)
+            return replace(
+                node,
+                attributes=self._with_tensors(_program_attributes(module, methods, where), path),
+                frozen=frozen_modules(module, where),
+                methods=tuple((name, _signature(getattr(module, name))) for name in methods),
+            )
+        return node
+
+    def _source_node(self, node: ModuleNode, module: nn.Module, path: str, where: str) -> ModuleNode:
+        cls = real_class(module)
+        node = replace(node, kind=SOURCE, type=cls.__name__, source=self._sources[module])
+        with self.noting(path):
+            refuse_slots(cls, where)
+            return replace(node, attributes=self._with_tensors(_stock_attributes(module, cls, where), path))
+        return node
 
     def _with_tensors(self, attributes: dict[str, Any], path: str) -> dict[str, Any]:
         return {name: self._attribute(value, _join(path, name)) for name, value in attributes.items()}
@@ -136,7 +194,8 @@ class _Table:
         known = self._tensor_index.get(id(tensor))
         if known is not None:
             return known
-        refuse_tensor(tensor, name)
+        with self.noting(name.rpartition(".")[0]):
+            refuse_tensor(tensor, name)
         lazy = is_lazy(tensor)
         self.tensors.append(
             TensorNode(
@@ -146,10 +205,12 @@ class _Table:
                 requires_grad=tensor.requires_grad,
                 parameter=isinstance(tensor, nn.Parameter),
                 order=() if lazy else _memory_order(tensor),
-                attributes=_tensor_attributes(tensor, name),
+                attributes={},
             )
         )
-        if not lazy:
+        with self.noting(name.rpartition(".")[0]):
+            self.tensors[-1] = replace(self.tensors[-1], attributes=_tensor_attributes(tensor, name))
+        if not lazy and tensor.layout is torch.strided:
             self.values[name] = tensor
         self._tensor_index[id(tensor)] = len(self.tensors) - 1
         return len(self.tensors) - 1
@@ -157,7 +218,7 @@ class _Table:
 
 def _memory_order(tensor: torch.Tensor) -> tuple[int, ...]:
     """The axes of a dense tensor as they lie in memory; empty if that is their own order, or it is not dense."""
-    if tensor.is_contiguous():
+    if tensor.layout is not torch.strided or tensor.is_contiguous():
         return ()
     strides = tensor.stride()
     order = tuple(sorted(range(tensor.dim()), key=lambda axis: -strides[axis]))
@@ -175,7 +236,20 @@ def _stock_attributes(module: nn.Module, cls: type[nn.Module], where: str) -> di
         raise NotPortableError(f"{where}: {error}. Remedy: delete it, or use what torch.nn.functional has") from None
 
 
-def _program_attributes(module: nn.Module, where: str) -> dict[str, Any]:
+def real_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as its author wrote it: of a parametrised one the class before."""
+    cls: type[nn.Module] = parametrize.type_before_parametrizations(module)
+    return cls
+
+
+def _real_class(
+    module: nn.Module, stock: type[nn.Module] | None, sources: Mapping[nn.Module, SourceClass]
+) -> type[nn.Module] | None:
+    """The class that a module is rebuilt as; None where it is a program's."""
+    return real_class(module) if module in sources else stock
+
+
+def _program_attributes(module: nn.Module, methods: tuple[str, ...], where: str) -> dict[str, Any]:
     """What a trainer may want to read off a block, and the tensors that its program reads.
 
     The forward needs no other: a program has them inside. So what cannot travel is left out here.
@@ -187,7 +261,7 @@ def _program_attributes(module: nn.Module, where: str) -> dict[str, Any]:
     for name, value in module.__dict__.items():
         if name in _INTERNALS:
             continue
-        free = settable(ProgramModule, _PROGRAM_ATTRIBUTES, name)
+        free = settable(ProgramModule, _PROGRAM_ATTRIBUTES, name) and name not in methods
         if isinstance(value, torch.Tensor):
             if not free:
                 raise NotPortableError(f"{where}: the tensor attribute {name!r} hides a method. Remedy: rename it")
@@ -213,8 +287,8 @@ def _tensor_attributes(tensor: torch.Tensor, name: str) -> dict[str, Any]:
     return attributes
 
 
-def _signature(module: nn.Module) -> Signature:
-    return Signature(tuple(_portable_default(parameter) for parameter in Signature.of(module.forward).parameters))
+def _signature(method: Callable[..., Any]) -> Signature:
+    return Signature(tuple(_portable_default(parameter) for parameter in Signature.of(method).parameters))
 
 
 def _portable_default(parameter: Parameter) -> Parameter:

@@ -5,7 +5,7 @@ No constructor and no initialiser runs: each module is a bare instance of its cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,12 +15,24 @@ from model_factory.descriptor.attributes import live, settable
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.derived import derive
 from model_factory.descriptor.stock import STOCK_CLASSES
-from model_factory.descriptor.tree import GRAPH, STOCK, Descriptor, ModuleNode, TensorNode, TensorRef
-from model_factory.errors import FormatError
+from model_factory.descriptor.tree import (
+    GRAPH,
+    SOURCE,
+    STOCK,
+    Descriptor,
+    ModuleNode,
+    SourceClass,
+    TensorNode,
+    TensorRef,
+)
+from model_factory.errors import FormatError, SourceError
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel, ProgramModule, ProgramSource, Ready
 from model_factory.graph.runner import Runner, torch_const
 
 _LAZY: Any = nn.parameter  # its declared types lack the arguments of the lazy tensors
+
+FindClass = Callable[[SourceClass], Any]
+"""Gives the class of a source module, where its source is trusted."""
 
 
 class Blueprint:
@@ -35,7 +47,7 @@ class Blueprint:
         Raises:
             FormatError: one of them is malformed.
         """
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._paths = descriptor.paths()
         self._runners = {
             index: Runner(node.program) for index, node in enumerate(descriptor.modules) if node.program is not None
@@ -44,11 +56,19 @@ class Blueprint:
         for path, recorded in programs:
             self._programs.setdefault(path, []).append(Ready(recorded))
 
-    def build(self, tensors: Mapping[str, torch.Tensor], source: ProgramSource | None = None) -> nn.Module:
+    def build(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        source: ProgramSource | None = None,
+        find_class: FindClass | None = None,
+    ) -> nn.Module:
         """Make the module, as :func:`rebuild` does."""
-        nodes = self._descriptor.modules
-        values = [_tensor(node, tensors) for node in self._descriptor.tensors]
-        modules: list[nn.Module] = [self._bare(index, node, source) for index, node in enumerate(nodes)]
+        nodes = self.descriptor.modules
+        values = [_tensor(node, tensors) for node in self.descriptor.tensors]
+        modules: list[nn.Module] = [
+            _bare_source(node, find_class) if node.kind == SOURCE else self._bare(index, node, source)
+            for index, node in enumerate(nodes)
+        ]
         for module, node in zip(modules, nodes, strict=True):
             _fill(module, node, modules, values)
         for module, node in zip(modules, nodes, strict=True):
@@ -70,7 +90,8 @@ class Blueprint:
         module = _empty(ProgramModule)
         assert node.signature is not None
         path = self._paths.get(index, "")
-        module.become(node.type, node.signature, path, source, self._programs.get(path, ()), node.frozen)
+        programs = self._programs.get(path, ())
+        module.become(node.type, node.signature, path, source, programs, node.frozen, dict(node.methods))
         return module
 
 
@@ -79,16 +100,19 @@ def rebuild(
     tensors: Mapping[str, torch.Tensor],
     programs: Programs = (),
     source: ProgramSource | None = None,
+    find_class: FindClass | None = None,
 ) -> nn.Module:
     """Build the module a descriptor describes, over ``tensors`` (by name; used as they are, not copied).
 
     ``programs`` are the recorded forwards by module path; ``source`` is asked for those that are missing.
+    ``find_class`` gives the classes of source modules, where they are trusted.
 
     Raises:
+        SourceError: a module needs source, and there is no ``find_class``, or it fails.
         FormatError: the descriptor names a class, function or attribute outside the closed tables, or a tensor is
             missing or not as described.
     """
-    return Blueprint(descriptor, programs).build(tensors, source)
+    return Blueprint(descriptor, programs).build(tensors, source, find_class)
 
 
 def _tensor(node: TensorNode, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -124,6 +148,16 @@ def _stored(node: TensorNode, dtype: torch.dtype, tensors: Mapping[str, torch.Te
             f"the weights hold {node.name!r} as {tensor.dtype} {tuple(tensor.shape)}; described is {dtype} {shape}"
         )
     return tensor.permute([node.order.index(axis) for axis in range(len(shape))]) if node.order else tensor
+
+
+def _bare_source(node: ModuleNode, find_class: FindClass | None) -> Any:
+    assert node.source is not None
+    if find_class is None:
+        raise SourceError(f"a {node.type} needs its source here, and none is trusted: {node.source.reason}")
+    cls = find_class(node.source)
+    if not isinstance(cls, type) or not issubclass(cls, nn.Module):
+        raise FormatError(f"{node.source.qualname!r} of {node.source.module!r} is not the class of a module")
+    return _empty(cls)
 
 
 def _empty(cls: type[nn.Module]) -> Any:

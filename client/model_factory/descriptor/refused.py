@@ -75,6 +75,17 @@ def refuse_methods(module: nn.Module, where: str) -> None:
             raise NotPortableError(f"{where} has a {name}() of its own, and methods do not travel. Remedy: {remedy}")
 
 
+def refuse_slots(cls: type[nn.Module], where: str) -> None:
+    """Refuse a class that keeps attributes outside ``__dict__``: they would be lost.
+
+    Raises:
+        NotPortableError: it does.
+    """
+    for base in cls.__mro__:
+        if vars(base).get("__slots__"):
+            raise NotPortableError(f"{where}: {base.__name__} has __slots__. Remedy: remove them")
+
+
 def refuse_hooks(module: nn.Module, where: str, kept: Collection[Any]) -> None:
     """Refuse hooks, those ``kept`` aside, which the rebuild makes again.
 

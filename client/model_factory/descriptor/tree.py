@@ -17,6 +17,7 @@ from model_factory.graph.signature import Signature
 STOCK = "stock"
 PROGRAM = "program"
 GRAPH = "graph"
+SOURCE = "source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,28 @@ class TensorRef:
 
     index: int
     """Its position in the tensor table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceClass:
+    """The real class of a source module, and why it needs it."""
+
+    module: str
+    """Name of the module that defines it, in the descriptor's bundle."""
+    qualname: str
+    """Its name there."""
+    reason: str
+    """Why its forward is no program, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRef:
+    """Identity of a bundle of source."""
+
+    digest: str
+    """blake3, 64 hexadecimal digits."""
+    size: int
+    """In bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +89,7 @@ class ModuleNode:
     """One module."""
 
     kind: str
-    """``stock``, ``program`` or ``graph``."""
+    """``stock``, ``program``, ``graph`` or ``source``."""
     type: str
     """A key of ``STOCK_CLASSES``; for the other kinds the class name, for people to read."""
     training: bool
@@ -84,8 +107,12 @@ class ModuleNode:
     frozen: tuple[str, ...] = ()
     """Of a program node: paths below it, itself included as ``""``, that its ``train()`` leaves in eval mode with all
     below them."""
+    methods: tuple[tuple[str, Signature], ...] = ()
+    """Of a program node: name and signature of each declared method besides the forward."""
     program: Program | None = None
     """A graph node's steps."""
+    source: SourceClass | None = None
+    """Of a source node: its class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +123,17 @@ class Descriptor:
     """Module 0 is the root."""
     tensors: tuple[TensorNode, ...]
     """Each tensor once, in the order of first appearance."""
+    bundle: BundleRef | None = None
+    """The source that the classes of source nodes are in; None where there are none."""
+
+    @property
+    def source_reasons(self) -> dict[str, str]:
+        """Why each source module needs its source, by path and class: ``router (Router)``."""
+        return {
+            f"{path or 'the model'} ({node.type})": node.source.reason
+            for index, path in self.paths().items()
+            if (node := self.modules[index]).source is not None
+        }
 
     def paths(self) -> dict[int, str]:
         """The first path at which each module is reached, root first, in the order of ``named_modules``."""

@@ -3,41 +3,64 @@
 ::
 
     {"form": [["x", {"tensor": 3}], ["scale", {"const": 1.0}]], "tensors": [{"dtype": "float32", "shape": [2, 5, 16]}]}
+
+Where the forward decides by values and the call has come to a side that there is no program for, ``outcomes`` has how
+its decisions up to there turned out: ``"outcomes": [true, 3]``. Where another method than the forward is called,
+``method`` names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError
-from model_factory.graph.call_form import call_form, rebuild
+from model_factory.graph.call_form import FORWARD, call_form, rebuild
 from model_factory.graph.codec import decode_form, encode_form
+from model_factory.graph.program import Outcome
 from model_factory.graph.runner import torch_const
 
 MAX_EXAMPLE_ELEMENTS = 1 << 28
 """Numbers in all tensors of one call."""
 
 
-def encode_call(arguments: Mapping[str, Any], dtype: torch.dtype | None = None) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleCall:
+    """A call to record."""
+
+    arguments: Mapping[str, Any]
+    """Of the forward, by name."""
+    outcomes: tuple[Outcome, ...] = ()
+    """Of the first decisions by values in it."""
+    method: str = FORWARD
+    """What is called."""
+
+
+def encode_call(
+    arguments: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    outcomes: tuple[Outcome, ...] = (),
+    method: str = FORWARD,
+) -> bytes:
     """Write bound arguments as a document, floating tensors as ones of ``dtype`` if it is given.
 
     Raises:
         CallFormError: an argument cannot be described.
     """
     form, leaves = call_form(arguments)
-    return encode_document(
-        {
-            "form": [[name, encode_form(item)] for name, item in form],
-            "tensors": [_encode_tensor(leaf, dtype) for leaf in leaves],
-        }
-    )
+    document: dict[str, Any] = {
+        "form": [[name, encode_form(item)] for name, item in form],
+        "tensors": [_encode_tensor(leaf, dtype, with_range=bool(outcomes)) for leaf in leaves],
+    }
+    document |= {"outcomes": list(outcomes)} if outcomes else {}
+    return encode_document(document | ({} if method == FORWARD else {"method": method}))
 
 
-def decode_call(data: bytes) -> dict[str, Any]:
+def decode_call(data: bytes) -> ExampleCall:
     """Make arguments like the described ones, with random tensors.
 
     Raises:
@@ -52,11 +75,15 @@ def decode_call(data: bytes) -> dict[str, Any]:
             raise FormatError(f"the call's tensors hold {elements} numbers; at most {MAX_EXAMPLE_ELEMENTS} are allowed")
         leaves = [_make_tensor(entry, shape) for entry, shape in zip(document["tensors"], shapes, strict=True)]
         arguments = rebuild(form, leaves)
+        outcomes = tuple(document.get("outcomes", ()))
+        method = str(document.get("method", FORWARD))
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration, RuntimeError, RecursionError) as error:
         raise FormatError(f"malformed call: {error!r}") from None
     if len(call_form(arguments)[1]) != len(leaves):
         raise FormatError("malformed call: the number of tensors does not match the form")
-    return arguments
+    if not all(type(outcome) in {bool, int} for outcome in outcomes):
+        raise FormatError("malformed call: an outcome is neither a truth value nor an integer")
+    return ExampleCall(arguments=arguments, outcomes=outcomes, method=method)
 
 
 def _elements(shape: list[int]) -> int:
@@ -68,12 +95,14 @@ def _elements(shape: list[int]) -> int:
     return total
 
 
-def _encode_tensor(tensor: torch.Tensor, floating: torch.dtype | None) -> dict[str, Any]:
+def _encode_tensor(tensor: torch.Tensor, floating: torch.dtype | None, *, with_range: bool) -> dict[str, Any]:
     dtype = floating if floating is not None and tensor.is_floating_point() else tensor.dtype
     entry: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     if not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel():
         # Index tensors: the range is what keeps them inside an embedding.
         entry["range"] = [int(tensor.min()), int(tensor.max())]
+    elif with_range and tensor.is_floating_point() and tensor.isfinite().all() and tensor.numel():
+        entry["range"] = [float(tensor.detach().min()), float(tensor.detach().max())]
     return entry
 
 
@@ -81,7 +110,17 @@ def _make_tensor(entry: Mapping[str, Any], shape: list[int]) -> torch.Tensor:
     dtype = torch_const(entry["dtype"])
     if not isinstance(dtype, torch.dtype):
         raise FormatError(f"{entry['dtype']!r} is not a dtype")
-    if dtype.is_floating_point or dtype.is_complex:
-        return torch.randn(shape).to(dtype)
-    low, high = (int(bound) for bound in entry.get("range", [0, 0]))
-    return torch.randint(low, high + 1, shape).to(dtype)
+    if "range" not in entry or dtype.is_complex:
+        return (
+            torch.randn(shape).to(dtype)
+            if dtype.is_floating_point or dtype.is_complex
+            else torch.zeros(shape, dtype=dtype)
+        )
+    low, high = entry["range"]
+    if dtype.is_floating_point:
+        tensor = float(low) + (float(high) - float(low)) * torch.rand(shape)
+    else:
+        tensor = torch.randint(int(low), int(high) + 1, shape)
+    # The ends are there in any case: values like these are made from it.
+    tensor.view(-1)[:1], tensor.view(-1)[-1:] = low, high
+    return tensor.to(dtype)

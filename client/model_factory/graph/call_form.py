@@ -20,6 +20,8 @@ from model_factory.graph.program import Dim, Expr, Program, Ref
 
 Form: TypeAlias = tuple[Any, ...]
 
+FORWARD = "forward"
+
 CONSTANT_TYPES = (type(None), bool, int, float, str)
 
 
@@ -37,6 +39,8 @@ class Recorded:
     """Dtypes by tensor name that it is limited to, because the forward decides something by dtype."""
     guards: tuple[Expr | Dim | Ref | int | float, ...] = ()
     """Conditions on sizes that the recording relied on; all must hold."""
+    method: str = FORWARD
+    """Of the module's methods the one that was recorded."""
 
 
 def call_form(arguments: Mapping[str, Any]) -> tuple[tuple[tuple[str, Form], ...], list[torch.Tensor]]:

@@ -19,6 +19,7 @@ from model_factory.graph.program import (
     Dim,
     DtypeOf,
     Expr,
+    Fields,
     Out,
     Program,
     Ref,
@@ -32,7 +33,7 @@ from model_factory.limits import MAX_STEPS
 Json: TypeAlias = Any
 
 
-def encode_value(value: Argument) -> Json:  # noqa: C901  one arm per kind of value
+def encode_value(value: Argument) -> Json:  # noqa: C901, PLR0912  one arm per kind of value
     """Write a value or a program's argument as JSON data.
 
     Raises:
@@ -62,6 +63,9 @@ def encode_value(value: Argument) -> Json:  # noqa: C901  one arm per kind of va
         return {"dtype_of": value.name}
     if isinstance(value, Device):
         return {"device": True}
+    if isinstance(value, Fields):
+        entries = [[name, encode_value(item)] for name, item in zip(value.names, value.values, strict=True)]
+        return {"named_tuple" if value.is_tuple else "record": entries}
     raise FormatError(f"a {type(value).__module__}.{type(value).__qualname__} has no written form")
 
 
@@ -163,18 +167,20 @@ def encode_recorded(recorded: Recorded) -> Json:
         "dtypes": [list(entry) for entry in recorded.dtypes],
         "guards": [encode_expression(guard) for guard in recorded.guards],
         "program": encode_program(recorded.program),
+        "method": recorded.method,
     }
 
 
 def decode_recorded(data: Json) -> Recorded:
     """The inverse of :func:`encode_recorded`."""
-    fields = _fields(data, "form", "training", "dtypes", "guards", "program")
+    fields = _fields(data, "form", "training", "dtypes", "guards", "program", "method")
     return Recorded(
         form=tuple((_text(name), decode_form(form)) for name, form in _pairs(fields["form"])),
         training=tuple((_text(path), _typed(flag, bool)) for path, flag in _pairs(fields["training"])),
         dtypes=tuple((_text(name), _text(dtype)) for name, dtype in _pairs(fields["dtypes"])),
         guards=tuple(decode_expression(guard) for guard in _list(fields["guards"])),
         program=decode_program(fields["program"]),
+        method=_text(fields["method"]),
     )
 
 
@@ -230,6 +236,13 @@ def _decode_slice(body: Json) -> slice:
     return slice(start, stop, step)
 
 
+def _decode_fields(body: Json, *, is_tuple: bool) -> Fields:
+    entries = {_text(name): decode_value(item) for name, item in _pairs(body)}
+    if len(entries) != len(body):
+        raise FormatError("a field of a record is given twice")
+    return Fields(tuple(entries), tuple(entries.values()), is_tuple)
+
+
 def _decode_float(body: Json) -> float:
     if body not in {"nan", "inf", "-inf"}:
         raise FormatError(f"{body!r} is not nan, inf or -inf")
@@ -247,6 +260,8 @@ _VALUES: Mapping[str, Callable[[Json], Argument]] = {
     "torch": lambda body: TorchConst(_text(body)),
     "dtype_of": lambda body: DtypeOf(_text(body)),
     "device": lambda _body: Device(),
+    "record": lambda body: _decode_fields(body, is_tuple=False),
+    "named_tuple": lambda body: _decode_fields(body, is_tuple=True),
 }
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from types import MappingProxyType, MethodType
+from typing import Any, Protocol, Self, TypeAlias
 
 import torch
 from torch import nn
 
-from model_factory.errors import CallFormError, GraphExecutionError, ModelFactoryError
-from model_factory.graph.call_form import Recorded, call_form, form_text, leaf_names
+from model_factory.errors import CallFormError, FormatError, GraphExecutionError, ModelFactoryError
+from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names
 from model_factory.graph.expressions import compile_expression
-from model_factory.graph.program import Program
+from model_factory.graph.program import Outcome, Program
 from model_factory.graph.runner import Runner, find_module, get_module, get_tensor, torch_const
 from model_factory.graph.signature import Signature
+from model_factory.limits import MAX_SIDES
 
 GRAPH_MODULES = "graph_modules"
+
+_Call: TypeAlias = tuple[str, tuple[Any, ...], Sequence[torch.Tensor], dict[str, Any]]
+"""Form, tensors and bound arguments."""
 
 
 class GraphModel(nn.Module):
@@ -83,11 +88,14 @@ class ProgramSource(Protocol):
         arguments: Mapping[str, Any],
         training: tuple[tuple[str, bool], ...],
         dtype: torch.dtype | None,
+        outcomes: tuple[Outcome, ...] = (),
+        method: str = FORWARD,
     ) -> Recorded:
-        """Return a program for the module at ``path`` that covers a call with these arguments.
+        """Return a program for a method of the module at ``path`` that covers a call with these arguments.
 
         ``training`` has the training flag of the module (``""``) and of each program module below it; ``dtype`` is the
-        dtype of all its floating parameters, or None where they have several or there are none.
+        dtype of all its floating parameters, or None where they have several or there are none; ``outcomes`` are those
+        of its first guards on values.
 
         Raises:
             CallFormError: there is no such program and none can be made.
@@ -101,6 +109,7 @@ class Ready:
     def __init__(self, recorded: Recorded) -> None:
         self.recorded = recorded
         self.runner = Runner(recorded.program)
+        self.decides = bool(recorded.program.outcomes())
         self.names = leaf_names(recorded.form)
         self.guards = [compile_expression(guard) for guard in recorded.guards]
         self.dtypes = [(name, torch_const(dtype)) for name, dtype in recorded.dtypes]
@@ -111,9 +120,19 @@ class Ready:
     def __reduce__(self) -> tuple[type[Ready], tuple[Recorded]]:
         return (Ready, (self.recorded,))
 
-    def accepts(self, module: nn.Module, form: tuple[Any, ...], leaves: Sequence[torch.Tensor]) -> bool:
-        """Whether this program stands for a call of ``module`` with that form and those tensors."""
-        if form != self.recorded.form:
+    def goes_on(self, other: Ready, step: int, outcome: Outcome) -> bool:
+        """Whether this program can finish a run of ``other`` whose guard at ``step`` has another outcome."""
+        ours, theirs = self.recorded.program, other.recorded.program
+        if other.recorded.method != self.recorded.method or len(ours.steps) <= step:
+            return False
+        if ours.outcomes(step + 1) != (*theirs.outcomes(step), outcome):
+            return False
+        pairs = zip(ours.steps[: step + 1], theirs.steps[: step + 1], strict=True)
+        return all(one.call == two.call and one.out == two.out for one, two in pairs)
+
+    def accepts(self, module: nn.Module, method: str, form: tuple[Any, ...], leaves: Sequence[torch.Tensor]) -> bool:
+        """Whether this program stands for a call of a method of ``module`` with that form and those tensors."""
+        if method != self.recorded.method or form != self.recorded.form:
             return False
         for path, training in self.recorded.training:
             if get_module(module, path).training != training:
@@ -126,10 +145,22 @@ class Ready:
         return all(guard(env) for guard in self.guards)
 
 
+class _Declared:
+    """The function behind a declared method: what the bound method of a module calls."""
+
+    def __init__(self, name: str, signature: Signature) -> None:
+        self.__name__ = name
+        self.signature = signature
+
+    def __call__(self, module: ProgramModule, *args: Any, **kwargs: Any) -> Any:
+        return module.run_method(self.__name__, self.signature, args, kwargs)
+
+
 class ProgramModule(nn.Module):
     """A module whose class stayed on the server: real children and parameters, and recorded programs as its forward.
 
-    A call of a form that no program stands for is sent to ``source``, which records one.
+    Methods that its class declares as portable are there too. A call of a form that no program stands for is sent to
+    ``source``, which records one.
     """
 
     def __init__(
@@ -151,11 +182,20 @@ class ProgramModule(nn.Module):
         source: ProgramSource | None,
         programs: Sequence[Ready],
         frozen: tuple[str, ...] = (),
+        methods: Mapping[str, Signature] = MappingProxyType({}),
     ) -> None:
         """Take on the forward of a described module; for a bare instance, in place of the constructor.
 
-        ``frozen`` are paths below it (``""`` is itself) that :meth:`train` leaves in eval mode, with all below them.
+        ``frozen`` are paths below it (``""`` is itself) that :meth:`train` leaves in eval mode, with all below them;
+        ``methods`` are its declared ones.
+
+        Raises:
+            FormatError: a method would hide one of ``nn.Module``.
         """
+        for name in methods:
+            if not name.isidentifier() or hasattr(ProgramModule, name):
+                raise FormatError(f"a {type_name} cannot have a method {name!r} of its own")
+        self._methods = {name: _Declared(name, item) for name, item in methods.items()}
         self._type_name = type_name
         self._signature = signature
         self._path = path
@@ -181,15 +221,67 @@ class ProgramModule(nn.Module):
             TypeError: the arguments do not fit the forward's signature.
             CallFormError: there is no program for this call form and none can be recorded.
         """
-        arguments = self._signature.bind(args, kwargs)
+        return self.run_method(FORWARD, self._signature, args, kwargs)
+
+    def run_method(self, method: str, signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the program that stands for this way of calling a method; raises as :meth:`forward` does."""
+        arguments = signature.bind(args, kwargs, method)
         form, leaves = call_form(arguments)
         for ready in self._programs:
-            if ready.accepts(self, form, leaves):
-                return ready.runner.run(self, leaves)
-        return self._learn(form, leaves, arguments).runner.run(self, leaves)
+            if ready.accepts(self, method, form, leaves):
+                break
+        else:
+            ready = self._learn(method, form, leaves, arguments)
+        if not ready.decides:
+            return ready.runner.run(self, leaves)
+        side = ready
 
-    def _learn(self, form: tuple[Any, ...], leaves: Sequence[torch.Tensor], arguments: dict[str, Any]) -> Ready:
-        where = f"{self._path or 'the model'} ({self._type_name})"
+        def other_side(step: int, outcome: Outcome) -> Runner:
+            nonlocal side
+            side = self._other_side(side, step, outcome, (method, form, leaves, arguments))
+            return side.runner
+
+        return ready.runner.run(self, leaves, other_side=other_side)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            declared = self.__dict__.get("_methods", {})
+            if name in declared:
+                return MethodType(declared[name], self)
+            raise AttributeError(
+                f"{self.__dict__.get('_type_name')!r} object has no attribute {name!r}: it was built remotely, and "
+                f"of its class's methods only forward and those that it declares are here "
+                f"({', '.join(declared) or 'it declares none'}). Remedy: name the method in the class's "
+                "portable_methods on the server (docs/portability.md)"
+            ) from None
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._methods]  # type: ignore[no-untyped-call]
+
+    def _other_side(self, ready: Ready, step: int, outcome: Outcome, call: _Call) -> Ready:
+        """Return the program that goes on where a guard of ``ready`` has another outcome."""
+        for other in self._programs:
+            if other.goes_on(ready, step, outcome) and other.accepts(self, *call[:3]):
+                return other
+        return self._learn(*call, after=(ready, step, outcome))
+
+    def _learn(
+        self,
+        method: str,
+        form: tuple[Any, ...],
+        leaves: Sequence[torch.Tensor],
+        arguments: dict[str, Any],
+        *,
+        after: tuple[Ready, int, Outcome] | None = None,
+    ) -> Ready:
+        """Get a program for a call, or, ``after`` a guard, the one that goes on with that outcome."""
+
+        def fits(ready: Ready) -> bool:
+            return ready.accepts(self, method, form, leaves) and (after is None or ready.goes_on(*after))
+
+        where = f"{self._path or 'the model'} ({self._type_name}){'' if method == FORWARD else f'.{method}'}"
         if self._source is None:
             raise CallFormError(f"{where} has no program for the call ({form_text(form)}) and no server to record one")
         flags = tuple(
@@ -201,10 +293,16 @@ class ProgramModule(nn.Module):
         for recorded in self._source.known(self._path):
             if recorded not in before:
                 self._programs.append(Ready(recorded))
-                if self._programs[-1].accepts(self, form, leaves):
+                if fits(self._programs[-1]):
                     return self._programs[-1]
-        ready = Ready(self._source.record(self._path, arguments, flags, _floating_dtype(self)))
-        if not ready.accepts(self, form, leaves):
+        outcomes = () if after is None else (*after[0].recorded.program.outcomes(after[1]), after[2])
+        if sum(ready.recorded.form == form for ready in self._programs) >= MAX_SIDES and outcomes:
+            raise CallFormError(
+                f"{where} has decided by values in {MAX_SIDES} ways already for the call ({form_text(form)}), and each "
+                "is a program of its own. Remedy: decide with torch.where, or by an argument of the forward"
+            )
+        ready = Ready(self._source.record(self._path, arguments, flags, _floating_dtype(self), outcomes, method))
+        if not fits(ready):
             raise CallFormError(f"{where}: the server's program is not for the call ({form_text(form)})")
         self._programs.append(ready)
         return ready

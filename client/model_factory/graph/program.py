@@ -12,10 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Argument: TypeAlias = Any
 """A step's argument; see the module's docstring."""
+
+GUARD = "guard:"
+"""How the call of a guard begins."""
+
+GuardKind: TypeAlias = Literal["bool", "int"]
+"""Whether a guard asks if a value is true, or which integer it is."""
+
+Outcome: TypeAlias = bool | int
+"""Of a guard."""
 
 Out: TypeAlias = "str | tuple[str, ...] | Mapping[str, str]"
 """Where a result goes: one name; one name per element of a tuple or list; or ``{key: name}`` for a dict."""
@@ -70,12 +79,25 @@ class Device:
     """The device on which the program runs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """An object with named fields, of a class that stays behind; see :mod:`model_factory.graph.records`."""
+
+    names: tuple[str, ...]
+    """Of the fields, in order."""
+    values: tuple[Argument, ...]
+    """One per name."""
+    is_tuple: bool = False
+    """Whether it is a named tuple."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One call.
 
-    ``call`` is ``module:PATH`` (a descendant of the module the program belongs to), ``op:NAME`` (the closed table)
-    or ``attr:PATH`` (a parameter or buffer).
+    ``call`` is ``module:PATH`` (a descendant of the module the program belongs to), ``op:NAME`` (the closed table),
+    ``attr:PATH`` (a parameter or buffer), or ``guard:KIND``, which goes on only if its first argument has the second
+    for its outcome: the steps after it were recorded for that side of a decision by values.
     """
 
     call: str
@@ -91,3 +113,7 @@ class Program:
     inputs: tuple[str, ...]
     steps: tuple[Step, ...]
     result: Argument
+
+    def outcomes(self, end: int | None = None) -> tuple[Outcome, ...]:
+        """The outcomes that its guards (those before step ``end``) go on with."""
+        return tuple(step.args[1] for step in self.steps[:end] if step.call.startswith(GUARD))

@@ -17,24 +17,37 @@ from model_factory.errors import FormatError, GraphExecutionError
 from model_factory.graph.expressions import Env, Evaluate, compile_expression
 from model_factory.graph.ops import OPS, SET_GRAD_ENABLED
 from model_factory.graph.program import (
+    GUARD,
     Argument,
     Device,
     Dim,
     DtypeOf,
     Expr,
+    Fields,
     Out,
+    Outcome,
     Program,
     Ref,
     Size,
     Step,
     TorchConst,
 )
+from model_factory.graph.records import Record, RecordTuple
 
 # Keys under which a run keeps the module it runs for and its device; no value can have such a name.
 _SELF = "<self>"
 _DEVICE = "<device>"
 
 _Action = Callable[[Env], Any]
+
+
+class OtherSideError(Exception):
+    """A guard's outcome is not the one that the steps after it are for."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(f"the program has no steps for the outcome {outcome!r}")
+        self.outcome = outcome
+        """What it is."""
 
 
 class Runner:
@@ -57,6 +70,8 @@ class Runner:
         self._result = _compile(program.result)
         self._uses_device = any(Device() in _flat((step.args, step.kwargs)) for step in program.steps)
         self._sets_grad_mode = any(step.call == f"op:{SET_GRAD_ENABLED}" for step in program.steps)
+        if any(step.call.startswith(GUARD) for step in program.steps):  # another program may finish a run
+            self._uses_device = self._sets_grad_mode = True
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Runner:
         return self  # immutable: copies of a module share it
@@ -65,35 +80,59 @@ class Runner:
         return (Runner, (self.program,))
 
     def run(
-        self, module: nn.Module, values: list[Any], *, on_error: Callable[[int, Exception], None] | None = None
+        self,
+        module: nn.Module,
+        values: list[Any],
+        *,
+        on_error: Callable[[int, Exception], None] | None = None,
+        other_side: Callable[[int, Outcome], Runner] | None = None,
     ) -> Any:
         """Run for ``module`` with one value per program input, in order.
 
         ``on_error`` is called with the number of a failing step and its error, and may raise another one.
+        ``other_side`` is called with the number of a guard and an outcome this program has no steps for, and returns
+        the runner that goes on there: its steps before are the same, so the values made are those it needs.
+
+        Raises:
+            OtherSideError: there is such a guard, and no ``other_side``.
         """
         env: Env = dict(zip(self.program.inputs, values, strict=True))
         env[_SELF] = module
         if self._uses_device:
             env[_DEVICE] = _device(module, values)
         if not self._sets_grad_mode:
-            return self._interpret(env, on_error)
+            return self._interpret(env, on_error, other_side)
         grad_enabled = torch.is_grad_enabled()
         try:
-            return self._interpret(env, on_error)
+            return self._interpret(env, on_error, other_side)
         finally:
             torch._C._set_grad_enabled(grad_enabled)  # noqa: SLF001  torch.set_grad_enabled without the context manager
 
-    def _interpret(self, env: Env, on_error: Callable[[int, Exception], None] | None) -> Any:
-        for index, action in enumerate(self._actions):
+    def _interpret(
+        self,
+        env: Env,
+        on_error: Callable[[int, Exception], None] | None,
+        other_side: Callable[[int, Outcome], Runner] | None,
+        start: int = 0,
+    ) -> Any:
+        for index, action in enumerate(self._actions[start:] if start else self._actions, start):
             try:
                 self._stores[index](env, action(env))
+            except OtherSideError as error:
+                if other_side is None:
+                    raise
+                outcome = error.outcome
+                break
             except Exception as error:
                 if on_error is not None:
                     on_error(index, error)
                 raise
             for name in self._dead[index]:
                 env.pop(name, None)
-        return self._result(env)
+        else:
+            return self._result(env)
+        other = other_side(index, outcome)
+        return other._interpret(env, on_error, other_side, index)  # noqa: SLF001  its own class
 
 
 def get_module(root: nn.Module, path: str) -> nn.Module:
@@ -158,7 +197,21 @@ def _compile_step(step: Step) -> _Action:
         return lambda env: get_module(env[_SELF], target)(
             *[arg(env) for arg in args], **{name: arg(env) for name, arg in kwargs.items()}
         )
+    if step.call in _GUARDS and len(args) == 2 and type(step.args[1]) is _GUARDS[step.call]:
+        return _compile_guard(args[0], _GUARDS[step.call], step.args[1])
     raise FormatError(f"a program makes a call of unknown kind: {step.call!r}")
+
+
+_GUARDS: Mapping[str, type[bool] | type[int]] = {f"{GUARD}bool": bool, f"{GUARD}int": int}
+
+
+def _compile_guard(value: Evaluate, kind: type[bool] | type[int], wanted: Outcome) -> _Action:
+    def check(env: Env) -> None:
+        outcome = kind(value(env))
+        if outcome != wanted:
+            raise OtherSideError(outcome)
+
+    return check
 
 
 def _compile(argument: Argument) -> Evaluate:  # noqa: C901  one arm per kind of argument
@@ -183,6 +236,11 @@ def _compile(argument: Argument) -> Evaluate:  # noqa: C901  one arm per kind of
         if isinstance(argument, list):
             return lambda env: [item(env) for item in items]
         return lambda env: tuple([item(env) for item in items])
+    if isinstance(argument, Fields):
+        names, values = argument.names, _compile(argument.values)
+        if argument.is_tuple:
+            return lambda env: RecordTuple(names, values(env))
+        return lambda env: Record(zip(names, values(env), strict=True))
     if isinstance(argument, Mapping):
         entries = {key: _compile(item) for key, item in argument.items()}
         return lambda env: {key: item(env) for key, item in entries.items()}
@@ -247,6 +305,8 @@ def _flat(argument: Argument) -> Iterator[Argument]:
             yield from _flat(item)
     elif isinstance(argument, Mapping):
         yield from _flat(tuple(argument.values()))
+    elif isinstance(argument, Fields):
+        yield from _flat(argument.values)
     else:
         yield argument
 
@@ -269,13 +329,17 @@ def _check_names(program: Program) -> None:
 
 
 def _last_uses(program: Program) -> dict[str, int]:
-    """For each value, the last step that needs it; values of the result are needed for ever."""
+    """For each value, the last step that needs it; values of the result are needed for ever.
+
+    Up to its last guard a program keeps all, for another one may go on there.
+    """
     last: dict[str, int] = {}
+    guard = max((index for index, step in enumerate(program.steps) if step.call.startswith(GUARD)), default=0)
     for index, step in enumerate(program.steps):
         for name in out_names(step.out):
-            last[name] = index
+            last[name] = max(index, guard)
         for name in names_in((step.args, step.kwargs)):
-            last[name] = index
+            last[name] = max(index, guard)
     for name in names_in(program.result):
         last.pop(name, None)
     return last

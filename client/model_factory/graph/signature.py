@@ -54,8 +54,8 @@ class Signature:
             )
         )
 
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Give every parameter its value, as Python would.
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str = "forward") -> dict[str, Any]:
+        """Give every parameter of ``method`` its value, as Python would.
 
         Raises:
             TypeError: in the words Python uses for a wrong call.
@@ -75,30 +75,34 @@ class Signature:
                 bound[name] = args[taken]
                 taken += 1
                 if kind in KEYWORD_KINDS and name in left:
-                    raise TypeError(f"forward() got multiple values for argument {name!r}")
+                    raise TypeError(f"{method}() got multiple values for argument {name!r}")
             elif kind in KEYWORD_KINDS and name in left:
                 bound[name] = left.pop(name)
             elif parameter.required:
-                raise TypeError(f"forward() missing a required argument: {name!r}")
+                raise TypeError(f"{method}() missing a required argument: {name!r}")
             else:
                 bound[name] = parameter.default
         if taken < len(args):
-            raise TypeError(f"forward() takes {taken} positional arguments but {len(args)} were given")
+            raise TypeError(f"{method}() takes {taken} positional arguments but {len(args)} were given")
         if left:
-            raise TypeError(f"forward() got an unexpected keyword argument {next(iter(left))!r}")
+            raise TypeError(f"{method}() got an unexpected keyword argument {next(iter(left))!r}")
         return bound
 
     def call(self, bound: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Turn bound values back into the positional and keyword arguments of a call."""
+        """Turn bound values back into the positional and keyword arguments of a call.
+
+        By name where that is possible: decorators of a forward look for options among the keyword arguments.
+        """
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
+        extra = next((bound[parameter.name] for parameter in self.parameters if parameter.kind == "var_positional"), ())
         for parameter in self.parameters:
             value = bound[parameter.name]
             if parameter.kind == "var_positional":
                 args.extend(value)
             elif parameter.kind == "var_keyword":
                 kwargs.update(value)
-            elif parameter.kind in POSITIONAL_KINDS:
+            elif parameter.kind == "positional_only" or (parameter.kind == "positional" and extra):
                 args.append(value)
             else:
                 kwargs[parameter.name] = value

@@ -96,6 +96,8 @@ def _receive(connection: Connection, blob: Blob, landing: Landing, on_bytes: OnB
         request = blob_pb2.ReadBlobRequest(digest=wire.to_digest(blob), offset_bytes=received)
         try:
             for data in connection.read_blob(request):
+                if not data:
+                    raise IntegrityError(f"the server at {connection.address} sends chunks with nothing in them")
                 received += len(data)
                 if received > blob.size:
                     raise IntegrityError(

@@ -15,9 +15,12 @@ from model_factory.config import ResolvedConfig
 from model_factory.documents import FORMAT
 from model_factory.errors import ServerError
 from model_factory.limits import MAX_MESSAGE_BYTES
+from model_factory.remote.credentials import Credentials
 from model_factory.v1 import blob_pb2, capabilities_pb2, service_pb2_grpc, wire
 
 RETRY_ATTEMPTS = 4
+KEEPALIVE_SECONDS = 60
+"""Between pings; a server lets them through that come twice as often."""
 
 _SERVICE_CONFIG = {
     "methodConfig": [
@@ -44,23 +47,37 @@ _OPTIONS = [
     # By default a channel whose server was away may not notice for two minutes that it is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
+    # Idle connections stay known to what lies between, and a server that vanished is noticed, builds of hours or not.
+    ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),  # else a minute, whatever the line before says
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
 ]
 
 
 class Connection:
     """Opened on first use; a copy or an unpickled one opens its own."""
 
-    def __init__(self, address: str, timeout: float | None = None, shared_store: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        timeout: float | None = None,
+        credentials: Credentials | None = None,
+        shared_store: str = "",
+    ) -> None:
         self.address = address
         self.timeout = timeout
+        self.credentials = Credentials.from_environment() if credentials is None else credentials
         self._shared_store = shared_store
         self._lock = threading.Lock()
         self._stub: service_pb2_grpc.ModelFactoryServiceStub | None = None
         self._channel: grpc.Channel | None = None
         self._capabilities: capabilities_pb2.GetCapabilitiesResponse | None = None
 
-    def __reduce__(self) -> tuple[type[Connection], tuple[str, float | None, str]]:
-        return (Connection, (self.address, self.timeout, self._shared_store))
+    def __reduce__(self) -> tuple[type[Connection], tuple[str, float | None, Credentials, str]]:
+        # Names of files, and nothing secret.
+        return (Connection, (self.address, self.timeout, self.credentials, self._shared_store))
 
     def __deepcopy__(self, _memo: Mapping[int, Any]) -> Connection:
         return self
@@ -93,9 +110,23 @@ class Connection:
             )
         return iter(call(request))
 
+    def health(self, timeout: float) -> str:
+        """Ask the server's health service; return its answer: ``SERVING`` if all is well.
+
+        Raises:
+            ServerError: there is no answer, or none of a health service.
+        """
+        with self._lock:
+            call: Any = self._open().unary_unary(
+                wire.HEALTH_CHECK, request_serializer=bytes, response_deserializer=wire.health_of
+            )
+        with self.errors():
+            status: str = call(b"", timeout=timeout)
+        return status
+
     def _open(self) -> grpc.Channel:
         if self._channel is None:
-            self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
+            self._channel = self.credentials.open(self.address, _OPTIONS)
         return self._channel
 
     def close(self) -> None:

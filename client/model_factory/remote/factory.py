@@ -12,17 +12,22 @@ import torch
 from torch import nn
 
 from model_factory.components import Component, Request, read_request
-from model_factory.descriptor.architecture import Architecture
+from model_factory.descriptor.architecture import Architecture, Travel
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
 from model_factory.descriptor.rebuild import Blueprint
 from model_factory.descriptor.stock import torch_name
+from model_factory.descriptor.tree import BundleRef, Descriptor, SourceClass
 from model_factory.descriptor.weights import map_weights
 from model_factory.errors import FormatError, ServerError
+from model_factory.limits import MAX_SOURCE_BYTES
 from model_factory.remote.blobs import fetch_blob, read_blob
 from model_factory.remote.connection import Connection
+from model_factory.remote.credentials import Credentials
 from model_factory.remote.programs import RemotePrograms
 from model_factory.remote.progress import building, downloading
 from model_factory.settings import default_cache_bytes, default_cache_dir, environment, shared_store
+from model_factory.source.loader import load_source
+from model_factory.source.trust import Trust, TrustSource
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
 
@@ -39,7 +44,7 @@ class RemoteModelFactory:
     one copy until they write to it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but the address by name
         self,
         address: str,
         *,
@@ -50,6 +55,8 @@ class RemoteModelFactory:
         cache_dir: str | PathLike[str] | None = None,
         cache_bytes: int | None = None,
         timeout: float | None = None,
+        credentials: Credentials | None = None,
+        trust_source: TrustSource = None,
     ) -> None:
         """Make a factory; nothing is contacted until it is used.
 
@@ -64,8 +71,17 @@ class RemoteModelFactory:
             cache_bytes: What the blobs in the cache may take; before another is fetched, those go that were used least
                 recently and are not in use. By default ``$MODEL_FACTORY_CACHE_GIB`` or 64 GiB.
             timeout: Seconds that a call to the server may take; by default unlimited.
+            credentials: TLS and token; by default what ``MODEL_FACTORY_*`` variables say, which is neither without any.
+            trust_source: Whose source code may be run here, for blocks that cannot travel without it: None for
+                nobody's, the path of a lock file of ``model-factory trust``, digests of bundles, or True for whatever
+                the server sends.
+
+        Raises:
+            SourceError: ``trust_source`` names a lock file that is none.
+            FormatError: ``trust_source`` has a digest that is none.
         """
-        self._connection = Connection(address, timeout, shared_store())
+        self._trust = Trust(trust_source)
+        self._connection = Connection(address, timeout, credentials, shared_store())
         self._seed = seed
         self._dtype = "" if dtype is None else torch_name(dtype)
         self._device = torch.device(device)
@@ -92,8 +108,10 @@ class RemoteModelFactory:
         }
         return next(iter(modules.values())) if request.single else modules
 
-    def describe(self, model_cfg: Mapping[str, Any]) -> Architecture | dict[str, Architecture]:
+    def describe(self, model_cfg: Mapping[str, Any], *, travel: bool = False) -> Architecture | dict[str, Architecture]:
         """Return the architecture and sizes of the models of a config, without building their weights.
+
+        With ``travel`` the server also tries how each module travels, and why; that takes as long as a first build.
 
         Raises:
             ValueError: the mapping is empty.
@@ -101,13 +119,24 @@ class RemoteModelFactory:
         """
         request = read_request(model_cfg, self._base_dir, environment())
         self._connection.capabilities()
-        message = build_pb2.DescribeModelsRequest(components=_components(request), dtype=self._dtype)
+        message = build_pb2.DescribeModelsRequest(components=_components(request), dtype=self._dtype, travel=travel)
         with self._connection.errors(_configs(request)):
             response = self._connection.stub.DescribeModels(message, timeout=self._connection.timeout)
         if [item.name for item in response.components] != [item.name for item in request.components]:
             raise ServerError(f"the server at {self._connection.address} described other components than asked for")
-        found = {item.name: Architecture(decode_descriptor(item.descriptor_json)) for item in response.components}
+        found = {item.name: _architecture(item, travel=travel) for item in response.components}
         return next(iter(found.values())) if request.single else found
+
+    def read_source(self, bundle: BundleRef) -> bytes:
+        """Return a bundle that a descriptor names, as text to look at: nothing of it is run, whatever is trusted.
+
+        Raises:
+            FormatError: it is too large for a bundle, or another one.
+            UnavailableError: the server went away.
+        """
+        if bundle.size > MAX_SOURCE_BYTES:
+            raise FormatError(f"a bundle of {bundle.size} bytes; at most {MAX_SOURCE_BYTES} are allowed")
+        return read_blob(self._connection, self._cache, Blob(bundle.digest, bundle.size), {})
 
     def blocks(self) -> list[capabilities_pb2.Block]:
         """What configs may name as ``_type_`` on this server."""
@@ -144,17 +173,28 @@ class RemoteModelFactory:
         descriptor_blob, programs_blob, weights_blob = (
             wire.from_digest(item) for item in (built.descriptor, built.programs, built.weights)
         )
-        source = RemotePrograms(self._connection, self._cache, component, self._dtype, descriptor_blob)
         blueprint = _BLUEPRINTS.get(
             (descriptor_blob, programs_blob), lambda: self._blueprint(descriptor_blob, programs_blob, inline)
         )
-        return blueprint.build(self._weights(component.name, weights_blob), source)
+        find_class = self._trusted_classes(component.name, blueprint.descriptor)  # before anything large is fetched
+        source = RemotePrograms(self._connection, self._cache, component, self._dtype, descriptor_blob)
+        return blueprint.build(self._weights(component.name, weights_blob), source, find_class)
 
     def _blueprint(self, descriptor: Blob, programs: Blob, inline: dict[str, bytes]) -> Blueprint:
         return Blueprint(
             decode_descriptor(read_blob(self._connection, self._cache, descriptor, inline)),
             decode_programs(read_blob(self._connection, self._cache, programs, inline)),
         )
+
+    def _trusted_classes(self, component: str, descriptor: Descriptor) -> Callable[[SourceClass], Any] | None:
+        """Return what finds the classes of source modules; None where there are none. Refuses what is not trusted."""
+        bundle = descriptor.bundle
+        if bundle is None:
+            return None
+        reasons = descriptor.source_reasons
+        self._trust.check(component, bundle.digest, reasons, lambda: self.read_source(bundle))
+        source = load_source(self.read_source(bundle), bundle.digest, f"{component}: {', '.join(reasons)}")
+        return lambda item: source.find_class(item.module, item.qualname)
 
     def _weights(self, name: str, blob: Blob) -> dict[str, torch.Tensor]:
         with (
@@ -190,6 +230,14 @@ class _Blueprints:
 
 
 _BLUEPRINTS = _Blueprints()
+
+
+def _architecture(item: build_pb2.DescribedComponent, *, travel: bool) -> Architecture:
+    descriptor = decode_descriptor(item.descriptor_json)
+    if not travel:
+        return Architecture(descriptor)
+    programs = decode_programs(item.programs_json) if item.programs_json else ()
+    return Architecture(descriptor, Travel(programs=programs, refused=dict(item.refused)))
 
 
 def _components(request: Request) -> list[build_pb2.Component]:

@@ -14,7 +14,8 @@ from model_factory.digest import digest_of
 from model_factory.documents import encode_document
 from model_factory.errors import CallFormError, ServerError, UnavailableError
 from model_factory.graph.call_example import encode_call
-from model_factory.graph.call_form import Recorded, call_form
+from model_factory.graph.call_form import FORWARD, Recorded, call_form
+from model_factory.graph.program import Outcome
 from model_factory.remote.connection import Connection
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, program_pb2
@@ -49,6 +50,8 @@ class RemotePrograms:
         arguments: Mapping[str, Any],
         training: tuple[tuple[str, bool], ...],
         dtype: torch.dtype | None,
+        outcomes: tuple[Outcome, ...] = (),
+        method: str = FORWARD,
     ) -> Recorded:
         """Return a program for a call, and keep it for every later process on this node.
 
@@ -58,9 +61,9 @@ class RemotePrograms:
         """
         # Under autocast the inputs' dtype may differ from the parameters'; the server records without autocast.
         autocast = any(torch.is_autocast_enabled(leaf.device.type) for leaf in call_form(arguments)[1])
-        call = encode_call(arguments, dtype if autocast else None)
+        call = encode_call(arguments, dtype if autocast else None, outcomes, method)
         programs = decode_programs(self._ask(path, call, training, dtype))
-        if len(programs) != 1 or programs[0][0] != path:
+        if [(at, item.method) for at, item in programs] != [(path, method)]:
             raise ServerError(f"the server at {self._connection.address} answered with programs for something else")
         with self._cache.locked(self._key):
             recorded = self._recorded()

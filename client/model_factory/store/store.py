@@ -53,8 +53,13 @@ class Store:
         with self._errors(f"cannot use {self.root} as a store"):
             for name in ("blobs", "records", "staging", "locks"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            sweep(self.root / "staging")
-            sweep(self.root / "locks")
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove what processes that died were writing or had locked."""
+        with suppress(FileNotFoundError):  # whoever removes a whole store must not stop its user here
+            for name in ("staging", "locks"):
+                sweep(self.root / name)
 
     def find(self, blob: Blob) -> Path | None:
         """Return the file of a blob, or None if it is not here. Counts as a use.

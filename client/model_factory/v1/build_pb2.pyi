@@ -91,12 +91,14 @@ class InlineBlob(_message.Message):
     def __init__(self, digest: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class DescribeModelsRequest(_message.Message):
-    __slots__ = ("components", "dtype")
+    __slots__ = ("components", "dtype", "travel")
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    TRAVEL_FIELD_NUMBER: _ClassVar[int]
     components: _containers.RepeatedCompositeFieldContainer[Component]
     dtype: str
-    def __init__(self, components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., dtype: _Optional[str] = ...) -> None: ...
+    travel: bool
+    def __init__(self, components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., dtype: _Optional[str] = ..., travel: bool = ...) -> None: ...
 
 class DescribeModelsResponse(_message.Message):
     __slots__ = ("components",)
@@ -105,9 +107,20 @@ class DescribeModelsResponse(_message.Message):
     def __init__(self, components: _Optional[_Iterable[_Union[DescribedComponent, _Mapping]]] = ...) -> None: ...
 
 class DescribedComponent(_message.Message):
-    __slots__ = ("name", "descriptor_json")
+    __slots__ = ("name", "descriptor_json", "programs_json", "refused")
+    class RefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTOR_JSON_FIELD_NUMBER: _ClassVar[int]
+    PROGRAMS_JSON_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     name: str
     descriptor_json: bytes
-    def __init__(self, name: _Optional[str] = ..., descriptor_json: _Optional[bytes] = ...) -> None: ...
+    programs_json: bytes
+    refused: _containers.ScalarMap[str, str]
+    def __init__(self, name: _Optional[str] = ..., descriptor_json: _Optional[bytes] = ..., programs_json: _Optional[bytes] = ..., refused: _Optional[_Mapping[str, str]] = ...) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#model_factory/v1/capabilities.proto\x12\x10model_factory.v1\"\x18\n\x16GetCapabilitiesRequest\"\xc8\x01\n\x17GetCapabilitiesResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x02 \x01(\x05\x12*\n\x07\x62\x61\x63kend\x18\x03 \x01(\x0b\x32\x19.model_factory.v1.Backend\x12\x13\n\x0b\x64\x65vice_kind\x18\x04 \x01(\t\x12(\n\x06limits\x18\x05 \x01(\x0b\x32\x18.model_factory.v1.Limits\x12\x12\n\nstore_path\x18\x06 \x01(\t\"T\n\x07\x42\x61\x63kend\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x63ode_digest\x18\x02 \x01(\t\x12\x15\n\rtorch_version\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"y\n\x06Limits\x12\x12\n\ncomponents\x18\x01 \x01(\x05\x12\x14\n\x0c\x63onfig_bytes\x18\x02 \x01(\x03\x12\x14\n\x0cinline_bytes\x18\x03 \x01(\x03\x12\x15\n\rweights_bytes\x18\x04 \x01(\x03\x12\x18\n\x10\x62uild_timeout_ms\x18\x05 \x01(\x03\"\x13\n\x11ListBlocksRequest\"=\n\x12ListBlocksResponse\x12\'\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x17.model_factory.v1.Block\"j\n\x05\x42lock\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\x32\n\targuments\x18\x04 \x03(\x0b\x32\x1f.model_factory.v1.BlockArgument\"T\n\rBlockArgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nannotation\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#model_factory/v1/capabilities.proto\x12\x10model_factory.v1\"\x18\n\x16GetCapabilitiesRequest\"\xc8\x01\n\x17GetCapabilitiesResponse\x12\x16\n\x0eserver_version\x18\x01 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x02 \x01(\x05\x12*\n\x07\x62\x61\x63kend\x18\x03 \x01(\x0b\x32\x19.model_factory.v1.Backend\x12\x13\n\x0b\x64\x65vice_kind\x18\x04 \x01(\t\x12(\n\x06limits\x18\x05 \x01(\x0b\x32\x18.model_factory.v1.Limits\x12\x12\n\nstore_path\x18\x06 \x01(\t\"T\n\x07\x42\x61\x63kend\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x63ode_digest\x18\x02 \x01(\t\x12\x15\n\rtorch_version\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\"\x97\x03\n\x06Limits\x12\x12\n\ncomponents\x18\x01 \x01(\x05\x12\x14\n\x0c\x63onfig_bytes\x18\x02 \x01(\x03\x12\x14\n\x0cinline_bytes\x18\x03 \x01(\x03\x12\x15\n\rweights_bytes\x18\x04 \x01(\x03\x12\x18\n\x10\x62uild_timeout_ms\x18\x05 \x01(\x03\x12\x15\n\rrequest_bytes\x18\x06 \x01(\x03\x12\x0f\n\x07nesting\x18\x07 \x01(\x05\x12\r\n\x05nodes\x18\x08 \x01(\x05\x12\x0f\n\x07modules\x18\t \x01(\x05\x12\x12\n\nblob_bytes\x18\n \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x03\x12\x17\n\x0fplan_timeout_ms\x18\x0c \x01(\x03\x12\x1c\n\x14\x62uild_cpu_timeout_ms\x18\r \x01(\x03\x12\x10\n\x08\x62uilders\x18\x0e \x01(\x05\x12\r\n\x05queue\x18\x0f \x01(\x05\x12\x17\n\x0f\x63lient_builders\x18\x10 \x01(\x05\x12\x14\n\x0c\x63lient_queue\x18\x11 \x01(\x05\x12\r\n\x05\x63\x61lls\x18\x12 \x01(\x05\x12\x14\n\x0c\x63lient_calls\x18\x13 \x01(\x05\"\x13\n\x11ListBlocksRequest\"=\n\x12ListBlocksResponse\x12\'\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x17.model_factory.v1.Block\"j\n\x05\x42lock\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\x32\n\targuments\x18\x04 \x03(\x0b\x32\x1f.model_factory.v1.BlockArgument\"T\n\rBlockArgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nannotation\x18\x02 \x01(\t\x12\x10\n\x08required\x18\x03 \x01(\x08\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,14 +37,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCAPABILITIESRESPONSE']._serialized_end=284
   _globals['_BACKEND']._serialized_start=286
   _globals['_BACKEND']._serialized_end=370
-  _globals['_LIMITS']._serialized_start=372
-  _globals['_LIMITS']._serialized_end=493
-  _globals['_LISTBLOCKSREQUEST']._serialized_start=495
-  _globals['_LISTBLOCKSREQUEST']._serialized_end=514
-  _globals['_LISTBLOCKSRESPONSE']._serialized_start=516
-  _globals['_LISTBLOCKSRESPONSE']._serialized_end=577
-  _globals['_BLOCK']._serialized_start=579
-  _globals['_BLOCK']._serialized_end=685
-  _globals['_BLOCKARGUMENT']._serialized_start=687
-  _globals['_BLOCKARGUMENT']._serialized_end=771
+  _globals['_LIMITS']._serialized_start=373
+  _globals['_LIMITS']._serialized_end=780
+  _globals['_LISTBLOCKSREQUEST']._serialized_start=782
+  _globals['_LISTBLOCKSREQUEST']._serialized_end=801
+  _globals['_LISTBLOCKSRESPONSE']._serialized_start=803
+  _globals['_LISTBLOCKSRESPONSE']._serialized_end=864
+  _globals['_BLOCK']._serialized_start=866
+  _globals['_BLOCK']._serialized_end=972
+  _globals['_BLOCKARGUMENT']._serialized_start=974
+  _globals['_BLOCKARGUMENT']._serialized_end=1058
 # @@protoc_insertion_point(module_scope)

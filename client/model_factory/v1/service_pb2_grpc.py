@@ -31,16 +31,21 @@ if _version_not_supported:
 class ModelFactoryServiceStub(object):
     """Builds models from component configs.
 
-    Errors carry google.rpc details: an ErrorInfo with a reason of the catalogue (model_factory.errors), and where a
-    config is at fault a BadRequest whose field is the component's name and the path inside its config. Statuses:
+    Every call has a request id: the one in its metadata under x-request-id if that is 8 to 64 letters, digits and
+    ".", "_", ":", "-", else one that the server makes. It comes back in the trailing metadata under the same key and is
+    in every line of the server's log about the call. A traceparent in the metadata is the parent of the call's span.
+
+    Errors carry google.rpc details: an ErrorInfo with a reason of the catalogue (v1/wire.py) and the component's name, a
+    RequestInfo, where a config is at fault a BadRequest whose field is the path inside it, and where trying again makes
+    sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
 
     INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
     FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
-    RESOURCE_EXHAUSTED   over a limit of this server
-    DEADLINE_EXCEEDED    the build took longer than the server allows
+    RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now
     NOT_FOUND            no such blob in this store: build again
     UNAVAILABLE          the server is stopping or overloaded: try again, here or at another replica
-    INTERNAL             a bug, or a builder process that died; the request id in the message is in the server's log
+    DATA_LOSS            a file in the server's store is damaged
+    INTERNAL             a bug, or a store that cannot be used: the server's log has the details under the request id
 
     Every call is idempotent.
     """
@@ -86,16 +91,21 @@ class ModelFactoryServiceStub(object):
 class ModelFactoryServiceServicer(object):
     """Builds models from component configs.
 
-    Errors carry google.rpc details: an ErrorInfo with a reason of the catalogue (model_factory.errors), and where a
-    config is at fault a BadRequest whose field is the component's name and the path inside its config. Statuses:
+    Every call has a request id: the one in its metadata under x-request-id if that is 8 to 64 letters, digits and
+    ".", "_", ":", "-", else one that the server makes. It comes back in the trailing metadata under the same key and is
+    in every line of the server's log about the call. A traceparent in the metadata is the parent of the call's span.
+
+    Errors carry google.rpc details: an ErrorInfo with a reason of the catalogue (v1/wire.py) and the component's name, a
+    RequestInfo, where a config is at fault a BadRequest whose field is the path inside it, and where trying again makes
+    sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
 
     INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
     FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
-    RESOURCE_EXHAUSTED   over a limit of this server
-    DEADLINE_EXCEEDED    the build took longer than the server allows
+    RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now
     NOT_FOUND            no such blob in this store: build again
     UNAVAILABLE          the server is stopping or overloaded: try again, here or at another replica
-    INTERNAL             a bug, or a builder process that died; the request id in the message is in the server's log
+    DATA_LOSS            a file in the server's store is damaged
+    INTERNAL             a bug, or a store that cannot be used: the server's log has the details under the request id
 
     Every call is idempotent.
     """
@@ -187,16 +197,21 @@ def add_ModelFactoryServiceServicer_to_server(servicer, server):
 class ModelFactoryService(object):
     """Builds models from component configs.
 
-    Errors carry google.rpc details: an ErrorInfo with a reason of the catalogue (model_factory.errors), and where a
-    config is at fault a BadRequest whose field is the component's name and the path inside its config. Statuses:
+    Every call has a request id: the one in its metadata under x-request-id if that is 8 to 64 letters, digits and
+    ".", "_", ":", "-", else one that the server makes. It comes back in the trailing metadata under the same key and is
+    in every line of the server's log about the call. A traceparent in the metadata is the parent of the call's span.
+
+    Errors carry google.rpc details: an ErrorInfo with a reason of the catalogue (v1/wire.py) and the component's name, a
+    RequestInfo, where a config is at fault a BadRequest whose field is the path inside it, and where trying again makes
+    sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
 
     INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
     FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
-    RESOURCE_EXHAUSTED   over a limit of this server
-    DEADLINE_EXCEEDED    the build took longer than the server allows
+    RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now
     NOT_FOUND            no such blob in this store: build again
     UNAVAILABLE          the server is stopping or overloaded: try again, here or at another replica
-    INTERNAL             a bug, or a builder process that died; the request id in the message is in the server's log
+    DATA_LOSS            a file in the server's store is damaged
+    INTERNAL             a bug, or a store that cannot be used: the server's log has the details under the request id
 
     Every call is idempotent.
     """

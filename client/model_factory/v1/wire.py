@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -17,41 +19,96 @@ from model_factory.v1 import blob_pb2
 
 ERROR_DOMAIN = "model-factory"
 
-# Most specific first: an error is sent as the first class it is an instance of.
-CATALOGUE: tuple[tuple[type[errors.ModelFactoryError], str, int], ...] = (
-    (errors.ConfigError, "CONFIG_INVALID", code_pb2.INVALID_ARGUMENT),
-    (errors.NotPortableError, "NOT_PORTABLE", code_pb2.FAILED_PRECONDITION),
-    (errors.BuildError, "BUILD_FAILED", code_pb2.FAILED_PRECONDITION),
-    (errors.CallFormError, "CALL_REFUSED", code_pb2.FAILED_PRECONDITION),
-    (errors.IntegrityError, "BLOB_DAMAGED", code_pb2.DATA_LOSS),
-    (errors.FormatError, "MALFORMED_REQUEST", code_pb2.INVALID_ARGUMENT),
-    (errors.LimitError, "OVER_LIMIT", code_pb2.RESOURCE_EXHAUSTED),
-    (errors.StoreError, "STORE_FAILED", code_pb2.INTERNAL),
-    (errors.UnavailableError, "STOPPING", code_pb2.UNAVAILABLE),
-    (errors.ServerError, "SERVER_FAILED", code_pb2.INTERNAL),
-)
-"""Error class, reason on the wire, status code."""
+REQUEST_ID = "x-request-id"
+"""Metadata key of the request id: in a request as the client likes, in trailing metadata as the server uses it."""
 
-_BY_REASON = {reason: cls for cls, reason, _ in CATALOGUE}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """One kind of failure, as the wire and the metrics name it."""
+
+    name: str
+    """In ``ErrorInfo.reason``."""
+    error: type[errors.ModelFactoryError]
+    """The class that a server raises and a client gets."""
+    code: int
+    """The call's status."""
+    public: str = ""
+    """What is sent in place of the error's own text, which then is for the server's log alone; empty: that text."""
+    retry_seconds: float = 0.0
+    """When trying again makes sense; 0: it does not."""
+
+
+_SEE_LOG = "the server's log has the details under this request's id"
+
+# Most specific first: an error is sent as the first class that it is an instance of.
+CATALOGUE: tuple[Reason, ...] = (
+    Reason(name="CONFIG_INVALID", error=errors.ConfigError, code=code_pb2.INVALID_ARGUMENT),
+    Reason(name="NOT_PORTABLE", error=errors.NotPortableError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(name="BUILD_FAILED", error=errors.BuildError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(name="CALL_REFUSED", error=errors.CallFormError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(name="CALL_FAILED", error=errors.GraphExecutionError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(
+        name="BLOB_DAMAGED",
+        error=errors.IntegrityError,
+        code=code_pb2.DATA_LOSS,
+        public=f"a blob in the server's store is damaged; {_SEE_LOG}",
+    ),
+    Reason(name="MALFORMED_REQUEST", error=errors.FormatError, code=code_pb2.INVALID_ARGUMENT),
+    Reason(name="BUSY", error=errors.BusyError, code=code_pb2.RESOURCE_EXHAUSTED, retry_seconds=1.0),
+    Reason(name="OVER_LIMIT", error=errors.LimitError, code=code_pb2.RESOURCE_EXHAUSTED),
+    Reason(name="BLOB_MISSING", error=errors.MissingBlobError, code=code_pb2.NOT_FOUND),
+    Reason(
+        name="STORE_FAILED",
+        error=errors.StoreError,
+        code=code_pb2.INTERNAL,
+        public=f"the server's store cannot be read or written; {_SEE_LOG}",
+    ),
+    Reason(name="ACCESS_DENIED", error=errors.AccessError, code=code_pb2.UNAUTHENTICATED),
+    Reason(name="UNAVAILABLE", error=errors.UnavailableError, code=code_pb2.UNAVAILABLE, retry_seconds=1.0),
+    Reason(name="SERVER_FAILED", error=errors.ServerError, code=code_pb2.INTERNAL),
+)
+"""Reason, error class, status and public message of every error that crosses the wire."""
+
+INTERNAL = Reason(
+    name="INTERNAL_ERROR",
+    error=errors.ServerError,
+    code=code_pb2.INTERNAL,
+    public=f"the server failed; {_SEE_LOG}",
+)
+"""The reason of every error that has none: a bug, so nothing of it is public."""
+
+_BY_REASON = {reason.name: reason.error for reason in (*CATALOGUE, INTERNAL)}
+_OURS_TO_MEND = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
 _PATH = "config_path"
 _COMPONENT = "component"
+_MAX_ID = 64
 
 
-def to_status(error: errors.ModelFactoryError, component: str = "") -> grpc.Status:
-    """Turn an error into the status a server ends a call with."""
-    _, reason, code = next((entry for entry in CATALOGUE if isinstance(error, entry[0])), CATALOGUE[-1])
-    message = error.reason if isinstance(error, errors.ConfigError) else str(error)
-    info = error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata={_COMPONENT: component})
-    details: list[error_details_pb2.ErrorInfo | error_details_pb2.BadRequest] = [info]
+def reason_of(error: BaseException) -> Reason:
+    """Return the catalogue's entry for an error; ``INTERNAL`` if it has none."""
+    return next((reason for reason in CATALOGUE if isinstance(error, reason.error)), INTERNAL)
+
+
+def to_status(error: BaseException, component: str = "", request_id: str = "") -> grpc.Status:
+    """Turn an error into the status a server ends a call with; what is private of it stays here."""
+    reason = reason_of(error)
+    message = reason.public or (error.reason if isinstance(error, errors.ConfigError) else str(error))
+    info = error_details_pb2.ErrorInfo(reason=reason.name, domain=ERROR_DOMAIN, metadata={_COMPONENT: component})
+    details: list[Message] = [info, error_details_pb2.RequestInfo(request_id=request_id)]
     if isinstance(error, errors.ConfigError):
         info.metadata[_PATH] = json.dumps(error.path)
         field = errors.path_text(error.path)
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if reason.retry_seconds:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(reason.retry_seconds * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     packed = [any_pb2.Any() for _ in details]
     for any_message, detail in zip(packed, details, strict=True):
         any_message.Pack(detail)
-    return rpc_status.to_status(status_pb2.Status(code=code, message=message, details=packed))
+    return rpc_status.to_status(status_pb2.Status(code=reason.code, message=message, details=packed))
 
 
 def from_rpc_error(
@@ -59,17 +116,28 @@ def from_rpc_error(
 ) -> Exception:
     """Turn a failed call into an exception of this package.
 
-    ``place_of`` gives file, line and column for a component and a path inside its config.
+    ``place_of`` gives file, line and column for a component and a path inside its config. The text of an error that
+    is the server's to mend ends with the request id, by which its log has the details.
     """
     code, message = error.code(), error.details() or "no details"
+    if code in _OURS_TO_MEND and (request_id := _request_id(error.trailing_metadata() or ())):
+        message = f"{message} (request {request_id})"
     info, path = _details(error)
     if info is None:
         return _without_details(code, message, address)
     cls = _BY_REASON.get(info.reason, errors.ServerError)
     component = info.metadata.get(_COMPONENT, "")
     if issubclass(cls, errors.ConfigError):
-        return errors.ConfigError(message, path=path, place=place_of(component, path))
+        return errors.ConfigError(message, path=path, place=place_of(component, path) or None)
     return cls(f"component {component!r}: {message}" if component else message)
+
+
+def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The request id of a call's trailing metadata: short and plain, whoever sent it."""
+    for key, value in metadata:
+        if key == REQUEST_ID and isinstance(value, str) and value.isprintable() and len(value) <= _MAX_ID:
+            return value
+    return ""
 
 
 def _without_details(code: grpc.StatusCode, message: str, address: str) -> errors.ServerError:
@@ -109,6 +177,17 @@ def _decode_path(text: str) -> tuple[str | int, ...]:
 def to_digest(blob: Blob) -> blob_pb2.Digest:
     """Write a blob's identity as a message."""
     return blob_pb2.Digest(blake3=blob.digest, size_bytes=blob.size)
+
+
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+"""Asked with an empty message, which means the whole server."""
+
+_HEALTH = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING", b"\x08\x03": "SERVICE_UNKNOWN"}
+
+
+def health_of(message: bytes) -> str:
+    """Read a ``HealthCheckResponse``, whose one field is a number; anything else is ``UNKNOWN``."""
+    return _HEALTH.get(message, "UNKNOWN")
 
 
 READ_BLOB = "/model_factory.v1.ModelFactoryService/ReadBlob"

@@ -23,6 +23,11 @@ class BuiltinBackend:
         Raises:
             ServerError: one of them cannot be used; the message names it.
         """
+        self._policy = Policy(
+            allow_imports=bool(settings.imports),
+            allow_target=bool(settings.imports),
+            allowed_import_prefixes=settings.imports,
+        )
         self._registry = default_registry(functools.partial(load_radio, settings.hub))
         for plugin in settings.plugins:
             register = load_register(plugin)
@@ -31,7 +36,7 @@ class BuiltinBackend:
 
     def construct(self, config: ResolvedConfig) -> nn.Module:
         """See ``Backend``."""
-        return build_model(config.model, self._registry, Policy())
+        return build_model(config.model, self._registry, self._policy)
 
     def blocks(self) -> tuple[Listing, ...]:
         """See ``Backend``."""

@@ -1,8 +1,13 @@
-"""From the model that a policy_constructor checkout builds to ours: the same modules, the steps as a program."""
+"""What a policy_constructor checkout builds, as a model of ours: the same modules under a program of the same steps.
+
+Written from the checkout's documented surface: a model has ``inputs``, ``graph_modules``, ``_steps``, ``_outputs``,
+``_return_policy`` and ``_ops``; a step has ``call_kind``, ``call_name``, ``args``, ``kwargs`` and ``out``; a value in
+its arguments is a ``Ref(name)``. Whatever is not of that shape is refused rather than guessed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,123 +18,127 @@ from model_factory.graph.ops import OPS
 from model_factory.graph.program import Argument, Out, Program, Ref, Step
 from model_factory_server.constructor.build import PluginOp
 
-_PARTS = ("inputs", GRAPH_MODULES, "_steps", "_outputs", "_return_policy", "_ops")
+_MODEL_PARTS = ("inputs", GRAPH_MODULES, "_steps", "_outputs", "_return_policy", "_ops")
 _STEP_PARTS = ("call_kind", "call_name", "args", "kwargs", "out")
-_IDENTITY = "identity"  # the one op of the language that torch has no function for
-_REMEDY = f"Remedy: mount a version of the checkout whose models have {', '.join(_PARTS)}"
+_CONSTANTS = (type(None), bool, int, float, str)
+_REMEDY = f"Remedy: mount a version of the checkout whose models have {', '.join(_MODEL_PARTS)} as documented"
 
 
 def convert_model(built: Any) -> GraphModel:
-    """Return a checkout's model as a ``GraphModel`` with the same child modules.
+    """Return a checkout's model as a ``GraphModel`` over the very same modules.
+
+    An op that is one of the closed table's own functions becomes a step of that name. Any other is a function of the
+    checkout's and becomes a child module ``op:NAME``, so that its calls are recorded like those of a block.
 
     Raises:
-        BuildError: it has not the shape that is known; the message says where.
+        BuildError: the model is not of the documented shape; the message names the part.
     """
-    missing = [name for name in _PARTS if not hasattr(built, name)]
-    if missing or not isinstance(built, nn.Module):
-        raise _unknown(
-            "build_model", f"returns a {type(built).__name__} without {', '.join(missing) or 'nn.Module below it'}"
-        )
-    inputs, children, steps, outputs, policy, ops = (getattr(built, name) for name in _PARTS)
-    if not isinstance(children, nn.ModuleDict) or not all(key.startswith(f"{GRAPH_MODULES}.") for key in _state(built)):
-        raise _unknown("the model", f"has modules or tensors outside {GRAPH_MODULES}, an nn.ModuleDict")
-    if not isinstance(steps, list | tuple) or not isinstance(ops, Mapping):
-        raise _unknown("the model", "has _steps that are no list or _ops that are no mapping")
-    modules = dict(children.items())
-    program = Program(
-        inputs=tuple(_names(inputs, "inputs")),
-        steps=tuple(_step(step, index, ops, modules) for index, step in enumerate(steps)),
-        result=_result(outputs, policy),
-    )
+    _require_parts(built, _MODEL_PARTS, "build_model returns")
+    inputs, graph_modules, written, outputs, policy, ops = (getattr(built, part) for part in _MODEL_PARTS)
+    _refuse_outsiders(built, graph_modules)
+    if not isinstance(written, Sequence):
+        raise _unknown("the model has _steps that are no list")
+    modules = dict(graph_modules.items())
+    calls = _Calls(modules, ops)
+    steps = tuple(_step(index, step, calls) for index, step in enumerate(written))
+    result = _result(outputs, policy)
     try:
-        model = GraphModel(program, modules)
+        model = GraphModel(Program(inputs=tuple(inputs), steps=steps, result=result), modules)
     except FormatError as error:
-        raise BuildError(f"the checkout's steps do not make a program: {error}. {_REMEDY}") from error
+        raise _unknown(f"the model's steps are no program: {error}") from None
     model.training = built.training
     return model
 
 
-def _state(built: nn.Module) -> list[str]:
-    """The paths of everything below a model but its child ``graph_modules`` itself."""
-    tensors = [*dict(built.named_parameters()), *dict(built.named_buffers())]
-    return [path for path in [*dict(built.named_modules()), *tensors] if path not in {"", GRAPH_MODULES}]
+class _Calls:
+    """Finds what a step calls, and adds the checkout's own ops to the modules as they come up."""
+
+    def __init__(self, modules: dict[str, nn.Module], ops: Mapping[str, Callable[..., Any]]) -> None:
+        self._modules = modules
+        self._ops = ops
+        self._table = {id(op): name for name, op in reversed(list(OPS.items()))}
+
+    def call(self, kind: str, name: str) -> str | None:
+        """Return a step's call as a program writes it, or None if there is no such module or op."""
+        if kind == "module" and name in self._modules:
+            return f"module:{GRAPH_MODULES}.{name}"
+        if kind != "op" or name not in self._ops:
+            return None
+        op = self._ops[name]
+        if id(op) in self._table:  # by identity: an op of theirs may be called like another one of ours
+            return f"op:{self._table[id(op)]}"
+        child = f"op:{name.replace('.', ':')}"
+        self._modules.setdefault(child, PluginOp(op))
+        return f"module:{GRAPH_MODULES}.{child}"
 
 
-def _step(step: Any, index: int, ops: Mapping[str, Any], modules: dict[str, nn.Module]) -> Step:
-    where = f"step {index}"
-    missing = [name for name in _STEP_PARTS if not hasattr(step, name)]
-    if missing:
-        raise _unknown(where, f"is a {type(step).__name__} without {', '.join(missing)}")
-    where = f"{where} ({step.call_kind}:{step.call_name})"
-    if step.call_kind == "module" and step.call_name in modules:
-        call = f"module:{GRAPH_MODULES}.{step.call_name}"
-    elif step.call_kind == "op" and callable(ops.get(step.call_name)):
-        call = _op_call(step.call_name, ops[step.call_name], modules)
-    else:
-        raise _unknown(where, "calls neither one of its modules nor one of its ops")
+def _step(index: int, step: Any, calls: _Calls) -> Step:
+    _require_parts(step, _STEP_PARTS, f"step {index} is")
+    where = f"step {index} ({step.call_kind}:{step.call_name})"
+    call = calls.call(step.call_kind, step.call_name)
+    if call is None:
+        raise _unknown(f"{where} calls neither one of its modules nor one of its ops")
     if not isinstance(step.args, list | tuple) or not isinstance(step.kwargs, Mapping):
-        raise _unknown(where, "has args that are no list or kwargs that are no mapping")
+        raise _unknown(f"{where} has args that are no list or kwargs that are no mapping")
     return Step(
         call=call,
-        args=tuple(_argument(value, where) for value in step.args),
-        kwargs={str(name): _argument(value, where) for name, value in step.kwargs.items()},
-        out=_out(step.out, where),
+        args=tuple(_argument(item, where) for item in step.args),
+        kwargs={name: _argument(item, where) for name, item in step.kwargs.items()},
+        out=_names(step.out, f"the results of {where}"),
     )
 
 
-def _op_call(name: str, function: Any, modules: dict[str, nn.Module]) -> str:
-    """Return how a program calls an op: from the closed table if it is that very function, else as a module."""
-    for canonical, known in OPS.items():
-        if known is function:
-            return f"op:{canonical}"
-    if name == _IDENTITY:
-        return f"op:{_IDENTITY}"
-    child = f"op:{name.replace('.', ':')}"
-    modules.setdefault(child, PluginOp(function))
-    return f"module:{GRAPH_MODULES}.{child}"
-
-
 def _argument(value: Any, where: str) -> Argument:
-    if type(value).__name__ == "Ref" and isinstance(getattr(value, "name", None), str):
-        return Ref(value.name)
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, _CONSTANTS):
         return value
-    if isinstance(value, list):
-        return [_argument(item, where) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_argument(item, where) for item in value)
+    if isinstance(value, list | tuple):
+        return type(value)(_argument(item, where) for item in value)
     if isinstance(value, Mapping):
-        return {str(key): _argument(item, where) for key, item in value.items()}
-    raise _unknown(where, f"has an argument of type {type(value).__name__}")
-
-
-def _out(out: Any, where: str) -> Out:
-    if isinstance(out, str):
-        return out
-    if isinstance(out, Mapping):
-        return dict(zip(map(str, out), _names(list(out.values()), f"the results of {where}"), strict=True))
-    return tuple(_names(out, f"the results of {where}"))
+        return {key: _argument(item, where) for key, item in value.items()}
+    if type(value).__name__ == Ref.__name__ and isinstance(getattr(value, "name", None), str):
+        return Ref(value.name)
+    raise _unknown(f"{where} has an argument of type {type(value).__name__}")
 
 
 def _result(outputs: Any, policy: Any) -> Argument:
-    if isinstance(outputs, Mapping) and policy == "dict":
-        names = _names(list(outputs.values()), "_outputs")
-        return {str(key): Ref(name) for key, name in zip(outputs, names, strict=True)}
-    names = _names(outputs, "_outputs")
-    if policy == "single" and len(names) == 1:
-        return Ref(names[0])
-    if policy == "tuple":
-        return tuple(Ref(name) for name in names)
-    if policy == "dict":
-        return {name: Ref(name) for name in names}
-    raise _unknown("the model", f"returns {len(names)} outputs as {policy!r}")
+    names = _names(outputs, "the model's _outputs")
+    if isinstance(names, Mapping):
+        if policy == "dict":
+            return {key: Ref(name) for key, name in names.items()}
+    else:
+        listed = (names,) if isinstance(names, str) else names
+        if policy == "dict":
+            return {name: Ref(name) for name in listed}
+        if policy == "tuple":
+            return tuple(Ref(name) for name in listed)
+        if policy == "single" and len(listed) == 1:
+            return Ref(listed[0])
+    raise _unknown(f"the model returns {len(names)} outputs as {policy!r}")
 
 
-def _names(value: Any, what: str) -> list[str]:
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return list(value)
-    raise _unknown(what, "are no list of names")
+def _names(value: Any, what: str) -> Out:
+    """Read one name, a list of names, or a mapping of keys to names."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    if isinstance(value, Mapping) and all(isinstance(text, str) for item in value.items() for text in item):
+        return dict(value)
+    raise _unknown(f"{what} are no list of names")
 
 
-def _unknown(what: str, found: str) -> BuildError:
-    return BuildError(f"the checkout has a shape that this backend does not know: {what} {found}. {_REMEDY}")
+def _refuse_outsiders(built: nn.Module, graph_modules: nn.Module) -> None:
+    """What lies outside ``graph_modules`` would be lost: our model has nothing else."""
+    own = [*built.parameters(recurse=False), *built.buffers(recurse=False)]
+    if own or any(child is not graph_modules for child in built.children()):
+        raise _unknown(f"the model has modules or tensors outside {GRAPH_MODULES}")
+
+
+def _require_parts(value: Any, parts: Sequence[str], said: str) -> None:
+    missing = [part for part in parts if not hasattr(value, part)]
+    if missing:
+        raise _unknown(f"{said} a {type(value).__name__} without {', '.join(missing)}")
+
+
+def _unknown(what: str) -> BuildError:
+    return BuildError(f"{what}. {_REMEDY}")

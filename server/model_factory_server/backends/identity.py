@@ -57,6 +57,7 @@ def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
     version = _version(settings)
     # The order of plug-ins counts: it is the order in which they register.
     parts = [digest_of_files(own), digest_of_files(operators), list(settings.plugins)]
+    parts += ["source is shared"] if settings.share_source else []  # what one server may hand out, another may not
     # Not this package's own version: most changes to it change no model.
     parts += [settings.hub.repository, settings.hub.version] if settings.name == BUILTIN else [version]
     return BackendIdentity(

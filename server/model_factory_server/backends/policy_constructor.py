@@ -1,50 +1,50 @@
-"""The policy_constructor backend: a checkout that the operator mounts, with its own registry and blocks.
+"""The policy_constructor backend: a checkout that the operator mounts builds, and its models are handed out as ours.
 
-The checkout builds in the process of a single build, so what it does to ``sys.path``, its registry or the environment
-ends there. A config reaches it as plain data without permissions: it never sees a path, and nothing that it would
-read from the server's environment.
+Of the checkout only this is used: the package ``model_constructor`` with ``build_model(config_or_path, *, registry)``,
+``registry.default_registry.get_default_registry()`` and ``errors.ConfigError``. It is imported into the process that
+builds, and every build has a process of its own, so its registry, ``sys.path`` and environment are never shared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from model_factory.config import ConfigPath, ResolvedConfig
-from model_factory.config.nodes import lower
 from model_factory.errors import BuildError, ConfigError, ServerError
 from model_factory_server.backends.checkout_model import convert_model
 from model_factory_server.backends.plugins import load_register, plugin_errors
 from model_factory_server.backends.private import without_paths
 from model_factory_server.backends.sources import CHECKOUT_PACKAGE
 from model_factory_server.constructor.factory import Listing
-from model_factory_server.settings import POLICY_CONSTRUCTOR, BackendSettings
+from model_factory_server.settings import BackendSettings
 
-_PUBLIC = (CHECKOUT_PACKAGE, f"{CHECKOUT_PACKAGE}.registry.default_registry", f"{CHECKOUT_PACKAGE}.errors")
+# The permissions are the operator's to give, and a checkout has no flag of the server's for them.
+_NOTHING_ALLOWED = {"allow_imports": False, "allow_target": False}
 
 
 class PolicyConstructorBackend:
-    """A ``Backend``. Plug-ins register with the checkout's registry."""
+    """A ``Backend``."""
 
     def __init__(self, settings: BackendSettings) -> None:
-        """Import the checkout and the plug-ins.
+        """Import the checkout, and let plug-ins register with its registry.
 
         Raises:
-            ServerError: one of them cannot be used.
+            ServerError: the checkout or a plug-in cannot be used; the message says why.
         """
         assert settings.path is not None
-        api, registries, errors = _import_checkout(settings.path)
-        try:
-            self._build_model = api.build_model
-            self._config_error: type[Exception] = errors.ConfigError
-            self._registry = registries.get_default_registry()
-        except Exception as error:
-            raise _unusable(error) from error
+        path = settings.path.absolute()
+        with _checkout_errors(path):
+            self._build_model: Callable[..., Any] = _import(path, "").build_model
+            self._config_error: type[Exception] = _import(path, ".errors").ConfigError
+            self._registry = _import(path, ".registry.default_registry").get_default_registry()
         for plugin in settings.plugins:
             register = load_register(plugin)
             with plugin_errors(plugin):
@@ -52,67 +52,52 @@ class PolicyConstructorBackend:
 
     def construct(self, config: ResolvedConfig) -> nn.Module:
         """See ``Backend``."""
-        document = _document(config)
+        document = json.loads(config.wire)
+        _refuse_interpolation(document, ())
+        document["settings"] = document.get("settings", {}) | _NOTHING_ALLOWED
+        document.pop("signature", None)  # of our language alone
         try:
             built = self._build_model(document, registry=self._registry)
         except self._config_error as error:
             raise ConfigError(without_paths(str(error))) from error
         except Exception as error:
-            detail = without_paths(f"{type(error).__name__}: {error}")
-            raise BuildError(f"the {POLICY_CONSTRUCTOR} backend failed: {detail}") from error
+            raise BuildError(without_paths(f"{type(error).__name__}: {error}")) from error
         return convert_model(built)
 
     def blocks(self) -> tuple[Listing, ...]:
-        """See ``Backend``. Empty: a listing is no part of what a checkout offers."""
+        """See ``Backend``. Empty: the documented surface of a checkout lists nothing."""
         return ()
 
 
-def _import_checkout(path: Path) -> tuple[Any, Any, Any]:
-    """Import a checkout's public modules: the package, its default registry, its errors."""
-    root = str(path.resolve())
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    try:
-        api, registries, errors = map(importlib.import_module, _PUBLIC)
-    except (Exception, SystemExit) as error:
-        raise _unusable(error) from error
-    home = Path(getattr(api, "__file__", None) or "").resolve().parent
-    if home != (path / CHECKOUT_PACKAGE).resolve():
-        raise ServerError(f"another {CHECKOUT_PACKAGE} is imported already; a process can use one checkout")
-    return api, registries, errors
+def _refuse_interpolation(value: Any, path: ConfigPath) -> None:
+    """The checkout would resolve ``${env:X}`` once more, and from the server's environment."""
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError("'${' is left in a resolved config; the checkout would resolve it on the server", path=path)
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_interpolation(key, path)
+            _refuse_interpolation(item, (*path, key))
 
 
-def _unusable(error: BaseException) -> ServerError:
-    detail = without_paths(f"{type(error).__name__}: {error}")
-    return ServerError(f"the checkout of --backend-path cannot be used: {detail}")
-
-
-def _document(config: ResolvedConfig) -> dict[str, Any]:
-    """Return what the checkout is given of a config: the model, and no permissions.
-
-    Raises:
-        ConfigError: a text in it holds ``${``, which the checkout would resolve on this machine.
-    """
-    model = lower(config.tree.entries["model"])
-    for path in _references(model, ("model",)):
-        raise ConfigError(
-            "'${' is left in a resolved config, and this server's backend would resolve it on the server; references "
-            "are resolved by the trainer's client alone",
-            path=path,
+def _import(path: Path, module: str) -> Any:
+    """Import a module of the checkout, and of no other one."""
+    if str(path) not in sys.path:
+        sys.path.insert(0, str(path))
+    package = importlib.import_module(CHECKOUT_PACKAGE)
+    found, wanted = Path(package.__file__ or ""), path / CHECKOUT_PACKAGE / "__init__.py"
+    if not found.is_file() or not found.samefile(wanted):
+        raise ServerError(
+            f"another {CHECKOUT_PACKAGE} is imported already in this process, from {found.parent}. Remedy: use one "
+            "checkout in a process"
         )
-    settings = {"strict": config.model.settings.strict, "allow_imports": False, "allow_target": False}
-    return {"schema_version": 1, "settings": settings, "model": model}
+    return importlib.import_module(CHECKOUT_PACKAGE + module)
 
 
-def _references(value: Any, path: ConfigPath) -> Iterator[ConfigPath]:
-    """Yield the places of texts with ``${`` in plain data."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if "${" in key:
-                yield path
-            yield from _references(item, (*path, key))
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _references(item, (*path, index))
-    elif isinstance(value, str) and "${" in value:
-        yield path
+@contextlib.contextmanager
+def _checkout_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ServerError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ServerError(f"the checkout {path} cannot be used: {type(error).__name__}: {error}") from error

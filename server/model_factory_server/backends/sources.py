@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +12,7 @@ from blake3 import blake3
 
 from model_factory.digest import digest_of_file
 from model_factory.errors import ServerError
+from model_factory_server.recording.bundling import Root
 from model_factory_server.settings import BackendSettings, HubSettings
 
 CHECKOUT_PACKAGE = "model_constructor"
@@ -22,9 +24,13 @@ MAX_CODE_FILES = 50_000
 PLUGIN_GROUP = "model_factory.plugins"
 """The entry points by which installed packages name their plug-ins: ``my_blocks = "my_blocks.registration"``."""
 
+_NEVER_IMPORTED = frozenset(
+    {"torch", "numpy", "yaml", "model_factory", "model_factory_server"} | sys.stdlib_module_names
+)
 _MODULE_SUFFIXES = frozenset({".py", ".so", ".pyd"})
 _VENV_MARK = "pyvenv.cfg"
 _HUBCONF = "hubconf.py"
+_PACKAGE = Path(__file__).parents[1]
 
 
 def with_installed_plugins(plugins: Sequence[str]) -> tuple[str, ...]:
@@ -45,7 +51,28 @@ def operator_files(settings: BackendSettings) -> dict[str, Path]:
         files = _named("hub", _hub_files(settings.hub))
     for plugin in settings.plugins:
         files |= _named(f"plug-in {plugin}", _plugin_files(plugin))
+    for module in settings.imports:
+        if module.partition(".")[0] in _NEVER_IMPORTED:
+            raise ServerError(
+                f"--allow-import {module}: a config could then call whatever is below {module!r}, and load code or "
+                "write files with it. Remedy: name a package that holds blocks and nothing else"
+            )
+        files |= _named(f"import {module}", _plugin_files(module))
     return files
+
+
+def operator_roots(settings: BackendSettings) -> tuple[Root, ...]:
+    """Where the code is that is handed out as source: checkout, plug-ins, hub repository, and the block library."""
+    roots = [] if settings.path is None else [Root(settings.path.resolve())]
+    for plugin in settings.plugins:
+        top = plugin.partition(".")[0]
+        spec = importlib.util.find_spec(top)
+        assert spec is not None
+        places = [*(spec.submodule_search_locations or ())] or [spec.origin or ""]
+        roots += [Root(Path(place).parent, frozenset({top})) for place in places]
+    if settings.path is None and (repository := local_hub_repository(settings.hub)) is not None:
+        roots.append(Root(repository))
+    return (*roots, Root(_PACKAGE.parent, frozenset({_PACKAGE.name})))
 
 
 def digest_of_files(files: Mapping[str, Path]) -> str:

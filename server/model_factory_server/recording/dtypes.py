@@ -11,12 +11,12 @@ from model_factory.graph.program import DtypeOf, Program, Step, TorchConst
 
 @dataclass(frozen=True, slots=True)
 class ReadDtype:
-    """A dtype argument that may have come from ``value.dtype``, in a program that is not settled yet."""
+    """A dtype argument that may have come from ``value.dtype`` of a value, in a program that is not settled yet."""
 
     dtype: str
     """As torch names it."""
-    value: str
-    """The value whose dtype was read last and is this one."""
+    values: tuple[str, ...]
+    """Those whose dtype was read before and is this one, in order."""
 
 
 class DtypeDecidesError(Exception):
@@ -65,6 +65,8 @@ def _merge_dtype(first: ReadDtype | TorchConst, second: ReadDtype | TorchConst) 
     names = [item.dtype if isinstance(item, ReadDtype) else item.name for item in (first, second)]
     if names[0] == names[1]:
         return TorchConst(names[0])
-    if isinstance(first, ReadDtype) and isinstance(second, ReadDtype) and first.value == second.value:
-        return DtypeOf(first.value)
+    if isinstance(first, ReadDtype) and isinstance(second, ReadDtype):
+        common = [value for value in first.values if value in second.values]
+        if common:
+            return DtypeOf(common[-1])
     raise DtypeDecidesError

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,50 +13,173 @@ from torch import nn
 from model_factory.config import ModelConfig
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.describe import describe, named_tensors
+from model_factory.descriptor.methods import declared_methods
 from model_factory.descriptor.stock import is_stock
-from model_factory.errors import BuildError, CallFormError, FormatError, GraphExecutionError, NotPortableError
-from model_factory.graph.call_form import Recorded
+from model_factory.descriptor.tree import SourceClass
+from model_factory.errors import (
+    BuildError,
+    CallFormError,
+    FormatError,
+    GraphExecutionError,
+    ModelFactoryError,
+    NotPortableError,
+)
+from model_factory.graph.call_example import ExampleCall
+from model_factory.graph.call_form import FORWARD, Recorded
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Signature
+from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.examples import Call, calls_of_blocks, noted_calls
+from model_factory_server.recording.methods import as_forward
 from model_factory_server.recording.prover import prove
-from model_factory_server.recording.recorder import record, record_modes, training_flags
+from model_factory_server.recording.recorder import REFUSED_CALL, record, record_modes, training_flags
+from model_factory_server.recording.sources import Sources, bundle_sources, prove_sources, shareable, source_classes
 from model_factory_server.recording.untouched import untouched
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portable:
+    """How a model travels."""
+
+    programs: Programs
+    """The recorded and proven forwards."""
+    sources: Sources | None
+    """What travels as source; None if nothing does."""
+
+
 def record_model(model: nn.Module, config: ModelConfig | None = None) -> Programs:
-    """Record and prove every block that the trainer calls.
+    """Return the programs of a model that travels without source; see :func:`survey_model`."""
+    return survey_model(model, config).programs
+
+
+def survey_model(
+    model: nn.Module,
+    config: ModelConfig | None = None,
+    roots: Sequence[Root] = (),
+    refused: dict[str, str] | None = None,
+) -> Portable:
+    """Find out how each module of a model travels: record and prove every block that the trainer calls.
 
     It is recorded for the calls of its own ``example_inputs()``, for those that come up when a block around it runs on
     its own, and for those that come up when the model runs on the ``signature`` of its config.
+
+    Args:
+        model: The model.
+        config: Its config.
+        roots: Where the code is that may be handed out: a block of it whose forward cannot be written down travels as
+            source. None may by default.
+        refused: Where given, gets why a module cannot travel, by path; nothing is raised for it then.
 
     Raises:
         NotPortableError: a block's forward cannot be written down; the message names the block.
         ConfigError: the model does not run on the config's examples.
     """
-    named_tensors(model, describe(model))  # what cannot travel is refused before anything is recorded
-    programs: list[tuple[str, Recorded]] = []
-    blocks = dict(called_blocks(model))
-    calls = [
-        call
-        for path, block in blocks.items()
-        for arguments in _example_calls(path, block)
-        for call in [(path, arguments), *_calls_inside(path, block, arguments, blocks)]
-    ]
-    calls += [] if config is None else calls_of_blocks(model, blocks, config)
-    for path, arguments in calls:
-        block = blocks[path]
-        with _naming(path, block):
-            for recorded in record_modes(block, arguments):
-                if (path, recorded) not in programs:
-                    prove(block, recorded, arguments)
-                    programs.append((path, recorded))
-    return tuple(programs)
+    return _Survey(model, config, roots, refused).portable()
 
 
-def record_call(model: nn.Module, path: str, arguments: Mapping[str, Any], training: Mapping[str, bool]) -> Recorded:
-    """Record and prove one block for one call that came up on a trainer.
+class _Survey:
+    """Finds out how each module of a model travels."""
+
+    def __init__(
+        self, model: nn.Module, config: ModelConfig | None, roots: Sequence[Root], refused: dict[str, str] | None
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._roots = roots
+        self._refused = refused
+        self._classes: dict[nn.Module, SourceClass] = {}
+        self._programs: list[tuple[str, Recorded]] = []
+        self._done: set[str] = set()
+
+    def portable(self) -> Portable:
+        self._describe()  # what cannot travel is refused before anything is recorded
+        blocks, calls = self._called()
+        self._record(blocks, calls)
+        if self._classes:  # what is below them is now called by their source
+            blocks, calls = self._called()
+            self._record(blocks, calls)
+            described = describe(self._model, self._classes, refused=self._refused)
+            named_tensors(self._model, described)
+        programs = tuple(item for item in self._programs if get_module(self._model, item[0]) not in self._classes)
+        sources = bundle_sources(self._classes, self._roots)
+        if sources is not None and not self._refused:
+            prove_sources(self._model, sources, programs, calls)
+        return Portable(programs=programs, sources=sources)
+
+    def _describe(self) -> None:
+        notes: dict[str, str] = {}
+        described = describe(self._model, refused=notes)
+        self._classes = source_classes(self._model, notes, self._roots)
+        for path, text in notes.items():
+            if get_module(self._model, path) not in self._classes:
+                self._refuse(path, NotPortableError(text))
+        if not notes:
+            named_tensors(self._model, described)
+
+    def _called(self) -> tuple[dict[str, nn.Module], list[Call]]:
+        blocks = dict(called_blocks(self._model, self._classes))
+        calls = [
+            call
+            for path, block in blocks.items()
+            for arguments in _examples(path, block).get(FORWARD, ())
+            for call in [(path, arguments), *_calls_inside(path, block, arguments, blocks)]
+        ]
+        return blocks, calls + ([] if self._config is None else calls_of_blocks(self._model, blocks, self._config))
+
+    def _record(self, blocks: Mapping[str, nn.Module], calls: Sequence[Call]) -> None:
+        """Record what is no source and was not recorded before; what is refused becomes source if it can."""
+        wanted = [(path, FORWARD, arguments) for path, arguments in calls if path not in self._done]
+        if not self._done:
+            wanted += _method_calls(self._model)
+        notes: dict[str, str] = {}
+        for path, method, arguments in wanted:
+            block = get_module(self._model, path)
+            if block in self._classes or path in notes:
+                continue
+            try:
+                self._record_one(path, block, method, arguments)
+            except NotPortableError as error:
+                if self._refused is None and not shareable(block, self._roots):
+                    raise _named(path, block, error) from error
+                notes[path] = str(error)
+            except CallFormError as error:
+                self._refuse(path, _named(path, block, error))
+        self._done |= blocks.keys()
+        self._classes |= source_classes(self._model, notes, self._roots)
+        for path, text in notes.items():
+            if get_module(self._model, path) not in self._classes:
+                self._refuse(path, NotPortableError(text))
+
+    def _record_one(self, path: str, block: nn.Module, method: str, arguments: Mapping[str, Any]) -> None:
+        view = as_forward(block, method)
+        try:
+            recordings = record_modes(view, arguments)
+        except CallFormError as error:
+            if not _runs(view, arguments):
+                raise
+            detail = str(error).removeprefix(REFUSED_CALL)
+            raise NotPortableError(
+                f"its forward runs on real tensors, but not on the symbols of a recording{detail}"
+            ) from error
+        for recorded in recordings:
+            if (path, named := replace(recorded, method=method)) not in self._programs:
+                prove(view, recorded, arguments)
+                self._programs.append((path, named))
+
+    def _refuse(self, path: str, error: BuildError | CallFormError) -> None:
+        if self._refused is None:
+            raise error
+        self._refused.setdefault(path, str(error))
+
+
+def record_call(
+    model: nn.Module,
+    path: str,
+    call: ExampleCall,
+    training: Mapping[str, bool],
+) -> Recorded:
+    """Record and prove a method of one block for one call that came up on a trainer.
 
     Raises:
         NotPortableError: its forward cannot be written down for this call.
@@ -68,13 +192,17 @@ def record_call(model: nn.Module, path: str, arguments: Mapping[str, Any], train
         raise FormatError(str(error)) from None
     if is_stock(block) or isinstance(block, GraphModel):
         raise NotPortableError(f"{path} is a {type(block).__name__}, which needs no program")
+    if call.method != FORWARD and call.method not in declared_methods(block, path):
+        raise FormatError(f"{path} ({type(block).__name__}) declares no method {call.method!r}")
+    block = as_forward(block, call.method)
     with _naming(path, block):
+        arguments = call.arguments
         if _is_lazy(block):
             _materialise(block, arguments)
         for relative, module in block.named_modules():
             module.training = training.get(relative, module.training)
-        if training_flags(block) and len({flag for _, flag in training_flags(block)}) > 1:
-            recorded = record(block, arguments)
+        if call.outcomes or len({flag for _, flag in training_flags(block)}) > 1:
+            recorded = record(block, arguments, call.outcomes)
         else:
             recorded = next(
                 item
@@ -82,13 +210,14 @@ def record_call(model: nn.Module, path: str, arguments: Mapping[str, Any], train
                 if all(get_module(block, relative).training == flag for relative, flag in item.training)
             )
         prove(block, recorded, arguments)
-        return recorded
+        return replace(recorded, method=call.method)
 
 
-def called_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that need a program of their own: those called by the graph or by a stock module.
+def called_blocks(model: nn.Module, sources: Container[nn.Module] = ()) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that are called by themselves: by the graph, by a stock module, or by one of ``sources``.
 
-    What such a block calls itself is part of its program, except inside stock modules, which a program does not enter.
+    Each needs a program of its own, if it is none of ``sources``. What such a block calls itself is part of its
+    program, except inside stock modules, which a program does not enter.
     """
     called: set[nn.Module] = set()
     seen: set[tuple[nn.Module, bool]] = set()  # a shared module may be called at one place and not at another
@@ -102,7 +231,7 @@ def called_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if not _has_forward(module):
             below = is_called  # a container such as nn.ModuleList: what it holds is called by its owner
         else:
-            below = transparent
+            below = transparent or module in sources
             called |= {module} if is_called and not transparent else set()
         pending.extend((child, below) for child in module.children())
     yield from ((path, module) for path, module in model.named_modules() if module in called)
@@ -128,17 +257,48 @@ def _calls_inside(
     return calls
 
 
-def _example_calls(path: str, block: nn.Module) -> list[dict[str, Any]]:
+def _runs(block: nn.Module, arguments: Mapping[str, Any]) -> bool:
+    """Whether a forward accepts a call that its recording failed for."""
+    args, kwargs = Signature.of(block.forward).call(dict(arguments))
+    try:
+        with untouched(block), torch.random.fork_rng(), torch.no_grad():
+            block(*args, **kwargs)
+    except Exception:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
+        return False
+    return True
+
+
+def _examples(path: str, block: nn.Module) -> dict[str, list[dict[str, Any]]]:
+    """The examples of a block by method, as bound arguments.
+
+    ``example_inputs()`` gives a list of keyword arguments for the forward, or such a list for each method by its name.
+    """
     example_inputs = getattr(block, "example_inputs", None)
     if example_inputs is None or _is_lazy(block):
-        return []
+        return {}
     try:
-        signature = Signature.of(block.forward)
-        return [signature.bind((), example) for example in example_inputs()]
+        given = example_inputs()
+        by_method = given if isinstance(given, Mapping) else {FORWARD: given}
+        return {
+            method: [Signature.of(getattr(block, method)).bind((), example, method) for example in examples]
+            for method, examples in by_method.items()
+        }
     except Exception as error:
         raise BuildError(
             f"{path} ({type(block).__name__}).example_inputs() failed: {type(error).__name__}: {error}"
         ) from error
+
+
+def _method_calls(model: nn.Module) -> list[tuple[str, str, dict[str, Any]]]:
+    """Path, method and arguments of each example of a declared method."""
+    return [
+        (path, method, arguments)
+        for path, block in model.named_modules()
+        if not is_stock(block) and (declared := declared_methods(block, path))
+        for method, examples in _examples(path, block).items()
+        if method in declared
+        for arguments in examples
+    ]
 
 
 def _is_lazy(block: nn.Module) -> bool:
@@ -158,5 +318,12 @@ def _naming(path: str, block: nn.Module) -> Iterator[None]:
     try:
         yield
     except (BuildError, CallFormError) as error:
-        where = path.removeprefix(f"{GRAPH_MODULES}.") or "the model"
-        raise type(error)(f"{where} ({type(block).__name__}): {error}") from error
+        raise _named(path, block, error) from error
+
+
+_Named = TypeVar("_Named", bound=ModelFactoryError)
+
+
+def _named(path: str, block: nn.Module, error: _Named) -> _Named:
+    where = path.removeprefix(f"{GRAPH_MODULES}.") or "the model"
+    return type(error)(f"{where} ({type(block).__name__}): {error}")

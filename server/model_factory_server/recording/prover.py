@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +19,13 @@ from model_factory.errors import NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.expressions import compile_expression
 from model_factory.graph.program import Dim, Expr
-from model_factory.graph.runner import Runner, get_module
+from model_factory.graph.runner import OtherSideError, Runner, get_module
 from model_factory.graph.signature import Signature
+from model_factory_server.recording.results import travelling
 from model_factory_server.recording.untouched import plain_tensors, tensors_as, untouched
+from model_factory_server.recording.values import PROOF_SEED, draws, unreached
 
 Shapes = list[list[int]]
-
-_PROOF_SEED = 20
 
 
 def prove(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -> None:
@@ -83,26 +84,41 @@ def _prove_mode(module: nn.Module, recorded: Recorded, arguments: Mapping[str, A
 
     def original(leaves: list[torch.Tensor]) -> Any:
         args, kwargs = signature.call(rebuild(recorded.form, leaves))
-        return module(*args, **kwargs)
+        return travelling(module(*args, **kwargs))
 
     def replay(leaves: list[torch.Tensor]) -> Any:
         return runner.run(module, leaves)
 
+    example_shapes = [list(leaf.shape) for leaf in examples]
+    decides = bool(recorded.program.outcomes())
+    candidates = candidate_shapes(recorded, example_shapes, _acceptance(module, recorded, examples))
     proven = 0
-    for shapes in candidate_shapes(
-        recorded, [list(leaf.shape) for leaf in examples], _acceptance(module, recorded, examples)
-    ):
-        leaves = [_random_like(example, shape) for example, shape in zip(examples, shapes, strict=True)]
-        expected, actual = (_observe(call, module, leaves) for call in (original, replay))
-        if isinstance(expected, Exception) and isinstance(actual, Exception):
-            continue  # both refuse these sizes
-        if isinstance(expected, Exception) or isinstance(actual, Exception):
-            failure = expected if isinstance(expected, Exception) else actual
-            raise _disproved(f"only one of the two failed at sizes {shapes}: {failure}")
-        _compare(expected, actual, shapes)
-        proven += 1
+    for shapes in [*candidates, *([example_shapes] if decides else [])]:
+        for seed, leaves in enumerate(_inputs(examples, shapes, decides), PROOF_SEED):
+            actual = _observe(replay, module, leaves, seed)
+            if not isinstance(actual, OtherSideError):
+                proven += _compare_runs(_observe(original, module, leaves, seed), actual, shapes)
+                break
     if not proven:
-        raise _disproved("the forward refused every size it was tried at")
+        raise unreached() if decides else _disproved("the forward refused every size it was tried at")
+
+
+def _inputs(examples: Sequence[torch.Tensor], shapes: Shapes, decides: bool) -> Iterator[list[torch.Tensor]]:
+    """Inputs of a proof: of any values or, where values decide, until some take the program's side."""
+    if decides and shapes == [list(leaf.shape) for leaf in examples]:
+        yield list(examples)
+    yield from draws(examples, shapes)
+
+
+def _compare_runs(expected: Exception | dict[str, Any], actual: Exception | dict[str, Any], shapes: Shapes) -> bool:
+    """Whether original and replay agree at some sizes; False if they agree in refusing them."""
+    if isinstance(expected, Exception) and isinstance(actual, Exception):
+        return False
+    if isinstance(expected, Exception) or isinstance(actual, Exception):
+        failure = expected if isinstance(expected, Exception) else actual
+        raise _disproved(f"only one of the two failed at sizes {shapes}: {failure}")
+    _compare(expected, actual, shapes)
+    return True
 
 
 def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Shapes], bool]) -> Iterator[Shapes]:
@@ -141,7 +157,8 @@ def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Sha
 def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.Tensor]) -> Callable[[Shapes], bool]:
     """Return whether the forward accepts given sizes.
 
-    It is asked on the meta device, where that costs next to nothing, or, where it needs real tensors, with these.
+    It is asked on the meta device, where that costs next to nothing, or, where it needs real tensors, with these; where
+    values decide, its program is asked, which ends sooner than the forward where the values lead elsewhere.
     """
     signature = Signature.of(module.forward)
     on_meta: dict[int, torch.Tensor] = {}
@@ -154,8 +171,10 @@ def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.
         return module(*args, **kwargs)
 
     def accepts_really(shapes: Shapes) -> bool:
-        leaves = [_random_like(example, shape) for example, shape in zip(examples, shapes, strict=True)]
-        return not isinstance(_observe(call, module, leaves), Exception)
+        leaves = next(draws(examples, shapes), [])
+        asked = partial(Runner(recorded.program).run, module) if recorded.program.outcomes() else call
+        observed = _observe(asked, module, leaves)
+        return not isinstance(observed, Exception) or isinstance(observed, OtherSideError)
 
     def accepts(shapes: Shapes) -> bool:
         leaves = [
@@ -198,22 +217,18 @@ def _free_groups(recorded: Recorded, sizes: Mapping[Dim, int]) -> list[list[Dim]
     return [group for group in groups.values() if not fixed.intersection(group)]
 
 
-def _random_like(example: torch.Tensor, shape: list[int]) -> torch.Tensor:
-    if example.is_floating_point() or example.is_complex():
-        return torch.randn(shape, dtype=example.dtype, device=example.device)
-    low, high = (int(example.min()), int(example.max())) if example.numel() else (0, 1)
-    return torch.randint(low, high + 1, shape, device=example.device).to(example.dtype)
-
-
 def _observe(
-    call: Callable[[list[torch.Tensor]], Any], module: nn.Module, leaves: Sequence[torch.Tensor]
+    call: Callable[[list[torch.Tensor]], Any],
+    module: nn.Module,
+    leaves: Sequence[torch.Tensor],
+    seed: int = PROOF_SEED,
 ) -> Exception | dict[str, Any]:
-    """Run once from a fixed seed; everything that can be seen of the run, or its error. The module is as before."""
+    """Run once from a seed; everything that can be seen of the run, or its error. The module is as before."""
     inputs = [leaf.clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     plain = plain_tensors(module)
     parameters = [item for item in [*module.parameters(), *plain.values()] if item.requires_grad]
-    with torch.random.fork_rng(), untouched(module):
-        torch.manual_seed(_PROOF_SEED)
+    with torch.random.fork_rng(), torch.enable_grad(), untouched(module):
+        torch.manual_seed(seed)
         try:
             outputs, structure = pytree.tree_flatten(call(inputs))
             differentiable = [item for item in outputs if isinstance(item, torch.Tensor) and item.requires_grad]
@@ -261,3 +276,38 @@ def _disproved(detail: str) -> NotPortableError:
         f"its recorded program does not reproduce its forward ({detail}). Remedy: make the forward depend on its "
         "arguments, parameters and buffers only"
     )
+
+
+def prove_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Check that a rebuilt module of the same class does what ``original`` does on a call, in both modes.
+
+    Raises:
+        NotPortableError: it does not.
+    """
+    signature = Signature.of(original.forward)
+    form, examples = call_form(arguments)
+    flags = [(item, item.training) for module in (original, rebuilt) for item in module.modules()]
+
+    def observe(module: nn.Module) -> Exception | dict[str, Any]:
+        def call(leaves: list[torch.Tensor]) -> Any:
+            args, kwargs = signature.call(rebuild(form, leaves))
+            return module(*args, **kwargs)
+
+        return _observe(call, module, examples)
+
+    try:
+        for mode in (False, True):
+            expected, actual = observe(original.train(mode)), observe(rebuilt.train(mode))
+            if isinstance(actual, Exception) and not isinstance(expected, Exception):
+                raise NotPortableError(f"its source fails where it is rebuilt: {type(actual).__name__}: {actual}")
+            if not isinstance(expected, Exception) and not isinstance(actual, Exception):
+                try:
+                    _compare(expected, actual, [list(example.shape) for example in examples])
+                except NotPortableError as error:
+                    raise NotPortableError(
+                        f"its source does something else where it is rebuilt: {error}. Remedy: keep what the forward "
+                        "needs in parameters, buffers and plain attributes, and nothing in module-level variables"
+                    ) from None
+    finally:
+        for item, flag in flags:
+            item.training = flag

@@ -2,13 +2,15 @@
 
 The forward runs once on fake tensors whose sizes are symbols, under a mode that writes down each torch call. Python
 control flow simply runs; what remains is the trace, and the conditions on sizes that the run relied on. Where the
-forward decides something by the *values* of a tensor, the recording fails and says where.
+forward decides something by the *values* of a tensor, it is told how that turns out on real inputs, and the program
+gets a guard there.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,65 +33,83 @@ from torch.fx.experimental.symbolic_shapes import (
 from model_factory.descriptor.stock import is_stock, torch_name
 from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
-from model_factory.graph.program import Program
+from model_factory.graph.program import Outcome, Program
 from model_factory.graph.signature import Signature
 from model_factory_server.recording.dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
+from model_factory_server.recording.results import travelling
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
-from model_factory_server.recording.tape import DecidesByValuesError, Tape, foreign_tensor
+from model_factory_server.recording.tape import DecidesByValuesError, Tape, UndecidedError, foreign_tensor
 from model_factory_server.recording.untouched import tensors_as
+from model_factory_server.recording.values import outcome_on, takes_side
 
 _SYMBOLIC_CONFIG: Any = symbolic_config  # a module whose type torch does not declare
 _BY_VALUES = (
     *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
     DecidesByValuesError,
 )
+REFUSED_CALL = "the forward refused the call"
 _REMEDY = "decide with torch.where, or by an argument of the forward, so that the forward is the same for all values"
 
 
-def record(module: nn.Module, arguments: Mapping[str, Any]) -> Recorded:
+def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome] = ()) -> Recorded:
     """Record ``module`` for the call form of ``arguments`` (bound to its forward's parameters, real tensors inside).
 
-    The module's training flags are taken as they are and become a condition of the result.
+    The module's training flags are taken as they are and become a condition of the result. ``outcomes`` are those of
+    its first decisions by values; the others turn out as they do on inputs like ``arguments``.
 
     Raises:
         NotPortableError: the forward cannot be written down as a program.
         CallFormError: the forward itself refuses these arguments.
     """
-    first = _Recording(module, arguments, None)
-    program = first.run()
-    dtypes: tuple[tuple[str, str], ...] = ()
-    if first.tape.dtype_read:
-        # Where only dtype arguments follow a change of dtype, they mean "the dtype of that value". Where anything else
-        # does, or the forward refuses the other dtype, the program is limited to the dtypes it was recorded with.
-        try:
-            program = merge_dtypes(program, _Recording(module, arguments, first.other_dtype).run())
-        except (DtypeDecidesError, NotPortableError, CallFormError):
-            program, dtypes = settle_dtypes(program), first.float_dtypes()
-    return Recorded(
-        form=first.form, program=program, training=training_flags(module), dtypes=dtypes, guards=first.symbols.guards()
-    )
+    return _settled(*_run_decided(module, arguments, outcomes))
 
 
 def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Recorded]:
     """Record in eval and in train mode; one program where the two do not differ. Flags are restored."""
     before = [(item, item.training) for item in module.modules()]
     try:
+        evaluating, evaluated = _run_decided(module.eval(), arguments)
         # Usually neither mode nor dtype decides anything: two recordings that differ in both show that for both.
-        evaluating = _Recording(module.eval(), arguments, None)
-        training = _Recording(module.train(), arguments, evaluating.other_dtype)
-        try:
-            program = merge_dtypes(evaluating.run_in(False), training.run_in(True))
-        except (DtypeDecidesError, NotPortableError, CallFormError):
-            pass
-        else:
-            if evaluating.symbols.guards() == training.symbols.guards():
-                return [Recorded(form=evaluating.form, program=program, guards=evaluating.symbols.guards())]
-        recordings = [record(module.train(mode), arguments) for mode in (False, True)]
+        module.train()
+        other = evaluating.again(evaluating.other_dtype)
+        trained = _run_if_possible(other)
+        if trained is not None and (both := _for_both(evaluating, evaluated, other, trained)):
+            return [both]
+        training, native = _run_alike(module, arguments, evaluating.tape.decisions)
+        if training.tape.decisions != evaluating.tape.decisions:
+            trained = None
+        second = _settled(training, native, trained)
+        module.eval()
+        first = _settled(evaluating, evaluated)
     finally:
         for item, flag in before:
             item.training = flag
-    evaluated, trained = (replace(item, training=()) for item in recordings)
-    return [evaluated] if evaluated == trained else recordings
+    alike = replace(first, training=())
+    return [alike] if alike == replace(second, training=()) else [first, second]
+
+
+def _for_both(evaluating: _Recording, evaluated: Program, other: _Recording, trained: Program) -> Recorded | None:
+    """What a recording in eval mode and one in train mode and another dtype are both, if they are."""
+    guards = evaluating.symbols.guards()
+    with suppress(DtypeDecidesError):
+        program = merge_dtypes(evaluated, trained)
+        if guards == other.symbols.guards() and takes_side(other.module, program, other.leaves):  # in train mode, too
+            return Recorded(form=evaluating.form, program=program, guards=guards)
+    return None
+
+
+def _settled(first: _Recording, program: Program, other: Program | None = None) -> Recorded:
+    """A recording with its dtypes settled by one in another dtype; of the module's training flags as they are."""
+    dtypes: tuple[tuple[str, str], ...] = ()
+    if first.tape.dtype_read:
+        # Where only dtype arguments follow a change of dtype, they mean "the dtype of that value". Where anything else
+        # does, or the forward refuses the other dtype, the program is limited to the dtypes it was recorded with.
+        try:
+            program = merge_dtypes(program, other or first.again(first.other_dtype).run())
+        except (DtypeDecidesError, NotPortableError, CallFormError):
+            program, dtypes = settle_dtypes(program), first.float_dtypes()
+    flags = training_flags(first.module)
+    return Recorded(form=first.form, program=program, training=flags, dtypes=dtypes, guards=first.symbols.guards())
 
 
 def training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:
@@ -97,53 +117,100 @@ def training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:
     return tuple((path, item.training) for path, item in module.named_modules() if not is_stock(item))
 
 
+def _run_decided(
+    module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome] = ()
+) -> tuple[_Recording, Program]:
+    """Record once more for each decision by values that ``outcomes`` does not tell."""
+    told, refusing = len(outcomes), -1
+    while True:
+        recording = _Recording(module, arguments, None, outcomes)
+        try:
+            return recording, recording.run()
+        except UndecidedError as question:
+            outcomes = (*outcomes, outcome_on(module, question, call_form(arguments)[1]))
+        except CallFormError:
+            # A side that refuses, of an assertion say. The values here may be none but stand-ins: so the other side.
+            if len(outcomes) in {told, refusing} or outcomes[-1] not in {True, False}:
+                raise
+            refusing = len(outcomes)
+            outcomes = (*outcomes[:-1], not outcomes[-1])
+
+
+def _run_alike(
+    module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome]
+) -> tuple[_Recording, Program]:
+    """As :func:`_run_decided`, with the outcomes of another mode where the arguments lead to these in this one, too."""
+    recording = _Recording(module, arguments, None, outcomes)
+    program = _run_if_possible(recording) if outcomes else None
+    if program is not None and takes_side(module, settle_dtypes(program), recording.leaves):
+        return recording, program
+    return _run_decided(module, arguments)
+
+
+def _run_if_possible(recording: _Recording) -> Program | None:
+    with suppress(NotPortableError, CallFormError):
+        return recording.run()
+    return None
+
+
 class _Recording:
     """One run of a forward on fake tensors."""
 
-    def __init__(self, module: nn.Module, arguments: Mapping[str, Any], dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        arguments: Mapping[str, Any],
+        dtype: torch.dtype | None,
+        outcomes: Sequence[Outcome] = (),
+    ) -> None:
         self.module = module
+        self._arguments = arguments
         self.signature = Signature.of(module.forward)
-        self.form, self._leaves = call_form(arguments)
+        self.form, self.leaves = call_form(arguments)
         self.names = leaf_names(self.form)
         self.shape_env = DecisionShapeEnv()
         self.fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=False)
         self.symbols = SymbolTable(self.shape_env)
-        self.tape = Tape(self.shape_env, self.symbols, self.module)
+        self.tape = Tape(self.shape_env, self.symbols, self.module, self.names, outcomes)
         self._dtype = dtype
         self._fakes: dict[int, torch.Tensor] = {}
 
     @property
     def other_dtype(self) -> torch.dtype:
         """A floating dtype that neither the inputs nor the parameters have."""
-        tensors = [*self._leaves, *self.module.parameters()]
+        tensors = [*self.leaves, *self.module.parameters()]
         return torch.float32 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float64
 
     def float_dtypes(self) -> tuple[tuple[str, str], ...]:
         """The dtypes of the floating inputs, and of the module's first floating parameter, by name."""
-        entries = [
-            (name, leaf) for name, leaf in zip(self.names, self._leaves, strict=True) if leaf.is_floating_point()
-        ]
+        entries = [(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True) if leaf.is_floating_point()]
         parameters = (
             (f"attr:{name}", item) for name, item in self.module.named_parameters() if item.is_floating_point()
         )
         entries += [first] if (first := next(parameters, None)) else []
         return tuple((name, torch_name(tensor.dtype)) for name, tensor in entries)
 
-    def run_in(self, training: bool) -> Program:
-        """Run with every training flag of the module set so."""
-        self.module.train(training)
-        return self.run()
+    def again(self, dtype: torch.dtype) -> _Recording:
+        """A recording of the same call in another dtype, with the same decisions."""
+        return _Recording(self.module, self._arguments, dtype, self.tape.decisions)
 
     def run(self) -> Program:
+        """Run the forward.
+
+        Raises:
+            UndecidedError: it came to a decision by values whose outcome it was not told.
+            NotPortableError: it cannot be written down.
+            CallFormError: it refuses the call.
+        """
         with _SYMBOLIC_CONFIG.patch(backed_size_oblivious=True):
             # Size-oblivious: an op's broadcasting does not tell size 1 from others; only the forward's decisions do.
             fake_arguments = self._fake_arguments()
             result = self._run_forward(fake_arguments)
-        return Program(inputs=self.names, steps=tuple(self.tape.steps), result=self.tape.argument(result))
+        return Program(inputs=self.names, steps=tuple(self.tape.steps), result=self.tape.argument(travelling(result)))
 
     def _fake_arguments(self) -> dict[str, Any]:
         return rebuild(
-            self.form, [self._fake_input(name, leaf) for name, leaf in zip(self.names, self._leaves, strict=True)]
+            self.form, [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
         )
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
@@ -176,23 +243,31 @@ class _Recording:
     def _run_forward(self, arguments: dict[str, Any]) -> Any:
         args, kwargs = self.signature.call(arguments)
         try:
-            with tensors_as(self.module, self._fake_own), self.fake_mode, self.tape.recording():
-                return self.module(*args, **kwargs)
+            with torch.enable_grad(), tensors_as(self.module, self._fake_own), self.fake_mode, self.tape.recording():
+                result = self.module(*args, **kwargs)
         except _BY_VALUES as error:
             raise NotPortableError(
                 f"its forward decides by the values of a tensor{_user_line(error)}; a program is the same for all "
                 f"values. Remedy: {_REMEDY}"
             ) from error
         except NotPortableError as error:
+            self._raise_undecided()
             raise NotPortableError(f"{error}{_user_line(error)}") from error
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the forward is the operator's code: whatever it raises is its refusal
+            self._raise_undecided()
             if "Please convert all Tensors to FakeTensors" in str(error):
                 raise NotPortableError(foreign_tensor(self.module, _user_line(error))) from error
-            raise CallFormError(
-                f"the forward refused the call{_user_line(error)}: {type(error).__name__}: {error}"
-            ) from error
+            raise CallFormError(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {error}") from error
+        self._raise_undecided()
+        return result
+
+    def _raise_undecided(self) -> None:
+        """Whatever torch or the forward made of the error on its way."""
+        if self.tape.undecided is not None:
+            question = self.tape.undecided.program
+            raise UndecidedError(settle_dtypes(question), self.tape.undecided.kind)
 
 
 def _user_line(error: BaseException) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import sympy
 import torch
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv, has_free_unbacked_symbols
 
 from model_factory.errors import NotPortableError
 from model_factory.graph.expressions import expression_text
@@ -60,6 +60,8 @@ class DecisionShapeEnv(ShapeEnv):
         super().__init__(specialize_zero_one=False, duck_shape=False)
         self.inside_op = 1
         self.decisions: list[Any] = []
+        self.decide_by_value: Callable[[Any], Any] | None = None
+        """Answers what an expression with a number from a tensor is."""
         self._kernel_guards: set[int] = set()
 
     @contextmanager
@@ -76,13 +78,19 @@ class DecisionShapeEnv(ShapeEnv):
         return self.decisions + [
             guard.expr
             for index, guard in enumerate(self.guards)
+            if not has_free_unbacked_symbols(guard.expr)
             if isinstance(guard.expr, sympy.Eq) or not (index in self._kernel_guards or _is_layout_check(guard.expr))
         ]
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         """Decide an expression, and keep the decision if the forward asked."""
-        value = super().evaluate_expr(orig_expr, *args, **kwargs)
-        if not self.inside_op and isinstance(orig_expr, sympy.Basic) and orig_expr.free_symbols:
+        try:
+            value = super().evaluate_expr(orig_expr, *args, **kwargs)
+        except GuardOnDataDependentSymNode:
+            if self.decide_by_value is None:
+                raise
+            return self.decide_by_value(orig_expr)
+        if not self.inside_op and isinstance(orig_expr, sympy.Basic) and _is_of_sizes(orig_expr):
             decided = orig_expr if value is sympy.true or value is True else sympy.Not(orig_expr)
             if value not in {sympy.true, sympy.false, True, False} or not isinstance(
                 orig_expr, sympy.logic.boolalg.Boolean
@@ -111,14 +119,20 @@ class SymbolTable:
         if isinstance(symbol, sympy.Symbol):
             self._meaning.setdefault(symbol, Ref(name))
 
+    def add_made(self, name: str, tensor: torch.Tensor) -> None:
+        """Register the sizes of a step's result that follow from values, as those of a tensor without its zeros."""
+        for axis, size in enumerate(tensor.shape):
+            if isinstance(size, torch.SymInt) and has_free_unbacked_symbols(size) and size.node.expr.is_Symbol:
+                self._meaning.setdefault(size.node.expr, Dim(name, axis))
+
     def expression(self, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> Expr | Dim | Ref | int | float:
         """Write a symbolic number as a program's expression."""
-        return self._translate(value.node.expr)
+        return self.translate(value.node.expr)
 
     def guards(self) -> tuple[Expr | Dim | Ref | int | float, ...]:
         """The conditions on input sizes that the recording relied on, each once."""
         kept = (expr for expr in self._shape_env.conditions() if expr not in {sympy.true, True})
-        return tuple(dict.fromkeys(self._translate(expr) for expr in kept))
+        return tuple(dict.fromkeys(self.translate(expr) for expr in kept))
 
     def dims(self) -> dict[Dim, sympy.Expr]:
         """Each input dimension as an expression of those that are still free."""
@@ -128,7 +142,8 @@ class SymbolTable:
             if isinstance(meaning, Dim)
         }
 
-    def _translate(self, expr: Any) -> Expr | Dim | Ref | int | float:
+    def translate(self, expr: Any) -> Expr | Dim | Ref | int | float:
+        """Write an expression of symbols as a program's."""
         if isinstance(expr, sympy.Symbol):
             if expr not in self._meaning:
                 raise NotPortableError(f"its forward uses the number {expr}, which is no size of an input")
@@ -144,9 +159,13 @@ class SymbolTable:
         operation = _OPERATIONS.get(type(expr).__name__)
         if operation is None:
             raise NotPortableError(f"its forward computes {expr} from sizes, which a program cannot express")
-        args = tuple(self._translate(arg) for arg in expr.args)
+        args = tuple(self.translate(arg) for arg in expr.args)
         # Sympy orders by symbol names, which change from recording to recording.
         return Expr(operation, tuple(sorted(args, key=_order)) if operation in _COMMUTATIVE else args)
+
+
+def _is_of_sizes(expr: Any) -> bool:
+    return bool(expr.free_symbols) and not has_free_unbacked_symbols(expr)
 
 
 def _is_layout_check(expr: Any) -> bool:

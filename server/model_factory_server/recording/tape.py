@@ -13,16 +13,31 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
+import sympy
 import torch
 from torch import nn
 from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from model_factory.descriptor.stock import is_stock, torch_name
 from model_factory.errors import NotPortableError
 from model_factory.graph.ops import OPS
-from model_factory.graph.program import Argument, Device, Ref, Size, Step, TorchConst
+from model_factory.graph.program import (
+    Argument,
+    Device,
+    Fields,
+    GuardKind,
+    Outcome,
+    Program,
+    Ref,
+    Size,
+    Step,
+    TorchConst,
+)
+from model_factory.graph.records import Record, RecordTuple
 from model_factory_server.recording.dtypes import ReadDtype
+from model_factory_server.recording.rules import result_by_rule
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
 
 _OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(list(OPS.items()))}
@@ -42,22 +57,35 @@ _KERNELS = frozenset(
         "gelu silu relu"
     ).split()
 )
-# Stock modules that give what they get its sizes back. They are answered by this rule: running them on symbols costs
-# seconds, and what they refuse they will refuse themselves when the program runs.
-_SAME_SIZES = (
-    *(nn.TransformerEncoder, nn.TransformerDecoder, nn.LayerNorm, nn.Dropout, nn.Identity),
-    *(nn.ReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.LeakyReLU),
-)
 # Torch's C++ rules for these take sizes for plain numbers, and its Python ones do not; so inside stock modules (RNNs).
 _COMPOSITES = frozenset("interpolate upsample bilinear".split())
+# Ops that return the tensor itself where it has the wanted dtype or layout already.
+_MAYBE_ITSELF = frozenset("to type type_as float double half bfloat16 long int bool contiguous cpu cuda".split())
 _SQUEEZES = frozenset("squeeze squeeze_".split())
 # Arithmetic on sizes; its results are symbols like sizes.
 _SIZE_ARITHMETIC = frozenset("sym_float sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum".split())
-_VALUE_QUESTIONS = frozenset("__bool__ __int__ __float__ __complex__ __index__ __contains__ tolist numpy".split())
+_VALUE_QUESTIONS = frozenset("__float__ __complex__ __contains__ tolist numpy".split())
+# Questions about values whose answer becomes a guard of the program.
+_DECISIONS: Mapping[str, GuardKind] = {"__bool__": "bool", "is_nonzero": "bool", "__int__": "int", "__index__": "int"}
+_DECIDING_OPS = frozenset("equal allclose".split())
+
+MAX_DECISIONS = 64
+"""Decisions by values in one program."""
 
 
 class DecidesByValuesError(Exception):
-    """The forward asks for a tensor's values."""
+    """The forward asks for a tensor's values in a way that cannot become a guard."""
+
+
+class UndecidedError(NotPortableError):
+    """The forward has come to a decision by values whose outcome it was not told."""
+
+    def __init__(self, program: Program, kind: GuardKind) -> None:
+        super().__init__("its forward decides by the values of a tensor")
+        self.program = program
+        """What was recorded up to here; its result is what is decided by."""
+        self.kind = kind
+        """What of it: whether it is true, or which integer it is."""
 
 
 def foreign_tensor(module: nn.Module, where: str = "") -> str:
@@ -88,16 +116,25 @@ class Tape(TorchFunctionMode):
     shape_env: DecisionShapeEnv
     symbols: SymbolTable
     root: nn.Module
+    inputs: tuple[str, ...]
+    outcomes: Sequence[Outcome] = ()
+    """Of the decisions by values, in order, as far as they are known."""
     steps: list[Step] = field(default_factory=list)
     attributes: dict[int, str] = field(default_factory=dict)
     """``id`` of a parameter, buffer or plain tensor -> its path."""
     dtype_read: bool = False
+    decisions: list[Outcome] = field(default_factory=list)
+    """The outcomes that were taken."""
+    undecided: UndecidedError | None = None
+    """The first decision that there was no outcome for."""
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.shape_env.decide_by_value = self._decide_number
+        self._numbers: dict[Any, Any] = {}
         self._names: dict[int, str] = {}
         self._alive: list[Any] = []  # an id is only good while its tensor lives
-        self._dtype_sources: dict[torch.dtype, str] = {}
+        self._dtype_sources: dict[torch.dtype, dict[str, None]] = {}
         self._paths: dict[nn.Module, str] = {module: path for path, module in self.root.named_modules()}
         self._paused = 0
         self._autocast = _autocast_state()
@@ -121,10 +158,23 @@ class Tape(TorchFunctionMode):
 
         self.shape_env.inside_op = 0
         try:
-            with patch.object(nn.Module, "__call__", recorded_call), self:
+            with patch.object(nn.Module, "__call__", recorded_call), self._unseen(), self:
                 yield
         finally:
             self.shape_env.inside_op = 1
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """Hide from the forward that its tensors are fake: some do something else where they are traced."""
+        shape_env = self.shape_env
+
+        class Hidden(type):
+            def __instancecheck__(cls, instance: Any) -> bool:
+                return shape_env.inside_op > 0 and isinstance(instance, FakeTensor)
+
+        subclasses: Any = torch._subclasses  # noqa: SLF001  where libraries look FakeTensor up
+        with patch.object(subclasses, "FakeTensor", Hidden("FakeTensor", (), {})):
+            yield
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -154,12 +204,50 @@ class Tape(TorchFunctionMode):
             return iter(torch.unbind(args[0]))
         if name in _SIZE_QUESTIONS or name in _SIZE_ARITHMETIC:
             return func(*args, **kwargs)
+        if name in _DECISIONS:
+            return self._decide(_DECISIONS[name], Ref(self._tensor_name(args[0])))
+        if name in _DECIDING_OPS and func in _OP_NAMES:
+            step = Step(
+                call=f"op:{_OP_NAMES[func]}",
+                args=tuple(map(self.argument, args)),
+                kwargs={key: self.argument(arg) for key, arg in kwargs.items()},
+                out=f"v{len(self.steps)}",
+            )
+            self.steps.append(step)
+            return self._decide("bool", Ref(f"v{len(self.steps) - 1}"))
         if name in _VALUE_QUESTIONS:
             raise DecidesByValuesError
         if name in _DTYPE_QUESTIONS or (func is torch.Tensor.type and len(args) == 1 and not kwargs):
             self._note_dtype(args[0])
             return func(*args, **kwargs)
         return self._record_op(func, name, args, kwargs)
+
+    def _decide(self, kind: GuardKind, condition: Argument) -> Outcome:
+        """Return the outcome of a decision by values, which becomes a guard of the program."""
+        if len(self.decisions) == MAX_DECISIONS:
+            raise NotPortableError(f"its forward decides by values more than {MAX_DECISIONS} times in one call")
+        if len(self.decisions) == len(self.outcomes):
+            program = Program(inputs=self.inputs, steps=tuple(self.steps), result=condition)
+            self.undecided = self.undecided or UndecidedError(program, kind)
+            raise self.undecided
+        outcome = self.outcomes[len(self.decisions)]
+        if type(outcome) is not {"bool": bool, "int": int}[kind]:
+            raise NotPortableError(f"its forward decides by a {kind} where the call says {outcome!r}")
+        self.decisions.append(outcome)
+        self.steps.append(Step(call=f"guard:{kind}", args=(condition, outcome), out=f"v{len(self.steps)}"))
+        return outcome
+
+    def _decide_number(self, expr: Any) -> Any:
+        """As :meth:`_decide`, for an expression with numbers from tensors; as sympy's value."""
+        if expr not in self._numbers:
+            condition = Size(self.symbols.translate(expr))
+            if isinstance(expr, sympy.logic.boolalg.Boolean):
+                self._numbers[expr] = sympy.true if self._decide("bool", condition) else sympy.false
+            elif expr.is_integer:
+                self._numbers[expr] = sympy.Integer(self._decide("int", condition))
+            else:
+                raise DecidesByValuesError
+        return self._numbers[expr]
 
     def _read_property(self, getter: Any, args: tuple[Any, ...]) -> Any:
         owner = getter.__self__
@@ -175,7 +263,10 @@ class Tape(TorchFunctionMode):
 
     def _note_dtype(self, tensor: torch.Tensor) -> None:
         self.dtype_read = True
-        self._dtype_sources[tensor.dtype] = self._tensor_name(tensor)
+        sources = self._dtype_sources.setdefault(tensor.dtype, {})
+        name = self._tensor_name(tensor)
+        sources.pop(name, None)
+        sources[name] = None  # the last one read is the last
 
     def _record_op(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = _OP_NAMES.get(func)
@@ -192,6 +283,8 @@ class Tape(TorchFunctionMode):
         if op == "torch.Tensor.to" and len(args) > 1 and isinstance(args[1], str):
             step_args = (step_args[0], Device(), *step_args[2:])
         result = func(*args, **kwargs)
+        if name in _MAYBE_ITSELF and any(result is arg for arg in args):
+            result = torch.ops.aten.alias(result)  # with another dtype it would be another tensor: so have two here
         return self._store(Step(call=f"op:{op}", args=step_args, kwargs=step_kwargs), result)
 
     def _fix_squeezed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -215,8 +308,7 @@ class Tape(TorchFunctionMode):
         self._paused += 1
         self.shape_env.inside_op += 1
         try:
-            first: Any = next(iter((*args, *kwargs.values())), None)
-            result = _result_by_rule(module, first) if isinstance(first, torch.Tensor) else None
+            result = result_by_rule(module, args, kwargs)
             if result is None:
                 with enable_python_dispatcher():
                     result = call(module, *args, **kwargs)
@@ -265,6 +357,7 @@ class Tape(TorchFunctionMode):
     def _name_result(self, result: Any, name: str) -> None:
         if isinstance(result, torch.Tensor):
             self.know(result, name)
+            self.symbols.add_made(name, result)
         elif isinstance(result, torch.SymInt | torch.SymFloat | torch.SymBool):
             self.symbols.add_value(name, result)
         elif isinstance(result, tuple | list | dict) and not isinstance(result, torch.Size):
@@ -294,8 +387,8 @@ class Tape(TorchFunctionMode):
         if value is None or value is Ellipsis or type(value) in {bool, int, float, str}:
             return value
         if isinstance(value, torch.dtype):
-            source = self._dtype_sources.get(value)
-            return TorchConst(torch_name(value)) if source is None else ReadDtype(torch_name(value), source)
+            sources = self._dtype_sources.get(value)
+            return ReadDtype(torch_name(value), tuple(sources)) if sources else TorchConst(torch_name(value))
         if isinstance(value, torch.memory_format | torch.layout):
             return TorchConst(torch_name(value))
         if isinstance(value, torch.device):
@@ -306,37 +399,15 @@ class Tape(TorchFunctionMode):
             return [self.argument(item) for item in value]
         if type(value) is tuple or isinstance(value, torch.Size):
             return tuple(self.argument(item) for item in value)
+        if isinstance(value, Record):
+            return Fields(tuple(value.fields()), tuple(map(self.argument, value.fields().values())))
+        if isinstance(value, RecordTuple):
+            return Fields(value._fields, tuple(map(self.argument, value)), is_tuple=True)
         if isinstance(value, dict):
             return {str(key): self.argument(item) for key, item in value.items()}
         raise NotPortableError(
             f"its forward passes a {type(value).__module__}.{type(value).__qualname__}, which is not plain data"
         )
-
-
-def _result_by_rule(module: nn.Module, first: torch.Tensor) -> Any:
-    """A fake result of a stock module called with ``first``, or None if it has to be run to know."""
-    if type(module) is nn.LSTMCell and first.dim():
-        return tuple(first.new_empty((*first.shape[:-1], module.hidden_size)) for _ in range(2))
-    sizes = _sizes_after(module, first.shape)
-    return None if sizes is None else first.new_empty(sizes)
-
-
-def _sizes_after(module: nn.Module, sizes: Sequence[Any]) -> Sequence[Any] | None:
-    """Sizes of a stock module's result by rule, or None if it has to be run to know."""
-    if isinstance(module, _SAME_SIZES):
-        return sizes
-    if type(module) is nn.Linear and sizes:
-        return (*sizes[:-1], module.out_features)
-    if type(module) in {nn.RNNCell, nn.GRUCell} and sizes:
-        return (*sizes[:-1], module.hidden_size)
-    if type(module) is nn.Sequential:
-        for child in module:
-            known = _sizes_after(child, sizes) if is_stock(child) else None
-            if known is None:
-                return None
-            sizes = known
-        return sizes
-    return None
 
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:

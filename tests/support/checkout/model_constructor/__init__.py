@@ -1,4 +1,4 @@
-"""A small library of the shape that the policy_constructor backend knows; tests copy it and change the copy."""
+"""A small library of the shape that a policy_constructor checkout has, with blocks of the tests' own."""
 
 from model_constructor.build import build_model
 

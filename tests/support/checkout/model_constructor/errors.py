@@ -1,2 +1,2 @@
 class ConfigError(Exception):
-    pass
+    """What a config gets wrong."""

@@ -1,4 +1,4 @@
-import operator
+"""The process-wide registry, filled at its first use."""
 
 import torch
 from torch import nn
@@ -9,31 +9,31 @@ from model_constructor.errors import ConfigError
 class Registry:
     def __init__(self):
         self.factories = {}
-        self.functions = {}
+        self.ops = {"identity": lambda value: value, "add": torch.add, "cat": torch.cat}
 
-    def register_module(self, name, factory, **_more):
+    def register_module(self, name, factory):
         self.factories[name] = factory
 
-    def register_op(self, name, fn, **_more):
-        self.functions[name] = fn
+    def register_op(self, name, op):
+        self.ops[name] = op
 
-    def factory(self, name):
-        if name not in self.factories:
+    def module(self, name):
+        if name in self.factories:
+            return self.factories[name]
+        stock = getattr(nn, name.removeprefix("nn."), None) if name.startswith("nn.") else None
+        if stock is None:
             raise ConfigError(f"Unknown module type {name!r}")
-        return self.factories[name]
+        return stock
 
 
-_DEFAULT = Registry()
+_registry = None
 
 
 def get_default_registry():
-    if not _DEFAULT.factories:
-        from model_constructor import blocks  # noqa: PLC0415  which imports this module
+    global _registry  # noqa: PLW0603
+    if _registry is None:
+        from model_constructor import blocks  # noqa: PLC0415
 
-        _DEFAULT.register_module("nn.Linear", nn.Linear)
-        _DEFAULT.register_module("nn.LazyLinear", nn.LazyLinear)
-        _DEFAULT.register_op("add", operator.add)
-        _DEFAULT.register_op("cat", torch.cat)
-        _DEFAULT.register_op("identity", lambda x: x)
-        blocks.register(_DEFAULT)
-    return _DEFAULT
+        _registry = Registry()
+        blocks.register(_registry)
+    return _registry

@@ -1,8 +1,4 @@
-"""A recurrent policy conditioned on a goal, as a plug-in of model-factory.
-
-A plug-in is a module with ``register(registry)``. It runs on the server alone: trainers get the policy as a trainable
-module and need none of this.
-"""
+"""Recurrent policies: the state of an episode goes in and comes out, so that a rollout can carry it along."""
 
 from __future__ import annotations
 
@@ -59,6 +55,29 @@ class FiLMGRUPolicy(nn.Module):
         ]
 
 
-def register(registry: Any) -> None:
-    """Say under which names configs reach what is here."""
-    registry.register_module("film_gru_policy", FiLMGRUPolicy)
+class LSTMPolicy(nn.Module):
+    """An LSTM over observations with a Gaussian head: the mean of the actions and the logarithm of their spread."""
+
+    def __init__(self, observation_dim: int, action_dim: int, hidden_dim: int = 128, num_layers: int = 2) -> None:
+        super().__init__()
+        self.observation_dim = observation_dim
+        self.encoder = nn.Sequential(nn.Linear(observation_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU())
+        self.lstm = nn.LSTM(hidden_dim, hidden_dim, num_layers, batch_first=True, dropout=0.1 if num_layers > 1 else 0)
+        self.mean = nn.Linear(hidden_dim, action_dim)
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def forward(self, observations: Tensor, state: tuple[Tensor, Tensor] | None = None) -> dict[str, Any]:
+        """Map ``observations (batch, seq, o)`` to a Gaussian over actions for each of them.
+
+        ``state`` is what an earlier call returned, two tensors ``(layers, batch, h)``: None at the start of an episode.
+        Returns ``mean (batch, seq, a)``, ``log_std (batch, seq, a)`` and the new ``state``.
+        """
+        hidden, state = self.lstm(self.encoder(observations), state)
+        mean = self.mean(hidden)
+        return {"mean": mean, "log_std": self.log_std.clamp(-5.0, 2.0).expand_as(mean), "state": state}
+
+    def example_inputs(self) -> list[dict[str, Any]]:
+        """Return a training batch, and a step of a rollout."""
+        observations = torch.zeros(2, 5, self.observation_dim)
+        state = torch.zeros(self.lstm.num_layers, 2, self.lstm.hidden_size)
+        return [{"observations": observations}, {"observations": observations[:, :1], "state": (state, state.clone())}]

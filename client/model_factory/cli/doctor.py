@@ -1,0 +1,290 @@
+"""``model-factory doctor``: what a trainer needs of a deployment, one check after the other, and what to do."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from model_factory.errors import ModelFactoryError
+from model_factory.limits import MIB
+from model_factory.remote.connection import Connection
+from model_factory.settings import default_cache_dir
+from model_factory.store import Store
+
+Outcome = Literal["OK", "FAIL", "skipped"]
+
+_ROUND_TRIPS = 20
+_WIDTH, _DEPTH = 1024, 4  # of what is downloaded: 16 MiB
+_FREE_BYTES = 1024 * MIB
+_BUILD_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check came to."""
+
+    check: str
+    """Its name."""
+    outcome: Outcome
+    """Skipped: something that it needs has failed."""
+    said: str
+    """What was found."""
+    remedy: str = ""
+    """What to do about it."""
+    seconds: float = 0.0
+    """How long it took."""
+
+
+class CheckError(Exception):
+    """A check found something wrong: what, and what to do."""
+
+    def __init__(self, said: str, remedy: str) -> None:
+        super().__init__(said)
+        self.remedy = remedy
+
+
+@dataclass(slots=True, kw_only=True)
+class Visit:
+    """What the checks work on, and what they leave for those after them."""
+
+    connection: Connection
+    """To the server."""
+    cache: Path
+    """The node's cache folder, as it is set up."""
+    scratch: Path
+    """A folder that is gone afterwards; caches in it are empty."""
+    timeout: float
+    """Seconds that each question to the server may take."""
+    addresses: list[Any] = field(default_factory=list)
+    """What the server's name resolves to."""
+
+
+def doctor(connection: Connection, *, timeout: float, as_json: bool) -> int:
+    """Do every check and print its finding; 0 if all is well, else 1."""
+    findings: list[Finding] = []
+    with ExitStack() as stack:
+        stack.callback(connection.close)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="model-factory-doctor-")))
+        visit = Visit(connection=connection, cache=default_cache_dir(), scratch=scratch, timeout=timeout)
+        failed: set[str] = set()
+        for check in CHECKS:
+            finding = _examine(check, visit, failed)
+            if finding.outcome != "OK":
+                failed.add(check.name)
+            findings.append(finding)
+            if not as_json:
+                _print(finding)
+    if as_json:
+        report = {"server": connection.address, "ok": not failed, "checks": [asdict(item) for item in findings]}
+        print(json.dumps(report, indent=2))
+    return 1 if failed else 0
+
+
+def _examine(check: Check, visit: Visit, failed: set[str]) -> Finding:
+    if missing := [name for name in check.needs if name in failed]:
+        return Finding(check=check.name, outcome="skipped", said=f"needs {missing[0]}")
+    started = time.monotonic()
+    outcome: Outcome = "FAIL"
+    try:
+        said, remedy, outcome = check.run(visit), "", "OK"
+    except CheckError as error:
+        said, remedy = str(error), error.remedy
+    except ModelFactoryError as error:
+        said, remedy = str(error), check.remedy
+    return Finding(
+        check=check.name, outcome=outcome, said=said, remedy=remedy, seconds=round(time.monotonic() - started, 4)
+    )
+
+
+def _print(finding: Finding) -> None:
+    print(f"{finding.outcome:<8}{finding.check:<14}{finding.said}", flush=True)
+    if finding.remedy:
+        print(f"{'':<22}do: {finding.remedy}", flush=True)
+
+
+def _name(visit: Visit) -> str:
+    host, port = _host_and_port(visit.connection.address)
+    try:
+        visit.addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise CheckError(
+            f"{host} has no address: {error.strerror or error}",
+            "check the spelling of --server, and the name server of this node",
+        ) from None
+    return f"{host} is {', '.join(sorted({str(item[4][0]) for item in visit.addresses}))}"
+
+
+def _port(visit: Visit) -> str:
+    errors = []
+    for family, kind, protocol, _, address in visit.addresses:
+        started = time.monotonic()
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.settimeout(visit.timeout)
+                probe.connect(address)
+        except OSError as error:
+            errors.append(f"{address[0]}:{address[1]}: {error.strerror or error}")
+            continue
+        return f"{address[0]}:{address[1]} accepts connections in {_ms(time.monotonic() - started)}"
+    raise CheckError(
+        f"nobody accepts connections at {'; '.join(errors)}",
+        "start the server; let it --listen on an address that this node reaches (its default is loopback); open the "
+        "port in firewalls and network policies",
+    )
+
+
+def _health(visit: Visit) -> str:
+    status = visit.connection.health(visit.timeout)
+    if status != "SERVING":
+        raise CheckError(
+            f"the server says {status}",
+            "it starts or stops: try again in a minute. If it stays so, its log says what the warm-up build met",
+        )
+    return status
+
+
+def _capabilities(visit: Visit) -> str:
+    answer = visit.connection.capabilities()
+    backend = answer.backend
+    return (
+        f"version {answer.server_version}, format {answer.format_version}, {backend.name} on {answer.device_kind}, "
+        f"torch {backend.torch_version}, at most {answer.limits.weights_bytes / MIB:,.0f} MiB of weights"
+    )
+
+
+def _round_trip(visit: Visit) -> str:
+    times = []
+    for _ in range(_ROUND_TRIPS):
+        started = time.monotonic()
+        visit.connection.health(visit.timeout)
+        times.append(time.monotonic() - started)
+    return f"{_ms(statistics.median(times))} median, {_ms(max(times))} worst of {_ROUND_TRIPS}"
+
+
+def _cache(visit: Visit) -> str:
+    Store(visit.cache).put(b"model-factory doctor")
+    free = shutil.disk_usage(visit.cache).free
+    if free < _FREE_BYTES:
+        raise CheckError(
+            f"{visit.cache} has {free / MIB:,.0f} MiB free",
+            "make room, or set MODEL_FACTORY_CACHE to a folder with more: weights are kept there",
+        )
+    return f"{visit.cache} is writable and has {free / MIB:,.0f} MiB free"
+
+
+def _build(visit: Visit) -> str:
+    """A fresh build in the server, one out of its store, and the module rebuilt here with a step through it."""
+    import torch  # noqa: PLC0415  what comes before must work without waiting for it
+
+    factory, seconds = _factory(visit, "build", secrets.randbits(32)), []
+    for _ in range(2):
+        started = time.monotonic()
+        module: Any = factory.build(_sequential(_linear(3, 2), {"_type_": "nn.ReLU"}))
+        seconds.append(time.monotonic() - started)
+    factory.close()
+    weight, bias = dict(module.named_parameters()).values()
+    x = torch.ones(4, 3)
+    result = module(x)
+    result.sum().backward()
+    if weight.grad is None or not torch.equal(result, torch.relu(torch.nn.functional.linear(x, weight, bias))):
+        raise CheckError("the module computes something else than it should", "report this: it must not happen")
+    return f"{_ms(seconds[0])}, again {_ms(seconds[1])}; forward and backward are right"
+
+
+def _throughput(visit: Visit) -> str:
+    config = _sequential(*[_linear(_WIDTH, _WIDTH) for _ in range(_DEPTH)])
+    first = _factory(visit, "throughput-first")
+    first.build(config)
+    first.close()
+    second = _factory(visit, "throughput-second")
+    started = time.monotonic()
+    module: Any = second.build(config)
+    seconds = time.monotonic() - started
+    second.close()
+    size = sum(item.numel() * item.itemsize for item in module.parameters())
+    rate = size / 1e6 / seconds
+    return f"{size / MIB:.0f} MiB looked up, downloaded, checked and mapped in {_ms(seconds)}: {rate:,.0f} MB/s"
+
+
+def _factory(visit: Visit, cache: str, seed: int = 0) -> Any:
+    from model_factory.remote.factory import RemoteModelFactory  # noqa: PLC0415  torch
+
+    return RemoteModelFactory(
+        visit.connection.address,
+        seed=seed,
+        cache_dir=visit.scratch / cache,
+        timeout=_BUILD_SECONDS,
+        credentials=visit.connection.credentials,
+    )
+
+
+def _sequential(*layers: dict[str, Any]) -> dict[str, Any]:
+    return {"config": {"schema_version": 1, "model": {"sequential": {"layers": list(layers)}}}}
+
+
+def _linear(inputs: int, outputs: int) -> dict[str, Any]:
+    return {"_type_": "nn.Linear", "in_features": inputs, "out_features": outputs}
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise CheckError(f"{address!r} is not HOST:PORT", "give --server HOST:PORT, or set MODEL_FACTORY_SERVER")
+    return host.strip("[]"), int(port)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that has to be right."""
+
+    name: str
+    """In a word."""
+    run: Callable[[Visit], str]
+    """Returns what it found; raises CheckError, or an error of this package, when it is not right."""
+    needs: tuple[str, ...] = ()
+    """Checks without which it makes no sense."""
+    remedy: str = ""
+    """What to do about an error that does not say so itself."""
+
+
+_LOOK = "look into the server's log for the request id, or around this time"
+
+CHECKS: tuple[Check, ...] = (
+    Check(name="name", run=_name),
+    Check(name="port", run=_port, needs=("name",)),
+    Check(
+        name="health",
+        run=_health,
+        needs=("port",),
+        remedy="make sure that it is a model-factory server, and that both sides agree on TLS and tokens",
+    ),
+    Check(
+        name="capabilities",
+        run=_capabilities,
+        needs=("health",),
+        remedy="install the same version of model-factory here and on the server",
+    ),
+    Check(name="round trip", run=_round_trip, needs=("health",), remedy=_LOOK),
+    Check(
+        name="cache",
+        run=_cache,
+        remedy="give this user the right to write there, or set MODEL_FACTORY_CACHE to another folder",
+    ),
+    Check(name="build", run=_build, needs=("capabilities",), remedy=_LOOK),
+    Check(name="throughput", run=_throughput, needs=("build",), remedy=_LOOK),
+)
+"""In the order in which they are done."""

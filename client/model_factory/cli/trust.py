@@ -1,0 +1,83 @@
+"""``model-factory trust``: shows the source that models would run on this machine, and pins it in a lock file."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+from model_factory.descriptor.architecture import Architecture
+from model_factory.errors import SourceError
+from model_factory.remote.factory import RemoteModelFactory
+from model_factory.source.bundle import Bundle, decode_bundle
+from model_factory.source.lock import Lock, changes, encode_lock, pin, read_lock
+
+
+def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, text: bool) -> int:
+    """Show the bundles that the models of ``configs`` need, and write their digests to ``lock``.
+
+    With ``check`` nothing is written: 1 is returned if the lock file does not have exactly these.
+    """
+    factory = RemoteModelFactory(server)
+    described = factory.describe(configs, travel=True)
+    assert isinstance(described, dict)
+    bundles: dict[str, Bundle] = {}
+    needed_by: dict[str, list[str]] = {}
+    for name, architecture in described.items():
+        _refuse_unbuildable(name, architecture)
+        ref = architecture.descriptor.bundle
+        if ref is None:
+            print(f"{name}: needs no source")
+            continue
+        if ref.digest not in bundles:
+            bundles[ref.digest] = decode_bundle(factory.read_source(ref))
+        blocks = architecture.descriptor.source_reasons
+        needed_by.setdefault(ref.digest, []).extend(f"{name}: {block}" for block in blocks)
+        print(f"{name}: needs source, bundle {ref.digest}")
+        for block, reason in blocks.items():
+            print(f"  {block}: {reason}")
+        print(_contents(bundles[ref.digest], text=text))
+    pinned = {digest: pin(bundle, tuple(needed_by[digest])) for digest, bundle in bundles.items()}
+    return _check(lock, pinned) if check else _write(lock, pinned)
+
+
+def _refuse_unbuildable(name: str, architecture: Architecture) -> None:
+    refused = {} if architecture.travel is None else architecture.travel.refused
+    for path, reason in refused.items():
+        raise SourceError(f"component {name!r} cannot be built: {path or 'the model'}: {reason}")
+
+
+def _contents(bundle: Bundle, *, text: bool) -> str:
+    lines = []
+    for name, content in sorted(bundle.files.items()):
+        lines.append(f"  {name}, {len(content.splitlines())} lines")
+        if text:
+            lines += [f"    {line}" for line in content.splitlines()]
+    for item in bundle.requires:
+        here = "" if importlib.util.find_spec(item.module) else ", which is not installed here"
+        lines.append(f"  imports {item.module}, of {item.distribution} {item.version or '(version unknown)'}{here}")
+    return "\n".join(lines)
+
+
+def _write(path: Path, pinned: Lock) -> int:
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_bytes(encode_lock(pinned))
+        beside.replace(path)
+    except OSError as error:
+        raise SourceError(f"cannot write {path}: {error.strerror or error}") from None
+    print(f"{path}: {len(pinned)} bundle{'' if len(pinned) == 1 else 's'} pinned")
+    return 0
+
+
+def _check(path: Path, pinned: Lock) -> int:
+    locked = read_lock(path)
+    for digest in pinned.keys() - locked.keys():
+        print(f"{path} does not have bundle {digest}:")
+        print("\n".join(f"  {line}" for line in changes(locked, pinned[digest].files)))
+    for digest in locked.keys() - pinned.keys():
+        print(f"{path} has bundle {digest}, which these models do not need")
+    if locked.keys() == pinned.keys():
+        print(f"{path} is what the server's models need")
+        return 0
+    return 1

@@ -1,0 +1,138 @@
+"""How a client knows its server, and shows who it is."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+
+from model_factory.errors import AccessError
+from model_factory.settings import client_credentials
+
+MAX_TOKEN_BYTES = 4096
+"""Of a token; more is another file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What a connection is opened with. It holds names of files, never what is in them, so it may be shown and copied.
+
+    The files are read when a connection is opened, the token at each call: a new one needs no new factory.
+    """
+
+    tls: bool = False
+    """Whether to use TLS with the system's certificate authorities; the fields for certificates imply it."""
+    ca_file: str | PathLike[str] | None = None
+    """Certificates, in PEM, of the authorities that sign the server's."""
+    cert_file: str | PathLike[str] | None = None
+    """This client's certificate in PEM, for mutual TLS."""
+    key_file: str | PathLike[str] | None = None
+    """The private key of ``cert_file``, in PEM."""
+    server_name: str = ""
+    """The name in the server's certificate, where it is not that of the address."""
+    token_file: str | PathLike[str] | None = None
+    """Holds the token that the operator gave out, and nothing else."""
+    allow_plaintext: bool = False
+    """Whether the token may be sent without TLS to other machines, where something else encrypts."""
+
+    def __post_init__(self) -> None:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise AccessError("cert_file and key_file go together: give both, or neither")
+
+    @classmethod
+    def from_environment(cls) -> Credentials:
+        """What ``MODEL_FACTORY_CA_FILE``, ``..._CERT_FILE``, ``..._KEY_FILE``, ``..._TOKEN_FILE`` and so on say."""
+        return cls(**client_credentials())
+
+    @property
+    def encrypts(self) -> bool:
+        """Whether connections use TLS."""
+        return self.tls or self.ca_file is not None or self.cert_file is not None
+
+    def open(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
+        """Open a channel to a server.
+
+        Raises:
+            AccessError: a file cannot be read, or the token would travel unencrypted.
+        """
+        if self.encrypts:
+            if self.server_name:
+                options = [*options, ("grpc.ssl_target_name_override", self.server_name)]
+            tls = grpc.ssl_channel_credentials(_read(self.ca_file), _read(self.key_file), _read(self.cert_file))
+            channel = grpc.secure_channel(address, tls, options=options)
+        else:
+            channel = grpc.insecure_channel(address, options=options)
+        if self.token_file is None:
+            return channel
+        if not (self.encrypts or self.allow_plaintext or _is_loopback(address)):
+            raise AccessError(
+                f"the token is not sent to {address} without TLS, since whoever is on the way could read it. Remedy: "
+                "Credentials(ca_file=...) or tls=True; or allow_plaintext=True where something else encrypts"
+            )
+        return grpc.intercept_channel(channel, _SendsToken(self._token))
+
+    def _token(self) -> str:
+        token = (_read(self.token_file, MAX_TOKEN_BYTES) or b"").decode("ascii", "replace").strip()
+        if not token or not token.isprintable() or not token.isascii() or " " in token:
+            raise AccessError(f"{self.token_file} does not hold a token: one word and nothing else")
+        return token
+
+
+class _Details(NamedTuple):
+    """``grpc.ClientCallDetails``, which is abstract."""
+
+    method: str
+    timeout: float | None
+    metadata: Any
+    credentials: Any
+    wait_for_ready: bool | None
+    compression: Any
+
+
+class _SendsToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
+    """Sends the token along with every call."""
+
+    def __init__(self, token: Callable[[], str]) -> None:
+        self._token = token
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(self._with_token(client_call_details), request)
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return continuation(self._with_token(client_call_details), request)
+
+    def _with_token(self, details: Any) -> _Details:
+        metadata = [*(details.metadata or ()), ("authorization", f"Bearer {self._token()}")]
+        return _Details(
+            method=details.method,
+            timeout=details.timeout,
+            metadata=metadata,
+            credentials=details.credentials,
+            wait_for_ready=getattr(details, "wait_for_ready", None),
+            compression=getattr(details, "compression", None),
+        )
+
+
+def _is_loopback(address: str) -> bool:
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _read(path: str | PathLike[str] | None, most: int = -1) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise AccessError(f"cannot read {path}: {error.strerror}") from None

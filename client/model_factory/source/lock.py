@@ -1,0 +1,99 @@
+"""Lock files: the bundles that a trainer has looked at and trusts, pinned by digest; made to be committed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_factory.digest import check_digest
+from model_factory.documents import FORMAT, decode_document
+from model_factory.errors import FormatError, SourceError
+from model_factory.source.bundle import Bundle
+
+LOCK_NAME = "model-factory.lock"
+"""What a lock file is called unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pinned:
+    """A bundle as a lock file has it."""
+
+    needed_by: tuple[str, ...]
+    """The blocks that need it, for people."""
+    files: Mapping[str, str]
+    """Digest of each file by name."""
+    requires: tuple[str, ...]
+    """What it imports of others, as pip is told, for people."""
+
+
+Lock = Mapping[str, Pinned]
+"""Pinned bundles by digest."""
+
+
+def pin(bundle: Bundle, needed_by: tuple[str, ...]) -> Pinned:
+    """What a lock file says of a bundle."""
+    requires = tuple(
+        f"{item.distribution}=={item.version}" if item.version else item.distribution for item in bundle.requires
+    )
+    return Pinned(needed_by=needed_by, files=bundle.file_digests, requires=requires)
+
+
+def encode_lock(lock: Lock) -> bytes:
+    """Write a lock: sorted and indented, so that its changes read well."""
+    bundles = {
+        digest: {"needed_by": list(item.needed_by), "files": dict(item.files), "requires": list(item.requires)}
+        for digest, item in lock.items()
+    }
+    return (json.dumps({"format": FORMAT, "bundles": bundles}, indent=2, sort_keys=True) + "\n").encode()
+
+
+def read_lock(path: Path) -> dict[str, Pinned]:
+    """Read a lock file.
+
+    Raises:
+        SourceError: there is none, or it is not one.
+    """
+    try:
+        document = decode_document(path.read_bytes(), f"the lock file {path}")
+        return _decode(document)
+    except OSError as error:
+        raise SourceError(
+            f"the lock file {path} cannot be read: {error.strerror or error}. Remedy: write it with "
+            f"`model-factory trust CONFIG -o {path}`"
+        ) from None
+    except (FormatError, AttributeError, KeyError, TypeError) as error:
+        raise SourceError(
+            f"{path} is not a lock file: {error}. Remedy: write it again with `model-factory trust CONFIG -o {path}`"
+        ) from None
+
+
+def _decode(document: Any) -> dict[str, Pinned]:
+    if document.keys() != {"format", "bundles"} or document["format"] != FORMAT:
+        raise FormatError(f"it has not the keys of a lock file of format {FORMAT}")
+    return {check_digest(digest): _pinned(item) for digest, item in document["bundles"].items()}
+
+
+def _pinned(item: Any) -> Pinned:
+    return Pinned(
+        needed_by=tuple(map(str, item["needed_by"])),
+        files={str(name): check_digest(digest) for name, digest in item["files"].items()},
+        requires=tuple(map(str, item["requires"])),
+    )
+
+
+def changes(lock: Lock, files: Mapping[str, str]) -> list[str]:
+    """How files (digest by name) differ from the bundle of a lock that is most like them, a line each."""
+    nearest = max(lock.values(), key=lambda item: len(item.files.keys() & files.keys()), default=None)
+    before: Mapping[str, str] = {} if nearest is None else nearest.files
+    lines = []
+    for name in sorted(before.keys() | files.keys()):
+        if name not in before:
+            lines.append(f"added    {name}")
+        elif name not in files:
+            lines.append(f"removed  {name}")
+        elif before[name] != files[name]:
+            lines.append(f"changed  {name}")
+    return lines

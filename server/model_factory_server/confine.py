@@ -1,0 +1,103 @@
+"""What keeps a build to itself: the limits that the kernel holds a process to."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+from model_factory.limits import KIB
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_OOM_FIRST = "500"
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends."""
+    parent = os.getppid()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def lead_own_group() -> None:
+    """Become the leader of a session and a process group, so that all this process starts can be killed with it."""
+    with suppress(PermissionError):  # it is one already
+        os.setsid()
+
+
+def kill_session(leader: int) -> None:
+    """Kill every process of a session, whatever group it is in; none is left when nothing of it forks any more."""
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):  # not a process, or gone
+            if int((entry / "stat").read_bytes().rpartition(b")")[2].split()[3]) == leader:
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+def limit_resources(*, cpu_seconds: int, file_bytes: int, open_files: int) -> None:
+    """Bound this process and those it forks; none of it can be taken back.
+
+    Nothing here dumps core, gains privileges, or is spared when the node is out of memory.
+    """
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_CPU, cpu_seconds, more=1)  # at the hard limit it is SIGKILL, which does not say why
+    _lower(resource.RLIMIT_FSIZE, file_bytes)
+    _lower(resource.RLIMIT_NOFILE, open_files)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing too much is an error, not the end
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_FIRST, encoding="ascii")
+
+
+def limit_memory(more_bytes: int) -> None:
+    """Bound what this process may allocate from now on, beyond what it has; may be called again with less."""
+    bound = _data_bytes() + more_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
+
+
+def node_memory() -> int:
+    """Bytes of memory that this node, or this container, has."""
+    bounds = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # not this kind of system, or "max"
+            bounds.append(int(Path(name).read_text(encoding="ascii")))
+    return min(bounds)
+
+
+def leave_network() -> bool:
+    """Move this process to where there is no network, loopback included; False where the kernel forbids it."""
+    user, group = os.getuid(), os.getgid()
+    if _libc.unshare(_CLONE_NEWNET) == 0:
+        return True
+    if _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        return False
+    with suppress(OSError):  # without them files belong to nobody, as far as this process can see
+        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
+    return True
+
+
+def _lower(what: int, bound: int, more: int = 0) -> None:
+    """Set the soft limit, and the hard one ``more`` above it, to no more than it was."""
+    _, hard = resource.getrlimit(what)
+    if hard != resource.RLIM_INFINITY:
+        bound, more = min(bound, hard), min(more, hard - min(bound, hard))
+    resource.setrlimit(what, (bound, bound + more))
+
+
+def _data_bytes() -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * KIB
+    return 0

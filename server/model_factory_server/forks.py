@@ -1,0 +1,92 @@
+"""Worker processes: the fork server that they come from, and each of them from its start to its end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from typing import Any
+
+from model_factory.settings import only_variables
+from model_factory_server.confine import kill_session
+
+_PRELOADED = "model_factory_server.warm"
+
+
+class ForkServer:
+    """A process that has imported torch, and is started with nothing but the variables that workers may see."""
+
+    def __init__(self, allows_variable: Callable[[str], bool]) -> None:
+        self.context: ForkServerContext = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload([_PRELOADED])
+        self._allows_variable = allows_variable
+        self._lock = threading.Lock()
+        self._pid: int | None = None
+        self.ensure()
+
+    def ensure(self) -> None:
+        """Start it, also when it has died; otherwise ``multiprocessing`` would, with every variable there is."""
+        with self._lock:
+            if self._pid is None or _has_ended(self._pid):
+                with only_variables(self._allows_variable):
+                    forkserver.ensure_running()
+                self._pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _has_ended(child: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+class Attempt:
+    """A worker process doing a job; may be given up from another thread at any time."""
+
+    def __init__(self, forks: ForkServer, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        """Prepare a process that calls ``work`` with picklable ``arguments``."""
+        self._forks = forks
+        self._process = forks.context.Process(target=work, args=arguments, daemon=True)
+        self._lock = threading.Lock()
+        self._over = False
+        self._gone = False
+        self.is_well = False
+        """Whether the process came to its end as it should, and so left nothing behind."""
+
+    def start(self) -> bool:
+        """Start the process, unless it has been given up."""
+        with self._lock:
+            if not self._over:
+                self._forks.ensure()
+                self._process.start()
+            return not self._over
+
+    def end(self) -> None:
+        """Kill the process and its group; nothing is started from now on."""
+        with self._lock:
+            self._over = True
+            if self._gone or self._process.pid is None:
+                return
+            self._process.kill()
+            with suppress(ProcessLookupError):  # it had not made its group yet, or all are gone
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def wait(self) -> int | None:
+        """Wait until the process has ended and return its exit code, negative for a signal's number."""
+        if self._process.pid is not None:
+            self._process.join()
+        return self._process.exitcode
+
+    def clear(self) -> None:
+        """End what is left, for good: from now on its number may be another process's."""
+        self.end()
+        self.wait()
+        if not self.is_well and self._process.pid is not None:
+            kill_session(self._process.pid)
+        with self._lock:
+            self._gone = True

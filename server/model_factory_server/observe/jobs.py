@@ -1,0 +1,66 @@
+"""Times the stages of one job of a builder process, and counts how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from model_factory.errors import ModelFactoryError
+from model_factory.v1 import wire
+from model_factory_server.observe.logs import fields
+from model_factory_server.observe.metrics import Metrics
+from model_factory_server.observe.traces import Traces
+
+log = logging.getLogger(__name__)
+
+
+class JobWatch:
+    """Told of every stage of a job, and of its end."""
+
+    def __init__(self, metrics: Metrics, traces: Traces, kind: str, key: str) -> None:
+        self._metrics = metrics
+        self._traces = traces
+        self._kind = kind
+        self._key = key
+        self._begun = time.monotonic()
+        self._seconds: dict[str, float] = {}
+        self._enter("queued")
+
+    def stage(self, name: str) -> None:
+        """The job enters a stage; the one before it ends."""
+        self._leave("OK")
+        self._enter(name)
+
+    def end(self, task: asyncio.Task[Any]) -> None:
+        """The job is done; its task says how."""
+        outcome = _outcome(task)
+        self._leave(outcome)
+        self._metrics.jobs.labels(self._kind, outcome).inc()
+        log.info(
+            "%s %s in %.2f s",
+            self._kind,
+            outcome,
+            time.monotonic() - self._begun,
+            extra=fields(build=self._key, outcome=outcome, stage_seconds=self._seconds),
+        )
+
+    def _enter(self, name: str) -> None:
+        self._name, self._since = name, time.monotonic()
+        self._span = self._traces.stage(f"{self._kind} {name}")
+
+    def _leave(self, outcome: str) -> None:
+        seconds = time.monotonic() - self._since
+        self._metrics.stage_seconds.labels(self._kind, self._name).observe(seconds)
+        self._seconds[self._name] = round(seconds, 4)
+        self._span.end(outcome, {"model_factory.build": self._key})
+
+
+def _outcome(task: asyncio.Task[Any]) -> str:
+    if task.cancelled():
+        return "CANCELLED"
+    error = task.exception()
+    if error is None:
+        return "OK"
+    return wire.reason_of(error).name if isinstance(error, ModelFactoryError) else wire.INTERNAL.name

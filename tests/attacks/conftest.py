@@ -1,0 +1,73 @@
+"""A server with tight bounds and blocks that misbehave, and canaries that must be seen nowhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_factory import RemoteModelFactory
+from support.server import ServerProcess, running_server
+
+CANARY = "canary-7f3a91"
+PLUGINS = Path(__file__).with_name("plugins")
+BOUNDS = {
+    "--max-weights-bytes": "1MiB",
+    "--max-modules": "50",
+    "--max-nodes": "400",
+    "--max-nesting": "12",
+    "--max-config-bytes": "32KiB",
+    "--max-request-bytes": "256KiB",
+    "--max-components": "9",
+    "--max-memory-bytes": "2GiB",
+    "--max-blob-bytes": "3MiB",
+    "--plan-timeout": "20",
+    "--build-timeout": "25",
+    "--build-cpu-timeout": "2",
+    "--max-queue": "6",
+    "--max-calls": "8",
+    "--keepalive-interval": "1",
+    "--keepalive-timeout": "2",
+    "--ping-interval": "0.3",
+    "--stall-timeout": "2",
+}
+
+
+def layers(*specs: Any) -> dict[str, Any]:
+    """A config of layers one after the other."""
+    return {"schema_version": 1, "model": {"sequential": {"layers": list(specs)}}}
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(PLUGINS), prepend=os.pathsep)
+        patch.setenv("CANARY_SECRET", CANARY)
+        patch.setenv("ALLOWED_VARIABLE", "seen")
+        arguments = [item for pair in BOUNDS.items() for item in pair]
+        more = (
+            "--plugin",
+            "hostile_blocks",
+            "--allow-import",
+            "allowed_blocks",
+            "--worker-variable",
+            "ALLOWED_VARIABLE",
+        )
+        with running_server(tmp_path_factory.mktemp("guarded") / "store", *arguments, *more) as process:
+            yield process
+
+
+@pytest.fixture
+def attacked(guarded: ServerProcess, make_remote: Callable[..., RemoteModelFactory]) -> Iterator[RemoteModelFactory]:
+    """A client of it; afterwards the same server has no worker, no half file, and still builds."""
+    factory = make_remote(guarded.address)
+    yield factory
+    model = factory.build({"config": layers({"_type_": "nn.PReLU"})})
+    assert sum(item.numel() for item in model.parameters()) == 1
+    assert guarded.alive
+    assert guarded.workers() == set()
+    assert not list((guarded.store / "staging").iterdir())

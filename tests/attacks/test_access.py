@@ -1,0 +1,241 @@
+"""Strangers: without a certificate, with a wrong one, without a token, with a guessed, old or revoked one."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import hashlib
+import pickle
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from attacks.conftest import layers
+from model_factory import AccessError, Credentials, RemoteModelFactory, ServerError, UnavailableError
+from model_factory.cli.main import main
+from model_factory.v1 import capabilities_pb2, service_pb2_grpc
+from model_factory_server.access import Tokens, check_exposure, is_loopback, token_line
+from model_factory_server.settings import AccessSettings
+from support.certificates import Authority
+from support.server import ServerProcess, running_server
+
+MakeRemote = Callable[..., RemoteModelFactory]
+TOKEN = "canary-token-Jk2x9QpL"
+OTHER = "canary-token-s8Wb0ZtR"
+PRELU = {"config": layers({"_type_": "nn.PReLU"})}
+
+
+class Strict:
+    """A server with mutual TLS and tokens, and everything that belongs to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority(folder, "authority")
+        self.stranger = Authority(folder, "stranger")
+        self.server_pair = self.authority.issue("server")
+        self.client_pair = self.authority.issue("trainer")
+        self.tokens = folder / "tokens"
+        self.token_file = folder / "token"
+        self.token_file.write_text(f"{TOKEN}\n", encoding="utf-8")
+        self.let_in(token_line("trainer", TOKEN, 1))
+        self.arguments = ("--tls-cert", str(self.server_pair.cert), "--tls-key", str(self.server_pair.key),
+                          "--tls-client-ca", str(self.authority.file), "--tokens", str(self.tokens))  # fmt: skip
+        self.process: ServerProcess
+
+    def let_in(self, *lines: str) -> None:
+        staged = self.tokens.with_suffix(".new")
+        staged.write_text("# who\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+        staged.replace(self.tokens)
+
+    def credentials(self, **changes: Any) -> Credentials:
+        fields = {"ca_file": self.authority.file, "cert_file": self.client_pair.cert, "key_file": self.client_pair.key,
+                  "token_file": self.token_file}  # fmt: skip
+        return Credentials(**(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strict]:
+    made = Strict(tmp_path_factory.mktemp("strict"))
+    with running_server(tmp_path_factory.mktemp("strict store") / "store", *made.arguments) as made.process:
+        yield made
+    assert "canary" not in made.process.log, "a token is in the log"
+
+
+def assert_refused(factory: RemoteModelFactory, error: type[Exception], match: str) -> None:
+    factory._connection.timeout = 8.0
+    with pytest.raises(error, match=match) as caught:
+        factory.blocks()
+    assert "canary" not in str(caught.value)
+
+
+def test_a_client_with_everything_is_served(strict: Strict, make_remote: MakeRemote) -> None:
+    factory = make_remote(strict.process.address, credentials=strict.credentials())
+    assert factory.build(PRELU) is not None
+    assert '"token:trainer"' in strict.process.log or "token:trainer" in strict.process.log
+    for twin in (pickle.loads(pickle.dumps(factory)), copy.deepcopy(factory)):  # noqa: S301  our own
+        assert twin.blocks()
+
+
+def test_certificates(strict: Strict, make_remote: MakeRemote) -> None:
+    address = strict.process.address
+    forged = strict.stranger.issue("trainer", file="forged")
+    old = strict.authority.issue("trainer", file="old", end=dt.timedelta(hours=-1))
+    for changes in (
+        {"cert_file": None, "key_file": None},
+        {"cert_file": forged.cert, "key_file": forged.key},
+        {"cert_file": old.cert, "key_file": old.key},
+        {"ca_file": strict.stranger.file},  # the server is not the one it should be
+        {"server_name": "elsewhere"},
+    ):
+        assert_refused(make_remote(address, credentials=strict.credentials(**changes)), UnavailableError, address)
+    assert_refused(make_remote(address), UnavailableError, address)  # no TLS at all
+    with pytest.raises(AccessError, match="cert_file and key_file go together"):
+        strict.credentials(key_file=None)
+    with pytest.raises(AccessError, match=r"cannot read .*nowhere"):
+        make_remote(address, credentials=strict.credentials(ca_file="nowhere")).blocks()
+
+
+def test_tokens(strict: Strict, make_remote: MakeRemote, tmp_path: Path) -> None:
+    address = strict.process.address
+    other = tmp_path / "other"
+    other.write_text(OTHER, encoding="utf-8")
+    with_other = make_remote(address, credentials=strict.credentials(token_file=other))
+    assert_refused(make_remote(address, credentials=strict.credentials(token_file=None)), AccessError, "wants a token")
+    assert_refused(with_other, AccessError, "does not know the token")
+    # The hash is not the token.
+    stolen = tmp_path / "stolen"
+    stolen.write_text(hashlib.sha256(TOKEN.encode()).hexdigest(), encoding="utf-8")
+    assert_refused(
+        make_remote(address, credentials=strict.credentials(token_file=stolen)), AccessError, "does not know the token"
+    )
+    for text in ("", "two words", "line\nline", "\x00"):
+        other.write_text(text, encoding="utf-8")
+        assert_refused(with_other, AccessError, "does not hold a token")
+    other.write_text(OTHER, encoding="utf-8")
+    # A new file is read while the server runs: a token is added, one expires, one is revoked.
+    trainer = make_remote(address, credentials=strict.credentials())
+    assert trainer.blocks()
+    strict.let_in(token_line("trainer", TOKEN, -1), token_line("other", OTHER, 1))
+    time.sleep(1.1)
+    assert with_other.blocks()
+    assert_refused(trainer, AccessError, "token of 'trainer' has expired")
+    strict.let_in(token_line("trainer", TOKEN, None))
+    time.sleep(1.1)
+    assert trainer.blocks()
+    assert_refused(with_other, AccessError, "does not know the token")
+    # A file that is broken lets nobody new in, and keeps nobody out.
+    strict.let_in(f"other {OTHER}")
+    time.sleep(1.1)
+    assert trainer.blocks()
+    assert_refused(with_other, AccessError, "does not know the token")
+    strict.let_in(token_line("trainer", TOKEN, None))
+    assert "the tokens stay as they were" in strict.process.log
+
+
+def test_a_new_certificate_is_used_without_a_restart(strict: Strict, make_remote: MakeRemote) -> None:
+    def serial() -> bytes:
+        host, _, port = strict.process.address.partition(":")
+        context = ssl.create_default_context(cafile=str(strict.authority.file))
+        context.load_cert_chain(strict.client_pair.cert, strict.client_pair.key)
+        context.set_alpn_protocols(["h2"])
+        with socket.create_connection((host, int(port))) as raw, context.wrap_socket(raw, server_hostname=host) as tls:
+            found = tls.getpeercert(binary_form=True)
+            assert found is not None
+            return found
+
+    before = serial()
+    strict.authority.issue("server")
+    assert serial() != before
+    assert make_remote(strict.process.address, credentials=strict.credentials()).blocks()
+
+
+def called(method: Any) -> list[Any]:
+    answer = method(capabilities_pb2.GetCapabilitiesRequest(), timeout=10)
+    return list(answer if hasattr(answer, "__iter__") else [answer])
+
+
+def test_health_needs_no_token_and_all_else_does(strict: Strict) -> None:
+    pair = strict.client_pair
+    tls = grpc.ssl_channel_credentials(
+        strict.authority.file.read_bytes(), pair.key.read_bytes(), pair.cert.read_bytes()
+    )
+    with grpc.secure_channel(strict.process.address, tls) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        stub = service_pb2_grpc.ModelFactoryServiceStub(channel)
+        methods = [item for item in vars(stub) if item[0].isupper()]
+        assert len(methods) >= 6
+        for name in methods:
+            with pytest.raises(grpc.RpcError) as caught:
+                called(getattr(stub, name))
+            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED, name
+
+
+def test_no_secret_is_shown_or_pickled(strict: Strict, tmp_path: Path) -> None:
+    credentials = strict.credentials()
+    factory = RemoteModelFactory("127.0.0.1:1", cache_dir=tmp_path, credentials=credentials)
+    for text in (repr(credentials), repr(factory), repr(vars(factory)), repr(pickle.dumps(factory))):
+        assert "canary-token" not in text
+        assert "PRIVATE KEY" not in text
+
+
+def test_a_token_is_not_sent_where_it_can_be_read(strict: Strict, tmp_path: Path) -> None:
+    plain = Credentials(token_file=strict.token_file)
+    with pytest.raises(AccessError, match="the token is not sent to gpu-node:50051 without TLS"):
+        RemoteModelFactory("gpu-node:50051", cache_dir=tmp_path, credentials=plain).blocks()
+
+
+def test_credentials_from_the_environment(strict: Strict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, path in (("CA_FILE", strict.authority.file), ("CERT_FILE", strict.client_pair.cert),
+                       ("KEY_FILE", strict.client_pair.key), ("TOKEN_FILE", strict.token_file)):  # fmt: skip
+        monkeypatch.setenv(f"MODEL_FACTORY_{name}", str(path))
+    monkeypatch.setenv("MODEL_FACTORY_CACHE", str(tmp_path))
+    assert main(["blocks", "nn.PReLU", "--server", strict.process.address]) == 0
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", ":0", "8.8.8.8:0", "no-such-host.invalid:0"])
+def test_beyond_loopback_there_is_tls_or_no_server(listen: str, tmp_path: Path) -> None:
+    assert not is_loopback(listen)
+    with pytest.raises(ServerError, match=r"can be reached from other machines.*Remedy: --tls-cert and --tls-key"):
+        check_exposure(listen, AccessSettings(tokens=tmp_path))
+    check_exposure(listen, AccessSettings(allow_plaintext=True))
+    check_exposure(listen, AccessSettings(tls_cert=tmp_path, tls_key=tmp_path))
+
+
+def test_loopback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for listen in ("127.0.0.1:0", "127.9.9.9:1", "[::1]:0", "localhost:0", "unix:/tmp/x"):
+        assert is_loopback(listen), listen
+    assert main(["serve", "--listen", "0.0.0.0:0", "--store", str(tmp_path / "store")]) == 1
+    assert "Remedy: --tls-cert and --tls-key" in capsys.readouterr().err
+    assert main(["serve", "--tls-cert", "x", "--listen", "127.0.0.1:0", "--store", str(tmp_path / "store")]) == 1
+    assert "TLS needs --tls-cert and --tls-key" in capsys.readouterr().err
+
+
+def test_the_command_makes_a_token_that_a_server_knows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["token", "lab-7", "--days", "2"]) == 0
+    first, second = (line.partition(": ")[2] for line in capsys.readouterr().out.splitlines())
+    assert len(first) >= 43
+    (tmp_path / "tokens").write_text(second, encoding="utf-8")
+    clock = [time.time()]
+    tokens = Tokens(tmp_path / "tokens", lambda: clock[0])
+    assert tokens.holder(first) == "lab-7"
+    clock[0] += 3 * 86400  # two days later, or a clock that jumps: expired
+    with pytest.raises(AccessError, match="has expired"):
+        tokens.holder(first)
+    clock[0] -= 3 * 86400
+    assert tokens.holder(first) == "lab-7"
+    assert main(["token", "two words"]) == 1
+
+
+@pytest.mark.parametrize("line", ["name", "name xyz", f"name {'0' * 64} tomorrow", f"a b {'0' * 64}", TOKEN])
+def test_a_file_of_tokens_that_is_wrong(line: str, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(f"# fine\n{line}\n", encoding="utf-8")
+    with pytest.raises(ServerError, match=rf"{tmp_path}/tokens:2") as caught:
+        Tokens(tmp_path / "tokens")
+    assert "canary" not in str(caught.value)

@@ -1,0 +1,217 @@
+"""Configs and blocks that would take the server's memory, time, disk, files, network or life."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from attacks.conftest import BOUNDS, CANARY, layers
+from model_factory import BuildError, ConfigError, LimitError, RemoteModelFactory
+from model_factory.limits import KIB, MIB
+from model_factory.v1 import build_pb2, capabilities_pb2, service_pb2_grpc
+from support.server import ServerProcess, descendants
+
+A_SECOND = 1.0
+
+
+def hostile(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"config": layers({"_type_": f"hostile.{name}", **arguments})}
+
+
+def test_the_bounds_are_shown(guarded: ServerProcess) -> None:
+    with grpc.insecure_channel(guarded.address) as channel:
+        stub = service_pb2_grpc.ModelFactoryServiceStub(channel)
+        shown = stub.GetCapabilities(capabilities_pb2.GetCapabilitiesRequest()).limits
+    assert (shown.weights_bytes, shown.modules, shown.nodes, shown.nesting) == (MIB, 50, 400, 12)
+    assert (shown.config_bytes, shown.request_bytes, shown.components) == (32 * KIB, 256 * KIB, 9)
+    assert (shown.memory_bytes, shown.blob_bytes) == (2 * KIB * MIB, 3 * MIB)
+    assert (shown.plan_timeout_ms, shown.build_timeout_ms, shown.build_cpu_timeout_ms) == (20_000, 25_000, 2_000)
+    assert (shown.queue, shown.builders, shown.client_builders) == (6, 2, 2)
+    assert (shown.calls, shown.client_calls, shown.client_queue) == (8, 128, 512)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        # 400 TB in 60 bytes: refused from the plan, which allocates nothing.
+        (
+            layers({"_type_": "nn.Linear", "in_features": 10_000_000, "out_features": 10_000_000}),
+            r"400000040000000 bytes of weights; this server builds at most 1048576",
+        ),
+        (
+            layers({"_type_": "nn.Embedding", "num_embeddings": 2**61, "embedding_dim": 4}),
+            r"bytes of weights|failed|Overflow|overflow|too large",
+        ),
+        (layers(*[{"_type_": "nn.ReLU"}] * 60), r"the model has 6\d modules; this server builds at most 50"),
+        (layers({"_type_": "nn.Linear", "in_features": [[[1] * 3] * 20] * 6}), r"at most 400 values, got \d{3}"),
+        (layers({"_type_": "nn.Linear", "in_features": [[[[[[[[[1]]]]]]]]]}), r"nests at most 12 deep, got 1\d"),
+        (layers({"_type_": "nn.Linear", "notes": "n" * 40_000}), r"a config takes at most 32768 bytes, got 40\d\d\d"),
+        (
+            layers(
+                {"_type_": "nn.TransformerEncoder", "num_layers": 100_000_000, "encoder_layer":
+                 {"_type_": "nn.TransformerEncoderLayer", "d_model": 2, "nhead": 1, "dim_feedforward": 2}},
+            ),
+            r"memory|processor time|size took longer",
+        ),
+    ],
+    ids=["400 TB", "more than addresses", "modules", "nodes", "nesting", "bytes", "endless layers"],
+)  # fmt: skip
+def test_a_config_over_a_bound(config: dict[str, Any], message: str, attacked: RemoteModelFactory) -> None:
+    started = time.monotonic()
+    with pytest.raises((LimitError, BuildError, ConfigError), match=message):
+        attacked.build({"config": config})
+    assert time.monotonic() - started < 2 * float(BOUNDS["--build-timeout"])
+
+
+def test_requests_over_a_bound(attacked: RemoteModelFactory) -> None:
+    small = layers({"_type_": "nn.ReLU"})
+    with pytest.raises(LimitError, match="1 to 9 components, got 10"):
+        attacked.build({f"m{index}": small for index in range(10)})
+    large = layers({"_type_": "nn.Linear", "notes": "n" * 31_000})
+    with pytest.raises(LimitError, match=r"larger than max \(\d+ vs\. 262144\)"):
+        attacked.build({f"m{index}": large for index in range(9)})
+
+
+def test_a_size_that_cannot_be_planned_is_bounded_all_the_same(attacked: RemoteModelFactory) -> None:
+    """What only real tensors tell: one allocation too large is refused by the kernel, a sum by the exact size."""
+    with pytest.raises(LimitError, match=r"needs more than the \d+ bytes of memory that this server allows"):
+        attacked.build(hostile("NeedsRealTensors", numbers=2**40))
+    with pytest.raises(LimitError, match=r"the model has 4000000 bytes of weights; this server builds at most 1048576"):
+        attacked.build(hostile("NeedsRealTensors", numbers=10**6))
+    with pytest.raises(LimitError, match=r"bytes of memory that this server allows"):
+        attacked.describe(hostile("NeedsRealTensors", numbers=2**40))
+    assert attacked.build(hostile("NeedsRealTensors", numbers=10)) is not None
+
+
+def test_a_block_that_fills_the_memory(attacked: RemoteModelFactory) -> None:
+    with pytest.raises(LimitError, match="more than the 2147483648 bytes of memory"):
+        attacked.build(hostile("HoardsObjects"))
+
+
+def test_a_block_that_crashes_its_process(attacked: RemoteModelFactory) -> None:
+    with pytest.raises(BuildError, match="the builder process was ended by SIGSEGV"):
+        attacked.build(hostile("Segfaults"))
+
+
+def test_a_block_that_uses_the_processor_for_ever(attacked: RemoteModelFactory, tmp_path: Path) -> None:
+    """Ended by its processor time, and its own processes with it."""
+    notes = tmp_path / "children"
+    with pytest.raises(LimitError, match=r"more than the 2 seconds of processor time|size took longer than"):
+        attacked.build(hostile("Spins", notes=str(notes), children=1))
+    children = [int(number) for number in notes.read_text(encoding="utf-8").split()]
+    assert len(children) == 1
+    assert gone(children, A_SECOND)
+
+
+def test_a_block_that_fills_the_disk(attacked: RemoteModelFactory, tmp_path: Path) -> None:
+    path = tmp_path / "endless"
+    with pytest.raises(BuildError, match="File too large"):
+        attacked.build(hostile("FillsTheDisk", path=str(path)))
+    assert path.stat().st_size <= 3 * MIB
+
+
+def test_what_a_block_sees(attacked: RemoteModelFactory, guarded: ServerProcess) -> None:
+    """No variable that is not allowed, no network, no core dumps."""
+    with pytest.raises(ConfigError, match="seen: ") as caught:
+        attacked.build(hostile("Tells", what="environment"))
+    assert CANARY not in str(caught.value)
+    assert "CANARY_SECRET" not in str(caught.value)
+    assert "'ALLOWED_VARIABLE': 'seen'" in str(caught.value)
+    # A fork server that died and is started again sees no more than the first one.
+    fork_servers = {child for child, _ in descendants(guarded.pid) if b"forkserver" in command_line(child)}
+    for child in fork_servers:
+        os.kill(child, signal.SIGKILL)
+    assert gone(list(fork_servers), 5.0)
+    with pytest.raises((ConfigError, BuildError), match="seen: ") as caught:
+        attacked.build(hostile("Tells", what="environment", address="again"))
+    assert fork_servers
+    assert CANARY not in str(caught.value)
+    assert CANARY not in guarded.log
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match=r"seen: OSError|seen: ConnectionRefusedError|seen: TimeoutError"):
+            attacked.build(hostile("Tells", what="network", address=f"127.0.0.1:{port}"))
+    with pytest.raises(ConfigError, match="seen: ") as caught:
+        attacked.build(hostile("Tells", what="limits"))
+    limits = dict(re.findall(r"^(Max [a-z ]+?)  +(\d+|unlimited)", str(caught.value), re.MULTILINE))
+    assert limits["Max core file size"] == "0"
+    assert limits["Max cpu time"] == "2"
+    assert limits["Max open files"] == "1024"
+    assert limits["Max file size"] == str(3 * MIB)
+
+
+def command_line(process: int) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes()
+
+
+def gone(processes: list[int], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(Path(f"/proc/{process}").exists() and not zombie(process) for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def zombie(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_for(path: Path, lines: int = 1) -> list[int]:
+    deadline = time.monotonic() + 30
+    while not path.exists() or len(path.read_text(encoding="utf-8").splitlines()) < lines:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return [int(line) for line in path.read_text(encoding="utf-8").split()]
+
+
+def in_progress(address: str, config: dict[str, Any], seed: int = 0) -> Any:
+    """A build that is asked for and not waited for."""
+    channel = grpc.insecure_channel(address)
+    component = build_pb2.Component(name="m", config_json=json.dumps(config).encode())
+    request = build_pb2.BuildModelsRequest(components=[component], seed=seed)
+    return service_pb2_grpc.ModelFactoryServiceStub(channel).BuildModels(request, timeout=60)
+
+
+def test_a_build_ends_with_its_last_client(
+    attacked: RemoteModelFactory, guarded: ServerProcess, tmp_path: Path
+) -> None:
+    """Cancelled, or simply gone: within a second the process is dead and its builder free."""
+    notes = tmp_path / "begun"
+    config = layers({"_type_": "hostile.Sleeps", "notes": str(notes)})
+    first, second = in_progress(guarded.address, config), in_progress(guarded.address, config)
+    (worker,) = wait_for(notes)
+    first.cancel()
+    time.sleep(0.3)
+    assert not gone([worker], 0.0), "the second client still waits for it"
+    second.cancel()
+    assert gone([worker], A_SECOND)
+    deadline = time.monotonic() + A_SECOND
+    while guarded.workers():
+        assert time.monotonic() < deadline
+    assert list((guarded.store / "staging").iterdir()) == []
+
+
+def test_a_queue_has_an_end(attacked: RemoteModelFactory, guarded: ServerProcess, tmp_path: Path) -> None:
+    """And what is cancelled while it waits leaves it."""
+    notes = tmp_path / "begun"
+    config = layers({"_type_": "hostile.Sleeps", "notes": str(notes)})
+    builds = [in_progress(guarded.address, config, seed=seed) for seed in range(7)]
+    workers = wait_for(notes, 2)
+    with pytest.raises(LimitError, match=r"calls are in progress|builds wait already"):
+        attacked.build({f"m{index}": layers({"_type_": "nn.PReLU", "init": index}) for index in range(3)})
+    for build in builds:
+        build.cancel()
+    assert gone(workers, A_SECOND)

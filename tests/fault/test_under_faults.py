@@ -1,0 +1,39 @@
+"""Load and faults together: every answer is right or a clear error, and nothing is lost or left over."""
+
+from __future__ import annotations
+
+import ast
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from support.faults import Ordeal
+
+SECONDS = float(os.environ.get("FAULT_SECONDS") or 6)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.timeout(SECONDS + 300)
+def test_answers_are_right_or_clear_errors(chance: random.Random, tmp_path: Path) -> None:
+    ordeal = Ordeal(tmp_path, chance, SECONDS)
+    try:
+        ordeal.run()
+        print(dict(ordeal.faults), dict(ordeal.outcomes))  # noqa: T201  shown by pytest -s, and when it fails
+        ordeal.check_after()
+    finally:
+        ordeal.close()
+
+
+def test_no_deadline_follows_a_clock_that_can_jump() -> None:
+    """The wall clock is read where dates are meant, and nowhere else; tokens are tried with a clock that jumps."""
+    readers = set()
+    for package in ("client/model_factory", "server/model_factory_server"):
+        for path in (ROOT / package).rglob("*.py"):
+            calls = {
+                ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+            }
+            if calls & {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow"}:
+                readers.add(path.name)
+    assert readers <= {"access.py", "store.py", "traces.py", "otel.py", "logs.py"}, readers

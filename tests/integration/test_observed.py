@@ -1,0 +1,401 @@
+"""What an operator sees of a server: log lines, metrics, spans, health and reflection, of the real command."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from model_factory import ConfigError, RemoteModelFactory, StoreError
+from model_factory.v1 import build_pb2, capabilities_pb2, service_pb2_grpc, wire
+from support.otlp import Collector, attributes
+from support.server import ServerProcess, running_server
+from support.soak import SERVER_FLAGS, soak
+
+MakeRemote = Callable[..., RemoteModelFactory]
+SERVICE = "model_factory.v1.ModelFactoryService"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = "00f067aa0ba902b7"
+SOAK_SECONDS = 5.0
+CLIENTS = 80
+PARSE_SECONDS = 2.0
+
+
+def layers(*specs: Any) -> dict[str, Any]:
+    return {"schema_version": 1, "model": {"sequential": {"layers": list(specs)}}}
+
+
+def linear(width: int, **more: Any) -> dict[str, Any]:
+    return {"_type_": "nn.Linear", "in_features": 3, "out_features": width, **more}
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[ServerProcess]:
+    """A server with everything on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_TRACES_EXPORTER", "otlp")
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        patch.setenv("OTEL_SERVICE_NAME", "the-service")
+        flags = ("--log-format", "json", "--log-level", "debug", "--metrics-listen", "127.0.0.1:0", "--reflection")
+        flags += SERVER_FLAGS
+        with running_server(tmp_path_factory.mktemp("observed") / "store", *flags) as process:
+            yield process
+
+
+@pytest.fixture
+def channel(observed: ServerProcess) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(observed.address) as made:
+        yield made
+
+
+@pytest.fixture
+def stub(channel: grpc.Channel) -> Any:
+    return service_pb2_grpc.ModelFactoryServiceStub(channel)
+
+
+def lines(server: ServerProcess) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in server.log.splitlines()]
+
+
+def lines_of(server: ServerProcess, request_id: str, seconds: float = 5.0) -> list[dict[str, Any]]:
+    """The lines of a call, once its access line is there: it is written after the client has its answer."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = [line for line in lines(server) if line.get("request_id") == request_id]
+        if any(line["logger"] == "model_factory_server.access" for line in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.02)
+
+
+def metrics_address(server: ServerProcess) -> str:
+    return next(match[1] for line in lines(server) if (match := re.search(r"http://(\S+)/metrics", line["message"])))
+
+
+def scrape(server: ServerProcess) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    with urllib.request.urlopen(f"http://{metrics_address(server)}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(samples: dict[Any, float], name: str, **labels: str) -> float:
+    """Of a sample, or the sum of those that have these labels among others."""
+    wanted = labels.items()
+    return sum(number for (at, others), number in samples.items() if at == name and wanted <= dict(others).items())
+
+
+def test_a_call_has_one_access_line_with_its_id(observed: ServerProcess, stub: Any) -> None:
+    call = stub.GetCapabilities.with_call(
+        capabilities_pb2.GetCapabilitiesRequest(), metadata=[(wire.REQUEST_ID, "my-request.0001")]
+    )[1]
+    assert dict(call.trailing_metadata())[wire.REQUEST_ID] == "my-request.0001"
+    (line,) = lines_of(observed, "my-request.0001")
+    assert line["logger"] == "model_factory_server.access"
+    assert line["method"] == f"{SERVICE}/GetCapabilities"
+    assert line["status"] == "OK"
+    assert line["peer"].startswith("ipv4:127.0.0.1:")
+    assert 0 < line["duration_ms"] < 10_000
+    assert line["level"] == "info"
+
+
+@pytest.mark.parametrize("sent", ["short", "x" * 65, "with space 1234", "new\tline-1234", "ünïcödé"])
+def test_an_id_that_is_not_well_formed_is_replaced(sent: str, stub: Any, observed: ServerProcess) -> None:
+    metadata = [(wire.REQUEST_ID, sent)]
+    try:
+        call = stub.GetCapabilities.with_call(capabilities_pb2.GetCapabilitiesRequest(), metadata=metadata)[1]
+    except (grpc.RpcError, ValueError):  # gRPC itself refuses what is not plain ASCII
+        return
+    made = dict(call.trailing_metadata())[wire.REQUEST_ID]
+    assert re.fullmatch(r"[0-9a-f]{32}", made)
+    assert len(lines_of(observed, made)) == 1
+    assert sent not in json.dumps(lines(observed))
+
+
+def test_a_builds_lines_name_its_key(observed: ServerProcess, stub: Any) -> None:
+    request = build_pb2.BuildModelsRequest(
+        components=[build_pb2.Component(name="one", config_json=json.dumps(layers(linear(4))).encode())], seed=1
+    )
+    call = stub.BuildModels(request, metadata=[(wire.REQUEST_ID, "a-build-0001")])
+    key = list(call)[-1].manifest.components[0].build_key
+    job, access = lines_of(observed, "a-build-0001")
+    assert access["builds"] == [job["build"]] == [key]
+    assert job["outcome"] == "OK"
+    assert set(job["stage_seconds"]) == {"queued", "constructing", "recording", "writing"}
+    assert all(seconds >= 0 for seconds in job["stage_seconds"].values())
+
+
+def test_private_details_are_in_the_log_alone(observed: ServerProcess, make_remote: MakeRemote) -> None:
+    """A store that fails says so with an id; where it is and why is under that id in the log."""
+    staging = observed.store / "staging"
+    moved = staging.rename(staging.with_name("moved"))
+    staging.touch()
+    try:
+        with pytest.raises(StoreError, match=r"store cannot be read or written.*\(request ([0-9a-f]{32})\)") as caught:
+            make_remote(observed.address).build({"config": layers(linear(5))})
+    finally:
+        staging.unlink()
+        moved.rename(staging)
+    assert str(observed.store) not in str(caught.value)
+    request_id = re.search(r"\(request (\S+)\)", str(caught.value))[1]
+    access = lines_of(observed, request_id)[-1]
+    assert access["status"] == "INTERNAL"
+    assert str(observed.store) in access["error"]
+
+
+def test_a_failing_build_leaves_its_traceback_in_the_log(observed: ServerProcess, stub: Any) -> None:
+    config = json.dumps(layers(linear(-1))).encode()
+    request = build_pb2.BuildModelsRequest(components=[build_pb2.Component(name="bad", config_json=config)])
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.BuildModels(request, metadata=[(wire.REQUEST_ID, "a-failure-0001")]))
+    assert "Traceback" not in str(caught.value.details()) + str(caught.value.trailing_metadata())
+    said = lines_of(observed, "a-failure-0001")
+    assert any("Traceback" in line["message"] and "linear.py" in line["message"] for line in said)
+    access = said[-1]
+    assert (access["status"], access["component"]) == ("FAILED_PRECONDITION", "bad")
+
+
+def test_an_error_in_memory_names_its_component(make_remote: MakeRemote, observed: ServerProcess) -> None:
+    good, bad = layers(linear(4)), layers(linear(4, nonsense=1))
+    factory = make_remote(observed.address)
+    with pytest.raises(ConfigError, match=r"^<config of 'second'>: model\.sequential\.layers\[0\]\.nonsense: "):
+        factory.build({"first": good, "second": bad})
+    with pytest.raises(ConfigError, match=r"^<config of 'second'>: .*schema_version"):
+        factory.build({"first": good, "second": {**good, "schema_version": 2}})
+    with pytest.raises(ConfigError, match=r"^<config>: model\.sequential"):
+        factory.build({"config": bad})
+
+
+def test_metrics_count_what_happens(observed: ServerProcess, make_remote: MakeRemote, stub: Any) -> None:
+    before = scrape(observed)
+    factory = make_remote(observed.address, seed=11)
+    factory.build({"a": layers(linear(6)), "b": layers(linear(7))})
+    factory.build({"a": layers(linear(6))})
+    factory.describe({"a": layers(linear(8))})
+    with pytest.raises(ConfigError):
+        factory.build({"config": layers(linear(4, nonsense=1))})
+    with pytest.raises(grpc.RpcError):
+        stub.ReadBlob(build_pb2.Component(name="x")).next()
+    after = scrape(observed)
+
+    def grown(name: str, **labels: str) -> float:
+        return value(after, name, **labels) - value(before, name, **labels)
+
+    build = {"grpc_service": SERVICE, "grpc_method": "BuildModels", "grpc_type": "server_stream"}
+    assert grown("grpc_server_started_total", **build) == 3
+    assert grown("grpc_server_handled_total", grpc_code="OK", **build) == 2
+    assert grown("grpc_server_handled_total", grpc_code="INVALID_ARGUMENT", **build) == 1
+    assert grown("grpc_server_msg_received_total", **build) == 3
+    assert grown("grpc_server_msg_sent_total", **build) > 8  # progress, and two manifests
+    assert grown("grpc_server_handling_seconds_count", **build) == 3
+    assert 0 < grown("grpc_server_handling_seconds_sum", **build) < 60
+    assert grown("grpc_server_handling_seconds_bucket", le="+Inf", **build) == 3
+    assert grown("model_factory_jobs_total", kind="build", outcome="OK") == 2
+    assert grown("model_factory_jobs_total", kind="build", outcome="CONFIG_INVALID") == 1
+    assert grown("model_factory_jobs_total", kind="describe", outcome="OK") == 1
+    assert grown("model_factory_stage_seconds_count", kind="build", stage="writing") == 2
+    assert grown("model_factory_stage_seconds_sum", kind="build", stage="constructing") > 0
+    assert grown("model_factory_store_lookups_total", result="hit") == 1
+    assert grown("model_factory_store_lookups_total", result="miss") == 3
+    sent = sum(path.stat().st_size for path in (observed.store / "blobs").rglob("*/*"))
+    assert 0 < grown("model_factory_blob_sent_bytes_total") <= sent
+    assert value(after, "model_factory_jobs_total", kind="warm_up", outcome="OK") == 1
+    assert value(after, "model_factory_serving") == 1
+    assert value(after, "model_factory_queue_jobs") == value(after, "model_factory_workers") == 0
+    assert value(after, "model_factory_worker_slots") == 2
+    assert value(after, "model_factory_build_info", backend="builtin", torch_version=torch.__version__) == 1
+    assert 10e6 < value(after, "process_resident_memory_bytes") < 1e9
+    assert value(after, "process_open_fds") > 3
+
+
+def test_nothing_that_a_client_sends_becomes_a_label(observed: ServerProcess, channel: grpc.Channel) -> None:
+    labels = {label for _, labels in scrape(observed) for label in labels}
+    for method in ("/canary.Service/Method", f"/{SERVICE}/CanaryMethod", "/canary"):
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(method, request_serializer=bytes, response_deserializer=bytes)(b"")
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    after = scrape(observed)
+    assert value(after, "grpc_server_handled_total", grpc_method="unknown", grpc_code="UNIMPLEMENTED") >= 3
+    new = {label for _, labels in after for label in labels} - labels
+    assert new <= {
+        ("grpc_service", "unknown"), ("grpc_method", "unknown"), ("grpc_type", "unary"), ("grpc_code", "UNIMPLEMENTED")
+    }  # fmt: skip
+
+
+def test_the_store_is_measured(observed: ServerProcess) -> None:
+    """Walked every quarter of a minute at most, so the numbers may be older than the files."""
+    samples = scrape(observed)
+    assert (
+        0
+        < value(samples, "model_factory_store_files", kind="blobs")
+        <= sum(path.is_file() for path in (observed.store / "blobs").rglob("*"))
+    )
+    assert value(samples, "model_factory_store_bytes", kind="blobs") > 0
+    assert value(samples, "model_factory_store_bytes", kind="records") > 0
+    assert value(samples, "model_factory_store_free_bytes") > 1e6
+
+
+def spans_of(collector: Collector, trace: str, count: int, seconds: float = 10.0) -> list[Any]:
+    deadline = time.monotonic() + seconds
+    while True:
+        found = [span for span in collector.spans if span.trace_id.hex() == trace]
+        if len(found) >= count or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
+def test_spans_continue_the_clients_trace(observed: ServerProcess, stub: Any, collector: Collector) -> None:
+    config = json.dumps(layers(linear(9))).encode()
+    request = build_pb2.BuildModelsRequest(components=[build_pb2.Component(name="traced", config_json=config)])
+    metadata = [("traceparent", f"00-{TRACE}-{PARENT}-01"), (wire.REQUEST_ID, "a-trace-0001")]
+    key = list(stub.BuildModels(request, metadata=metadata))[-1].manifest.components[0].build_key
+    spans = {span.name: span for span in spans_of(collector, TRACE, 5)}
+    assert set(spans) == {
+        f"{SERVICE}/BuildModels", "build queued", "build constructing", "build recording", "build writing"
+    }  # fmt: skip
+    call = spans.pop(f"{SERVICE}/BuildModels")
+    assert call.parent_span_id.hex() == PARENT
+    said = attributes(call)
+    assert said["rpc.system"] == "grpc"
+    assert said["rpc.service"] == SERVICE
+    assert said["rpc.method"] == "BuildModels"
+    assert said["model_factory.outcome"] == "OK"
+    assert said["model_factory.request_id"] == "a-trace-0001"
+    assert [item.string_value for item in said["model_factory.builds"].values] == [key]
+    for span in spans.values():
+        assert span.parent_span_id == call.span_id
+        assert attributes(span)["model_factory.build"] == key
+        assert call.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
+    assert {item["service.name"] for item in collector.resources} == {"the-service"}
+    assert all(line["trace_id"] == TRACE for line in lines_of(observed, "a-trace-0001"))
+
+
+def test_a_failed_call_has_a_failed_span(stub: Any, collector: Collector) -> None:
+    trace = TRACE[::-1]
+    request = build_pb2.BuildModelsRequest(components=[build_pb2.Component(name="x", config_json=b"{")])
+    with pytest.raises(grpc.RpcError):
+        list(stub.BuildModels(request, metadata=[("traceparent", f"00-{trace}-{PARENT}-01")]))
+    (span,) = spans_of(collector, trace, 1)
+    assert attributes(span)["model_factory.outcome"] == "INVALID_ARGUMENT"
+    assert span.status.code == 2  # ERROR
+
+
+def test_reflection_names_the_services(channel: grpc.Channel) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    ask = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+    ]
+    services, file = list(stub.ServerReflectionInfo(iter(ask)))
+    names = {item.name for item in services.list_services_response.service}
+    assert {SERVICE, "grpc.health.v1.Health"} <= names
+    assert b"BuildModels" in file.file_descriptor_response.file_descriptor_proto[0]
+
+
+def test_reflection_is_off_by_default(server: ServerProcess) -> None:
+    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        list(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter(())))
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_cancelled_call_is_counted_as_such(observed: ServerProcess, channel: grpc.Channel, stub: Any) -> None:
+    before = scrape(observed)
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    watch.cancel()
+    config = json.dumps(layers(*[linear(3) for _ in range(40)])).encode()
+    request = build_pb2.BuildModelsRequest(components=[build_pb2.Component(name="gone", config_json=config)], seed=77)
+    with pytest.raises(grpc.RpcError):
+        list(stub.BuildModels(request, timeout=0.05, metadata=[(wire.REQUEST_ID, "too-late-0001")]))
+    (access,) = [line for line in lines_of(observed, "too-late-0001") if line["logger"].endswith("access")]
+    assert access["status"] in {"DEADLINE_EXCEEDED", "CANCELLED"}
+    deadline = time.monotonic() + 5
+    wanted = {"grpc_method": "Watch", "grpc_code": "CANCELLED"}
+    while value(scrape(observed), "grpc_server_handled_total", **wanted) == value(
+        before, "grpc_server_handled_total", **wanted
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_stopping_server_says_so_from_the_first_signal(
+    start_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    """With a delay it answers new calls meanwhile, so that balancers learn of it before anybody meets a closed port."""
+    server = start_server(tmp_path / "stopping", "--drain-delay", "1", "--log-level", "warning")
+    with grpc.insecure_channel(server.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        server._process.terminate()
+        told = time.monotonic()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert time.monotonic() - told < 1.0
+        assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert RemoteModelFactory(server.address, cache_dir=tmp_path / "c", seed=1).build(
+            {"config": layers(linear(4))}
+        )  # a new call, on a new connection
+        with suppress(grpc.RpcError):
+            watch.cancel()
+    assert server._process.wait(30) == 0
+    assert server.log == ""
+
+
+def test_many_clients_of_all_kinds(observed: ServerProcess) -> None:
+    """A soak of some seconds: what the command does for an hour, with the same checks."""
+    address = metrics_address(observed)
+    outcome = soak(observed, f"http://{address}/metrics", seconds=SOAK_SECONDS, clients=CLIENTS, seed=20261123)
+    # Everything shares two cores here, and a span of each call is kept until it is sent.
+    assert not outcome.faults(health_seconds=2.0, growth_mib=64.0), outcome.summary()
+    assert {"hit", "download", "describe", "build", "give up"} <= set(outcome.latencies)
+    assert len(outcome.probes) > SOAK_SECONDS
+    assert max(sample.descriptors for sample in outcome.samples) > CLIENTS / 2, "were there that many connections?"
+
+
+def test_a_health_check_does_not_wait_for_others_large_configs(server: ServerProcess) -> None:
+    """The largest configs take seconds to read; who sends them by the dozen makes nobody else wait."""
+    layers = [{"_type_": "nn.Linear", "in_features": 3, "out_features": 3}] * 12_000
+    config = json.dumps({"schema_version": 1, "model": {"sequential": {"layers": layers}}}).encode()
+    # One name twice: read and then refused, so that nothing is built.
+    names = [*(str(index) for index in range(8)), "0"]
+    request = build_pb2.DescribeModelsRequest(
+        components=[build_pb2.Component(name=name, config_json=config) for name in names]
+    )
+    took: list[float] = []
+    with grpc.insecure_channel(server.address) as channel, grpc.insecure_channel(server.address) as other:
+        calls = [
+            service_pb2_grpc.ModelFactoryServiceStub(other).DescribeModels.future(request, timeout=120)
+            for _ in range(4)
+        ]
+        check = channel.unary_unary(wire.HEALTH_CHECK, request_serializer=bytes, response_deserializer=wire.health_of)
+        begun = time.monotonic()
+        while time.monotonic() - begun < PARSE_SECONDS:
+            started = time.monotonic()
+            assert check(b"", timeout=30) == "SERVING"
+            took.append(time.monotonic() - started)
+        assert not any(call.done() for call in calls), "they were read too soon to be in anyone's way"
+        for call in calls:
+            call.cancel()
+    assert max(took) < 1.0, sorted(took)[-5:]

@@ -1,0 +1,242 @@
+"""A server under load, to which one bad thing after another happens."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from model_factory import ModelFactoryError, RemoteModelFactory
+from model_factory.digest import digest_of_file
+from model_factory_server import PolicyConstructorModelFactory
+from support.proxy import Proxy
+from support.server import ServerProcess, descendants
+
+CLIENTS = 3
+WIDTHS = (3, 700)
+SHORT_SECONDS = 30.0
+DISK_MIB = 48
+
+
+def config(width: int) -> dict[str, Any]:
+    layers = [
+        {"_type_": "nn.Linear", "in_features": width, "out_features": width},
+        {"_type_": "mlp", "dims": [width, 2]},
+    ]
+    return {"schema_version": 1, "model": {"sequential": {"layers": layers}}}
+
+
+def fingerprint(module: nn.Module) -> float:
+    return sum(item.double().abs().sum().item() for item in module.state_dict().values())
+
+
+class Disk:
+    """A small file system of its own for the store, where this system allows one; it can be full and read-only."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        place.mkdir(parents=True)
+        self.is_own = self._mount("-t", "tmpfs", "-o", f"size={DISK_MIB}m", "faults")
+        self._ballast = place / "ballast"
+
+    def fill(self) -> None:
+        with suppress(OSError), self._ballast.open("wb") as file:
+            while True:
+                file.write(bytes(1 << 20))
+                file.flush()
+
+    def free(self) -> None:
+        self._ballast.unlink(missing_ok=True)
+
+    def read_only(self, is_so: bool) -> None:
+        self._mount("-o", f"remount,{'ro' if is_so else 'rw'},size={DISK_MIB}m", "faults")
+
+    def close(self) -> None:
+        if self.is_own:
+            subprocess.run(["umount", "-l", str(self.place)], check=False, capture_output=True)
+
+    def _mount(self, *arguments: str) -> bool:
+        done = subprocess.run(["mount", *arguments, str(self.place)], check=False, capture_output=True)
+        return done.returncode == 0
+
+
+class Ordeal:
+    """The server, its clients, and what happens to them; everything random comes from one seed."""
+
+    def __init__(self, folder: Path, chance: random.Random, seconds: float) -> None:
+        self._chance = chance
+        self._seconds = seconds
+        self._seeds = 2 if seconds < SHORT_SECONDS else 6
+        self._folder = folder
+        self.disk = Disk(folder / "disk")
+        self._local = {
+            (width, seed): fingerprint(_one(PolicyConstructorModelFactory(seed=seed).build({"m": config(width)})))
+            for width in WIDTHS
+            for seed in range(self._seeds)
+        }
+        self.server = ServerProcess(self._store)
+        self.proxy = Proxy(self.server.address)
+        self.outcomes: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._done = threading.Event()
+        self._kinds: list[Callable[[], None]] = [
+            self.kill_a_worker,
+            self.stop_for_a_moment,
+            self.cut_connections,
+            self.hold_connections,
+            self.freeze_connections,
+            self.empty_the_store,
+        ]
+        if self.disk.is_own:
+            self._kinds += [self.full_disk, self.read_only_store]
+        if seconds >= SHORT_SECONDS:  # each of them takes as long as a short run
+            self._kinds += [self.restart, self.kill_the_server, self.kill_the_fork_server]
+
+    @property
+    def _store(self) -> Path:
+        return self.disk.place / "store"
+
+    def run(self) -> None:
+        """Let things happen, each kind as often as any other, with all clients at work."""
+        threads = [threading.Thread(target=self._client, args=(index,)) for index in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + self._seconds
+        try:
+            while time.monotonic() < deadline:
+                for fault in self._chance.sample(self._kinds, len(self._kinds)):
+                    time.sleep(self._chance.uniform(0.05, 0.6))
+                    self.faults[fault.__name__] += 1
+                    fault()
+                    if time.monotonic() > deadline:
+                        break
+        finally:
+            self._done.set()
+            for thread in threads:
+                thread.join(180)
+        assert not any(thread.is_alive() for thread in threads), "a client hangs"
+
+    def check_after(self) -> None:
+        """In calm weather everything is right, and nothing is left of what went wrong."""
+        assert self.wrong == []
+        assert self.outcomes["right"], self.outcomes
+        factory = RemoteModelFactory(self.server.address, seed=0, cache_dir=self._folder / "calm", timeout=60)
+        for (width, seed), expected in self._local.items():
+            factory._seed = seed
+            assert fingerprint(_one(factory.build({"m": config(width)}))) == expected
+        factory.close()
+        assert self.server.workers() == set()
+        for root in [self._store, *self._folder.glob("cache*"), self._folder / "calm"]:
+            assert [path for path in (root / "staging").iterdir() if path.stat().st_size] == [], root
+            for path in (root / "blobs").rglob("*/*"):
+                assert digest_of_file(path) == path.name, path
+        assert "Segmentation" not in self.server.log
+        self.proxy.close()
+        below = descendants(self.server.pid)
+        assert len(below) <= 3, "processes are left"
+        assert self.server.stop() == 0
+
+    def close(self) -> None:
+        self.server.kill()
+        self.proxy.close()
+        self.disk.close()
+
+    def _client(self, index: int) -> None:
+        own = random.Random(index)
+        cache = self._folder / f"cache{index % 2}"
+        factory = RemoteModelFactory(self.proxy.address, seed=0, cache_dir=cache, timeout=20)
+        while not self._done.is_set():
+            width, seed = own.choice(WIDTHS), own.randrange(self._seeds)
+            factory._seed = seed
+            try:
+                found = fingerprint(_one(factory.build({"m": config(width)})))
+            except ModelFactoryError as error:
+                self.outcomes[type(error).__name__] += 1
+                if not str(error) or "Traceback" in str(error):
+                    self.wrong.append(repr(error))
+                time.sleep(0.05)
+            except Exception as error:  # noqa: BLE001  anything else is what this looks for
+                self.wrong.append(repr(error))
+            else:
+                self.outcomes["right"] += 1
+                if found != self._local[width, seed]:
+                    self.wrong.append(f"width {width}, seed {seed}: {found}")
+            if own.random() < 0.3:
+                _empty(cache)
+        factory.close()
+
+    def kill_a_worker(self) -> None:
+        for worker in self.server.workers():
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+    def kill_the_fork_server(self) -> None:
+        with suppress(OSError, ProcessLookupError, IndexError):
+            below = sorted(descendants(self.server.pid))
+            os.kill(self._chance.choice(below)[0], signal.SIGKILL)
+
+    def stop_for_a_moment(self) -> None:
+        os.kill(self.server.pid, signal.SIGSTOP)
+        time.sleep(self._chance.uniform(0.1, 1.5))
+        os.kill(self.server.pid, signal.SIGCONT)
+
+    def cut_connections(self) -> None:
+        self.proxy.cut()
+
+    def hold_connections(self) -> None:
+        self.proxy.hold_after(self._chance.randrange(3_000_000))
+        time.sleep(self._chance.uniform(0.1, 1.0))
+        self.proxy.cut()
+        self.proxy.release()
+
+    def freeze_connections(self) -> None:
+        self.proxy.freeze()
+        time.sleep(self._chance.uniform(0.1, 1.0))
+        self.proxy.cut()
+
+    def restart(self) -> None:
+        self.server.stop()
+        self._start()
+
+    def kill_the_server(self) -> None:
+        self.server.kill()
+        self._start()
+
+    def empty_the_store(self) -> None:
+        _empty(self._store)
+
+    def full_disk(self) -> None:
+        self.disk.fill()
+        time.sleep(self._chance.uniform(0.3, 1.5))
+        self.disk.free()
+
+    def read_only_store(self) -> None:
+        self.disk.read_only(True)
+        time.sleep(self._chance.uniform(0.3, 1.5))
+        self.disk.read_only(False)
+
+    def _start(self) -> None:
+        self.server = ServerProcess(self._store)
+        self.proxy.target = self.server.address
+
+
+def _one(built: Any) -> nn.Module:
+    module = built["m"]
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def _empty(store: Path) -> None:
+    for path in (store / "blobs").rglob("*/*"):
+        path.unlink(missing_ok=True)

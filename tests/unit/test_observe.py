@@ -1,0 +1,123 @@
+"""Parts of what operators see that need no server: log lines, GPU metrics, tracing that is not there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from model_factory.errors import ServerError
+from model_factory_server.observe.call import Call, enter_call
+from model_factory_server.observe.gpu import GpuCollector
+from model_factory_server.observe.logs import configure_logging, fields
+from model_factory_server.observe.metrics import Metrics
+from model_factory_server.observe.traces import Traces, configure_traces
+
+Written = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def written(capsys: Written) -> Iterator[Written]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield capsys
+    root.handlers[:], root.level = handlers, level
+    enter_call(Call(request_id="", method=""))
+
+
+def test_no_message_can_look_like_another_line(written: Written) -> None:
+    enter_call(Call(request_id="id-00000001", method="S/M", identity='a" level=ERROR'))
+    for form in ("text", "json"):
+        configure_logging(form, "info")
+        logging.getLogger("x").info("one\n2026-01-01 00:00:00 ERROR forged\r\nand more", extra=fields(build="abc"))
+    text, structured = written.readouterr().err.rsplit("\n{", 1)
+    first, *rest = text.splitlines()
+    assert first.endswith(r'INFO x one request_id=id-00000001 identity="a\" level=ERROR" build=abc')
+    assert rest
+    assert all(line.startswith("    ") for line in rest)
+    line = json.loads("{" + structured)
+    assert line["message"].startswith("one\n2026")
+    assert (line["request_id"], line["build"], line["level"]) == ("id-00000001", "abc", "info")
+
+
+def test_levels_and_tracebacks(written: Written) -> None:
+    configure_logging("json", "warning")
+    logging.getLogger("x").info("not this")
+    try:
+        int("canary")
+    except ValueError:
+        logging.getLogger("x").exception("failed")
+    (line,) = map(json.loads, written.readouterr().err.splitlines())
+    assert line["message"] == "failed"
+    assert "Traceback" in line["exception"]
+    assert "canary" in line["exception"]
+
+
+class _NvmlError(Exception):
+    pass
+
+
+def nvml(*, works: bool) -> ModuleType:
+    """The few names of NVML that are used, as its documentation has them: two GPUs, or no driver."""
+    module = ModuleType("pynvml")
+
+    def init() -> None:
+        if not works:
+            raise _NvmlError("Driver Not Loaded")
+
+    vars(module).update(
+        NVMLError=_NvmlError,
+        nvmlInit=init,
+        nvmlDeviceGetCount=lambda: 2,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=lambda index: SimpleNamespace(used=100 + index, total=1000),
+    )
+    return module
+
+
+def test_gpu_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(works=True))
+    registry = CollectorRegistry()
+    GpuCollector.add_to(registry)
+    name = "model_factory_gpu_memory_bytes"
+    assert registry.get_sample_value(name, {"gpu": "1", "state": "used"}) == 101
+    assert registry.get_sample_value(name, {"gpu": "0", "state": "total"}) == 1000
+
+
+@pytest.mark.parametrize("module", [None, nvml(works=False)], ids=["not installed", "no driver"])
+def test_no_gpu_no_metric(module: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    registry = CollectorRegistry()
+    GpuCollector.add_to(registry)
+    assert list(registry.collect()) == []
+
+
+def test_metrics_refuse_an_address_that_is_none() -> None:
+    for listen in ("127.0.0.1:99999", "nonsense", "256.256.256.256:0"):
+        with pytest.raises(ServerError, match=r"cannot serve metrics on .*--metrics-listen"):
+            Metrics().serve(listen)
+
+
+def test_traces_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    for variables in (
+        {},
+        {"OTEL_TRACES_EXPORTER": "none"},
+        {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "true"},
+    ):
+        assert type(configure_traces(variables)) is Traces
+    monkeypatch.delitem(sys.modules, "model_factory_server.observe.otel", raising=False)
+    with pytest.raises(ServerError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT asks for traces.*model-factory-server\[otel\]"):
+        configure_traces({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
+
+
+def test_an_exporter_that_is_not_installed() -> None:
+    assert importlib.metadata.version("opentelemetry-sdk")
+    with pytest.raises(ServerError, match=r"names 'zipkin'; installed are .*otlp_proto_grpc"):
+        configure_traces({"OTEL_TRACES_EXPORTER": "zipkin"})

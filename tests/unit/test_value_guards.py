@@ -1,0 +1,268 @@
+"""Forwards that decide by values: each side is a program, and a run goes on with the one for the side it takes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from matrix.travel import travel, travel_recorded
+from model_factory import CallFormError, NotPortableError
+from model_factory.errors import FormatError
+from model_factory.graph.call_example import decode_call, encode_call
+from model_factory.graph.call_form import Recorded
+from model_factory.graph.codec import decode_program, encode_program
+from model_factory.graph.modules import ProgramModule
+from model_factory.graph.program import Program, Ref, Step
+from model_factory.graph.runner import OtherSideError, Runner
+from model_factory.limits import MAX_SIDES
+from model_factory_server.recording.portable import record_call
+from model_factory_server.recording.tape import MAX_DECISIONS
+from support.compare import assert_same, observe, train
+
+FEATURES = 4
+NEEDLE = 0.640625
+
+
+class Server:
+    """Records calls as a server does: on a model of its own, and of the call only what crosses the wire."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model)
+        self.asked: list[tuple[bool | int, ...]] = []
+
+    def known(self, _path: str) -> tuple[Recorded, ...]:
+        return ()
+
+    def record(
+        self,
+        path: str,
+        arguments: Mapping[str, Any],
+        training: tuple[tuple[str, bool], ...],
+        _dtype: Any,
+        outcomes: tuple[bool | int, ...] = (),
+    ) -> Recorded:
+        self.asked.append(outcomes)
+        with torch.random.fork_rng():
+            return record_call(self.model, path, decode_call(encode_call(arguments, None, outcomes)), dict(training))
+
+
+def pair(block: type[nn.Module]) -> tuple[nn.Module, ProgramModule, Server]:
+    """The original, and what a trainer gets of it without any program."""
+    torch.manual_seed(1)
+    original = block()
+    rebuilt = travel(copy.deepcopy(original))
+    assert isinstance(rebuilt, ProgramModule)
+    rebuilt._source = server = Server(original)
+    return original, rebuilt, server
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(FEATURES, FEATURES)
+        self.other = nn.Linear(FEATURES, FEATURES)
+        self.drop = nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros(()))
+
+
+class IfItem(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.max().item() > 1.5:
+            x = x / 255
+        return self.linear(x)
+
+
+class IfTensor(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if x.sum() > 0 else self.other(x) * 2
+
+
+class IfAny(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x < 0).any()) and not torch.equal(x, x.abs() * -1):
+            return self.linear(x).square()
+        return self.other(x)
+
+
+class Several(Block):
+    """Random numbers, a buffer and a region without gradients before, between and after the decisions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.drop(self.linear(x))
+        self.calls += 1
+        with torch.no_grad():
+            largest = hidden.abs().max()
+            factor = 1 / largest if largest.item() > 5 else torch.rand(())
+        hidden = hidden * factor + torch.rand(())
+        if hidden.shape[0] > 2 and hidden[..., 0].sum() > 0:
+            hidden = self.drop(self.other(hidden))
+        return hidden * self.calls
+
+
+class BoundByValue(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        steps = int(x.abs().max())
+        for _ in range(min(steps, 3)):
+            x = self.linear(x)
+        return self.other(x[:, : max(steps, 1)])
+
+
+class WhileValue(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        while x.abs().mean().item() > 1:
+            x = self.linear(x) / 2
+        return self.other(x)
+
+
+class ItemOfSizes(Block):
+    """A number from a tensor, compared with one from the sizes, and used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.sum().item()
+        return self.linear(x) * (total if total > x.shape[0] else 1.0)
+
+
+BLOCKS = [IfItem, IfTensor, IfAny, Several, BoundByValue, WhileValue, ItemOfSizes]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_side_is_the_originals(block: type[nn.Module], training: bool) -> None:
+    """Outputs, gradients, buffers and the random state, with a server that knows no values but their range."""
+    original, rebuilt, server = (item.train(training) if isinstance(item, nn.Module) else item for item in pair(block))
+    calls = [
+        (0.1, 2), (10.0, 2), (-1.0, 3), (0.1, 5), (30.0, 3), (-0.1, 2), (3.0, 4), (0.1, 2), (10.0, 2)
+    ]  # fmt: skip
+    for scale, batch in calls:
+        values = torch.rand(batch, 5, FEATURES, generator=torch.Generator().manual_seed(batch)) + 0.1
+        inputs = {"x": values * scale}
+        assert_same(observe(rebuilt, inputs), observe(original, inputs), f"{scale} x {batch}")
+    assert any(server.asked), "one side was enough"
+    sides = {ready.recorded.program.outcomes() for ready in rebuilt._programs}
+    assert len(sides) > 1
+    asked = len(server.asked)
+    for scale, batch in calls:
+        rebuilt(torch.rand(batch, 5, FEATURES) * 0 + scale)
+    assert len(server.asked) - asked <= len(calls)
+
+
+def test_training_over_both_sides_is_the_originals() -> None:
+    original, rebuilt, _ = pair(Several)
+    for model in (original, rebuilt):
+        with torch.no_grad():
+            model.linear.weight.mul_(4)
+    inputs = {"x": torch.randn(4, 3, FEATURES, generator=torch.Generator().manual_seed(0)) * 2}
+    assert train(rebuilt, inputs) == train(original, inputs)
+    assert len({ready.recorded.program.outcomes() for ready in rebuilt._programs}) > 1
+
+
+def test_a_side_is_recorded_once() -> None:
+    _, rebuilt, server = pair(IfItem)
+    for value in (1.0, 2.0, 1.0, 2.0, 0.0, 9.0):
+        rebuilt(torch.full((2, 5, FEATURES), value))
+    assert len(server.asked) == 2
+    copied = copy.deepcopy(rebuilt)
+    copied(torch.full((3, 5, FEATURES), 2.0))
+    assert len(server.asked) == 2
+
+
+class GivenExamples(IfItem):
+    def example_inputs(self) -> list[dict[str, Tensor]]:
+        return [{"x": torch.ones(2, 5, FEATURES)}, {"x": torch.ones(2, 5, FEATURES) * 255}]
+
+
+def test_examples_of_both_sides_need_no_server_afterwards() -> None:
+    torch.manual_seed(1)
+    original = GivenExamples()
+    rebuilt = travel_recorded(copy.deepcopy(original))
+    for x in (torch.randn(3, 2, FEATURES).abs() * 50 + 2, torch.rand(1, 7, FEATURES)):
+        assert_same(observe(rebuilt, {"x": x}), observe(original, {"x": x}))
+
+
+class Guarded(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x < 0).any()):
+            raise ValueError("an image has no negative values")
+        return self.linear(x)
+
+
+def test_a_side_that_the_original_refuses_is_refused() -> None:
+    _, rebuilt, _ = pair(Guarded)
+    rebuilt(torch.rand(2, 5, FEATURES))
+    with pytest.raises(CallFormError, match="ValueError: an image has no negative values"):
+        rebuilt(-torch.rand(2, 5, FEATURES))
+    rebuilt(torch.rand(3, 5, FEATURES))
+
+
+class Needle(Block):
+    """A side that is not found by chance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if x[0, 0, 0].item() == NEEDLE else self.other(x)
+
+
+def test_a_side_that_no_inputs_are_found_for_is_not_guessed() -> None:
+    _, rebuilt, _ = pair(Needle)
+    x = torch.rand(2, 5, FEATURES)
+    rebuilt(x)
+    x[0, 0, 0] = NEEDLE
+    with pytest.raises(NotPortableError, match=r"no inputs were found that take this side\. Remedy: .*example_inputs"):
+        rebuilt(x)
+
+
+class Endless(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        while x.sum() > 0:
+            x = x - 1e-6
+        return self.linear(x)
+
+
+def test_decisions_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model_factory_server.recording.tape.MAX_DECISIONS", 4)
+    assert MAX_DECISIONS > 4
+    _, rebuilt, _ = pair(Endless)
+    with pytest.raises(NotPortableError, match="more than 4 times"):
+        rebuilt(torch.ones(2, 5, FEATURES))
+
+
+def test_sides_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model_factory.graph.modules.MAX_SIDES", 2)
+    assert MAX_SIDES > 2
+    _, rebuilt, _ = pair(BoundByValue)
+    for value in (1.5, 2.5):
+        rebuilt(torch.full((2, 5, FEATURES), value))
+    with pytest.raises(CallFormError, match=r"in 2 ways already .*Remedy: decide with torch\.where"):
+        rebuilt(torch.full((2, 5, FEATURES), 3.5))
+
+
+def guard(kind: str, outcome: Any) -> Program:
+    steps = (
+        Step(call="op:torch.Tensor.sum", args=(Ref("x"),), out="v0"),
+        Step(call=f"guard:{kind}", args=(Ref("v0"), outcome), out="v1"),
+        Step(call="op:torch.Tensor.add", args=(Ref("x"), 1), out="v2"),
+    )
+    return Program(inputs=("x",), steps=steps, result=Ref("v2"))
+
+
+def test_guards_are_plain_data_and_checked() -> None:
+    program = decode_program(encode_program(guard("int", 3)))
+    assert program == guard("int", 3)
+    assert program.outcomes() == (3,)
+    assert_same(Runner(program).run(nn.Module(), [torch.ones(3)]), torch.full((3,), 2.0))
+    with pytest.raises(OtherSideError) as caught:
+        Runner(program).run(nn.Module(), [torch.ones(4)])
+    assert caught.value.outcome == 4
+    for bad in (guard("bool", 1), guard("int", True), guard("float", 1.0), guard("int", Ref("x"))):
+        with pytest.raises(FormatError, match="unknown kind"):
+            Runner(bad)
+
+
+@pytest.mark.parametrize("outcome", [1.5, "x", None])
+def test_calls_with_other_outcomes_are_refused(outcome: Any) -> None:
+    with pytest.raises(FormatError, match="neither a truth value nor an integer"):
+        decode_call(encode_call({"x": torch.ones(2)}, None, (outcome,)))
