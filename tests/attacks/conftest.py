@@ -49,15 +49,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
         patch.setenv("CANARY_SECRET", CANARY)
         patch.setenv("ALLOWED_VARIABLE", "seen")
         arguments = [item for pair in BOUNDS.items() for item in pair]
-        more = (
-            "--plugin",
-            "hostile_blocks",
-            "--allow-import",
-            "allowed_blocks",
-            "--worker-variable",
-            "ALLOWED_VARIABLE",
-        )
-        with running_server(tmp_path_factory.mktemp("guarded") / "store", *arguments, *more) as process:
+        arguments += ["--plugin", "hostile_blocks", "--allow-import", "allowed_blocks"]
+        arguments += ["--worker-variable", "ALLOWED_VARIABLE", "--metrics-listen", "127.0.0.1:0"]
+        with running_server(tmp_path_factory.mktemp("guarded") / "store", *arguments) as process:
             yield process
 
 

@@ -207,7 +207,9 @@ def test_a_server_that_lies_in_its_stream(tmp_path: Path) -> None:
         "other bytes": lambda: iter([wire.chunk_prefix(len(data)) + b"x" * len(data)]),
         "not a message": lambda: iter([b"\x12\x03abc"]),
         "lying length": lambda: iter([b"\x0a\xff\xff\xff\x7f" + b"abc"]),
-        "empty for ever": lambda: iter([]),
+        "ended at once": lambda: iter([]),
+        "nothing, often": lambda: iter(lambda: b"", None),
+        "nothing, for ever": lambda: (time.sleep(3) for _ in "1"),
     }
     behaviour: list[Any] = []
 
@@ -223,7 +225,8 @@ def test_a_server_that_lies_in_its_stream(tmp_path: Path) -> None:
     server.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(blobs, "RESUME_SECONDS", 0.5)
+            patch.setattr(blobs, "RESUME_SECONDS", 0.3)
+            patch.setattr(connection, "STALL_SECONDS", 0.3)
             for name, answer in answers.items():
                 behaviour[:] = [answer]
                 store = Store(tmp_path / name)

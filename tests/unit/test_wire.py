@@ -117,3 +117,14 @@ def test_a_config_error_crosses_the_wire_whole():
 
 def test_a_path_that_is_none_is_no_error():
     assert wire._decode_path("{") == wire._decode_path('{"a": 1}') == wire._decode_path("[[1]]") == ()
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "\u00e9" * 50_000, "\U0001f600" * 50_000])
+def test_a_long_text_fits_into_what_clients_take(text):
+    """Metadata over 8 KiB make an error another one, without its details."""
+    error = ConfigError(text, path=tuple(text[:200] for _ in range(60)))
+    status = wire.to_status(error, "n" * 255, "i" * 64)
+    escaped = sum(1 if 32 <= byte < 127 else 3 for byte in status.details.encode())
+    assert escaped + sum(len(value) * 4 // 3 for _, value in status.trailing_metadata) < 8000
+    assert status.details.startswith(text[:50])
+    assert status.details.endswith(text[-20:])

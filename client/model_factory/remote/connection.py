@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -55,6 +56,9 @@ _OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
 ]
 
+STALL_SECONDS = 60.0
+"""That a stream may bring nothing, although the other side answers pings."""
+
 
 class Connection:
     """Opened on first use; a copy or an unpickled one opens its own."""
@@ -99,6 +103,8 @@ class Connection:
     def read_blob(self, request: blob_pb2.ReadBlobRequest) -> Iterator[memoryview]:
         """Call ``ReadBlob`` and yield its data as it comes, not parsed into messages.
 
+        A stream from which nothing comes for ``STALL_SECONDS`` is broken off, as if the network had broken it.
+
         Raises:
             grpc.RpcError: the stream broke.
         """
@@ -108,7 +114,7 @@ class Connection:
                 request_serializer=blob_pb2.ReadBlobRequest.SerializeToString,
                 response_deserializer=wire.chunk_of,
             )
-        return iter(call(request))
+        return _watched(call(request), STALL_SECONDS)
 
     def health(self, timeout: float) -> str:
         """Ask the server's health service; return its answer: ``SERVING`` if all is well.
@@ -169,3 +175,25 @@ class Connection:
             yield
         except grpc.RpcError as error:
             raise wire.from_rpc_error(error, self.address, place_of) from None
+
+
+def _watched(call: Any, seconds: float) -> Iterator[memoryview]:
+    """Yield what a stream brings; cancel it when nothing has come for so long."""
+    latest = time.monotonic()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(min(1.0, seconds)):
+            if time.monotonic() - latest > seconds:
+                call.cancel()
+                return
+
+    threading.Thread(target=watch, name="stream watch", daemon=True).start()
+    try:
+        for data in call:
+            latest = time.monotonic()
+            yield data
+            latest = time.monotonic()
+    finally:
+        ended.set()
+        call.cancel()  # of one that has ended it does nothing

@@ -83,6 +83,7 @@ _OURS_TO_MEND = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, gr
 _PATH = "config_path"
 _COMPONENT = "component"
 _MAX_ID = 64
+_MAX_PATH_BYTES = 500
 
 
 def reason_of(error: BaseException) -> Reason:
@@ -93,12 +94,14 @@ def reason_of(error: BaseException) -> Reason:
 def to_status(error: BaseException, component: str = "", request_id: str = "") -> grpc.Status:
     """Turn an error into the status a server ends a call with; what is private of it stays here."""
     reason = reason_of(error)
-    message = reason.public or (error.reason if isinstance(error, errors.ConfigError) else str(error))
+    message = _short(reason.public or (error.reason if isinstance(error, errors.ConfigError) else str(error)))
     info = error_details_pb2.ErrorInfo(reason=reason.name, domain=ERROR_DOMAIN, metadata={_COMPONENT: component})
     details: list[Message] = [info, error_details_pb2.RequestInfo(request_id=request_id)]
     if isinstance(error, errors.ConfigError):
-        info.metadata[_PATH] = json.dumps(error.path)
-        field = errors.path_text(error.path)
+        path = json.dumps(error.path, ensure_ascii=False)
+        if len(path.encode()) <= _MAX_PATH_BYTES:  # over it, the text alone says what is wrong
+            info.metadata[_PATH] = path
+        field = _short(errors.path_text(error.path), _MAX_PATH_BYTES)
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if reason.retry_seconds:
@@ -109,6 +112,18 @@ def to_status(error: BaseException, component: str = "", request_id: str = "") -
     for any_message, detail in zip(packed, details, strict=True):
         any_message.Pack(detail)
     return rpc_status.to_status(status_pb2.Status(code=reason.code, message=message, details=packed))
+
+
+def _short(text: str, most: int = 1000) -> str:
+    """Leave out the middle of a text that takes more than ``most`` bytes.
+
+    A status travels as metadata, of which clients take 8 KiB, and a text travels in it up to three times, escaped.
+    """
+    data = text.encode("utf-8", "replace")
+    if len(data) <= most:
+        return data.decode()
+    head, tail = data[: most * 3 // 4], data[-most // 5 :]
+    return f"{head.decode(errors='ignore')} ... {tail.decode(errors='ignore')}"
 
 
 def from_rpc_error(

@@ -1,0 +1,65 @@
+"""Shares of the builders: what one client may take, and what it leaves to others."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from model_factory.errors import BusyError
+from model_factory_server.admission import Admission
+from model_factory_server.settings import LimitSettings
+
+
+def test_one_client_leaves_builders_to_others() -> None:
+    async def scenario() -> None:
+        admission = Admission(LimitSettings(max_builds_per_client=1, max_queue_per_client=2), 2)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(admission.builder("greedy"))
+            waiting = [asyncio.create_task(stack.enter_async_context(admission.builder("greedy"))) for _ in "12"]
+            await asyncio.sleep(0)
+            assert admission.waiting == 2
+            with pytest.raises(BusyError, match="2 builds of yours wait already; this server lets 2 of one client"):
+                await stack.enter_async_context(admission.builder("greedy"))
+            async with asyncio.timeout(1), admission.builder("modest"):  # not behind what greedy waits for
+                pass
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            assert admission.waiting == 0
+        async with asyncio.timeout(1), admission.builder("greedy"):
+            assert len(admission._shares) == 1
+        assert admission._shares == {}
+
+    asyncio.run(scenario())
+
+
+def test_the_queue_of_all_has_an_end() -> None:
+    async def scenario() -> None:
+        admission = Admission(LimitSettings(max_queue=1), 1)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(admission.builder("a"))
+            waiting = asyncio.create_task(stack.enter_async_context(admission.builder("b")))
+            await asyncio.sleep(0)
+            with pytest.raises(BusyError, match="1 builds wait already; this server lets 1 wait"):
+                await stack.enter_async_context(admission.builder("c"))
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        assert admission._shares == {}
+
+    asyncio.run(scenario())
+
+
+def test_calls_of_one_and_of_all() -> None:
+    admission = Admission(LimitSettings(max_calls=3, max_calls_per_client=2), 1)
+    with admission.call("a"), admission.call("a"):
+        with pytest.raises(BusyError, match="2 calls of yours are in progress; this server"), admission.call("a"):
+            pass
+        with (
+            admission.call("b"),
+            pytest.raises(BusyError, match="3 calls are in progress; this server answers 3"),
+            admission.call("c"),
+        ):
+            pass
+    assert (admission.calls, admission._shares) == (0, {})
