@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
+import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -255,6 +256,44 @@ def test_the_store_is_measured(observed: ServerProcess) -> None:
     assert value(samples, "model_factory_store_bytes", kind="blobs") > 0
     assert value(samples, "model_factory_store_bytes", kind="records") > 0
     assert value(samples, "model_factory_store_free_bytes") > 1e6
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def families(server: ServerProcess) -> dict[str, str]:
+    """Exported metrics by the name that the page has for them, with their type."""
+    with urllib.request.urlopen(f"http://{metrics_address(server)}/metrics", timeout=10) as answer:
+        found = {item.name: item.type for item in text_string_to_metric_families(answer.read().decode())}
+    return {f"{name}_total" if kind == "counter" else name: kind for name, kind in found.items()}
+
+
+ONLY_WITH_A_GPU = {"model_factory_gpu_memory_bytes"}
+
+
+def test_the_page_for_operators_has_every_metric(observed: ServerProcess) -> None:
+    page = (DOCS / "operations.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted({*families(observed), *ONLY_WITH_A_GPU})
+
+
+def test_alerts_ask_for_what_there_is_and_have_a_runbook(observed: ServerProcess) -> None:
+    page = (DOCS / "operations.md").read_text(encoding="utf-8")
+    rules = yaml.safe_load((DOCS / "alerts.yaml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    assert re.findall(r"^### (ModelFactory\w+)$", page, re.MULTILINE) == [rule["alert"] for rule in rules]
+    known = families(observed)
+    known |= {f"{name}_bucket": "" for name, kind in families(observed).items() if kind == "histogram"}
+    reasons = {reason.name for reason in (*wire.CATALOGUE, wire.INTERNAL)}
+    codes = {code.name for code in grpc.StatusCode}
+    for rule in rules:
+        names = set(re.findall(r"\b(?:grpc|model_factory|process)_[a-z_]+\b(?=[{\[ ]|$)", rule["expr"])) - {"grpc_code"}
+        assert names <= {*known, *ONLY_WITH_A_GPU}, rule["alert"]
+        assert names or rule["expr"].startswith("up{")
+        for label, allowed in (("outcome", reasons), ("grpc_code", codes)):
+            for value in re.findall(rf'{label}=~?"([A-Z_|]+)"', rule["expr"]):
+                assert set(value.split("|")) <= allowed, rule["alert"]
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+        assert re.fullmatch(r"\d+[mh]", rule["for"])
 
 
 def spans_of(collector: Collector, trace: str, count: int, seconds: float = 10.0) -> list[Any]:

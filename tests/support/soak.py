@@ -78,6 +78,8 @@ class Outcome:
     """Calls that were answered, by method, as the clients count them."""
     handled: dict[str, float] = field(default_factory=dict)
     """The same as the server's metrics count them."""
+    server_ms: dict[str, float] = field(default_factory=dict)
+    """Mean time from a call's arrival at the server to its end there, by method: without the clients' own waiting."""
     bytes: int = 0
     """Downloaded."""
 
@@ -88,6 +90,7 @@ class Outcome:
             "calls": {
                 name: {"count": len(times), **_quantiles(times)} for name, times in sorted(self.latencies.items())
             },
+            "server_mean_ms": self.server_ms,
             "health": {"count": len(self.probes), "failed": len(self.probe_errors), **_quantiles(self.probes)},
             "downloaded_mib": round(self.bytes / 2**20, 1),
             "errors": len(self.errors),
@@ -131,7 +134,7 @@ class Outcome:
 def soak(server: ServerProcess, metrics_url: str, *, seconds: float, clients: int, seed: int) -> Outcome:
     """Run one; the server must have been started with ``SERVER_FLAGS`` and metrics."""
     outcome = Outcome()
-    before = _handled(metrics_url)
+    before = _counters(metrics_url)
     started = time.monotonic()
     sampling = threading.Event()
     outcome.samples.append(_sample(server, started))
@@ -149,7 +152,13 @@ def soak(server: ServerProcess, metrics_url: str, *, seconds: float, clients: in
         sampling.set()
         sampler.join()
     outcome.samples.append(_settled(server, started, outcome.samples[0]))
-    outcome.handled = {name: count - before.get(name, 0) for name, count in _handled(metrics_url).items()}
+    grown = {key: value - before.get(key, 0.0) for key, value in _counters(metrics_url).items()}
+    outcome.handled = {method: value for (name, method), value in grown.items() if name == "handled"}
+    outcome.server_ms = {
+        method: round(1000 * value / max(1.0, grown["count", method]), 2)
+        for (name, method), value in grown.items()
+        if name == "sum"
+    }
     return outcome
 
 
@@ -340,17 +349,18 @@ def _settled(server: ServerProcess, started: float, first: Sample) -> Sample:
         time.sleep(0.2)
 
 
-def _handled(metrics_url: str) -> dict[str, float]:
-    """Calls answered with OK, by method, as the server counts them."""
+def _counters(metrics_url: str) -> dict[tuple[str, str], float]:
+    """Of the server, by method: calls ``handled`` with OK; ``count`` and ``sum`` of the seconds of all."""
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
 
     with urllib.request.urlopen(metrics_url, timeout=30) as answer:
         text = answer.read().decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     return {
-        sample.labels["grpc_method"]: sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == "grpc_server_handled_total" and sample.labels["grpc_code"] == "OK"
+        (sample.name.rpartition("_")[2].replace("total", "handled"), sample.labels["grpc_method"]): sample.value
+        for sample in samples
+        if sample.name in {"grpc_server_handling_seconds_count", "grpc_server_handling_seconds_sum"}
+        or (sample.name == "grpc_server_handled_total" and sample.labels["grpc_code"] == "OK")
     }
 
 
