@@ -161,6 +161,11 @@ def test_it_lives_like_any_module(model: nn.Module, source_server: ServerProcess
     assert_same(fresh.eval()(**inputs(3)), model.eval()(**inputs(3)))
     assert type(fresh.graph_modules["router"]) is type(router), "one bundle, one class"
     assert repr(router).startswith("Router(")
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert train(nn.parallel.DistributedDataParallel(copy.deepcopy(fresh)), inputs(8)) == train(fresh, inputs(8))
+    finally:
+        torch.distributed.destroy_process_group()
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
     assert type(converted.graph_modules["router"].norm) is nn.SyncBatchNorm
 

@@ -20,8 +20,9 @@ except ImportError:
 class Router(nn.Module):
     """Sends each token to the expert that its values choose: Python decides, so no program can stand for it."""
 
-    def __init__(self, width: int, experts: int) -> None:
+    def __init__(self, width: int, experts: int, corrector: nn.Module | None = None) -> None:
         super().__init__()
+        self.corrector = corrector
         self.width = width
         self.gate = nn.Linear(width, experts)
         self.norm = nn.BatchNorm1d(width)
@@ -31,6 +32,8 @@ class Router(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens ``(n, width)`` to ``(n, width)``."""
+        if self.corrector is not None:
+            tokens = self.corrector(tokens)
         scores = self.gate(tokens).softmax(-1)
         choice = scores.argmax(-1).tolist()
         result = torch.zeros_like(tokens)

@@ -1,0 +1,161 @@
+"""Which modules become source, what stays as it is below them, and what is refused for a reason of its own."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
+from model_factory.descriptor.describe import describe, named_tensors
+from model_factory.descriptor.rebuild import rebuild
+from model_factory.errors import NotPortableError, SourceError
+from model_factory.graph.modules import ProgramModule
+from model_factory.source.loader import load_source
+from model_factory_server.recording.bundling import Root
+from model_factory_server.recording.portable import survey_model
+from support.compare import assert_same_runs, assert_same_state
+
+PLUGINS = Path(__file__).parents[1] / "support" / "plugins"
+ROOTS = (Root(PLUGINS, frozenset({"routed"})),)
+
+
+class Library(nn.Module):
+    """As of a package that is not the operator's: its source is nobody's to hand out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.layer(tokens)[:, : tokens.shape[1]]
+
+
+class Undecidable(Library):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens * float(len(set(tokens.argmax(-1).tolist())))
+
+
+@pytest.fixture
+def routed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(PLUGINS)
+    torch.manual_seed(0)
+    yield importlib.import_module("routed.policy")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "routed"]:
+        del sys.modules[name]
+
+
+def test_a_librarys_module_below_source_stays_a_program(routed: Any) -> None:
+    """Shared with the graph's side of the model, and called by the source with the form that its examples have."""
+    library = Library()
+    model = nn.Sequential(routed.Router(16, 2, library), library)
+    portable = survey_model(model, roots=ROOTS)
+    assert portable.sources is not None
+    assert {path for path, _ in portable.programs} == {"0.corrector"}
+    descriptor = describe(model, portable.sources.classes, portable.sources.ref)
+    arrived = decode_descriptor(encode_descriptor(descriptor))
+    assert arrived == descriptor
+    kinds = {path: arrived.modules[index].kind for index, path in arrived.paths().items()}
+    assert [kinds[path] for path in ("0", "0.corrector", "0.experts.1")] == ["source", "program", "source"]
+    assert kinds["0.gate"] == kinds["0.experts.1.up"] == "stock"
+    source = load_source(portable.sources.bundle, portable.sources.ref.digest, "a test")
+    tensors = {name: item.detach().clone() for name, item in named_tensors(model, descriptor).items()}
+    with pytest.raises(SourceError, match="a Router needs its source here, and none is trusted"):
+        rebuild(arrived, tensors, portable.programs)
+    rebuilt = rebuild(
+        arrived, tensors, portable.programs, find_class=lambda item: source.find_class(item.module, item.qualname)
+    )
+    assert isinstance(rebuilt[1], ProgramModule)
+    assert rebuilt[0].corrector is rebuilt[1]
+    assert_same_state(rebuilt, model)
+    for training in (False, True):
+        assert_same_runs(Named(rebuilt).train(training), Named(model).train(training), {"x": torch.randn(7, 16)})
+
+
+class Named(nn.Module):
+    """A sequence whose input has a name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+
+def hidden_lambda(router: nn.Module) -> None:
+    router.activation = lambda x: x
+
+
+def hooked(router: nn.Module) -> None:
+    router.register_forward_hook(lambda *_: None)
+
+
+def undecidable(router: nn.Module) -> None:
+    router.corrector = Undecidable()
+
+
+def local_class(router: nn.Module) -> None:
+    """A class that has no name to be found by."""
+
+    class Local(type(router)):  # type: ignore[misc]
+        pass
+
+    router.__class__ = Local
+
+
+REFUSED = {
+    hidden_lambda: r"0 \(Router\): its attribute 'activation' cannot travel: a builtins\.function is not plain data",
+    hooked: r"0 \(Router\) has a hook in _forward_hooks",
+    undecidable: r"0\.corrector \(Undecidable\): its forward",
+    local_class: r"0 \(Local\): its forward",
+}
+
+
+@pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
+def test_source_is_no_way_around_other_refusals(change: Any, routed: Any) -> None:
+    model = nn.Sequential(routed.Router(16, 2))
+    change(model[0])
+    with pytest.raises(NotPortableError, match=REFUSED[change]):
+        survey_model(model, roots=ROOTS)
+
+
+def test_methods_that_do_not_travel_in_a_program_do_in_source(routed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state dict of its own is a reason to be source where the forward would be none."""
+    autoencoder = importlib.import_module("routed.autoencoder").Autoencoder
+
+    def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return nn.Module.state_dict(self, *args, **kwargs)
+
+    monkeypatch.setattr(autoencoder, "state_dict", state_dict, raising=False)
+    model = nn.Sequential(autoencoder(16, 2))
+    with pytest.raises(NotPortableError, match=re.escape("has a state_dict() of its own")):
+        survey_model(model)
+    portable = survey_model(model, roots=ROOTS)
+    assert portable.sources is not None
+    assert [item.qualname for item in portable.sources.classes.values()] == ["Autoencoder"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("encode", "portable_methods is 'encode'. Remedy: make it a tuple"),
+        (("nothing",), "names 'nothing', which is no method of the class"),
+        (("train",), "names 'train', which every nn.Module has"),
+        (("forward",), "names 'forward', which every nn.Module has"),
+    ],
+)
+def test_wrong_declarations_of_methods_are_named(
+    names: Any, message: str, routed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autoencoder = importlib.import_module("routed.autoencoder").Autoencoder
+    monkeypatch.setattr(autoencoder, "portable_methods", names)
+    with pytest.raises(NotPortableError, match=re.escape(message)):
+        describe(nn.Sequential(autoencoder(16, 2)))
