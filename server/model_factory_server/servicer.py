@@ -105,6 +105,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         with self._answering(context) as call:
             known = self._answers.find(request)
             if known is not None:
+                self._note_hits(known.manifest)
                 yield known
                 return
             configs = await call.read(request.components, request.dtype)
@@ -163,9 +164,14 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                     )
                 left = min(request.limit_bytes or blob.size, blob.size - request.offset_bytes)
                 async for message in read_chunks(file.fileno(), request.offset_bytes, left):
-                    self._metrics.blob_bytes.inc(len(message))
+                    self._metrics.blob_bytes.inc(len(wire.chunk_of(message)))
                     progress()
                     yield message
+
+    def _note_hits(self, manifest: build_pb2.Manifest) -> None:
+        """Count and log builds that are answered from memory like those that are found in the store."""
+        current_call().builds.extend(component.build_key for component in manifest.components)
+        self._metrics.lookups.labels("hit").inc(len(manifest.components))
 
     def _keep(self, request: build_pb2.BuildModelsRequest, built: dict[str, Built]) -> None:
         """Keep a build's manifest for those who ask for the same again."""
