@@ -48,6 +48,7 @@ class Server:
         training: tuple[tuple[str, bool], ...],
         dtype: Any,  # noqa: ARG002  it is always built as it is
         outcomes: tuple[bool | int, ...] = (),
+        method: str = "forward",  # noqa: ARG002  none has another
     ) -> Recorded:
         self.calls += 1
         with torch.random.fork_rng():

@@ -45,6 +45,7 @@ class Server:
         training: tuple[tuple[str, bool], ...],
         _dtype: Any,
         outcomes: tuple[bool | int, ...] = (),
+        _method: str = "forward",
     ) -> Recorded:
         self.asked.append(outcomes)
         with torch.random.fork_rng():
