@@ -38,8 +38,9 @@ made.
 NOTES = """\
 
 What does not travel: the caches that language models generate with (`use_cache=True` is refused by name; the plug-in
-turns it off), methods besides `forward` such as `generate()` and `save_pretrained()`, the `config` object, and activation
-checkpointing (the results are the same; memory is not saved). A `ModelOutput` arrives as a record with the same fields.
+turns it off), methods besides `forward` such as `generate()` and `save_pretrained()`, the `config` object, and
+activation checkpointing (the results are the same; memory is not saved). A `ModelOutput` arrives as a record with the
+same fields.
 """
 COLUMNS = ["| model | class | call | mode | decisions | steps |", "| --- | --- | --- | --- | --- | --- |"]
 
