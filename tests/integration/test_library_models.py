@@ -17,6 +17,7 @@ from model_factory.graph.modules import ProgramModule
 from model_factory.graph.records import Record
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same, assert_same_runs, assert_same_state, loss_of
+from support.coverage import assert_on_page
 from support.server import ServerProcess
 
 SEED = 7
@@ -92,6 +93,7 @@ def local(remote: nn.Module, local_with_plugins: PolicyConstructorModelFactory) 
 def test_they_are_built_as_in_process(remote: nn.Module, local_with_plugins: PolicyConstructorModelFactory) -> None:
     originals = local_with_plugins.build(config()).graph_modules
     assert_same_state(remote.eval(), originals.eval())
+    assert_on_page("hf", remote)
     for name, original in originals.items():
         ours = remote[name]
         assert type(ours) is ProgramModule

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model_factory import RemoteModelFactory
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same, assert_same_runs, assert_same_state, loss_of, observe, train
+from support.coverage import assert_on_page
 from support.server import ServerProcess
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "plugins"
@@ -91,6 +92,7 @@ def test_each_is_the_in_process_policy(
     """At sizes that were not recorded, and without asking the server for more."""
     ours, theirs = remote[name], local[name]
     assert_same_state(ours, theirs)
+    assert_on_page(name, ours)
     for module in ours.modules():
         if hasattr(module, "_source"):
             monkeypatch.setattr(module, "_source", None)

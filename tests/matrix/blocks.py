@@ -353,6 +353,28 @@ class UnregisteredActivations(Block):
 
 
 @travels
+class Decides(Block):
+    """Branches on values: a number from a tensor, the truth of one, and a bound; each side is a program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.Linear(WIDTH, WIDTH)
+        self.large = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.detach().max().item() > 0.5:
+            x = self.large(x)
+        if (x < -100).any():
+            raise ValueError("out of range")
+        for _ in range(int((x > 100).sum())):
+            x = x / 2
+        return self.small(x)
+
+    def example_inputs(self) -> list[dict[str, Tensor]]:
+        return [{"x": torch.zeros(2, WIDTH)}, {"x": torch.ones(2, WIDTH)}]
+
+
+@travels
 class CachedMask(Block):
     """Keeps what it has computed; a program computes it each time."""
 

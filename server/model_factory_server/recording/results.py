@@ -28,7 +28,7 @@ def travelling(value: Any, where: str = "") -> Any:
     if isinstance(value, _PLAIN):
         return value
     if pytree.is_structseq_instance(value):  # what torch.max(x, dim) returns
-        return _tuple([name for name in dir(value) if name in type(value).__match_args__], value, where)
+        return _tuple(type(value).__match_args__, value, where)
     if isinstance(value, tuple | list):
         if names := getattr(value, "_fields", ()):
             return _tuple(names, value, where)

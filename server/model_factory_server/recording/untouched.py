@@ -27,8 +27,11 @@ def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Undo afterwards what is assigned meanwhile: training flags, a mask that a forward caches, another parameter."""
-    before = [(table, dict(table)) for item in module.modules() for table in _tables(item)]
+    """Undo afterwards what is assigned meanwhile: training flags, a mask that a forward caches, another parameter.
+
+    Hooks, too, which some libraries register when they are first asked for hidden states.
+    """
+    before = [(table, dict(table)) for item in module.modules() for table in (*_tables(item), *_hooks(item))]
     try:
         yield
     finally:
@@ -54,6 +57,10 @@ def tensors_as(module: nn.Module, convert: Callable[[str, torch.Tensor], torch.T
 
 def _tables(module: nn.Module) -> list[dict[str, Any]]:
     return [module._parameters, module._buffers, module._modules, module.__dict__]  # noqa: SLF001
+
+
+def _hooks(module: nn.Module) -> list[dict[Any, Any]]:
+    return [table for name, table in module.__dict__.items() if name.endswith("_hooks") and isinstance(table, dict)]
 
 
 @contextmanager
