@@ -267,11 +267,12 @@ def test_a_blob_arrives_whole_or_not_at_all(
         patch.setattr(blobs, "RESUME_SECONDS", 0.002)
         patch.setattr(blobs, "_FIRST_WAIT_SECONDS", 0.001)
         try:
-            path = blobs.fetch_blob(stream, store, blob, told.append)
+            file = blobs.fetch_blob(stream, store, blob, told.append)
         except ModelFactoryError:
             assert store.find(blob) is None
         else:
-            assert path.read_bytes() == CONTENT
+            with file:
+                assert file.read() == CONTENT
             assert not stream.lied
             assert sum(told) == len(CONTENT)
     assert list((store.root / "staging").iterdir()) == []
@@ -302,7 +303,8 @@ def test_a_head_of_weights_is_read_or_refused(weights_file: tuple[Path, bytes], 
     path.write_bytes(said.to_bytes(8, "little") + header + good[8 + length :])
     with bounded():
         try:
-            found = map_weights(path)
+            with path.open("rb") as file:
+                found = map_weights(file)
         except FormatError:
             return
         size = path.stat().st_size

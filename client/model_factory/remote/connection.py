@@ -160,8 +160,9 @@ class Connection:
         return self._capabilities
 
     def shared_stores(self) -> list[str]:
-        """Where the server's store may be seen from here: as this node was told, and as the server says."""
-        return [place for place in (self._shared_store, self.capabilities().store_path) if place]
+        """Where the server's store may be seen from here: as this node was told, and as the server said if asked."""
+        hint = "" if self._capabilities is None else self._capabilities.store_path
+        return [place for place in (self._shared_store, hint) if place]
 
     @contextmanager
     def errors(self, configs: Mapping[str, ResolvedConfig] | None = None) -> Iterator[None]:
