@@ -44,7 +44,7 @@ def check_whole(root: Path) -> None:
     for entry in store.entries():
         assert digest_of_file(entry.path) == entry.digest
         assert not entry.in_use
-    for folder in ("staging", "locks"):
+    for folder in ("staging", "locks", "scratch"):
         assert list((root / folder).iterdir()) == [], folder
 
 
@@ -86,7 +86,7 @@ def test_builders_and_the_server(start_server: Start, tmp_path: Path, chance: ra
             del build
             factory.close()
     assert wait_gone(below), "the dead server's processes live on"
-    assert list((store / "staging").iterdir()), "the dead server's own folder is there until the store is used again"
+    assert list((store / "scratch").iterdir()), "the dead server's own folder is there until the store is used again"
     check_whole(store)
     check_whole(cache)
     again = start_server(store)

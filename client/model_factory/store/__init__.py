@@ -10,6 +10,7 @@ fetched or built again.
     blobs/ab/abcd...     content; its last access is the time of its last use, its modification time a mark (see below)
     records/ab/abcd...   canonical JSON
     staging/             being written; a file nobody holds a lock on is left over from a process that died
+    scratch/             what a running server keeps to itself, swept in the same way
     locks/               one file per thing being made, with who makes it; removed by its holder
 
 Three uses of ``flock``, which the kernel takes back from a process that dies: exclusively on a file being staged, and

@@ -51,14 +51,14 @@ class Store:
         self.root = root.absolute()
         self.max_bytes = max_bytes
         with self._errors(f"cannot use {self.root} as a store"):
-            for name in ("blobs", "records", "staging", "locks"):
+            for name in ("blobs", "records", "staging", "locks", "scratch"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         self.sweep()
 
     def sweep(self) -> None:
         """Remove what processes that died were writing or had locked."""
         with suppress(FileNotFoundError):  # whoever removes a whole store must not stop its user here
-            for name in ("staging", "locks"):
+            for name in ("staging", "locks", "scratch"):
                 sweep(self.root / name)
 
     def find(self, blob: Blob) -> Path | None:
@@ -141,7 +141,7 @@ class Store:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Make a folder for what is not to outlive this process, nor, once the store is opened again, its death."""
-        with scratch_folder(self.root / "staging") as folder:
+        with scratch_folder(self.root / "scratch") as folder:
             yield folder
 
     def adopt(self, file: BinaryIO, blob: Blob) -> bool:
