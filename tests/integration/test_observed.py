@@ -7,7 +7,6 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -383,7 +382,7 @@ def test_a_stopping_server_says_so_from_the_first_signal(
     start_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
     """With a delay it answers new calls meanwhile, so that balancers learn of it before anybody meets a closed port."""
-    server = start_server(tmp_path / "stopping", "--drain-delay", "1", "--log-level", "warning")
+    server = start_server(tmp_path / "stopping", "--drain-delay", "60", "--log-level", "warning")
     with grpc.insecure_channel(server.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())
@@ -393,13 +392,13 @@ def test_a_stopping_server_says_so_from_the_first_signal(
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert time.monotonic() - told < 1.0
         assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert RemoteModelFactory(server.address, cache_dir=tmp_path / "c", seed=1).build(
-            {"config": layers(linear(4))}
-        )  # a new call, on a new connection
-        with suppress(grpc.RpcError):
-            watch.cancel()
-    assert server._process.wait(30) == 0
-    assert server.log == ""
+        factory = RemoteModelFactory(server.address, cache_dir=tmp_path / "c", seed=1)
+        assert factory.build({"config": layers(linear(4))})  # new calls, on a new connection
+        assert server.log == ""
+        server._process.terminate()  # a second one does not wait for the delay
+        assert server._process.wait(30) == 0
+        watch.cancel()
+    assert "told again to stop" in server.log
 
 
 def test_many_clients_of_all_kinds(observed: ServerProcess) -> None:

@@ -55,7 +55,7 @@ class Sample:
     processes: int
     """Below it."""
     staged: int
-    """Files being written in the store."""
+    """Files in the store that are being written and have content."""
     stored: int
     """Blobs and records in the store."""
 
@@ -333,9 +333,17 @@ def _sample(server: ServerProcess, started: float) -> Sample:
         rss_mib=int(status["VmRSS"].split()[0]) / 1024,
         descriptors=len(list((process / "fd").iterdir())),
         processes=len(descendants(server.pid)),
-        staged=len(list((server.store / "staging").iterdir())),
+        staged=sum(_has_content(path) for path in (server.store / "staging").iterdir()),
         stored=sum(1 for name in ("blobs", "records") for _ in (server.store / name).glob("*/*")),
     )
+
+
+def _has_content(path: Path) -> bool:
+    """Whether it is a file with something in it; the server keeps a folder of its own there."""
+    try:
+        return path.is_file() and path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _settled(server: ServerProcess, started: float, first: Sample) -> Sample:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -170,10 +171,10 @@ def _size(folder: Path) -> tuple[int, int]:
     count = size = 0
     for path in folder.rglob("*"):
         try:
-            stat = path.lstat()
+            found = path.lstat()
         except FileNotFoundError:
             continue
-        if not path.is_dir():
+        if stat.S_ISREG(found.st_mode):
             count += 1
-            size += stat.st_size
+            size += found.st_size
     return count, size
