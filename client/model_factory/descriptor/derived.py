@@ -67,6 +67,8 @@ def _check_tensors(items: list[Any]) -> None:
 
 def is_parametrized(module: nn.Module) -> bool:
     """Whether a module has the children that ``torch.nn.utils.parametrize`` gives it."""
+    if not isinstance(module._modules, dict):  # a TorchScript module
+        return False
     lists = module._modules.get(PARAMETRIZATIONS)
     return isinstance(lists, nn.ModuleDict) and all(
         type(item) is parametrize.ParametrizationList for item in lists._modules.values()

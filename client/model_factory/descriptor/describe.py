@@ -119,9 +119,18 @@ class _Table:
         index = self._module_index[id(module)] = len(self.modules)
         self.modules.append(None)  # its place, before its children's
         where = f"{path or 'the model'} ({type(module).__name__})"
-        stock = stock_type(module)
         with self.noting(path):
             refuse_class(module, where)
+            self.modules[index] = self._node(module, path, where)
+        if self.modules[index] is None:  # refused: what is inside may be of no shape that is known
+            self.modules[index] = ModuleNode(
+                kind=PROGRAM, type=type(module).__name__, training=True, signature=Signature(())
+            )
+        return index
+
+    def _node(self, module: nn.Module, path: str, where: str) -> ModuleNode:
+        stock = stock_type(module)
+        with self.noting(path):
             if stock is None and not isinstance(module, GraphModel) and module not in self._sources:
                 refuse_methods(module, where)
             refuse_hooks(module, where, derived_hooks(_real_class(module, stock, self._sources), module))
@@ -146,17 +155,15 @@ class _Table:
             buffers=buffers,
         )
         if isinstance(module, GraphModel):
-            node = replace(node, kind=GRAPH, program=module.runner.program)
-        elif module in self._sources:
-            node = self._source_node(node, module, path, where)
-        elif stock is not None:
-            node = replace(node, kind=STOCK, type=STOCK_NAMES[stock])
-            with self.noting(path):
-                node = replace(node, attributes=self._with_tensors(_stock_attributes(module, stock, where), path))
-        else:
-            node = self._program_node(node, module, path, where)
-        self.modules[index] = node
-        return index
+            return replace(node, kind=GRAPH, program=module.runner.program)
+        if module in self._sources:
+            return self._source_node(node, module, path, where)
+        if stock is None:
+            return self._program_node(node, module, path, where)
+        node = replace(node, kind=STOCK, type=STOCK_NAMES[stock])
+        with self.noting(path):
+            return replace(node, attributes=self._with_tensors(_stock_attributes(module, stock, where), path))
+        return node
 
     def _program_node(self, node: ModuleNode, module: nn.Module, path: str, where: str) -> ModuleNode:
         node = replace(node, signature=_signature(module.forward))

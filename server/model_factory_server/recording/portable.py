@@ -135,7 +135,7 @@ class _Survey:
         notes: dict[str, str] = {}
         for path, method, arguments in wanted:
             block = get_module(self._model, path)
-            if block in self._classes or path in notes:
+            if block in self._classes or path in notes or path in (self._refused or ()):
                 continue
             try:
                 self._record_one(path, block, method, arguments)
