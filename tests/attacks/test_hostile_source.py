@@ -273,7 +273,8 @@ def watch(event, args):
     elif event == "compile":
         seen.append(f"compile {args[1]}")
     elif event.startswith(("pickle.", "marshal.", "subprocess.", "os.system", "os.exec", "ctypes.dlopen")):
-        if "pycache" not in str(args) and event != "marshal.loads":
+        # The interpreter's own caches aside, and dlopen(None), which is this process itself.
+        if "pycache" not in str(args) and event != "marshal.loads" and (event, args) != ("ctypes.dlopen", (None,)):
             seen.append(f"{event} {args}")
 sys.addaudithook(watch)
 for address in hostile:
