@@ -97,7 +97,8 @@ def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str,
     """Map an open weights file and return its tensors by name.
 
     On the CPU the tensors lie in a private mapping of the file: nothing is copied until it is written to, and the file
-    never changes. The mapping, and so the open file with its locks, lives as long as any of the tensors.
+    never changes. Only those that cannot be aligned in it, behind others of odd sizes, are copied at once. The mapping,
+    and so the open file with its locks, lives as long as any of the tensors.
 
     Raises:
         FormatError: the file is not a whole safetensors file.
@@ -127,7 +128,7 @@ def _mapped(mapping: mmap.mmap, offset: int, kind: str, shape: list[int]) -> tor
     count = math.prod(shape)
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    if offset % dtype.itemsize:  # not written by us
+    if offset % ALIGNMENT:  # kernels may add up in another order where the data lies otherwise than they allocate it
         part = bytearray(mapping[offset : offset + count * dtype.itemsize])
-        return torch.frombuffer(part, dtype=dtype).view(shape)
+        return torch.frombuffer(part, dtype=dtype).view(shape).clone()
     return torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset).view(shape)
