@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import tempfile
 from collections.abc import Callable, Coroutine
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +24,7 @@ from model_factory_server.access import Access, check_exposure, credentials
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.builder import Builder
 from model_factory_server.chunks import keep_freed_memory
+from model_factory_server.forks import socket_in
 from model_factory_server.observe.interceptor import CallInterceptor
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.traces import configure_traces
@@ -55,9 +55,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
 async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     check_exposure(settings.listen, settings.access)
     store = Store(settings.store)
-    with store.scratch() as folder:
-        # In the system's temporary folder the fork server's socket would outlive a server that is killed.
-        tempfile.tempdir = str(folder)
+    with store.scratch() as folder, socket_in(folder):
         await _serve_store(settings, store, on_ready)
 
 

@@ -6,16 +6,32 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from typing import Any
 
 from model_factory.settings import only_variables
 from model_factory_server.confine import kill_session
 
 _PRELOADED = "model_factory_server.warm"
+
+
+@contextmanager
+def socket_in(folder: Path) -> Iterator[None]:
+    """Have ``multiprocessing`` keep the fork server's socket in ``folder``.
+
+    It makes a temporary folder of its own otherwise, which outlives a server that is killed.
+    """
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001  there is no other way
+    before = config.get("tempdir")
+    config["tempdir"] = str(folder)
+    try:
+        yield
+    finally:
+        config["tempdir"] = before
 
 
 class ForkServer:

@@ -82,7 +82,7 @@ def test_a_blob_is_in_use_as_long_as_one_tensor_of_it(store: Store) -> None:
         publish(blob)
     with store.open(blob) as opened:  # type: ignore[union-attr]
         tensors = map_weights(opened)
-    part = tensors["b"][1]
+    part = tensors["a"][1]
     assert tensors["none"].shape == (0, 4)
     del tensors
     assert store.prune(0) == []

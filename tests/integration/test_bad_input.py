@@ -277,7 +277,7 @@ WIRE_NONSENSE: dict[str, tuple[str, Any, grpc.StatusCode]] = {
     "deep": (
         "BuildModels",
         build_pb2.BuildModelsRequest(components=[component(b"[" * 100_000)]),
-        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
     ),
     "a strange dtype": (
         "BuildModels",

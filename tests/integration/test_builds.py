@@ -113,11 +113,12 @@ def test_another_seed_changes_the_weights_and_nothing_else(server: ServerProcess
 def test_other_servers_and_restarts_give_the_same_bytes(start_server: Start, tmp_path: Path) -> None:
     """Programs included: a recording must not depend on hash seeds or on what was recorded before."""
     found = []
-    for order in (list(ALL), list(reversed(ALL))):
+    names = ["mlp", "conv_graph", "action_decoder", "vae_prior"]
+    for order in (names, names[::-1]):
         server = start_server(tmp_path / f"store {order[0]}")
         found.append(digests(build_manifest(server.address, {name: ALL[name] for name in order}, seed=9)))
         assert server.stop() == 0
-    for name in ALL:
+    for name in names:
         assert found[0][name] == found[1][name], name
 
 

@@ -33,6 +33,10 @@ PLAIN = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=20
 )
 MAPPINGS = st.dictionaries(KEYS, PLAIN, max_size=4)
+# A key that is a mapping in one of them is so in all.
+ALIKE: Any = st.deferred(
+    lambda: st.fixed_dictionaries({}, optional={"a": SCALARS, "b": st.lists(SCALARS), "m": ALIKE, "n": ALIKE})
+)
 
 # Words of the language, so that generated documents reach past the first check.
 WORDS = st.one_of(
@@ -200,8 +204,9 @@ def test_the_pieces_of_a_string_hold_all_its_literal_text(text: str) -> None:
 
 
 @quick
-@given(MAPPINGS, MAPPINGS, MAPPINGS)
-def test_merging_plain_mappings_is_associative(one: Any, two: Any, three: Any) -> None:
+@given(ALIKE, ALIKE, ALIKE)
+def test_merging_mappings_of_a_kind_is_associative(one: Any, two: Any, three: Any) -> None:
+    """Of others it is not: a scalar in the middle one takes away what is below, and not what comes above it."""
     left = merge(merge(tree(one), tree(two)), tree(three))
     right = merge(tree(one), merge(tree(two), tree(three)))
     assert canonical_bytes(lower(left)) == canonical_bytes(lower(right))

@@ -64,8 +64,8 @@ class Store:
     def find(self, blob: Blob) -> Path | None:
         """Return the file of a blob, or None if it is not here. Counts as a use.
 
-        A file of another size is removed. So is one that was written to after its content was checked, if that is not
-        the blob's any more.
+        A file that was written to after its content was checked is removed if that is not the blob's any more. One of
+        another size than asked for is not: then it is the question that is wrong.
         """
         path = self._path("blobs", blob.digest)
         with self._errors(f"cannot read {path}"):
@@ -73,9 +73,9 @@ class Store:
                 stat = path.stat()
             except FileNotFoundError:
                 return None
-            if stat.st_size != blob.size:
-                return self._remove_damaged(path, f"has {stat.st_size} bytes where {blob.size} were promised")
             if stat.st_mtime_ns != _CHECKED_NS and not self._unharmed(path):
+                return None
+            if stat.st_size != blob.size:
                 return None
             with suppress(PermissionError, FileNotFoundError):  # another user's file in a shared cache
                 os.utime(path, ns=(time.time_ns(), _CHECKED_NS))
