@@ -35,6 +35,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="write table and plots here, docs/performance say")
     arguments = parser.parse_args()
     report = Report()
+    try:
+        _measure(report, arguments)
+    finally:  # what was measured before something failed is worth seeing
+        _print(report, arguments)
+
+
+def _measure(report: Report, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=arguments.folder) as name:
         folder, groups = Path(name), arguments.only or GROUPS
         with our_server(folder / "store", "--no-share-store") as server:
@@ -48,6 +55,9 @@ def main() -> None:
                 measure_server(report, folder / "store", server.address, server.pid, arguments.repeats)
         if "ranks" in groups:
             measure_ranks(report, folder, arguments.ranks_mib << 20, max(1, arguments.repeats // 2))
+
+
+def _print(report: Report, arguments: argparse.Namespace) -> None:
     machine = f"{len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, torch {torch.__version__}"
     print(table(report))
     print(f"\n{machine}; {arguments.repeats} rounds; load {os.getloadavg()[0]:.1f}")

@@ -87,7 +87,10 @@ def default_cache_bytes() -> int:
 
 
 def shared_store() -> str:
-    """Where this node sees the server's store, if not where the server does: ``$MODEL_FACTORY_SHARED_STORE``."""
+    """Where this node sees the server's store and trusts its owner: ``$MODEL_FACTORY_SHARED_STORE``.
+
+    For one that lies elsewhere here than for the server, or belongs to another user.
+    """
     return os.environ.get("MODEL_FACTORY_SHARED_STORE", "")
 
 

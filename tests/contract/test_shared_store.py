@@ -69,6 +69,11 @@ def linked_store(place: Path) -> None:
     store.symlink_to(store.rename(store.with_name("real")))
 
 
+def others_may_write(place: Path) -> None:
+    place.write_bytes(DATA)
+    place.chmod(0o666)
+
+
 def fifo(place: Path) -> None:
     os.mkfifo(place)
 
@@ -94,7 +99,19 @@ def nothing(place: Path) -> None:
     del place
 
 
-HOSTILE = (other_bytes, other_size, link, linked_folder, linked_store, fifo, folder, endpoint, unreadable, nothing)
+HOSTILE = (
+    other_bytes,
+    other_size,
+    link,
+    linked_folder,
+    linked_store,
+    others_may_write,
+    fifo,
+    folder,
+    endpoint,
+    unreadable,
+    nothing,
+)
 
 
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
@@ -104,6 +121,16 @@ def test_what_is_not_the_blob_is_not_opened(
     monkeypatch.chdir(tmp_path)
     make(place)
     assert open_within(str(tmp_path / "store")) is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_what_somebody_else_could_change_later_is_opened_only_where_the_node_was_told(place: Path) -> None:
+    place.write_bytes(DATA)
+    os.chown(place, 12345, -1)
+    store = str(place.parents[2])
+    assert open_within(store) is None
+    with open_shared(store, BLOB, of_anyone=True) as file:  # type: ignore[union-attr]
+        assert file.read() == DATA
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ def work() -> None:
         report("encoder", "constructing")
         report("encoder", "done")
     with progress.downloading("encoder", 4_000_000) as download:
+        download.waiting(None)
         download.received(1_000_000)
         download.received(3_000_000)
 
@@ -36,6 +37,7 @@ def test_a_person_sees_stages_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None
     assert "encoder: constructing" in shown
     assert "1/2" in shown
     assert "4.00M" in shown
+    assert "waits for another process" in shown
 
 
 @pytest.mark.usefixtures("at_once")

@@ -50,8 +50,8 @@ def fetch_blob(
         file = cache.open(blob)
         if file is not None:
             return file
-        for folder in connection.shared_stores():
-            file = open_shared(folder, blob)
+        for folder, is_trusted in connection.shared_stores():
+            file = open_shared(folder, blob, of_anyone=is_trusted)
             if file is not None and cache.adopt(file, blob):
                 file.close()
                 file = cache.open(blob)

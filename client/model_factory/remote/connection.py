@@ -159,10 +159,13 @@ class Connection:
             self._capabilities = answer
         return self._capabilities
 
-    def shared_stores(self) -> list[str]:
-        """Where the server's store may be seen from here: as this node was told, and as the server said if asked."""
+    def shared_stores(self) -> list[tuple[str, bool]]:
+        """Where the server's store may be seen from here, and whether this node trusts who may write there.
+
+        It does where it was told the place itself; a place that the server says is a stranger's word.
+        """
         hint = "" if self._capabilities is None else self._capabilities.store_path
-        return [place for place in (self._shared_store, hint) if place]
+        return [(place, is_trusted) for place, is_trusted in ((self._shared_store, True), (hint, False)) if place]
 
     @contextmanager
     def errors(self, configs: Mapping[str, ResolvedConfig] | None = None) -> Iterator[None]:

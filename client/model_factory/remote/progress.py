@@ -37,13 +37,14 @@ def building(names: list[str]) -> Iterator[Callable[[str, str], None]]:
 def downloading(name: str, size: int) -> Iterator[Download]:
     """Show bytes transferred, or whose transfer is waited for."""
     with _bar(total=size, desc=name, unit="B", unit_scale=True) as bar:
-        yield Download(bar)
+        yield Download(name, bar)
 
 
 class Download:
     """What is told of a blob on its way."""
 
-    def __init__(self, bar: tqdm[Any]) -> None:
+    def __init__(self, name: str, bar: tqdm[Any]) -> None:
+        self._name = name
         self._bar = bar
 
     def received(self, count: int) -> None:
@@ -53,7 +54,7 @@ class Download:
     def waiting(self, holder: Holder | None) -> None:
         """Another process transfers it."""
         text = f"waits for {holder or 'another process'}"
-        log.info("%s: %s", self._bar.desc, text)
+        log.info("%s: %s", self._name, text)
         self._bar.set_postfix_str(text)
 
 

@@ -19,18 +19,20 @@ from model_factory.digest import check_digest
 from model_factory.store import Blob
 
 _MAX_HINT_PARTS = 100
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NAME = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC  # opens nothing: a FIFO would block, a device might act
 
 
-def open_shared(store: str, blob: Blob) -> BinaryIO | None:
+def open_shared(store: str, blob: Blob, *, of_anyone: bool = False) -> BinaryIO | None:
     """Open a blob in a store at an absolute path that someone named; None if it is not there, or not it.
 
-    It is in use, and so not evicted, until the file is closed and every mapping of it is gone.
+    It is in use, and so not evicted, until the file is closed and every mapping of it is gone. Its owner could write to
+    it later, so it has to be this process's user or root's, unless it may be ``of_anyone``.
     """
     check_digest(blob.digest)
     with suppress(OSError, ValueError):  # not here, not ours to read, or no path at all
-        file = _open(store, blob)
+        file = _open(store, blob, of_anyone)
         with suppress(OSError):
             if _is_blob(file, blob):
                 return file
@@ -38,7 +40,7 @@ def open_shared(store: str, blob: Blob) -> BinaryIO | None:
     return None
 
 
-def _open(store: str, blob: Blob) -> BinaryIO:
+def _open(store: str, blob: Blob, of_anyone: bool) -> BinaryIO:
     """Walk from the root to the blob's file, one real folder after the other, and open it if it is a file like that."""
     parts = PurePosixPath(store).parts
     if not Path(store).is_absolute() or ".." in parts or len(parts) > _MAX_HINT_PARTS:
@@ -55,6 +57,8 @@ def _open(store: str, blob: Blob) -> BinaryIO:
     try:
         found = os.fstat(named)
         if not stat.S_ISREG(found.st_mode) or found.st_size != blob.size:
+            raise ValueError(store)
+        if not of_anyone and (found.st_uid not in {os.getuid(), 0} or found.st_mode & _OTHERS_MAY_WRITE):
             raise ValueError(store)
         return Path(f"/proc/self/fd/{named}").open("rb", buffering=0)
     finally:
