@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -122,8 +121,9 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 while (event := await events.get()) is not None:
                     yield event
                 built = await building
-                yield build_pb2.BuildModelsResponse(manifest=self._manifest(built))
-                self._keep(request, built)
+                response = build_pb2.BuildModelsResponse(manifest=self._manifest(built))
+                yield response
+                self._keep(request, response, built)
             finally:
                 building.cancel()
 
@@ -173,11 +173,16 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         current_call().builds.extend(component.build_key for component in manifest.components)
         self._metrics.lookups.labels("hit").inc(len(manifest.components))
 
-    def _keep(self, request: build_pb2.BuildModelsRequest, built: dict[str, Built]) -> None:
+    def _keep(
+        self, request: build_pb2.BuildModelsRequest, response: build_pb2.BuildModelsResponse, built: dict[str, Built]
+    ) -> None:
         """Keep a build's manifest for those who ask for the same again."""
-        found = {name: dataclasses.replace(item, now=False) for name, item in built.items()}
+        again = build_pb2.BuildModelsResponse()
+        again.CopyFrom(response)
+        for component in again.manifest.components:
+            component.built_now = False
         blobs = [blob for item in built.values() for blob in (item.descriptor, item.programs, item.weights)]
-        self._answers.keep(request, build_pb2.BuildModelsResponse(manifest=self._manifest(found)), blobs)
+        self._answers.keep(request, again, blobs)
 
     @contextmanager
     def _answering(self, context: Context) -> Iterator[_Call]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from model_factory.descriptor.weights import write_weights
 from model_factory.errors import ModelFactoryError, StoreError
 from model_factory.graph.runner import torch_const
 from model_factory.remote.factory import RemoteModelFactory
+from model_factory.store.staging import staged
 from model_factory.v1 import capabilities_pb2
 
 
@@ -89,14 +89,8 @@ def _whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write to that appears at ``path`` when all went well, and not at all otherwise."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            staged = Path(file.name)
-            try:
-                yield cast("BinaryIO", file)
-                file.flush()
-                staged.chmod(0o644)
-                staged.replace(path)
-            finally:
-                staged.unlink(missing_ok=True)
+        with staged(path.parent) as new:
+            yield new.file
+            new.publish(path)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
