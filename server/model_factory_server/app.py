@@ -17,13 +17,13 @@ from grpc_reflection.v1alpha import reflection
 
 from model_factory.errors import ServerError
 from model_factory.limits import MAX_MESSAGE_BYTES
+from model_factory.memory import keep_freed_memory
 from model_factory.settings import environment
 from model_factory.store import Store
 from model_factory.v1 import blob_pb2, service_pb2, service_pb2_grpc, wire
 from model_factory_server.access import Access, check_exposure, credentials
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.builder import Builder
-from model_factory_server.chunks import keep_freed_memory
 from model_factory_server.forks import socket_in
 from model_factory_server.observe.interceptor import CallInterceptor
 from model_factory_server.observe.metrics import Metrics

@@ -1,33 +1,22 @@
 """Blob chunks as the messages they are sent in: read from the file straight into their place in the message.
 
 On loopback and fast networks a blob stream is bound by how often each byte is copied, and by page faults: see
-docs/performance.md. So a message is written into one buffer again and again, without a copy of its own, and the
-server's malloc keeps what it has instead of handing each message's pages back to the kernel.
+docs/performance.md. So a message is written into one buffer again and again, without a copy of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import io
 import os
 from collections.abc import AsyncIterator
 
 from model_factory.errors import ServerError
-from model_factory.limits import BLOB_CHUNK_BYTES, MIB
+from model_factory.limits import BLOB_CHUNK_BYTES
 from model_factory.v1 import wire
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _NOT_AT_HAND = (errno.EAGAIN, errno.EOPNOTSUPP)
-
-
-def keep_freed_memory() -> None:
-    """Have malloc reuse freed messages; at most this much is kept that could be given back. Does nothing off glibc."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 * MIB)
-        mallopt(_M_TRIM_THRESHOLD, 256 * MIB)
 
 
 async def read_chunks(number: int, offset: int, length: int) -> AsyncIterator[bytes]:
