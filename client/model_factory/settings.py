@@ -52,13 +52,16 @@ def keep_variables(is_allowed: Callable[[str], bool]) -> None:
 
 
 @contextmanager
-def only_variables(is_allowed: Callable[[str], bool]) -> Iterator[None]:
-    """Start processes inside with the allowed variables alone."""
+def only_variables(is_allowed: Callable[[str], bool], more: Mapping[str, str]) -> Iterator[None]:
+    """Start processes inside with the allowed variables alone, and some more."""
     before = dict(os.environ)
     keep_variables(is_allowed)
+    os.environ.update(more)
     try:
         yield
     finally:
+        for name in more:
+            del os.environ[name]
         os.environ.update(before)
 
 

@@ -262,7 +262,7 @@ class Builder:
         seconds = seconds or self._settings.limits.build_timeout
         async with self.admission.builder(client):
             receiver, sender = self._forks.context.Pipe(duplex=False)  # here, so that what waits has none
-            attempt = Attempt(self._forks, _enter_worker, (job, sender))
+            attempt = Attempt(self._forks, job, sender)
             # In this call's context, so that what the thread logs belongs to it.
             context, attend = contextvars.copy_context(), functools.partial(self._attend, attempt, receiver, sender)
             attending = loop.run_in_executor(self._threads, context.run, attend, relay, seconds)
@@ -323,12 +323,6 @@ class Builder:
 def _built(key: str, record: dict[str, list[Any]], *, now: bool) -> Built:
     blobs = {name: Blob(*record[name]) for name in ("descriptor", "programs", "weights")}
     return Built(key=key, now=now, **blobs)
-
-
-def _enter_worker(job: dict[str, Any], sender: Connection) -> None:
-    from model_factory_server import worker  # noqa: PLC0415  torch, which only the fork server and its workers import
-
-    worker.main(worker.Job(**job), sender)
 
 
 def _death(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryError:

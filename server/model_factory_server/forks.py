@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from model_factory.settings import only_variables
 from model_factory_server.confine import kill_session
 
 _PRELOADED = "model_factory_server.warm"
+_VARIABLES = {"THP_MEM_ALLOC_ENABLE": "1"}  # large tensors take huge pages, with a fraction of the page faults
 
 
 @contextmanager
@@ -49,7 +51,7 @@ class ForkServer:
         """Start it, also when it has died; otherwise ``multiprocessing`` would, with every variable there is."""
         with self._lock:
             if self._pid is None or _has_ended(self._pid):
-                with only_variables(self._allows_variable):
+                with only_variables(self._allows_variable, _VARIABLES):
                     forkserver.ensure_running()
                 self._pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # noqa: SLF001
 
@@ -64,10 +66,10 @@ def _has_ended(child: int) -> bool:
 class Attempt:
     """A worker process doing a job; may be given up from another thread at any time."""
 
-    def __init__(self, forks: ForkServer, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        """Prepare a process that calls ``work`` with picklable ``arguments``."""
+    def __init__(self, forks: ForkServer, job: Mapping[str, Any], sender: Connection) -> None:
+        """Prepare a process that does a job, by the fields of ``worker.Job``, and sends what comes of it."""
         self._forks = forks
-        self._process = forks.context.Process(target=work, args=arguments, daemon=True)
+        self._process = forks.context.Process(target=_enter_worker, args=(job, sender), daemon=True)
         self._lock = threading.Lock()
         self._over = False
         self._gone = False
@@ -106,3 +108,13 @@ class Attempt:
             kill_session(self._process.pid)
         with self._lock:
             self._gone = True
+
+
+def _enter_worker(job: Mapping[str, Any], sender: Connection) -> None:
+    """Where a worker begins: in this module, since the module of what it is told to call is imported there first.
+
+    Those that know gRPC would cost every worker a quarter of a second.
+    """
+    from model_factory_server import worker  # noqa: PLC0415  torch, which only the fork server and its workers import
+
+    worker.main(worker.Job(**job), sender)

@@ -6,6 +6,8 @@ behind it. Nothing here starts a thread or touches a GPU, since neither survives
 
 from __future__ import annotations
 
+import gc
+
 import torch
 from torch import nn
 
@@ -41,3 +43,5 @@ def _warm_up() -> None:
 
 
 _warm_up()
+gc.collect()
+gc.freeze()  # or the first collection of every worker would write to, and so copy, all that is here
