@@ -60,15 +60,16 @@ class Runner:
             FormatError: an op, value or constant is unknown.
         """
         self.program = program
-        _check_names(program)
-        last_use = _last_uses(program)
+        parts = [_parts((step.args, step.kwargs), []) for step in program.steps]
+        used = [_names(some) for some in [*parts, _parts(program.result, [])]]
+        _check_names(program, used)
         self._actions: list[_Action] = [_compile_step(step) for step in program.steps]
         self._stores = [_compile_store(step.out) for step in program.steps]
-        self._dead = [
-            tuple(name for name, last in last_use.items() if last == index) for index in range(len(program.steps))
-        ]
+        self._dead: list[list[str]] = [[] for _ in program.steps]  # not needed after a step
+        for name, index in _last_uses(program, used).items():
+            self._dead[index].append(name)
         self._result = _compile(program.result)
-        self._uses_device = any(Device() in _flat((step.args, step.kwargs)) for step in program.steps)
+        self._uses_device = any(isinstance(part, Device) for some in parts for part in some)
         self._sets_grad_mode = any(step.call == f"op:{SET_GRAD_ENABLED}" for step in program.steps)
         if any(step.call.startswith(GUARD) for step in program.steps):  # another program may finish a run
             self._uses_device = self._sets_grad_mode = True
@@ -292,54 +293,57 @@ def out_names(out: Out) -> tuple[str, ...]:
     return out if isinstance(out, tuple) else tuple(out.values())
 
 
-def _flat(argument: Argument) -> Iterator[Argument]:
-    """An argument's parts that are not containers."""
-    if isinstance(argument, Size):
-        yield from _flat(argument.expr)
+def _parts(argument: Argument, found: list[Argument]) -> list[Argument]:
+    """Add to ``found``, and return, an argument's parts that are not containers."""
+    if isinstance(argument, Ref | Dim | str | int):
+        found.append(argument)
+    elif isinstance(argument, Size):
+        _parts(argument.expr, found)
     elif isinstance(argument, Expr):
-        yield from _flat(argument.args)
+        _parts(argument.args, found)
     elif isinstance(argument, slice):
-        yield from _flat((argument.start, argument.stop, argument.step))
+        _parts((argument.start, argument.stop, argument.step), found)
     elif isinstance(argument, list | tuple):
         for item in argument:
-            yield from _flat(item)
+            _parts(item, found)
     elif isinstance(argument, Mapping):
-        yield from _flat(tuple(argument.values()))
+        for item in argument.values():
+            _parts(item, found)
     elif isinstance(argument, Fields):
-        yield from _flat(argument.values)
+        _parts(argument.values, found)
     else:
-        yield argument
+        found.append(argument)
+    return found
 
 
-def names_in(argument: Argument) -> Iterator[str]:
-    """The values an argument refers to."""
-    return (part.name for part in _flat(argument) if isinstance(part, Ref | DtypeOf | Dim))
+def _names(parts: list[Argument]) -> list[str]:
+    """The values that parts refer to."""
+    return [part.name for part in parts if isinstance(part, Ref | DtypeOf | Dim)]
 
 
-def _check_names(program: Program) -> None:
+def _check_names(program: Program, used: list[list[str]]) -> None:
+    """Check that what each step uses, and at last the result, is made before."""
     known = set(program.inputs)
-    for index, step in enumerate(program.steps):
-        for name in names_in((step.args, step.kwargs)):
+    for index, (step, names) in enumerate(zip(program.steps, used[:-1], strict=True)):
+        for name in names:
             if name not in known:
                 raise FormatError(f"step {index} ({step.call}) uses {name!r} before it exists")
         known.update(out_names(step.out))
-    for name in names_in(program.result):
+    for name in used[-1]:
         if name not in known:
             raise FormatError(f"the program's result uses {name!r}, which no step makes")
 
 
-def _last_uses(program: Program) -> dict[str, int]:
+def _last_uses(program: Program, used: list[list[str]]) -> dict[str, int]:
     """For each value, the last step that needs it; values of the result are needed for ever.
 
     Up to its last guard a program keeps all, for another one may go on there.
     """
     last: dict[str, int] = {}
     guard = max((index for index, step in enumerate(program.steps) if step.call.startswith(GUARD)), default=0)
-    for index, step in enumerate(program.steps):
-        for name in out_names(step.out):
+    for index, (step, names) in enumerate(zip(program.steps, used[:-1], strict=True)):
+        for name in (*out_names(step.out), *names):
             last[name] = max(index, guard)
-        for name in names_in((step.args, step.kwargs)):
-            last[name] = max(index, guard)
-    for name in names_in(program.result):
+    for name in used[-1]:
         last.pop(name, None)
     return last
