@@ -7,7 +7,7 @@ call, never kept, so that replacing a child (SyncBatchNorm conversion, a LoRA wr
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
