@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.experiment import COMPONENTS, CONFIGS, SEED, digests, example, size_of
-from benchmarks.measure import Report, Row, in_turns, ratio, seconds
+from benchmarks.measure import Report, Row, Sample, in_turns, ratio, seconds
 from model_factory import RemoteModelFactory
 from model_factory.descriptor.codec import (
     Programs,
@@ -56,6 +56,7 @@ def measure_client(report: Report, folder: Path, address: str, repeats: int) -> 
         assert found["digests"] == expected, "other weights than the original's"
         return float(found["seconds"])
 
+    size = size_of(originals)
     samples = in_turns(
         {
             LOCAL: lambda: checked(local),
@@ -64,17 +65,14 @@ def measure_client(report: Report, folder: Path, address: str, repeats: int) -> 
             COLD: lambda: in_new_process("remote"),
         },
         repeats,
+        memory=2 * size,
     )
-    size = size_of(originals)
     report.bars[f"four models, {size / (1 << 20):.0f} MiB, s"] = samples
     for name, sample in samples.items():
         what = f"example experiment ({size / (1 << 20):.0f} MiB), {name}"
-        report.rows.append(Row(what=what, value=sample.median, unit="s", spread=sample.spread))
-    warm, cold_ratio = ratio(samples[WARM], samples[LOCAL]), ratio(samples[COLD], samples[COLD_LOCAL])
-    report.rows += [
-        Row(what=f"{WARM} ÷ {LOCAL}", value=warm.median, unit="x", spread=warm.spread, target=0.05),
-        Row(what=f"{COLD} ÷ {COLD_LOCAL}", value=cold_ratio.median, unit="x", spread=cold_ratio.spread, target=0.2),
-    ]
+        report.add(what, sample, "s")
+    report.add(f"{WARM} ÷ {LOCAL}", ratio(samples[WARM], samples[LOCAL]), target=0.05)
+    report.add(f"{COLD} ÷ {COLD_LOCAL}", ratio(samples[COLD], samples[COLD_LOCAL]), target=0.2)
     rebuilt: Any = remote.build(COMPONENTS)
     _rebuild(report, rebuilt, repeats)
     _training(report, originals, rebuilt, repeats)
@@ -116,15 +114,7 @@ def _rebuild(report: Report, models: dict[str, nn.Module], repeats: int) -> None
         return taken * 1000 / modules
 
     sample = in_turns({"rebuild": once}, repeats * 4)["rebuild"]
-    report.rows.append(
-        Row(
-            what=f"rebuild of {modules} modules from their descriptors, each",
-            value=sample.median,
-            unit="ms",
-            spread=sample.spread,
-            target=0.03,
-        )
-    )
+    report.add(f"rebuild of {modules} modules from their descriptors, each", sample, "ms", target=0.03)
 
 
 def _training(report: Report, originals: dict[str, nn.Module], rebuilt: dict[str, nn.Module], repeats: int) -> None:
@@ -149,20 +139,12 @@ def _training(report: Report, originals: dict[str, nn.Module], rebuilt: dict[str
         return taken
 
     losses: dict[str, tuple[float, float]] = {}
-    samples = in_turns({name: lambda name=name: step(name) for name in policies}, repeats * 2)
+    samples = in_turns({name: lambda name=name: step(name) for name in policies}, repeats * 4)
     assert losses["original"] == losses["rebuilt"], f"the losses differ: {losses}"
     for name, parameter in policies["original"].named_parameters():
         assert torch.equal(parameter.grad, policies["rebuilt"].get_parameter(name).grad), f"{name} has another gradient"
     against = ratio(samples["rebuilt"], samples["original"])
-    report.rows.append(
-        Row(
-            what="forward and backward, rebuilt ÷ original",
-            value=against.median,
-            unit="x",
-            spread=against.spread,
-            target=1.02,
-        )
-    )
+    report.add("forward and backward, rebuilt ÷ original", against, target=1.02)
 
 
 def _memory(report: Report, folder: Path, address: str, repeats: int, expected: dict[str, str]) -> None:
@@ -176,8 +158,6 @@ def _memory(report: Report, folder: Path, address: str, repeats: int, expected: 
             found = run_trainer("remote", address, cache, COMPONENTS)
             assert found["digests"] == expected, "other weights than the original's"
             values.append(found["peak_bytes"] / found["size"])
-        row = Row(
-            what=f"client peak RSS beyond torch's import ÷ model bytes, {what}", value=max(values), unit="x", target=1.1
-        )
-        report.rows.append(row)
+        sample = Sample(values=tuple(values))
+        report.add(f"client peak RSS beyond torch's import ÷ model bytes, {what}", sample, target=1.1)
         shutil.rmtree(cache)

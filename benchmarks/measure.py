@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 Contender = Callable[[], float]
 """Does its work once, checks what came of it outside the time, and returns the seconds that the work took."""
@@ -67,6 +70,10 @@ class Report:
     bars: dict[str, dict[str, Sample]] = field(default_factory=dict)
     """For the plots: title with unit -> what -> sample."""
 
+    def add(self, what: str, sample: Sample, unit: str = "x", **others: Any) -> None:
+        """Add the row of a sample; ``others`` are further fields of :class:`Row`."""
+        self.rows.append(Row(what=what, value=sample.median, unit=unit, spread=sample.spread, **others))
+
 
 def seconds(work: Callable[[], object]) -> float:
     """How long ``work`` takes."""
@@ -75,18 +82,34 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def in_turns(contenders: Mapping[str, Contender], repeats: int) -> dict[str, Sample]:
+def in_turns(contenders: Mapping[str, Contender], repeats: int, memory: int = 0) -> dict[str, Sample]:
     """Measure all contenders in each of ``repeats`` rounds, so that what slows the machine down slows all of them.
 
-    One round before is not counted: it fills caches and pools.
+    One round before is not counted: it fills caches and pools. Every second round goes backwards. Each contender finds
+    ``memory`` bytes at hand (see :func:`provide_memory`).
     """
     values: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(repeats + 1):
-        for name, contender in contenders.items():
-            taken = contender()
+        for name in list(contenders)[:: -1 if number % 2 else 1]:
+            provide_memory(memory)
+            taken = contenders[name]()
             if number:
                 values[name].append(taken)
     return {name: Sample(values=tuple(taken)) for name, taken in values.items()}
+
+
+def provide_memory(size: int) -> None:
+    """Have the kernel find so many bytes of memory, but at most half of what is free, and give them back to it.
+
+    A virtual machine may return free memory to its host after seconds, and then the first to need it pays several times
+    what it costs otherwise: who that is must not depend on whose turn it was before.
+    """
+    size = min(size, os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE // 2) // mmap.PAGESIZE * mmap.PAGESIZE
+    if size == 0:
+        return
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        memory[:: mmap.PAGESIZE] = bytes(size // mmap.PAGESIZE)
 
 
 def ratio(of: Sample, to: Sample) -> Sample:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.experiment import SEED
-from benchmarks.measure import Report, Row, Sample, ratio
+from benchmarks.measure import Report, Sample, provide_memory, ratio
 from benchmarks.server_side import watching_workers
 from benchmarks.servers import our_server
 from model_factory.store import Store
 
 RANKS = 8
 WIDTH = 1280
+MEMORY_BYTES = 6 << 30
 
 
 def measure_ranks(report: Report, folder: Path, size: int, repeats: int) -> None:
@@ -49,11 +50,11 @@ def measure_ranks(report: Report, folder: Path, size: int, repeats: int) -> None
     report.bars[f"{RANKS} ranks, {size / (1 << 20):.0f} MiB, s"] = samples
     for way, sample in samples.items():
         what = f"{RANKS} ranks, nothing cached, {size / 1e9:.1f} GB model, {way}"
-        report.rows.append(Row(what=what, value=sample.median, unit="s", spread=sample.spread))
+        report.add(what, sample, "s")
     for way in ("over TCP", "same machine"):
         against = ratio(samples[way], samples["in process"])
         what = f"{RANKS} ranks, {way}, all together ÷ {RANKS} in-process constructions at once"
-        report.rows.append(Row(what=what, value=against.median, unit="x", spread=against.spread, target=0.35))
+        report.add(what, against, target=0.35)
 
 
 def _together(kind: str, address: str, cache: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -65,6 +66,7 @@ def _together(kind: str, address: str, cache: Path, config: dict[str, Any]) -> l
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(RANKS)
     ]
+    provide_memory(MEMORY_BYTES)
     try:
         for rank in ranks:
             assert rank.stdout is not None

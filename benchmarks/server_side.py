@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors.torch import load_file
 
 from benchmarks.experiment import COMPONENTS, CONFIGS, SEED
-from benchmarks.measure import Report, Row, Sample, in_turns, ratio
+from benchmarks.measure import Report, Sample, in_turns, ratio
 from benchmarks.payload import digest_of_tensors
 from model_factory.components import read_request
 from model_factory.limits import MAX_MESSAGE_BYTES
@@ -25,6 +25,7 @@ from model_factory.v1 import build_pb2, service_pb2_grpc
 from model_factory_server import PolicyConstructorModelFactory
 
 CLIENTS = 64
+MEMORY_BYTES = 2 << 30  # the experiment twice, and the file
 _CALLS = 200
 _OPTIONS = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.use_local_subchannel_pool", 1)]
 _seeds = itertools.count(1000)
@@ -55,45 +56,41 @@ def manifest_of(stub: Any, seed: int, names: tuple[str, ...] = tuple(COMPONENTS)
 
 
 def _builds(report: Report, store: Store, stub: Any, repeats: int) -> None:
-    used: list[int] = []
+    local_seeds, remote_seeds = itertools.tee(itertools.islice(_seeds, repeats + 1))
+    found: dict[int, dict[str, str]] = {}
+
+    def check(seed: int, digests: dict[str, str]) -> None:
+        assert found.setdefault(seed, digests) == digests, "the server's weights are others than those in process"
 
     def local() -> float:
-        used.append(next(_seeds))
-        factory = PolicyConstructorModelFactory(seed=used[-1], base_dir=CONFIGS)
+        seed = next(local_seeds)
+        factory = PolicyConstructorModelFactory(seed=seed, base_dir=CONFIGS)
         started = time.perf_counter()
         models: Any = factory.build(COMPONENTS)
         taken = time.perf_counter() - started
-        expected.update({name: digest_of_tensors(model.state_dict()) for name, model in models.items()})
+        check(seed, {name: digest_of_tensors(model.state_dict()) for name, model in models.items()})
         return taken
 
     def remote() -> float:
+        seed = next(remote_seeds)
         started = time.perf_counter()
-        manifest = manifest_of(stub, used[-1])
+        manifest = manifest_of(stub, seed)
         taken = time.perf_counter() - started
+        digests = {}
         for built in manifest.components:
             assert built.built_now, "it was built before"
             path = store.find(Blob(built.weights.blake3, built.weights.size_bytes))
             assert path is not None
-            assert digest_of_tensors(load_file(path)) == expected[built.name], "other weights than in process"
+            digests[built.name] = digest_of_tensors(load_file(path))
             path.unlink()
+        check(seed, digests)
         return taken
 
-    expected: dict[str, str] = {}
-    samples = in_turns({"in process": local, "server": remote}, repeats)
-    against = ratio(samples["server"], samples["in process"])
+    samples = in_turns({"in process": local, "server": remote}, repeats, memory=MEMORY_BYTES)
     for name, sample in samples.items():
-        report.rows.append(
-            Row(what=f"example experiment, another seed, {name}", value=sample.median, unit="s", spread=sample.spread)
-        )
-    report.rows.append(
-        Row(
-            what="server: build plus durable blob ÷ in-process construction",
-            value=against.median,
-            unit="x",
-            spread=against.spread,
-            target=1.6,
-        )
-    )
+        report.add(f"example experiment, another seed, {name}", sample, "s")
+    against = ratio(samples["server"], samples["in process"])
+    report.add("server: build plus durable blob ÷ in-process construction", against, target=1.6)
 
 
 def _answers(report: Report, stub: Any, health: Any) -> None:
@@ -120,11 +117,9 @@ def _answers(report: Report, stub: Any, health: Any) -> None:
     samples = in_turns({key: lambda call=call: timed(call) for key, call in calls.items()}, _CALLS)
     assert stub.DescribeModels(describe) == first
     for key in ("describe", "build"):
-        value = samples[key].median / samples["bare"].median
+        value = Sample(values=(samples[key].median / samples["bare"].median,))
         note = f"{samples[key].median * 1000:.2f} ms, bare {samples['bare'].median * 1000:.2f} ms"
-        report.rows.append(
-            Row(what=f"p50 of a cached {key} answer ÷ bare unary gRPC", value=value, unit="x", target=2.0, note=note)
-        )
+        report.add(f"p50 of a cached {key} answer ÷ bare unary gRPC", value, target=2.0, note=note)
 
 
 def _crowd(report: Report, address: str, pid: int, repeats: int) -> None:
@@ -136,16 +131,11 @@ def _crowd(report: Report, address: str, pid: int, repeats: int) -> None:
         assert workers == 1, f"{workers} builds ran"
         ratios.append(last / first)
         spans.append(last)
-    sample = Sample(values=tuple(ratios))
-    report.rows.append(
-        Row(
-            what=f"{CLIENTS} clients, one uncached model, one build: last answer ÷ first",
-            value=sample.median,
-            unit="x",
-            spread=sample.spread,
-            target=1.3,
-            note=f"last after {max(spans):.2f} s",
-        )
+    report.add(
+        f"{CLIENTS} clients, one uncached model, one build: last answer ÷ first",
+        Sample(values=tuple(ratios)),
+        target=1.3,
+        note=f"last after {max(spans):.2f} s",
     )
 
 

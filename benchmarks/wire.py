@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import torch
 
-from benchmarks.measure import Contender, Report, Row, in_turns, rates, ratio, seconds
+from benchmarks.measure import Contender, Report, in_turns, rates, ratio, seconds
 from benchmarks.payload import Payload, land, make_payload
 from benchmarks.peers import CHUNK_BYTES
 from benchmarks.servers import peer
@@ -63,18 +63,16 @@ def measure_wire(report: Report, folder: Path, servers: Servers, size: int, repe
             contenders[SHARED] = stack.enter_context(_ours(payload, servers.sharing, folder, transferred=0))
         contenders[MAPPED] = lambda: _mapped(payload, store)
         contenders[TORCH] = lambda: _torch(payload, folder)
-        samples = in_turns(contenders, repeats)
+        samples = in_turns(contenders, repeats, memory=5 * payload.blob.size // 2)
     speeds = {name: rates(sample, payload.blob.size) for name, sample in samples.items()}
     report.bars[f"{payload.blob.size / (1 << 20):.0f} MiB, GB/s"] = speeds
     for name, speed in speeds.items():
-        report.rows.append(Row(what=name, value=speed.median, unit="GB/s", spread=speed.spread))
+        report.add(name, speed, "GB/s")
     for name, target in ((RAW, 0.9), (FLIGHT, 1.0), (TENSORIZER, 1.0), (HTTP, None), (TORCH, None)):
         if name in speeds:
             against = ratio(speeds[OURS], speeds[name])
             what = f"blob over TCP, verified, into the cache ÷ {name}"
-            report.rows.append(
-                Row(what=what, value=against.median, unit="x", spread=against.spread, target=target, at_least=True)
-            )
+            report.add(what, against, target=target, at_least=True)
     payload.path.unlink()
 
 

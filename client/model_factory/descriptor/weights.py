@@ -7,16 +7,19 @@ that mapped tensors are aligned as freshly allocated ones are and kernels comput
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
-from collections.abc import Mapping
-from typing import BinaryIO
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import BinaryIO, NamedTuple
 
 import torch
 from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 
+from model_factory.descriptor.pinned import to_device, to_host
 from model_factory.errors import FormatError
 from model_factory.landing import WriteBack
 
@@ -61,18 +64,23 @@ def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[
     size = len(header)
     file.write(header)
     hasher.update(header)
-    for _, tensor in ordered:
-        data = _bytes(tensor) if tensor.numel() else b""
+    for data in _bytes(tensor for _, tensor in ordered):
         file.write(data)
         hasher.update(data)
-        disk.wrote(tensor.nbytes)
-        size += tensor.nbytes
+        disk.wrote(len(data))
+        size += len(data)
     return hasher.hexdigest(), size
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+def _bytes(tensors: Iterable[torch.Tensor]) -> Iterator[memoryview]:
+    """Yield what tensors hold, one after the other; each piece is good until the next is asked for."""
+    for device, some in itertools.groupby(tensors, lambda tensor: tensor.device):
+        plain = (_flat(tensor.detach().resolve_conj().resolve_neg().contiguous()) for tensor in some if tensor.numel())
+        yield from (item.numpy().data for item in plain) if device.type == "cpu" else to_host(plain)
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _header(ordered: list[tuple[str, torch.Tensor]]) -> bytes:
@@ -93,42 +101,63 @@ def _header(ordered: list[tuple[str, torch.Tensor]]) -> bytes:
     return len(padded).to_bytes(8, "little") + padded
 
 
-def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-    """Map an open weights file and return its tensors by name.
+class _Entry(NamedTuple):
+    """A tensor in a weights file."""
 
-    On the CPU the tensors lie in a private mapping of the file: nothing is copied until it is written to, and the file
-    never changes. Only those that cannot be aligned in it, behind others of odd sizes, are copied at once. The mapping,
-    and so the open file with its locks, lives as long as any of the tensors.
+    name: str
+    dtype: torch.dtype
+    shape: list[int]
+    offset: int  # from the file's beginning
+
+
+def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+    """Return the tensors of an open weights file by name.
+
+    On the CPU they lie in a private mapping of the file: nothing is copied until it is written to, and the file never
+    changes. Only those that cannot be aligned in it, behind others of odd sizes, are copied at once. The mapping, and
+    so the open file with its locks, lives as long as any of the tensors. On another device they are copies.
 
     Raises:
         FormatError: the file is not a whole safetensors file.
     """
-    name = f"/dev/fd/{file.fileno()}"
     try:
+        entries = _entries(file)
         if torch.device(device).type != "cpu":
-            with safe_open(name, framework="pt", device=str(device)) as opened:
-                return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a mapping
+            return _copied(file, entries, device)
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        tensors: dict[str, torch.Tensor] = {}
-        with safe_open(name, framework="numpy") as opened:  # which checks that the tensors cover the file without gaps
-            offset = 8 + int.from_bytes(mapping[:8], "little")
-            for key in opened.offset_keys():
-                about = opened.get_slice(key)
-                tensors[key] = tensor = _mapped(mapping, offset, about.get_dtype(), about.get_shape())
-                offset += tensor.nbytes
+        return {entry.name: _mapped(mapping, entry) for entry in entries}
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(f"this is not a whole weights file: {error}") from None
-    return tensors
 
 
-def _mapped(mapping: mmap.mmap, offset: int, kind: str, shape: list[int]) -> torch.Tensor:
-    dtype = _BY_NAME.get(kind)
-    if dtype is None:
-        raise FormatError(f"a weights file holds a tensor of the unknown dtype {kind!r}")
-    count = math.prod(shape)
+def _entries(file: BinaryIO) -> list[_Entry]:
+    found = []
+    offset = 8 + int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
+    with safe_open(f"/dev/fd/{file.fileno()}", framework="numpy") as opened:  # checks that there are no gaps between
+        for name in opened.offset_keys():
+            about = opened.get_slice(name)
+            dtype, shape = _BY_NAME.get(about.get_dtype()), about.get_shape()
+            if dtype is None:
+                raise FormatError(f"a weights file holds a tensor of the unknown dtype {about.get_dtype()!r}")
+            found.append(_Entry(name, dtype, shape, offset))
+            offset += math.prod(shape) * dtype.itemsize
+    return found
+
+
+def _mapped(mapping: mmap.mmap, entry: _Entry) -> torch.Tensor:
+    count = math.prod(entry.shape)
     if count == 0:
-        return torch.empty(shape, dtype=dtype)
-    if offset % ALIGNMENT:  # kernels may add up in another order where the data lies otherwise than they allocate it
-        part = bytearray(mapping[offset : offset + count * dtype.itemsize])
-        return torch.frombuffer(part, dtype=dtype).view(shape).clone()
-    return torch.frombuffer(mapping, dtype=dtype, count=count, offset=offset).view(shape)
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    if entry.offset % ALIGNMENT:  # kernels may add up in another order where the data lies otherwise than they allocate
+        part = bytearray(mapping[entry.offset : entry.offset + count * entry.dtype.itemsize])
+        return torch.frombuffer(part, dtype=entry.dtype).view(entry.shape).clone()
+    return torch.frombuffer(mapping, dtype=entry.dtype, count=count, offset=entry.offset).view(entry.shape)
+
+
+def _copied(file: BinaryIO, entries: list[_Entry], device: str | torch.device) -> dict[str, torch.Tensor]:
+    """Tensors with memory of their own."""
+    tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype, device=device) for entry in entries}
+    if entries:
+        file.seek(entries[0].offset)
+    to_device(file, (_flat(tensor) for tensor in tensors.values()))
+    return tensors
