@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from model_factory import RemoteModelFactory
-from model_factory_server import PolicyConstructorModelFactory
+from model_factory.components import component_seed, read_request
+from model_factory_server.backends.loading import load_backend
+from model_factory_server.settings import BackendSettings
+from model_factory_server.worker import construct
 from support.cases import CASES
 from support.compare import assert_same
 from support.server import ServerProcess
@@ -38,6 +41,8 @@ def test_a_model_lands_on_the_gpu(make_remote: Callable[..., RemoteModelFactory]
 def test_a_model_is_made_on_the_gpu(start_server: Start, tmp_path: Path) -> None:
     server = start_server(None, "--device", "cuda")
     made = RemoteModelFactory(server.address, seed=3, cache_dir=tmp_path / "cache", device="cuda").build(MODEL)
-    expected = PolicyConstructorModelFactory(seed=3, device="cuda").build(MODEL)
+    (component,) = read_request(MODEL, Path.cwd(), {}).components
+    seed = component_seed(3, component.name)
+    expected = construct(load_backend(BackendSettings()), component.config, seed, "cuda")
     assert_same(on_the_host(made), on_the_host(expected))
     assert server.stop() == 0
