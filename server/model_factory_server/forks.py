@@ -113,7 +113,7 @@ class Attempt:
 def _enter_worker(job: Mapping[str, Any], sender: Connection) -> None:
     """Where a worker begins: in this module, since the module of what it is told to call is imported there first.
 
-    Those that know gRPC would cost every worker a quarter of a second.
+    Importing one that knows gRPC would cost every worker almost a tenth of a second.
     """
     from model_factory_server import worker  # noqa: PLC0415  torch, which only the fork server and its workers import
 
