@@ -9,7 +9,8 @@
     ├── GraphExecutionError      a forward was called wrongly, or one of its steps failed
     │   └── CallFormError        no program exists for this way of calling a module
     ├── FormatError              a descriptor, program or blob is not what it should be
-    │   └── IntegrityError       bytes do not match the digest they were asked for by
+    │   ├── IntegrityError       bytes do not match the digest they were asked for by
+    │   └── RangeError           bytes were asked for that a blob does not have
     ├── SourceError              a model needs source that is not trusted here, or that cannot be used here
     ├── StoreError               a store or cache folder cannot be used: no space, no permission
     │   └── MissingBlobError     the server's store does not have a blob, or no longer
@@ -64,6 +65,10 @@ class FormatError(ModelFactoryError):
 
 class IntegrityError(FormatError):
     """Content does not match its digest or its declared size."""
+
+
+class RangeError(FormatError):
+    """Bytes of a blob were asked for that lie outside it."""
 
 
 class SourceError(ModelFactoryError):

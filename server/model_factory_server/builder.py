@@ -34,6 +34,7 @@ from model_factory_server.settings import Settings
 log = logging.getLogger(__name__)
 
 OnStage = Callable[[str], None]
+OnWarning = Callable[[str], None]
 
 _OWN_SECONDS = 60.0  # of the server's own jobs: the operator's limit is for what configs make grow
 _WARM_UP = encode_document(
@@ -91,6 +92,7 @@ class Builder:
         self._threads = ThreadPoolExecutor(max_workers=settings.builders, thread_name_prefix="builder")
         self._flights: dict[str, _Flight] = {}
         self._attempts: set[Attempt] = set()
+        self._warned: set[str] = set()
         self._forks = ForkServer(settings.isolation.allows_variable)
 
     async def build(
@@ -287,7 +289,7 @@ class Builder:
                 if not started:
                     return None
                 try:
-                    result = _listen(receiver, report, seconds)
+                    result = _listen(receiver, report, self._warn, seconds)
                 except EOFError:
                     raise _death(attempt.wait(), self._settings.limits.build_cpu_timeout) from None
                 attempt.is_well = True
@@ -297,6 +299,12 @@ class Builder:
             self._attempts.discard(attempt)
             with suppress(OSError):  # what is left over is swept another time
                 self._store.sweep()
+
+    def _warn(self, text: str) -> None:
+        """Log what a worker warns of; what is so for all of them, at the first: the warm-up build, before any call."""
+        if text not in self._warned:
+            self._warned.add(text)
+            log.warning("builder processes warn: %s", text)
 
     def _complete(self, key: str, *names: str) -> Any | None:
         """Return a record if every blob it names is in the store."""
@@ -338,7 +346,7 @@ def _death(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryErro
     return errors.BuildError(f"the builder process ended with status {exit_code} before it had a result")
 
 
-def _listen(receiver: Connection, report: OnStage, seconds: float) -> Any:
+def _listen(receiver: Connection, report: OnStage, warn: OnWarning, seconds: float) -> Any:
     """Return a worker's result, or raise its error; EOFError if it died without either."""
     deadline = time.monotonic() + seconds
     while receiver.poll(max(0.0, deadline - time.monotonic())):
@@ -347,6 +355,8 @@ def _listen(receiver: Connection, report: OnStage, seconds: float) -> Any:
             report(body)
         elif kind == "log":
             log.error("a builder process says:\n%s", body)
+        elif kind == "warning":
+            warn(body)
         elif kind == "result":
             return body
         else:

@@ -10,13 +10,11 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
-import grpc
-
 from model_factory import limits
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.config.strict_json import json_shape
 from model_factory.documents import FORMAT, decode_document
-from model_factory.errors import FormatError, LimitError, MissingBlobError
+from model_factory.errors import FormatError, LimitError, MissingBlobError, RangeError
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
 from model_factory_server.answers import Answers
@@ -159,8 +157,9 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 raise MissingBlobError(f"no blob {blob.digest} in this store. Remedy: build again")
             with file, _patience(self._settings.connections.stall_timeout) as progress:
                 if not 0 <= request.offset_bytes <= blob.size or request.limit_bytes < 0:
-                    await context.abort(
-                        grpc.StatusCode.OUT_OF_RANGE, f"offset {request.offset_bytes} is outside the {blob.size} bytes"
+                    raise RangeError(
+                        f"offset {request.offset_bytes} and limit {request.limit_bytes} are outside the blob, which "
+                        f"has {blob.size} bytes. Remedy: an offset of 0 to {blob.size}, and a limit that is not negative"
                     )
                 left = min(request.limit_bytes or blob.size, blob.size - request.offset_bytes)
                 async for message in read_chunks(file.fileno(), request.offset_bytes, left):

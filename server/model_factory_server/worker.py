@@ -7,7 +7,6 @@ and so torch, imported already.
 
 from __future__ import annotations
 
-import logging
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -55,6 +54,10 @@ _FOUND_AT_BUILDS = (
     "This server shares source: a block whose examples, its own or those of the config's signature, no program can "
     "stand for travels as source (docs/portability.md)"
 )
+_NOT_ISOLATED = (
+    "this system gives builds no network namespace of their own: a build can reach the network. Remedy: allow unshare() "
+    "in the container's seccomp profile, or keep the server from the network (docs/operations.md#security)"
+)
 _NO_MEMORY = "can't allocate memory"  # torch's words
 
 
@@ -99,10 +102,11 @@ class Job:
 def main(job: Job, connection: Connection) -> None:
     """Do a job and send what comes of it.
 
-    That is ``("stage", name)`` or ``("log", text)`` any number of times, and then ``("result", ...)`` or
-    ``("error", ...)``.
+    That is ``("stage", name)``, ``("log", text)`` or ``("warning", text)`` any number of times, and then
+    ``("result", ...)`` or ``("error", ...)``.
     """
-    _confine(job)
+    if not _confine(job):
+        connection.send(("warning", _NOT_ISOLATED))
     torch.set_num_threads(job.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     try:
@@ -146,8 +150,11 @@ def _is_lack_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _confine(job: Job) -> None:
-    """Keep this process, and what runs in it, to what a build may do."""
+def _confine(job: Job) -> bool:
+    """Keep this process, and what runs in it, to what a build may do; False where it can reach a network all the same.
+
+    That is where the kernel, or a container's seccomp profile, gives it no namespace of its own.
+    """
     confine.die_with_parent()
     confine.lead_own_group()
     keep_variables(job.isolation.allows_variable)
@@ -159,10 +166,7 @@ def _confine(job: Job) -> None:
     # CUDA reserves address space by the hundred GiB, so there is no limit of ours there unless the operator sets one.
     if job.limits.max_memory_bytes or job.device_kind == "cpu":
         confine.limit_memory(job.limits.max_memory_bytes or confine.node_memory())
-    if not (job.isolation.worker_network or job.backend.hub.allow_download) and not confine.leave_network():
-        logging.getLogger(__name__).warning(
-            "this kernel gives builds no network namespace of their own: a build can reach the network"
-        )
+    return job.isolation.worker_network or job.backend.hub.allow_download or confine.leave_network()
 
 
 def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:

@@ -10,9 +10,18 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from grpc_status import rpc_status
 
 from attacks.conftest import CANARY, layers
-from model_factory import ModelFactoryError, RemoteModelFactory, ServerError
+from model_factory import (
+    FormatError,
+    MissingBlobError,
+    ModelFactoryError,
+    RangeError,
+    RemoteModelFactory,
+    ServerError,
+)
 from model_factory.remote.connection import RETRY_ATTEMPTS, Connection
 from model_factory.v1 import blob_pb2, build_pb2, program_pb2, service_pb2_grpc
 from support.server import ServerProcess
@@ -87,11 +96,28 @@ def test_a_request_for_bytes_that_are_not_there(attacked: RemoteModelFactory, gu
     size = some.stat().st_size
     with grpc.insecure_channel(guarded.address) as channel:
         stub = service_pb2_grpc.ModelFactoryServiceStub(channel)
-        for asked, offset, limit in ((size, size + 1, 0), (size, -1, 0), (size, 0, -1), (2**62, 2**61, 0), (-5, 0, 0)):
+        for asked, offset, limit, status, error in (
+            (size, size + 1, 0, "OUT_OF_RANGE", RangeError),
+            (size, -1, 0, "OUT_OF_RANGE", RangeError),
+            (size, 0, -1, "OUT_OF_RANGE", RangeError),
+            (2**62, 2**61, 0, "NOT_FOUND", MissingBlobError),
+            (-5, 0, 0, "INVALID_ARGUMENT", FormatError),
+        ):
             digest = blob_pb2.Digest(blake3=some.name, size_bytes=asked)
             request = blob_pb2.ReadBlobRequest(digest=digest, offset_bytes=offset, limit_bytes=limit)
-            with pytest.raises(grpc.RpcError):
+            with pytest.raises(grpc.RpcError) as caught:
                 list(stub.ReadBlob(request, timeout=10))
+            assert caught.value.code().name == status
+            assert any(detail.Is(ErrorInfo.DESCRIPTOR) for detail in rpc_status.from_call(caught.value).details)
+            link = Connection(guarded.address)
+            with pytest.raises(ModelFactoryError) as told, link.errors():
+                list(link.read_blob(request))
+            link.close()
+            assert type(told.value) is error
+            if error is RangeError:
+                assert f"offset {offset} and limit {limit} are outside the blob, which has {size} bytes" in str(
+                    told.value
+                )
         digest = blob_pb2.Digest(blake3=some.name, size_bytes=size)
         request = blob_pb2.ReadBlobRequest(digest=digest, limit_bytes=2**62)
         assert sum(len(answer.data) for answer in stub.ReadBlob(request, timeout=10)) == size

@@ -26,6 +26,7 @@ def test_client_names():
         "ModelFactory",
         "ModelFactoryError",
         "NotPortableError",
+        "RangeError",
         "RemoteModelFactory",
         "ServerError",
         "SourceError",

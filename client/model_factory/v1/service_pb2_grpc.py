@@ -40,6 +40,7 @@ class ModelFactoryServiceStub(object):
     sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
 
     INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
+    OUT_OF_RANGE         bytes of a blob were asked for that it does not have
     FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
     RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now
     NOT_FOUND            no such blob in this store: build again
@@ -100,6 +101,7 @@ class ModelFactoryServiceServicer(object):
     sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
 
     INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
+    OUT_OF_RANGE         bytes of a blob were asked for that it does not have
     FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
     RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now
     NOT_FOUND            no such blob in this store: build again
@@ -147,7 +149,8 @@ class ModelFactoryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReadBlob(self, request, context):
-        """Reads a blob that a manifest named. OUT_OF_RANGE if the offset is beyond its end.
+        """Reads a blob that a manifest named. OUT_OF_RANGE if the offset is negative or beyond its end, or the limit
+        negative.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,6 +209,7 @@ class ModelFactoryService(object):
     sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
 
     INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
+    OUT_OF_RANGE         bytes of a blob were asked for that it does not have
     FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
     RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now
     NOT_FOUND            no such blob in this store: build again

@@ -54,6 +54,7 @@ CATALOGUE: tuple[Reason, ...] = (
         code=code_pb2.DATA_LOSS,
         public=f"a blob in the server's store is damaged; {_SEE_LOG}",
     ),
+    Reason(name="OUT_OF_RANGE", error=errors.RangeError, code=code_pb2.OUT_OF_RANGE),
     Reason(name="MALFORMED_REQUEST", error=errors.FormatError, code=code_pb2.INVALID_ARGUMENT),
     Reason(name="BUSY", error=errors.BusyError, code=code_pb2.RESOURCE_EXHAUSTED, retry_seconds=1.0),
     Reason(name="OVER_LIMIT", error=errors.LimitError, code=code_pb2.RESOURCE_EXHAUSTED),
