@@ -159,7 +159,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 if not 0 <= request.offset_bytes <= blob.size or request.limit_bytes < 0:
                     raise RangeError(
                         f"offset {request.offset_bytes} and limit {request.limit_bytes} are outside the blob, which "
-                        f"has {blob.size} bytes. Remedy: an offset of 0 to {blob.size}, and a limit that is not negative"
+                        f"has {blob.size} bytes. Remedy: an offset of 0 to {blob.size}, and a limit of 0 or more"
                     )
                 left = min(request.limit_bytes or blob.size, blob.size - request.offset_bytes)
                 async for message in read_chunks(file.fileno(), request.offset_bytes, left):

@@ -55,8 +55,8 @@ _FOUND_AT_BUILDS = (
     "stand for travels as source (docs/portability.md)"
 )
 _NOT_ISOLATED = (
-    "this system gives builds no network namespace of their own: a build can reach the network. Remedy: allow unshare() "
-    "in the container's seccomp profile, or keep the server from the network (docs/operations.md#security)"
+    "this system gives builds no network namespace of their own: a build can reach the network. Remedy: allow "
+    "unshare in the container's seccomp profile, or keep the server from the network (docs/operations.md#security)"
 )
 _NO_MEMORY = "can't allocate memory"  # torch's words
 
