@@ -1,11 +1,12 @@
 """The files under docker/: consistent with the code, and what they start does what they say.
 
 No container engine runs here. What would run in the containers runs in this environment instead, read from the files:
-the server under a read-only root file system where this user may make one.
+server and trainer as the containers' user over a read-only root file system, where this user may do that.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from model_factory.settings import VARIABLES
 from model_factory_server.command import CONFIG_VARIABLE, OPTIONS
 from model_factory_server.options import assemble, gather
 from model_factory_server.settings import Settings
+from support.container import contained, why_not
 from support.dockerfile import ROOT, Stage, read_dockerfile
 from support.server import COMMAND, descendants, wait_gone
 
@@ -158,78 +160,115 @@ def test_probes_are_commands_that_there_are(capsys: pytest.CaptureFixture[str]) 
         assert own <= probe["timeoutSeconds"]
 
 
-READ_ONLY = """
-set -e
-mount --make-rprivate /
-for folder in "$1" "$2"; do mount --bind "$folder" "$folder"; done
-mount -o bind,remount,ro /
-shift 2
-exec "$@"
-"""
+class Composed:
+    """The services of compose.yaml on this machine: in containers without an engine where this user may make them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.services = document("compose.yaml")["services"]
+        self.is_contained = not why_not()
+        self.path = f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"
+        shutil.copy(DOCKER / "make-secrets.sh", folder)
+        subprocess.run(["sh", folder / "make-secrets.sh"], check=True, env=os.environ | {"PATH": self.path}, timeout=60)
+        for name in ("store", "cache", "tmp"):
+            (folder / name).mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as unused, socket.create_server(("127.0.0.1", 0)) as other:
+            port, metrics = unused.getsockname()[1], other.getsockname()[1]
+        self._addresses = {
+            "0.0.0.0:50051": f"127.0.0.1:{port}", "localhost:50051": f"localhost:{port}",
+            "server:50051": f"localhost:{port}", "0.0.0.0:9090": f"127.0.0.1:{metrics}",
+        }  # fmt: skip
+
+    def command(self, name: str, command: list[str]) -> list[str]:
+        """What runs a command as in the service's container."""
+        if not self.is_contained:
+            return command
+        secrets = {f"{SECRETS}/{item}": self.folder / "secrets" / item for item in self.services[name]["secrets"]}
+        return contained(command, user=final(name).one("USER"), writable=self.writable(name), read_only=secrets)
+
+    def writable(self, name: str) -> dict[str, Path]:
+        """The service's volumes and temporary folders: places inside, and what stands for them."""
+        (volume,) = (item.split(":") for item in self.services[name]["volumes"])
+        (temporary,) = (item.partition(":")[0] for item in self.services[name]["tmpfs"])
+        return {volume[1]: self.folder / volume[0], temporary: self.folder / "tmp"}
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The service's variables; the ports are this test's, and outside a container so are the places."""
+        given = final(name).environment | self.services[name]["environment"]
+        given = {key: value for key, value in given.items() if key.startswith(("MODEL_FACTORY_", "PYTHON", "HOME"))}
+        kept = {key: value for key, value in os.environ.items() if key in {"PYTHONPATH", "OMP_NUM_THREADS"}}
+        moved = self._addresses
+        if not self.is_contained:
+            places = {place: str(path) for place, path in self.writable(name).items()}
+            moved = moved | places | {SECRETS: str(self.folder / "secrets")}
+        for old, new in moved.items():
+            given = {key: value.replace(old, new) for key, value in given.items()}
+        return {"PATH": self.path} | kept | given
+
+    def run(self, name: str, command: list[str], without: str = "-") -> subprocess.CompletedProcess[str]:
+        environment = {key: value for key, value in self.environment(name).items() if without not in key}
+        return subprocess.run(
+            self.command(name, command), env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
 
 
-def under_read_only_root(store: Path, temporary: Path, command: list[str]) -> list[str]:
-    """The command with only these two folders writable, where this user can have it so."""
-    unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "--mount", "true"], capture_output=True, check=False).returncode:
-        return command
-    return [unshare, "--mount", "sh", "-c", READ_ONLY, "sh", str(store), str(temporary), *command]
+def check_is_contained(process: int, writable: set[str]) -> None:
+    """The process has the image's user and no rights, and nothing that it could write to but ``writable``."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+    assert f"Uid:{f'{chr(9)}10001' * 4}\n" in status
+    assert "CapEff:\t0000000000000000\n" in status
+    assert "NoNewPrivs:\t1\n" in status
+    mounts = [line.split() for line in Path(f"/proc/{process}/mountinfo").read_text(encoding="utf-8").splitlines()]
+    assert {"/", *writable} <= {item[4] for item in mounts}
+    for point, options in ((item[4], item[5].split(",")) for item in mounts):
+        assert point in writable or "ro" in options or point.startswith(("/proc", "/sys", "/dev")), point
+
+
+NOT_ISOLATED = "builds no network namespace of their own"
 
 
 def test_the_composed_services_work_together(tmp_path: Path) -> None:
-    """Server and trainer with what their images and the compose file say: TLS, a token, probe, doctor, drain."""
+    """Server and trainer with what their images and the compose file say: TLS, a token, probe, doctor, drain.
+
+    Where this user may: as user 10001 over a read-only root, without the system call that gives builds no network.
+    """
     if shutil.which("openssl") is None:
         pytest.skip("make-secrets.sh needs openssl")
-    compose = document("compose.yaml")["services"]
-    shutil.copy(DOCKER / "make-secrets.sh", tmp_path)
-    path = f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(["sh", tmp_path / "make-secrets.sh"], check=True, env=os.environ | {"PATH": path}, timeout=60)
-    store, temporary, cache = tmp_path / "store", tmp_path / "tmp", tmp_path / "cache"
-    for folder in (store, temporary, cache):
-        folder.mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as unused, socket.create_server(("127.0.0.1", 0)) as other:
-        port, metrics = unused.getsockname()[1], other.getsockname()[1]
-
-    def here(name: str) -> dict[str, str]:
-        """The service's environment, with the places and ports that stand for the container's."""
-        given = final(name).environment | compose[name]["environment"]
-        given = {key: value for key, value in given.items() if key.startswith(("MODEL_FACTORY_", "PYTHON"))}
-        for old, new in {
-            SECRETS: str(tmp_path / "secrets"), STORE: str(store), "/var/cache/model-factory": str(cache),
-            "0.0.0.0:50051": f"127.0.0.1:{port}", "localhost:50051": f"localhost:{port}",
-            "server:50051": f"localhost:{port}", "0.0.0.0:9090": f"127.0.0.1:{metrics}",
-        }.items():  # fmt: skip
-            given = {key: value.replace(old, new) for key, value in given.items()}
-        return {"PATH": path, "TMPDIR": str(temporary), "HOME": str(temporary)} | kept | given
-
-    kept = {name: value for name, value in os.environ.items() if name in {"PYTHONPATH", "OMP_NUM_THREADS"}}
-    image = final("server")
-    command = [*image.command("ENTRYPOINT"), *compose["server"]["command"]]
-    environment = here("server")
+    composed = Composed(tmp_path)
+    services, image = composed.services, final("server")
+    command = composed.command("server", [*image.command("ENTRYPOINT"), *services["server"]["command"]])
     with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(under_read_only_root(store, temporary, command), env=environment, stderr=log)
+        server = subprocess.Popen(command, env=composed.environment("server"), stderr=log)
     try:
         deadline = time.monotonic() + 90
-        while subprocess.run(image.health_check, env=environment, capture_output=True, check=False).returncode:
+        while composed.run("server", image.health_check).returncode:
             assert server.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-        trainer = subprocess.run(
-            compose["trainer"]["command"], env=here("trainer"), capture_output=True, text=True, timeout=200, check=False
-        )
+        trainer = composed.run("trainer", services["trainer"]["command"])
         assert trainer.returncode == 0, trainer.stdout + trainer.stderr
         assert trainer.stdout.count("OK ") == 8
-        stranger = {key: value for key, value in here("trainer").items() if "TOKEN" not in key}
-        refused = subprocess.run(
-            compose["trainer"]["command"], env=stranger, capture_output=True, text=True, timeout=200, check=False
-        )
+        refused = composed.run("trainer", services["trainer"]["command"], without="TOKEN")
         assert refused.returncode == 1
         assert "FAIL    capabilities" in refused.stdout
         below = descendants(server.pid)
+        if composed.is_contained:
+            for process in (server.pid, *(child for child, _ in below)):
+                check_is_contained(process, set(composed.writable("server")))
         server.send_signal(getattr(signal, image.one("STOPSIGNAL")))
         assert server.wait(60) == 0
         assert wait_gone(below)
     finally:
         server.kill()
         server.wait()
-    assert '"identity": "token:trainer"' in (tmp_path / "log").read_text()
-    assert any((store / "blobs").iterdir())
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines()]
+    assert any(line.get("identity") == "token:trainer" for line in lines)
+    assert any((tmp_path / "store" / "blobs").iterdir())
+    if not composed.is_contained:
+        pytest.skip(f"all was well, but as this user and with a root that can be written to: {why_not()}")
+    # That builds can reach the network is said once, by the server itself, before anybody can ask for a build.
+    (number,) = (number for number, line in enumerate(lines) if NOT_ISOLATED in line["message"])
+    assert lines[number]["level"] == "warning"
+    assert "Remedy" in lines[number]["message"]
+    first = min(number for number, line in enumerate(lines) if str(line.get("method")).endswith("/BuildModels"))
+    assert number < first
+    assert sum(line["message"].startswith("build OK") for line in lines) > 0
