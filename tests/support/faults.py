@@ -14,9 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import nn
 
-from model_factory import ModelFactoryError, RemoteModelFactory
+from model_factory import ModelFactoryError, RemoteModelFactory, StoreError
 from model_factory.digest import digest_of_file
 from model_factory_server import PolicyConstructorModelFactory
 from support.proxy import Proxy
@@ -41,7 +42,10 @@ def fingerprint(module: nn.Module) -> float:
 
 
 class Disk:
-    """A small file system of its own for the store, where this system allows one; it can be full and read-only."""
+    """A small file system of its own for the store, which can be full and read-only.
+
+    Where this user may not mount one (``is_own``), it is a folder: read-only by permissions, and never full.
+    """
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -59,14 +63,26 @@ class Disk:
         self._ballast.unlink(missing_ok=True)
 
     def read_only(self, is_so: bool) -> None:
-        self._mount("-o", f"remount,{'ro' if is_so else 'rw'},size={DISK_MIB}m", "faults")
+        if self.is_own and is_so:  # over itself: as long as files are open for writing, a remount is refused
+            assert self._mount("--bind", str(self.place))
+            assert self._mount("-o", "remount,bind,ro")
+            return
+        if self.is_own:
+            assert self._umount()
+            return
+        for folder in [self.place, *(path for path in self.place.rglob("*") if path.is_dir())]:
+            folder.chmod(0o555 if is_so else 0o755)
 
     def close(self) -> None:
-        if self.is_own:
-            subprocess.run(["umount", "-l", str(self.place)], check=False, capture_output=True)
+        while self.is_own and self._umount():
+            pass
 
     def _mount(self, *arguments: str) -> bool:
         done = subprocess.run(["mount", *arguments, str(self.place)], check=False, capture_output=True)
+        return done.returncode == 0
+
+    def _umount(self) -> bool:
+        done = subprocess.run(["umount", "-l", str(self.place)], check=False, capture_output=True)
         return done.returncode == 0
 
 
@@ -78,7 +94,7 @@ class Ordeal:
         self._seconds = seconds
         self._seeds = 2 if seconds < SHORT_SECONDS else 6
         self._folder = folder
-        self.disk = Disk(folder / "disk")
+        self.disk = Disk(folder / "store")
         self._local = {
             (width, seed): fingerprint(_one(PolicyConstructorModelFactory(seed=seed).build({"m": config(width)})))
             for width in WIDTHS
@@ -97,15 +113,16 @@ class Ordeal:
             self.hold_connections,
             self.freeze_connections,
             self.empty_the_store,
+            self.read_only_store,
         ]
         if self.disk.is_own:
-            self._kinds += [self.full_disk, self.read_only_store]
+            self._kinds.append(self.full_disk)
         if seconds >= SHORT_SECONDS:  # each of them takes as long as a short run
             self._kinds += [self.restart, self.kill_the_server, self.kill_the_fork_server]
 
     @property
     def _store(self) -> Path:
-        return self.disk.place / "store"
+        return self.disk.place  # and its log beside it, where it can be written to whatever happens to the disk
 
     def run(self) -> None:
         """Let things happen, each kind as often as any other, with all clients at work."""
@@ -126,6 +143,36 @@ class Ordeal:
             for thread in threads:
                 thread.join(180)
         assert not any(thread.is_alive() for thread in threads), "a client hangs"
+
+    def check_disk(self) -> None:
+        """With a full disk and with a read-only store, what was built is served and what was not is a clear error."""
+        calm = iter(range(100))
+
+        def build(seed: int) -> float:
+            cache = self._folder / f"disk-cache{next(calm)}"
+            factory = RemoteModelFactory(self.server.address, seed=seed, cache_dir=cache, timeout=60)
+            try:
+                return fingerprint(_one(factory.build({"m": config(WIDTHS[-1])})))
+            finally:
+                factory.close()
+
+        before = build(0)
+        assert before == self._local[WIDTHS[-1], 0]
+        harms = {"read-only": (lambda: self.disk.read_only(True), lambda: self.disk.read_only(False))}
+        if self.disk.is_own:
+            harms["full"] = (self.disk.fill, self.disk.free)
+        for seed, (name, (harm, mend)) in enumerate(harms.items(), 1000):
+            harm()
+            try:
+                assert build(0) == before, name
+                with pytest.raises(StoreError, match=r"store cannot be read or written.*\(request [0-9a-f]{32}\)"):
+                    build(seed)
+            finally:
+                mend()
+            again = build(seed)
+            assert again not in {0.0, before}, name
+            assert again == build(seed), name
+            self.faults[name] += 1
 
     def check_after(self) -> None:
         """In calm weather everything is right, and nothing is left of what went wrong."""

@@ -77,7 +77,7 @@ class Store:
                 return None
             if stat.st_size != blob.size:
                 return None
-            with suppress(PermissionError, FileNotFoundError):  # another user's file in a shared cache
+            with suppress(OSError):  # another user's file in a shared cache, or a file system that is read-only now
                 os.utime(path, ns=(time.time_ns(), _CHECKED_NS))
         return path
 
@@ -158,7 +158,7 @@ class Store:
             return True
         except OSError:
             return False
-        with suppress(PermissionError):
+        with suppress(OSError):
             os.utime(place, ns=(time.time_ns(), _CHECKED_NS))
         return True
 
