@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-fast lint types imports stubs soak fuzz faults benchmarks images clean
+.PHONY: demo test test-fast lint types imports stubs soak fuzz faults benchmarks images alerts clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml docker/compose.gpu.yaml
+	$(BIN)/hadolint docker/server.Dockerfile docker/trainer.Dockerfile
 
 types: $(VENV)/installed
 	$(BIN)/mypy
@@ -46,10 +47,15 @@ imports: $(VENV)/installed
 soak: $(VENV)/installed  ## an hour under load, with its plot in soak/; SOAK="--seconds 60 --clients 100" for less
 	$(BIN)/python scripts/soak.py $(SOAK)
 
-images: $(VENV)/installed  ## do what the Dockerfiles say in plain virtual environments, and lint the manifests (minutes)
+images: $(VENV)/installed  ## do what the Dockerfiles say in plain virtual environments (minutes); needs kubectl for its manifests
 	$(BIN)/pip install --quiet --disable-pip-version-check kubernetes-validate
-	$(BIN)/kubernetes-validate docker/k8s/[!k]*.yaml
+	for name in base gpu; do kubectl kustomize docker/k8s/$$name >$(VENV)/$$name.yaml \
+	&& $(BIN)/kubernetes-validate --strict $(VENV)/$$name.yaml || exit 1; done
 	$(BIN)/python scripts/image_steps.py
+
+alerts:  ## check and try the rules for Prometheus; needs its promtool (in Debian's package prometheus)
+	promtool check rules docs/alerts.yaml
+	promtool test rules docs/alerts.test.yaml
 
 stubs: $(VENV)/installed  ## regenerate the gRPC stubs after a change to proto/
 	$(BIN)/python scripts/generate_stubs.py

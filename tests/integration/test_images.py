@@ -103,9 +103,10 @@ def assembled(variables: dict[str, str], file: Path | None = None) -> Settings:
 
 
 def test_kubernetes_is_consistent(tmp_path: Path) -> None:
-    names = document("k8s/kustomization.yaml")["resources"]
-    assert sorted(names) == sorted(path.name for path in (DOCKER / "k8s").glob("*.yaml") if "kustom" not in path.name)
-    kinds = {(item := document(f"k8s/{name}"))["kind"]: item for name in names}
+    names = document("k8s/base/kustomization.yaml")["resources"]
+    base = DOCKER / "k8s" / "base"
+    assert sorted(names) == sorted(path.name for path in base.glob("*.yaml") if "kustom" not in path.name)
+    kinds = {(item := document(f"k8s/base/{name}"))["kind"]: item for name in names}
     spec = kinds["Deployment"]["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
@@ -145,8 +146,40 @@ def test_kubernetes_is_consistent(tmp_path: Path) -> None:
     assert kinds["NetworkPolicy"]["spec"]["egress"] == []
 
 
+def rendered(name: str) -> dict[str, Any]:
+    """What ``kubectl apply -k`` of a folder applies, by kind."""
+    command = ["kubectl", "kustomize", DOCKER / "k8s" / name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return {item["kind"]: item for item in yaml.safe_load_all(done.stdout)}
+
+
+def test_kustomize_renders_them() -> None:
+    for path in (DOCKER / "k8s").rglob("kustomization.yaml"):
+        for resource in document(str(path.relative_to(DOCKER)))["resources"]:
+            target = (path.parent / resource).resolve()
+            assert target.exists()
+            assert not path.parent.resolve().is_relative_to(target), f"{path}: kustomize refuses a folder around it"
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not here, which has kustomize")
+    base, gpu = rendered("base"), rendered("gpu")
+    assert len(base) == len(document("k8s/base/kustomization.yaml")["resources"])
+    assert {kind for kind in base if base[kind] != gpu[kind]} == {"Deployment"}
+    (plain,) = base["Deployment"]["spec"]["template"]["spec"]["containers"]
+    (container,) = gpu["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == plain["resources"]["limits"] | {"nvidia.com/gpu": 1}
+    assert container["image"] == document("compose.gpu.yaml")["services"]["server"]["image"]
+    assert {"name": "MODEL_FACTORY_DEVICE", "value": "cuda"} in container["env"]
+    same = {"resources", "image", "env"}
+    assert {key: container[key] for key in container if key not in same} == {
+        key: plain[key] for key in plain if key not in same
+    }
+    for item in base.values():
+        assert item["metadata"]["labels"]["app.kubernetes.io/name"] == "model-factory"
+
+
 def test_probes_are_commands_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    pod = document("k8s/deployment.yaml")["spec"]["template"]["spec"]
+    pod = document("k8s/base/deployment.yaml")["spec"]["template"]["spec"]
     probes = [pod["containers"][0][name] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
     for command in [*(probe["exec"]["command"] for probe in probes), final("server").health_check]:
         assert command[0] == "model-factory"

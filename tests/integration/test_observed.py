@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import promql_parser
 import pytest
 import torch
 import yaml
@@ -276,23 +277,92 @@ def test_the_page_for_operators_has_every_metric(observed: ServerProcess) -> Non
     assert sorted(listed) == sorted({*families(observed), *ONLY_WITH_A_GPU})
 
 
-def test_alerts_ask_for_what_there_is_and_have_a_runbook(observed: ServerProcess) -> None:
+def labels_of(server: ServerProcess) -> dict[str, set[str]]:
+    """Exported series by the name that queries have for them, with their labels; none where there is no sample yet."""
+    with urllib.request.urlopen(f"http://{metrics_address(server)}/metrics", timeout=10) as answer:
+        found = list(text_string_to_metric_families(answer.read().decode()))
+    labels: dict[str, set[str]] = {
+        f"{item.name}_total" if item.type == "counter" else item.name: set() for item in found
+    }
+    for sample in (sample for item in found for sample in item.samples):
+        labels.setdefault(sample.name, set()).update(sample.labels)
+    return labels
+
+
+def selectors(query: str) -> list[promql_parser.VectorSelector]:
+    """What a query selects; ValueError if it is none, of types that do not fit say."""
+    found: list[promql_parser.VectorSelector] = []
+
+    def note(part: promql_parser.Expr) -> bool:
+        if isinstance(part, promql_parser.VectorSelector):
+            found.append(part)
+        elif isinstance(part, promql_parser.MatrixSelector):
+            found.append(part.vector_selector)
+        return True
+
+    promql_parser.walk(promql_parser.parse(query), note)
+    return list({str(item): item for item in found}.values())
+
+
+def check_query(query: str, exported: dict[str, set[str]]) -> None:
+    """A query reads, and asks for series that there are by labels and values that they can have."""
+    reasons = {reason.name for reason in (*wire.CATALOGUE, wire.INTERNAL)}
+    can_be = {
+        "outcome": reasons | {"OK", "CANCELLED"},
+        "grpc_code": {code.name for code in grpc.StatusCode},
+        "grpc_service": {SERVICE},
+        "job": {"model-factory"},
+    }
+    asked = selectors(query)
+    assert asked, query
+    for item in asked:
+        if item.name in ONLY_WITH_A_GPU:
+            continue
+        assert item.name == "up" or item.name in exported, f"{item.name} in {query}"
+        for matcher in item.matchers.matchers:
+            labels = exported.get(item.name, set())
+            assert matcher.name in {*labels, "job", "instance"}, f"{item} in {query}"
+            if matcher.name in can_be:
+                assert set(matcher.value.split("|")) <= can_be[matcher.name], f"{item} in {query}"
+
+
+def test_queries_of_alerts_and_page_ask_for_what_there_is(observed: ServerProcess, stub: Any) -> None:
+    stub.GetCapabilities(capabilities_pb2.GetCapabilitiesRequest())
     page = (DOCS / "operations.md").read_text(encoding="utf-8")
     rules = yaml.safe_load((DOCS / "alerts.yaml").read_text(encoding="utf-8"))["groups"][0]["rules"]
     assert re.findall(r"^### (ModelFactory\w+)$", page, re.MULTILINE) == [rule["alert"] for rule in rules]
-    known = families(observed)
-    known |= {f"{name}_bucket": "" for name, kind in families(observed).items() if kind == "histogram"}
-    reasons = {reason.name for reason in (*wire.CATALOGUE, wire.INTERNAL)}
-    codes = {code.name for code in grpc.StatusCode}
+    exported = labels_of(observed)
+    assert {"kind", "outcome"} <= exported["model_factory_jobs_total"]
     for rule in rules:
-        names = set(re.findall(r"\b(?:grpc|model_factory|process)_[a-z_]+\b(?=[{\[ ]|$)", rule["expr"])) - {"grpc_code"}
-        assert names <= {*known, *ONLY_WITH_A_GPU}, rule["alert"]
-        assert names or rule["expr"].startswith("up{")
-        for label, allowed in (("outcome", reasons), ("grpc_code", codes)):
-            for value in re.findall(rf'{label}=~?"([A-Z_|]+)"', rule["expr"]):
-                assert set(value.split("|")) <= allowed, rule["alert"]
-        assert rule["expr"].count("(") == rule["expr"].count(")")
-        assert re.fullmatch(r"\d+[mh]", rule["for"])
+        check_query(rule["expr"], exported)
+        assert promql_parser.parse_duration(rule["for"])
+    spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
+    queries = [" ".join(span.split()) for span in spans if re.search(r"\((grpc|model_factory|process)_", span)]
+    assert len(queries) == 3
+    for query in queries:
+        check_query(query, exported)
+    for wrong in (
+        "rate(model_factory_queue_jobs)",
+        "model_factory_no_such == 0",
+        'model_factory_serving{x="1"}',
+        "up (",
+    ):
+        with pytest.raises((AssertionError, ValueError)):
+            check_query(wrong, exported)
+
+
+def test_every_alert_has_been_seen_to_fire_and_to_be_quiet(observed: ServerProcess) -> None:
+    """That they do is promtool's to find out, with ``make alerts``."""
+    rules = yaml.safe_load((DOCS / "alerts.yaml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    tried = yaml.safe_load((DOCS / "alerts.test.yaml").read_text(encoding="utf-8"))["tests"]
+    exported = labels_of(observed)
+    names = [rule["alert"] for rule in rules]
+    assert [item["name"] for item in tried] == [f"{name} {how}" for name in names for how in ("fires", "is quiet")]
+    for item in tried:
+        (test,) = item["alert_rule_test"]
+        assert item["name"] == f"{test['alertname']} {'fires' if test['exp_alerts'] else 'is quiet'}"
+        for series in item["input_series"]:
+            check_query(series["series"], exported)
 
 
 def spans_of(collector: Collector, trace: str, count: int, seconds: float = 10.0) -> list[Any]:
