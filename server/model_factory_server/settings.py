@@ -148,7 +148,12 @@ class ConnectionSettings:
 
     keepalive_interval: float = setting(60.0, "between pings, which tell whether a client is still there", minimum=1.0)
     keepalive_timeout: float = setting(20.0, "how long an answer to a ping may take", minimum=1.0)
-    ping_interval: float = setting(30.0, "clients that ping more often than that are cut off", minimum=0.1)
+    ping_interval: float = setting(
+        30.0,
+        "clients that ping more often than that are cut off; trainers ping every 60 s",
+        minimum=0.1,
+        maximum=50.0,
+    )
     stall_timeout: float = setting(120.0, "how long a client may take no byte of a blob", minimum=1.0)
 
 
