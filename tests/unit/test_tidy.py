@@ -1,6 +1,7 @@
 """Rules about the code itself that no linter knows."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,26 @@ def test_only_the_command_prints_or_exits():
         and path.parent.name != "cli"
         and path.name not in {"command.py", "__main__.py"}
     ] == []
+
+
+def test_the_table_of_attacks_names_tests_that_there_are():
+    """Each row a file with tests in it or a folder of such files, and each file of attacks in some row."""
+    page = (ROOT / "docs" / "security.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    head = next(index for index, row in enumerate(rows) if row == ["Threat", "Before", "Now", "Test"])
+    attacks = rows[head + 2 :]
+    assert len(attacks) > 20
+    named = set()
+    for threat, _before, _now, test in attacks:
+        paths = re.findall(r"`([^`]+)`", test)
+        assert paths or (test.startswith("same") and named), threat
+        named.update(paths)
+    for path in named:
+        place = ROOT / "tests" / path
+        files = list(place.glob("test_*.py")) if path.endswith("/") else [place]
+        assert files, path
+        assert all(re.search(r"^def test_", file.read_text(), re.MULTILINE) for file in files), path
+    assert {f"attacks/{path.name}" for path in (ROOT / "tests" / "attacks").glob("test_*.py")} <= named
 
 
 def test_modules_stay_small():
