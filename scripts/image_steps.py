@@ -20,7 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from support.dockerfile import ROOT, read_dockerfile
+from support.container import check_contained, contained, why_not
+from support.dockerfile import ROOT, Stage, read_dockerfile
+from support.server import descendants
 
 _OPT, _SRC = "/opt/model-factory", "/src"
 
@@ -59,22 +61,56 @@ def main() -> int:
         absent = subprocess.run([trainer / "bin" / "python", "-c", "import model_factory_server"], env=plain,
                                 capture_output=True, check=False)  # fmt: skip
         assert absent.returncode, "the trainer's image has the server"
-        _, (_, last) = read_dockerfile(ROOT / "docker" / "server.Dockerfile")
-        _, (_, asking) = read_dockerfile(ROOT / "docker" / "trainer.Dockerfile")
-        command, *rest = last.command("ENTRYPOINT")
-        where = ["--listen", "127.0.0.1:0", "--store", f"{name}/store"]
-        with subprocess.Popen(
-            [server / "bin" / command, *rest, *where], env=plain, stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            address = process.stdout.readline().removeprefix("listening on ").strip()
-            probe, *probing = last.health_check
-            subprocess.run([server / "bin" / probe, *probing, "--server", address], env=plain, check=True)
-            doctor, *doing = asking.command("CMD")
-            subprocess.run([trainer / "bin" / doctor, *doing, "--server", address], env=plain, check=True)
-            process.send_signal(getattr(signal, last.one("STOPSIGNAL")))
-        assert process.returncode == 0, process.returncode
+        _run(folder, server, trainer)
     return 0
+
+
+def _run(folder: Path, server: Path, trainer: Path) -> None:
+    """Start the server as its image does, probe it, have the trainer's doctor check it, and stop it."""
+    last, asking = (read_dockerfile(ROOT / "docker" / f"{name}.Dockerfile")[1][-1] for name in ("server", "trainer"))
+    serving = _Image(last, server, folder / "server")
+    diagnosing = _Image(asking, trainer, folder / "trainer")
+    command = serving.command([*last.command("ENTRYPOINT"), "--listen", "127.0.0.1:0"])
+    with subprocess.Popen(command, env=serving.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().removeprefix("listening on ").strip()
+        asked = [serving.command([*last.health_check, "--server", address]),
+                 diagnosing.command([*asking.command("CMD"), "--server", address])]  # fmt: skip
+        for image, command in zip((serving, diagnosing), asked, strict=True):
+            subprocess.run(command, env=image.environment, check=True)
+        if serving.is_contained:
+            for child in (process.pid, *(child for child, _ in descendants(process.pid))):
+                check_contained(child, last.one("USER"), set(serving.writable))
+        process.send_signal(getattr(signal, last.one("STOPSIGNAL")))
+    assert process.returncode == 0, process.returncode
+    print(f"contained: {serving.is_contained} {why_not()}", flush=True)
+
+
+class _Image:
+    """The last stage of a Dockerfile, run from what stands for its ``/opt/model-factory``."""
+
+    def __init__(self, stage: Stage, opt: Path, folder: Path) -> None:
+        self._stage = stage
+        self._opt = opt
+        self.is_contained = not why_not()
+        self.writable = {stage.one("VOLUME"): folder / "volume", "/tmp": folder / "tmp"}  # noqa: S108
+        for path in self.writable.values():
+            path.mkdir()
+
+    def command(self, command: list[str]) -> list[str]:
+        """What runs a command in the image's container, or without one where this user may make none."""
+        if not self.is_contained:
+            return [str(self._opt / "bin" / command[0]), *command[1:]]
+        places = {_OPT: self._opt, str(self._opt): self._opt}  # its scripts begin with where it was made
+        return contained(command, user=self._stage.one("USER"), writable=self.writable, read_only=places)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the image sets."""
+        given = self._stage.environment
+        places = {} if self.is_contained else {place: str(path) for place, path in self.writable.items()}
+        given = {name: _moved(value, {"${PATH}": os.environ["PATH"]} | places) for name, value in given.items()}
+        return {"HOME": "/tmp"} | given  # noqa: S108
 
 
 def _pip() -> dict[str, str]:

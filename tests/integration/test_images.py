@@ -24,7 +24,7 @@ from model_factory.settings import VARIABLES
 from model_factory_server.command import CONFIG_VARIABLE, OPTIONS
 from model_factory_server.options import assemble, gather
 from model_factory_server.settings import Settings
-from support.container import contained, why_not
+from support.container import check_contained, contained, why_not
 from support.dockerfile import ROOT, Stage, read_dockerfile
 from support.server import COMMAND, descendants, wait_gone
 
@@ -245,18 +245,6 @@ class Composed:
         )
 
 
-def check_is_contained(process: int, writable: set[str]) -> None:
-    """The process has the image's user and no rights, and nothing that it could write to but ``writable``."""
-    status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
-    assert f"Uid:{f'{chr(9)}10001' * 4}\n" in status
-    assert "CapEff:\t0000000000000000\n" in status
-    assert "NoNewPrivs:\t1\n" in status
-    mounts = [line.split() for line in Path(f"/proc/{process}/mountinfo").read_text(encoding="utf-8").splitlines()]
-    assert {"/", *writable} <= {item[4] for item in mounts}
-    for point, options in ((item[4], item[5].split(",")) for item in mounts):
-        assert point in writable or "ro" in options or point.startswith(("/proc", "/sys", "/dev")), point
-
-
 NOT_ISOLATED = "builds no network namespace of their own"
 
 
@@ -286,7 +274,7 @@ def test_the_composed_services_work_together(tmp_path: Path) -> None:
         below = descendants(server.pid)
         if composed.is_contained:
             for process in (server.pid, *(child for child, _ in below)):
-                check_is_contained(process, set(composed.writable("server")))
+                check_contained(process, image.one("USER"), set(composed.writable("server")))
         server.send_signal(getattr(signal, image.one("STOPSIGNAL")))
         assert server.wait(60) == 0
         assert wait_gone(below)

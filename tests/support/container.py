@@ -51,6 +51,20 @@ def contained(
     return ["unshare", "--mount", sys.executable, str(Path(__file__)), json.dumps(given)]
 
 
+def check_contained(process: int, user: str, writable: set[str]) -> None:
+    """Assert that a process has that user and no rights, and nothing but ``writable`` that it could write to."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8", errors="replace")
+    fields = dict(line.split(":", 1) for line in status.splitlines())
+    assert fields["Uid"].split() == fields["Gid"].split() == [user] * 4
+    assert not fields["Groups"].split()
+    assert all(int(fields[name], 16) == 0 for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"))
+    assert fields["NoNewPrivs"].strip() == "1"
+    mounts = [line.split() for line in Path(f"/proc/{process}/mountinfo").read_text(encoding="utf-8").splitlines()]
+    assert {"/", *writable} <= {item[4] for item in mounts}
+    for point, options in ((item[4], item[5].split(",")) for item in mounts):
+        assert point in writable or "ro" in options or _is_kernels(point), point
+
+
 def _main(user: str, places: list[tuple[str, str, bool]], command: list[str]) -> None:
     """Make the container around this process, and become the command."""
     kept = {os.path.realpath(path) for path in (Path(__file__).parents[2], sys.prefix, sys.base_prefix)}
