@@ -93,7 +93,7 @@ class _Image:
         self._stage = stage
         self._opt = opt
         self.is_contained = not why_not()
-        self.writable = {stage.one("VOLUME"): folder / "volume", "/tmp": folder / "tmp"}  # noqa: S108
+        self.writable = {"/tmp": folder / "tmp", stage.one("VOLUME"): folder / "volume"}  # noqa: S108
         for path in self.writable.values():
             path.mkdir()
 
@@ -109,7 +109,7 @@ class _Image:
         """What the image sets."""
         given = self._stage.environment
         places = {} if self.is_contained else {place: str(path) for place, path in self.writable.items()}
-        given = {name: _moved(value, {"${PATH}": os.environ["PATH"]} | places) for name, value in given.items()}
+        given = {name: _moved(value, places | {"${PATH}": os.environ["PATH"]}) for name, value in given.items()}
         return {"HOME": "/tmp"} | given  # noqa: S108
 
 

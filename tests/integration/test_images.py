@@ -234,9 +234,11 @@ class Composed:
         if not self.is_contained:
             places = {place: str(path) for place, path in self.writable(name).items()}
             moved = moved | places | {SECRETS: str(self.folder / "secrets")}
-        for old, new in moved.items():
-            given = {key: value.replace(old, new) for key, value in given.items()}
-        return {"PATH": self.path} | kept | given
+
+        def here(value: str) -> str:
+            return next((new + value.removeprefix(old) for old, new in moved.items() if value.startswith(old)), value)
+
+        return {"PATH": self.path} | kept | {key: here(value) for key, value in given.items()}
 
     def run(self, name: str, command: list[str], without: str = "-") -> subprocess.CompletedProcess[str]:
         environment = {key: value for key, value in self.environment(name).items() if without not in key}
