@@ -140,6 +140,7 @@ def test_what_a_block_sees(attacked: RemoteModelFactory, guarded: ServerProcess)
         port = listener.getsockname()[1]
         with pytest.raises(ConfigError, match=r"seen: OSError|seen: ConnectionRefusedError|seen: TimeoutError"):
             attacked.build(hostile("Tells", what="network", address=f"127.0.0.1:{port}"))
+    assert "can reach the network" not in guarded.log, "warned of, although it is not so"
     with pytest.raises(ConfigError, match="seen: ") as caught:
         attacked.build(hostile("Tells", what="limits"))
     limits = dict(re.findall(r"^(Max [a-z ]+?)  +(\d+|unlimited)", str(caught.value), re.MULTILINE))
