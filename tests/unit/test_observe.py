@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -29,6 +32,28 @@ def written(capsys: Written) -> Iterator[Written]:
     yield capsys
     root.handlers[:], root.level = handlers, level
     enter_call(Call(request_id="", method=""))
+
+
+LOGS_TO_A_FULL_DISK = """
+import logging, multiprocessing, os
+from model_factory_server.observe.logs import configure_logging
+configure_logging("json", "info")
+for _ in range(3):
+    logging.getLogger("x").info("a line")
+process = multiprocessing.get_context("spawn").Process(target=os.getpid)
+process.start()
+process.join()
+print("started", process.exitcode)
+"""
+
+
+def test_a_log_that_cannot_be_written_fails_nothing_else() -> None:
+    """As it is when the disk is full: processes are started all the same, which flushes every stream."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run([sys.executable, "-c", LOGS_TO_A_FULL_DISK], stdout=subprocess.PIPE, stderr=full,
+                              env=environment, text=True, check=False, timeout=60)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "started 0\n")
 
 
 def test_no_message_can_look_like_another_line(written: Written) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -18,11 +19,22 @@ _IN_MESSAGE = frozenset({"method", "status", "duration_ms", "outcome"})  # the t
 
 def configure_logging(form: str, level: str) -> None:
     """Send this process's log lines to standard error in one of ``LOG_FORMATS``, from one of ``LOG_LEVELS`` on."""
+    if sys.__stderr__ is not None and sys.stderr is sys.__stderr__:
+        sys.stderr = _without_buffer(sys.__stderr__.fileno())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == JSON else _TextFormatter(_TEXT))
     for library in ("asyncio", "grpc"):  # at the debug level they say every call of a loop
         logging.getLogger(library).setLevel(logging.INFO)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def _without_buffer(descriptor: int) -> io.TextIOWrapper:
+    """Open a stream that keeps nothing back: a line that cannot be written, to a full disk say, is lost.
+
+    In a buffer it would fail whoever flushes next, and ``multiprocessing`` does before it starts a process: a build.
+    """
+    raw = io.FileIO(descriptor, "w", closefd=False)
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
 
 
 def fields(**values: Any) -> dict[str, Any]:
