@@ -28,7 +28,7 @@ from model_factory_server.keys import architecture_key, build_key, call_key
 from model_factory_server.observe.call import current_call
 from model_factory_server.observe.jobs import JobWatch
 from model_factory_server.observe.metrics import Metrics
-from model_factory_server.observe.traces import Traces
+from model_factory_server.observe.spans import Traces
 from model_factory_server.settings import Settings
 
 log = logging.getLogger(__name__)

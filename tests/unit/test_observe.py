@@ -20,7 +20,8 @@ from model_factory_server.observe.call import Call, enter_call
 from model_factory_server.observe.gpu import GpuCollector
 from model_factory_server.observe.logs import configure_logging, fields
 from model_factory_server.observe.metrics import Metrics
-from model_factory_server.observe.traces import Traces, configure_traces
+from model_factory_server.observe.spans import Traces
+from model_factory_server.observe.traces import configure_traces
 
 Written = pytest.CaptureFixture[str]
 

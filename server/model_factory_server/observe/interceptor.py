@@ -21,7 +21,7 @@ from model_factory_server.access import Access
 from model_factory_server.observe.call import Call, enter_call
 from model_factory_server.observe.logs import fields
 from model_factory_server.observe.metrics import Metrics
-from model_factory_server.observe.traces import Traces
+from model_factory_server.observe.spans import Traces
 
 log = logging.getLogger(__name__)
 access = logging.getLogger("model_factory_server.access")

@@ -11,7 +11,7 @@ from model_factory.errors import ModelFactoryError
 from model_factory.v1 import wire
 from model_factory_server.observe.logs import fields
 from model_factory_server.observe.metrics import Metrics
-from model_factory_server.observe.traces import Traces
+from model_factory_server.observe.spans import Traces
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from model_factory.errors import ServerError
-from model_factory_server.observe.traces import Metadata, Span, Traces
+from model_factory_server.observe.spans import Metadata, Span, Traces
 
 _EXPORTERS = "opentelemetry_traces_exporter"  # the entry-point group by which OpenTelemetry names them
 _NAME = "model-factory-server"

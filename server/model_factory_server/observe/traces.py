@@ -1,42 +1,13 @@
-"""Spans of calls and of the stages of jobs: OpenTelemetry's where it is installed and set up, else nothing."""
+"""Whose spans there are: OpenTelemetry's where it is installed and set up, else nobody's."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from model_factory.errors import ServerError
-
-log = logging.getLogger(__name__)
+from model_factory_server.observe.spans import Traces
 
 _TURN_ON = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-
-Metadata = Iterable[tuple[str, str | bytes]]
-
-
-class Span:
-    """Something that takes time; this one is not recorded."""
-
-    trace_id = ""
-    """32 hexadecimal digits, or empty."""
-
-    def end(self, outcome: str, attributes: Mapping[str, str | list[str]] | None = None) -> None:
-        """Say how it ended: OK, or the name of a status or reason."""
-
-
-class Traces:
-    """Starts spans; this one records none."""
-
-    def call(self, name: str, metadata: Metadata) -> Span:  # noqa: ARG002  for those who do
-        """Start the span of a call, below the client's if its metadata names one; what the task does is below it."""
-        return Span()
-
-    def stage(self, name: str) -> Span:  # noqa: ARG002  the same
-        """Start the span of a stage, below the span of the call that the task works for."""
-        return Span()
-
-    def close(self) -> None:
-        """Send what is left."""
 
 
 def configure_traces(environment: Mapping[str, str]) -> Traces:
