@@ -108,6 +108,7 @@ class Attempt:
             kill_session(self._process.pid)
         with self._lock:
             self._gone = True
+            self._process.close()  # its pipes stay open until garbage is collected otherwise
 
 
 def _enter_worker(job: Mapping[str, Any], sender: Connection) -> None:

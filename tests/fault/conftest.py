@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.proxy import Proxy
+from support.ranks import Ranks
 from support.server import ServerProcess
 
 
@@ -32,3 +33,11 @@ def make_proxy() -> Iterator[type[Proxy]]:
     yield make  # type: ignore[misc]
     for proxy in made:
         proxy.close()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Starts client processes, to be killed."""
+    made = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield made
+    made.close()

@@ -1,12 +1,10 @@
-"""Clients, builders and servers killed at random moments leave no wrong, partial or leaked file."""
+"""Clients, holders of locks, builders and servers killed at random moments leave no wrong, partial or leaked file."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +13,13 @@ from pathlib import Path
 from model_factory import BuildError, RemoteModelFactory, UnavailableError
 from model_factory.digest import digest_of_file
 from model_factory.store import Store
+from model_factory.store.locks import read_holder
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same_state
+from support.proxy import Proxy
+from support.ranks import Rank, Ranks
 from support.server import ServerProcess, descendants, wait_gone
+from support.wire import build_manifest
 
 Start = Callable[..., ServerProcess]
 
@@ -25,17 +27,8 @@ WIDTH = 2500
 LAYER = {"_type_": "nn.Linear", "in_features": WIDTH, "out_features": WIDTH}
 LARGE = {"config": {"schema_version": 1, "model": {"sequential": {"layers": [LAYER]}}}}
 
-CLIENT = """
-import sys
-from model_factory import RemoteModelFactory
-layer = {"_type_": "nn.Linear", "in_features": int(sys.argv[4]), "out_features": int(sys.argv[4])}
-config = {"config": {"schema_version": 1, "model": {"sequential": {"layers": [layer]}}}}
-factory = RemoteModelFactory(sys.argv[1], seed=7, cache_dir=sys.argv[2])
-factory.describe(config)
-print("ready", flush=True)
-for index in range(100):
-    RemoteModelFactory(sys.argv[1], seed=7, cache_dir=f"{sys.argv[3]}/{index}").build(config)
-"""
+RANKS = 4
+"""Processes of a node that want the same blob."""
 
 
 def check_whole(root: Path) -> None:
@@ -48,24 +41,60 @@ def check_whole(root: Path) -> None:
         assert list((root / folder).iterdir()) == [], folder
 
 
-def test_clients(server: ServerProcess, tmp_path: Path, chance: random.Random) -> None:
+def test_clients(server: ServerProcess, ranks: Ranks, tmp_path: Path, chance: random.Random) -> None:
     RemoteModelFactory(server.address, seed=7, cache_dir=tmp_path / "warm").build(LARGE)
-    for number in range(2):
-        caches = tmp_path / f"caches{number}"
-        client = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, server.address, tmp_path / "warm", caches, str(WIDTH)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        with client:
-            assert client.stdout is not None
-            assert client.stdout.readline() == "ready\n"
-            time.sleep(chance.uniform(0.0, 0.4))
-            client.kill()
-        for cache in caches.iterdir() if caches.exists() else ():
-            check_whole(cache)
-            RemoteModelFactory(server.address, seed=7, cache_dir=cache).build(LARGE)
-            check_whole(cache)
+    for number in range(5):
+        cache = tmp_path / f"cache{number}"
+        client = ranks.start("build", address=server.address, cache=str(cache), seed=7, config=LARGE["config"])
+        client.wait_for("begins")
+        time.sleep(chance.uniform(0.0, 0.2))
+        client.kill()
+        check_whole(cache)
+        factory = RemoteModelFactory(server.address, seed=7, cache_dir=cache)
+        factory.build(LARGE)
+        factory.close()
+        check_whole(cache)
+
+
+def test_lock_holders(
+    server: ServerProcess, ranks: Ranks, make_proxy: Callable[..., Proxy], tmp_path: Path, chance: random.Random
+) -> None:
+    """Who transfers for its node is killed, and who takes over, too; the others have the blob, and nothing is left."""
+    weights = build_manifest(server.address, LARGE, seed=7)["model"].weights
+    proxy = make_proxy(server)
+    wanted = {"digest": weights.blake3, "size": weights.size_bytes}
+    for number in range(5):
+        cache = tmp_path / f"cache{number}"
+        waiting = [ranks.start("fetch", address=proxy.address, cache=str(cache), **wanted) for _ in range(RANKS)]
+        in_transfer = [number == 0, number == 1]  # whether the kill is amid the bytes; else it is when it is
+        for sure in in_transfer:
+            if sure:
+                proxy.hold_after(chance.randrange(weights.size_bytes // 8, weights.size_bytes - (4 << 20)))
+            holder = wait_for_holder(cache / "locks" / weights.blake3, waiting)
+            if sure:
+                assert proxy.held.wait(30)
+            else:
+                time.sleep(chance.uniform(0.0, 0.15))
+            if holder is not None:
+                assert not sure or "has" not in holder.said
+                holder.kill()
+                waiting.remove(holder)
+            proxy.release()
+        for rank in waiting:
+            rank.wait_for(f"has {weights.blake3}", 30)
+        check_whole(cache)
+        assert [entry.digest for entry in Store(cache).entries()] == [weights.blake3]
+
+
+def wait_for_holder(lock: Path, ranks: list[Rank]) -> Rank | None:
+    """Of ranks that live, the one that holds a lock; None if they are done before one is seen."""
+    by_pid = {rank.pid: rank for rank in ranks}
+    while not all("has" in rank.said for rank in ranks):
+        holder = read_holder(lock)
+        if holder is not None and holder.pid in by_pid and by_pid[holder.pid].alive:
+            return by_pid[holder.pid]
+        time.sleep(0.002)
+    return None
 
 
 def test_builders_and_the_server(start_server: Start, tmp_path: Path, chance: random.Random) -> None:
