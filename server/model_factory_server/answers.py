@@ -10,23 +10,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from model_factory.limits import MIB
+from model_factory.limits import KIB, MIB
 from model_factory.store import Blob, Store
 
 MAX_BYTES = 64 * MIB
 """Of all requests and answers together; those used least recently go."""
+
+_OVERHEAD_BYTES = KIB  # of the objects around one answer: measured with a build of one component
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
     """An answer."""
 
-    message: Any
-    """As it is sent."""
+    kind: Any
+    """The message's class."""
+    data: bytes
+    """The message. Serialised, since messages take up to five times of what they say they do, if they are small."""
     blobs: tuple[Blob, ...]
     """What has to be in the store for it to be true."""
     size: int
-    """Of request and answer, in bytes."""
+    """Of request and answer and what is around them, in bytes."""
 
 
 class Answers:
@@ -45,13 +49,15 @@ class Answers:
         if known is None or not all(self._store.find(blob) for blob in known.blobs):
             return None
         self._remember(key, known)  # now the last one
-        return known.message
+        return known.kind.FromString(known.data)
 
-    def keep(self, request: Any, message: Any, blobs: Iterable[Blob]) -> None:
-        """Keep an answer that holds as long as these blobs are in the store."""
-        key = _key(request)
+    def keep(self, request: Any, message: Any, blobs: Iterable[Blob | None]) -> None:
+        """Keep an answer that holds as long as these blobs are in the store; a None among them is nothing."""
+        key, data = _key(request), message.SerializeToString()
+        size = len(key) + len(data) + _OVERHEAD_BYTES
         self._forget(key)
-        self._remember(key, _Known(message=message, blobs=tuple(blobs), size=len(key) + message.ByteSize()))
+        needed = tuple(blob for blob in blobs if blob is not None)
+        self._remember(key, _Known(kind=type(message), data=data, blobs=needed, size=size))
         while self._bytes > self._max_bytes:
             self._forget(next(iter(self._known)))
 

@@ -57,8 +57,20 @@ class Built:
     """The recorded forwards."""
     weights: Blob
     """The parameters and buffers."""
+    source: Blob | None
+    """The bundle that its descriptor names; None where it needs none."""
     now: bool
     """Whether it was built for this request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """A component's architecture."""
+
+    documents: dict[str, bytes]
+    """Its descriptor, and where it was asked for its programs and what is refused."""
+    source: Blob | None
+    """The bundle that its descriptor names; None where it needs none."""
 
 
 class _Flight:
@@ -118,7 +130,7 @@ class Builder:
         on_stage("done")
         return _built(key, record, now=True)
 
-    async def describe(self, config: ResolvedConfig, dtype: str, *, travel: bool, client: str) -> dict[str, bytes]:
+    async def describe(self, config: ResolvedConfig, dtype: str, *, travel: bool, client: str) -> Described:
         """Return a component's descriptor without building its weights; with ``travel`` also how it travels."""
         key = architecture_key(self._backend, config, dtype)
         record = self._complete(key, "descriptor", *(["programs"] if travel else []))
@@ -128,7 +140,8 @@ class Builder:
                 f"describe {travel} {key}",
                 lambda report: self._describe(key, config, dtype, report, client, travel=travel),
             )
-        return {name: self._read(record[name]) for name in ("descriptor", "programs", "refused") if name in record}
+        names = [name for name in ("descriptor", "programs", "refused") if name in record]
+        return Described(documents={name: self._read(record[name]) for name in names}, source=_source(record))
 
     async def record(
         self, config: ResolvedConfig, dtype: str, path: str, call: bytes, training: dict[str, bool], *, client: str
@@ -330,7 +343,11 @@ class Builder:
 
 def _built(key: str, record: dict[str, list[Any]], *, now: bool) -> Built:
     blobs = {name: Blob(*record[name]) for name in ("descriptor", "programs", "weights")}
-    return Built(key=key, now=now, **blobs)
+    return Built(key=key, now=now, source=_source(record), **blobs)
+
+
+def _source(record: dict[str, list[Any]]) -> Blob | None:
+    return Blob(*record["source"]) if "source" in record else None
 
 
 def _death(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryError:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
+from itertools import chain
 from typing import Any
 
 from model_factory import limits
@@ -90,9 +91,9 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 }
             )
             response = build_pb2.DescribeModelsResponse(
-                components=[_described(name, documents) for name, documents in described.items()]
+                components=[_described(name, item.documents) for name, item in described.items()]
             )
-            self._answers.keep(request, response, ())
+            self._answers.keep(request, response, (item.source for item in described.values()))
             return response
 
     async def BuildModels(  # noqa: N802
@@ -180,8 +181,8 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         again.CopyFrom(response)
         for component in again.manifest.components:
             component.built_now = False
-        blobs = [blob for item in built.values() for blob in (item.descriptor, item.programs, item.weights)]
-        self._answers.keep(request, again, blobs)
+        named = ((item.descriptor, item.programs, item.weights, item.source) for item in built.values())
+        self._answers.keep(request, again, chain.from_iterable(named))
 
     @contextmanager
     def _answering(self, context: Context) -> Iterator[_Call]:

@@ -251,6 +251,23 @@ def test_the_lock_file_has_to_be_one(make_remote: MakeRemote, tmp_path: Path) ->
             make_remote("127.0.0.1:1", trust_source=broken)
 
 
+def test_a_bundle_that_vanished_from_a_running_store(source_server: ServerProcess, lock: Path, tmp_path: Path) -> None:
+    """A build or a description that was answered before is not true any more without it: it is made again."""
+    for number, ask in enumerate(("build", "describe")):
+        for again in (False, True):
+            cache = tmp_path / f"cache{number}{again}"
+            factory = RemoteModelFactory(source_server.address, seed=9, cache_dir=cache, trust_source=True)
+            if ask == "build":
+                assert factory.build({"config": CONFIG}) is not None
+            architecture = factory.describe({"config": CONFIG}, travel=True)
+            assert isinstance(architecture, Architecture)
+            ref = architecture.descriptor.bundle
+            assert ref is not None
+            assert factory.read_source(ref)
+            factory.close()
+            (source_server.store / "blobs" / ref.digest[:2] / ref.digest).unlink()
+
+
 def test_describe_says_how_each_module_travels(source_server: ServerProcess, lock: Path) -> None:
     done = command(lock.parent, "describe", "policy.yaml", "--server", source_server.address)
     assert done.returncode == 0, done.stderr
