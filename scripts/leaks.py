@@ -1,4 +1,4 @@
-"""Have one server do thousands of jobs of every ending, and print what it has after each round. Ends with 1 on faults."""
+"""Have one server do thousands of jobs of every ending, and print what it has left. Ends with 1 on faults."""
 
 from __future__ import annotations
 

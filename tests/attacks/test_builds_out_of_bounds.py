@@ -8,6 +8,8 @@ import re
 import signal
 import socket
 import time
+import urllib.request
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,63 @@ def test_a_build_ends_with_its_last_client(
     while guarded.workers():
         assert time.monotonic() < deadline
     assert list((guarded.store / "staging").iterdir()) == []
+
+
+@pytest.mark.parametrize("way", ["the block fails", "the process is killed"])
+def test_a_failure_reaches_all_who_wait_and_is_not_kept(
+    way: str, attacked: RemoteModelFactory, guarded: ServerProcess, tmp_path: Path
+) -> None:
+    """One job fails once for all of them; who asks again gets another job, which fails or not as things are then."""
+    notes, go, cause = tmp_path / "begun", tmp_path / "go", tmp_path / "cause"
+    model = hostile("FailsFor", notes=str(notes), go=str(go), cause=str(cause))
+    said = "is in the way" if way == "the block fails" else "was ended by SIGKILL"
+    cause.touch()
+    before = counted(guarded)
+
+    def ask(number: int) -> str:
+        factory = RemoteModelFactory(guarded.address, seed=7, cache_dir=tmp_path / str(number))
+        with pytest.raises(BuildError, match=said) as caught:
+            factory.build(model)
+        factory.close()
+        return re.sub(r"request [0-9a-f]+", "request", str(caught.value))
+
+    with futures.ThreadPoolExecutor(5) as pool:
+        waiting = [pool.submit(ask, number) for number in range(5)]
+        (worker,) = wait_for(notes)
+        while counted(guarded)["joined"] < before["joined"] + 4:
+            assert not any(item.done() for item in waiting)
+            time.sleep(0.02)
+        if way == "the block fails":
+            go.touch()
+        else:
+            os.kill(worker, signal.SIGKILL)
+        assert len({item.result(30) for item in waiting}) == 1
+    assert len(wait_for(notes)) == 1, "it was built more than once"
+    assert {name: number - before[name] for name, number in counted(guarded).items()} == {
+        "joined": 4, "miss": 1, "hit": 0, "failed": 1, "built": 0
+    }  # fmt: skip
+    go.touch()
+    said = "is in the way"
+    ask(5)  # the cause is there still
+    assert len(wait_for(notes)) == 2, "the failure was kept"
+    cause.unlink()
+    assert attacked.build(model) is not None
+    assert len(wait_for(notes)) == 3
+    assert (counted(guarded)["failed"], counted(guarded)["built"]) == (before["failed"] + 2, before["built"] + 1)
+
+
+def counted(server: ServerProcess) -> dict[str, float]:
+    """By the server's metrics: components asked for, by whether they were there, and builds, by how they ended."""
+    match = re.search(r"metrics on (http://\S+)", server.log)
+    assert match is not None
+    with urllib.request.urlopen(match[1], timeout=10) as answer:
+        text = answer.read().decode()
+    lookups = re.findall(r'^model_factory_store_lookups_total{result="(\w+)"} (\S+)$', text, re.MULTILINE)
+    builds = re.findall(r'^model_factory_jobs_total{kind="build",outcome="(\w+)"} (\S+)$', text, re.MULTILINE)
+    return {name: float(number) for name, number in lookups} | {
+        "failed": sum(float(number) for outcome, number in builds if outcome not in {"OK", "CANCELLED"}),
+        "built": sum(float(number) for outcome, number in builds if outcome == "OK"),
+    }
 
 
 def test_a_queue_has_an_end(attacked: RemoteModelFactory, guarded: ServerProcess, tmp_path: Path) -> None:

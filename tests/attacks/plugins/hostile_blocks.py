@@ -45,6 +45,28 @@ class Sleeps(nn.Module):
         self.layer = nn.Linear(2, 2)
 
 
+class FailsFor(nn.Module):
+    """Waits for a file, and fails if there is another one: a licence that is away, a file system that is not mounted.
+
+    Says in a third file that it has begun to be built; planning it, on meta, it does nothing of this.
+    """
+
+    def __init__(self, notes: str, go: str, cause: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        if self.layer.weight.is_meta:
+            return
+        with Path(notes).open("a", encoding="utf-8") as file:
+            file.write(f"{os.getpid()}\n")
+        while not Path(go).exists():
+            time.sleep(0.01)
+        if Path(cause).exists():
+            raise RuntimeError(f"{cause} is in the way")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
 class NeedsRealTensors(nn.Module):
     """Cannot be built on meta, so its size is not known before it is built."""
 
@@ -102,5 +124,5 @@ class FillsTheDisk(nn.Module):
 
 
 def register(registry: object) -> None:
-    for block in (Segfaults, Spins, Sleeps, NeedsRealTensors, HoardsObjects, Tells, FillsTheDisk):
+    for block in (Segfaults, Spins, Sleeps, FailsFor, NeedsRealTensors, HoardsObjects, Tells, FillsTheDisk):
         registry.register_module(f"hostile.{block.__name__}", block)  # type: ignore[attr-defined]
