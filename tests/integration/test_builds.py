@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,39 @@ def test_a_client_that_goes_away_does_not_take_the_build_from_others(start_serve
     assert stayed["m"].weights.size_bytes > 4000 * 4000 * 4
     assert len(workers.seen) == 1
     assert server.stop() == 0
+
+
+def peak_memory(server: ServerProcess, width: int) -> tuple[int, int]:
+    """Build one large layer; the most memory that its builder process had at one time, and the weights' size."""
+    built = threading.Event()
+    peaks = [0]
+
+    def watch() -> None:
+        while not built.wait(0.01):
+            for worker in server.workers():
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text(encoding="ascii"))
+                    peaks.append(int(found[1]) * 1024 if found else 0)  # a mark: it does not fall
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    config = layers({"_type_": "nn.Linear", "in_features": width, "out_features": width})
+    try:
+        weights = build_manifest(server.address, {"m": config})["m"].weights
+    finally:
+        built.set()
+        watching.join()
+    (server.store / "blobs" / weights.blake3[:2] / weights.blake3).unlink()  # nobody else needs as much
+    return max(peaks), weights.size_bytes
+
+
+def test_a_build_has_its_weights_once_in_memory(server: ServerProcess) -> None:
+    """Until they are on disk: no second copy to write them from, nor of the one large tensor that they are."""
+    baseline, _ = peak_memory(server, 4)
+    peak, size = peak_memory(server, 9000)
+    assert size > 300 << 20
+    assert baseline > 100 << 20, "of torch alone: the process was not seen"
+    assert 0.5 * size < peak - baseline < 1.3 * size
 
 
 def test_one_bad_component_does_not_spoil_a_build_that_others_wait_for(server: ServerProcess, tmp_path: Path) -> None:
