@@ -19,14 +19,21 @@ from torch import nn
 
 from model_factory import ModelFactoryError, RemoteModelFactory, StoreError
 from model_factory.digest import digest_of_file
+from model_factory.store import Store
 from model_factory_server import PolicyConstructorModelFactory
+from support.clock import VARIABLES, Clock
 from support.proxy import Proxy
+from support.ranks import Ranks
 from support.server import ServerProcess, descendants
 
 CLIENTS = 3
 WIDTHS = (3, 700)
 SHORT_SECONDS = 30.0
 DISK_MIB = 48
+GIVE_UP_SECONDS = 2.0
+"""In which the builds of a client that was killed end; a second is what an idle machine allows."""
+_PLUGINS = Path(__file__).resolve().parents[1] / "attacks" / "plugins"
+_YEARS = 10 * 365 * 86400
 
 
 def config(width: int) -> dict[str, Any]:
@@ -100,7 +107,10 @@ class Ordeal:
             for width in WIDTHS
             for seed in range(self._seeds)
         }
-        self.server = ServerProcess(self._store)
+        self._clock = Clock(folder / "clock")
+        self._ranks = Ranks(folder / "ranks", self._clock.variables)
+        self._killed = 0
+        self.server = self._served()
         self.proxy = Proxy(self.server.address)
         self.outcomes: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -114,6 +124,8 @@ class Ordeal:
             self.freeze_connections,
             self.empty_the_store,
             self.read_only_store,
+            self.kill_a_client,
+            self.jump_the_clock,
         ]
         if self.disk.is_own:
             self._kinds.append(self.full_disk)
@@ -176,6 +188,7 @@ class Ordeal:
 
     def check_after(self) -> None:
         """In calm weather everything is right, and nothing is left of what went wrong."""
+        self._clock.jump(0)
         assert self.wrong == []
         assert self.outcomes["right"], self.outcomes
         factory = RemoteModelFactory(self.server.address, seed=0, cache_dir=self._folder / "calm", timeout=60)
@@ -185,7 +198,9 @@ class Ordeal:
         factory.close()
         assert self.server.workers() == set()
         for root in [self._store, *self._folder.glob("cache*"), self._folder / "calm"]:
-            assert [path for path in (root / "staging").iterdir() if path.stat().st_size] == [], root
+            Store(root)  # as its next user does: what processes that died left is swept
+            left = [path for name in ("staging", "locks", "scratch") for path in (root / name).iterdir()]
+            assert len(left) == (1 if root == self._store else 0), left  # the server has a folder of its own
             for path in (root / "blobs").rglob("*/*"):
                 assert digest_of_file(path) == path.name, path
         assert "Segmentation" not in self.server.log
@@ -195,6 +210,7 @@ class Ordeal:
         assert self.server.stop() == 0
 
     def close(self) -> None:
+        self._ranks.close()
         self.server.kill()
         self.proxy.close()
         self.disk.close()
@@ -227,6 +243,39 @@ class Ordeal:
         for worker in self.server.workers():
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
+
+    def kill_a_client(self) -> None:
+        """A process of its own that shares its cache with others: amid a build, a download or a rebuild."""
+        self._killed += 1
+        notes = self._folder / f"begun{self._killed}"
+        endless = {"_type_": "hostile.FailsFor", "notes": str(notes), "go": "/none", "cause": "/none"}
+        builds = self._chance.random() < 0.5
+        rank = self._ranks.start(
+            "build",
+            address=self.proxy.address,
+            cache=str(self._folder / f"cache{self._chance.randrange(2)}"),
+            seed=self._chance.randrange(self._seeds),
+            config={"schema_version": 1, "model": {"sequential": {"layers": [endless]}}} if builds else config(700),
+            times=1 if builds else 100,
+        )
+        rank.wait_for("begins")
+        time.sleep(self._chance.uniform(0.0, 0.8))
+        rank.kill()
+        deadline = time.monotonic() + GIVE_UP_SECONDS
+        while (workers := self.server.workers()) and notes.exists():
+            if not workers & {int(line) for line in notes.read_text(encoding="ascii").split()}:
+                break
+            if time.monotonic() > deadline:
+                self.wrong.append("a build goes on although its client was killed")
+                break
+            time.sleep(0.02)
+
+    def jump_the_clock(self) -> None:
+        """Of server, workers and client processes, by years, forwards or back; it may stay so for a while."""
+        self._clock.jump(self._chance.randrange(-_YEARS, _YEARS))
+        time.sleep(self._chance.uniform(0.1, 0.8))
+        if self._chance.random() < 0.5:
+            self._clock.jump(0)
 
     def kill_the_fork_server(self) -> None:
         with suppress(OSError, ProcessLookupError, IndexError):
@@ -274,8 +323,16 @@ class Ordeal:
         self.disk.read_only(False)
 
     def _start(self) -> None:
-        self.server = ServerProcess(self._store)
+        self.server = self._served()
         self.proxy.target = self.server.address
+
+    def _served(self) -> ServerProcess:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(_PLUGINS), prepend=os.pathsep)
+            for name, value in self._clock.variables.items():
+                patch.setenv(name, value)
+            seen = [argument for name in VARIABLES for argument in ("--worker-variable", name)]
+            return ServerProcess(self._store, "--plugin", "hostile_blocks", *seen)
 
 
 def _one(built: Any) -> nn.Module:
