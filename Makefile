@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-fast lint types imports stubs soak fuzz faults benchmarks images alerts clean
+.PHONY: demo test test-fast lint types imports stubs soak leaks fuzz faults benchmarks images alerts clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,11 @@ imports: $(VENV)/installed
 
 soak: $(VENV)/installed  ## an hour under load, with its plot in soak/; SOAK="--seconds 60 --clients 100" for less
 	$(BIN)/python scripts/soak.py $(SOAK)
+
+LEAK_JOBS ?= 5000
+
+leaks: $(VENV)/installed  ## thousands of jobs of every ending, and a table of what the server has after them
+	$(BIN)/python scripts/leaks.py --jobs $(LEAK_JOBS)
 
 images: $(VENV)/installed  ## do what the Dockerfiles say in plain virtual environments (minutes); needs kubectl for its manifests
 	$(BIN)/pip install --quiet --disable-pip-version-check kubernetes-validate

@@ -18,8 +18,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=5000, help="how many (default: %(default)d)")
     parser.add_argument("--seed", type=int, default=1, help="of what comes when (default: %(default)d)")
-    parser.add_argument("--server-mib", type=float, default=16.0, help="most that the server may grow after a quarter")
-    parser.add_argument("--forks-mib", type=float, default=4.0, help="the same of the fork server")
+    parser.add_argument(
+        "--server-mib",
+        type=float,
+        default=4.0,
+        help="most that the server may grow after the first quarter, beside its answers (default: %(default)g)",
+    )
+    parser.add_argument("--forks-mib", type=float, default=1.0, help="the same of the fork server")
     arguments = parser.parse_args()
     rounds = max(4, -(-arguments.jobs // ROUND))
     with (

@@ -113,6 +113,8 @@ class Ordeal:
         self.server = self._served()
         self.proxy = Proxy(self.server.address)
         self.outcomes: Counter[str] = Counter()
+        self.said: dict[str, str] = {}
+        """An error of each kind."""
         self.faults: Counter[str] = Counter()
         self.wrong: list[str] = []
         self._done = threading.Event()
@@ -226,6 +228,7 @@ class Ordeal:
                 found = fingerprint(_one(factory.build({"m": config(width)})))
             except ModelFactoryError as error:
                 self.outcomes[type(error).__name__] += 1
+                self.said.setdefault(type(error).__name__, str(error))
                 if not str(error) or "Traceback" in str(error):
                     self.wrong.append(repr(error))
                 time.sleep(0.05)
