@@ -27,7 +27,7 @@ def test_answers_are_right_or_clear_errors(chance: random.Random, tmp_path: Path
     try:
         ordeal.check_disk()
         ordeal.run()
-        print(dict(ordeal.faults), dict(ordeal.outcomes), ordeal.said)  # noqa: T201  shown by pytest -s, and when it fails
+        print(dict(ordeal.faults), dict(ordeal.longest), dict(ordeal.outcomes), ordeal.said)  # noqa: T201  shown by pytest -s, and when it fails
         ordeal.check_after()
     finally:
         ordeal.close()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -113,6 +113,8 @@ class Ordeal:
         self.server = self._served()
         self.proxy = Proxy(self.server.address)
         self.outcomes: Counter[str] = Counter()
+        self.longest: defaultdict[str, float] = defaultdict(float)
+        """Seconds that each kind of fault took at most: to start a server again, say."""
         self.said: dict[str, str] = {}
         """An error of each kind."""
         self.faults: Counter[str] = Counter()
@@ -149,7 +151,9 @@ class Ordeal:
                 for fault in self._chance.sample(self._kinds, len(self._kinds)):
                     time.sleep(self._chance.uniform(0.05, 0.6))
                     self.faults[fault.__name__] += 1
+                    begun = time.monotonic()
                     fault()
+                    self.longest[fault.__name__] = max(self.longest[fault.__name__], time.monotonic() - begun)
                     if time.monotonic() > deadline:
                         break
         finally:
