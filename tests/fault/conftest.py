@@ -35,7 +35,7 @@ def make_proxy() -> Iterator[type[Proxy]]:
         proxy.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Starts client processes, to be killed."""
     made = Ranks(tmp_path_factory.mktemp("ranks"))

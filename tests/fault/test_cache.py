@@ -21,6 +21,7 @@ from model_factory_server import PolicyConstructorModelFactory
 from support.cases import CASES
 from support.compare import assert_same_state, train
 from support.proxy import Proxy
+from support.ranks import Ranks
 from support.server import ServerProcess
 
 PROCESSES = 3
@@ -50,18 +51,6 @@ with store.stage() as (file, publish):
     publish(Blob(digest_of(data), len(data)))
 print("published", flush=True)
 sys.stdin.read()
-"""
-
-TRAINER = """
-import sys
-from model_factory import RemoteModelFactory
-config = {"schema_version": 1, "model": {"sequential": {"layers": [
-    {"_type_": "nn.Linear", "in_features": int(sys.argv[3]), "out_features": int(sys.argv[3])}]}}}
-factory = RemoteModelFactory(sys.argv[1], seed=7, cache_dir=sys.argv[2])
-print("ready", flush=True)
-sys.stdin.readline()
-model = factory.build({"config": config})
-print(model.graph_modules["layer0"].weight.double().sum().item(), flush=True)
 """
 
 
@@ -118,49 +107,20 @@ def test_writers_killed_at_any_moment(tmp_path: Path, chance: random.Random) -> 
 
 
 def test_processes_of_a_node_transfer_a_blob_once(
-    server: ServerProcess, make_proxy: Callable[[ServerProcess], Proxy], tmp_path: Path
+    server: ServerProcess, ranks: Ranks, make_proxy: Callable[[ServerProcess], Proxy], tmp_path: Path
 ) -> None:
     RemoteModelFactory(server.address, seed=7, cache_dir=tmp_path / "warm").build({"config": LARGE})
     proxy = make_proxy(server)
     cache = tmp_path / "cache"
-    trainers = [start(TRAINER, proxy.address, cache, WIDTH) for _ in range(PROCESSES)]
-    try:
-        assert [said(trainer) for trainer in trainers] == ["ready"] * PROCESSES
-        for trainer in trainers:
-            assert trainer.stdin is not None
-            trainer.stdin.write("\n")
-            trainer.stdin.flush()
-        sums = {said(trainer) for trainer in trainers}
-    finally:
-        for trainer in trainers:
-            end(trainer)
+    wanted = {"address": proxy.address, "cache": str(cache), "seed": 7, "config": LARGE}
+    trainers = [ranks.start("build", **wanted) for _ in range(PROCESSES)]
     model = PolicyConstructorModelFactory(seed=7).build({"config": LARGE})
-    assert sums == {str(model.graph_modules["layer0"].weight.double().sum().item())}
+    expected = sum(item.double().abs().sum().item() for item in model.state_dict().values())
+    for trainer in trainers:
+        trainer.wait_for(f"built {expected!r}")
     large = [path for path in blob_files(cache) if path.stat().st_size > LARGE_BYTES]
     assert len(large) == 1
     assert LARGE_BYTES < proxy.received < 1.5 * LARGE_BYTES, "the weights were transferred more than once"
-
-
-def test_a_trainer_killed_during_a_download(
-    server: ServerProcess, make_proxy: Callable[[ServerProcess], Proxy], tmp_path: Path, chance: random.Random
-) -> None:
-    """The next one of its node is neither locked out nor misled."""
-    RemoteModelFactory(server.address, seed=7, cache_dir=tmp_path / "warm").build({"config": LARGE})
-    proxy = make_proxy(server)
-    cache = tmp_path / "cache"
-    trainer = start(TRAINER, proxy.address, cache, WIDTH)
-    assert said(trainer) == "ready"
-    proxy.hold_after(chance.randrange(LARGE_BYTES // 4, 3 * LARGE_BYTES // 4))
-    assert trainer.stdin is not None
-    trainer.stdin.write("\n")
-    trainer.stdin.flush()
-    assert proxy.held.wait(60)
-    end(trainer)
-    assert [path for path in blob_files(cache) if path.stat().st_size > LARGE_BYTES // 8] == []
-    proxy.release()
-    model = RemoteModelFactory(server.address, seed=7, cache_dir=cache).build({"config": LARGE})
-    assert_same_state(model, PolicyConstructorModelFactory(seed=7).build({"config": LARGE}))
-    assert list((cache / "staging").iterdir()) == []
 
 
 @pytest.fixture

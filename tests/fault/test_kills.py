@@ -79,6 +79,8 @@ def test_lock_holders(
                 assert not sure or "has" not in holder.said
                 holder.kill()
                 waiting.remove(holder)
+            if sure:
+                assert list((cache / "blobs").rglob("*/*")) == [], "what is not whole has a blob's name"
             proxy.release()
         for rank in waiting:
             rank.wait_for(f"has {weights.blake3}", 30)
