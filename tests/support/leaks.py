@@ -133,19 +133,19 @@ class Leaks:
         return self._width
 
     def _do(self, name: str, chance: random.Random, seed: int, width: int) -> None:
-        ending = ""
+        ending = details = ""
         with _connected(self._server.address) as stub:
             try:
                 _JOBS[name](self, stub, chance, seed, width)
                 ending = "done"
             except grpc.RpcError as error:
-                ending = error.code().name
-                if _KILLED in error.details():
+                ending, details = error.code().name, error.details()
+                if _KILLED in details:
                     ending = "killed"
         self.endings[f"{name}: {ending}"] += 1
         self._answers += ending == "done" and name in {"build", "new architecture", "describe"}
         if ending not in (_ENDINGS.get(name, "done"), "killed"):
-            self.wrong.append(f"{name} with seed {seed}: {ending}")
+            self.wrong.append(f"{name} with seed {seed}: {ending} {details}")
 
     def _build(self, stub: Any, _chance: random.Random, seed: int, _width: int) -> None:
         _built(stub, _layers(8), seed)
