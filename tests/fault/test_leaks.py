@@ -17,5 +17,5 @@ def test_nothing_is_left_of_jobs_of_every_ending(server: ServerProcess, chance: 
         leaks.round(SHARE)
     print(table(leaks.figures), dict(leaks.endings))  # noqa: T201  shown by pytest when it fails
     # What is allocated once, in pools and caches, is not all there after a round of fifty: a leak would be larger.
-    assert leaks.faults(1, server_mib=8.0, forks_mib=1.0, threads=4) == []
+    assert leaks.faults(1, server_mib=8.0, forks_mib=1.0) == []
     assert server.alive

@@ -27,6 +27,8 @@ from support.server import ServerProcess, descendants
 CLIENTS = 4
 ANSWER_KIB = 7.0
 """That an answer takes at most: a manifest with the descriptor and the programs of the models here has 4 to 5."""
+POOL_THREADS = 4
+"""That a pool may start late."""
 ANSWERS_MIB = 64.0
 """That all of them take at most."""
 QUIET_SECONDS = 10.0
@@ -109,16 +111,16 @@ class Leaks:
         self.figures.append(self._quiet())
         return self.figures[-1]
 
-    def faults(self, warm: int, *, server_mib: float, forks_mib: float, threads: int = 0) -> list[str]:
+    def faults(self, warm: int, *, server_mib: float, forks_mib: float) -> list[str]:
         """Everything that has grown since round ``warm``; empty if all is well.
 
-        Memory may grow by so much, beside what the answers in it take, and threads by so many, where pools fill up.
+        Memory may grow by so much, beside what the answers in it take, and pools of threads may fill up.
         """
         first, last = self.figures[warm - 1], self.figures[-1]
         found = self.wrong[:5]
         server_mib += min(ANSWERS_MIB, (last.answers - first.answers) * ANSWER_KIB / 1024)
         for name, most in {"server_mib": server_mib, "forks_mib": forks_mib, "descriptors": 0, "fork_descriptors": 0,
-                           "threads": threads, "processes": 0, "staged": 0}.items():  # fmt: skip
+                           "threads": POOL_THREADS, "processes": 0, "staged": 0}.items():  # fmt: skip
             before, later = getattr(first, name), [getattr(item, name) for item in self.figures[warm:]]
             if max(later) > before + most:
                 found.append(f"{name}: {before:g} after {first.jobs} jobs, up to {max(later):g} after that")
