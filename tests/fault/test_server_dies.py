@@ -44,7 +44,7 @@ SMALL = {"schema_version": 1, "model": {"sequential": {"layers": [{"_type_": "ml
 
 @pytest.fixture(autouse=True)
 def _less_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blobs, "RESUME_SECONDS", 2.0)
+    monkeypatch.setattr(blobs, "RESUME_SECONDS", 0.5)
 
 
 class Line:
