@@ -66,8 +66,8 @@ def test_lock_holders(
     for number in range(5):
         cache = tmp_path / f"cache{number}"
         waiting = [ranks.start("fetch", address=proxy.address, cache=str(cache), **wanted) for _ in range(RANKS)]
-        in_transfer = [number == 0, number == 1]  # whether the kill is amid the bytes; else it is when it is
-        for sure in in_transfer:
+        sure = number < 2  # that the kills are amid the bytes; else they are when they are
+        for _ in range(2):
             if sure:
                 proxy.hold_after(chance.randrange(weights.size_bytes // 8, weights.size_bytes - (4 << 20)))
             holder = wait_for_holder(cache / "locks" / weights.blake3, waiting)

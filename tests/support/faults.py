@@ -59,6 +59,8 @@ class Disk:
         place.mkdir(parents=True)
         self.is_own = self._mount("-t", "tmpfs", "-o", f"size={DISK_MIB}m", "faults")
         self._ballast = place / "ballast"
+        self._other = place.with_name(f"{place.name}-read-only")
+        self._other.mkdir()
 
     def fill(self) -> None:
         with suppress(OSError), self._ballast.open("wb") as file:
@@ -70,9 +72,13 @@ class Disk:
         self._ballast.unlink(missing_ok=True)
 
     def read_only(self, is_so: bool) -> None:
-        if self.is_own and is_so:  # over itself: as long as files are open for writing, a remount is refused
-            assert self._mount("--bind", str(self.place))
-            assert self._mount("-o", "remount,bind,ro")
+        if self.is_own and is_so:
+            # As long as files are open for writing a remount is refused: so that of another mount of the same, which
+            # nobody uses, and that one over the place.
+            assert self._mount("--bind", str(self.place), at=self._other)
+            assert self._mount("-o", "remount,bind,ro", at=self._other)
+            assert self._mount("--bind", str(self._other))
+            assert self._umount(self._other)
             return
         if self.is_own:
             assert self._umount()
@@ -84,12 +90,12 @@ class Disk:
         while self.is_own and self._umount():
             pass
 
-    def _mount(self, *arguments: str) -> bool:
-        done = subprocess.run(["mount", *arguments, str(self.place)], check=False, capture_output=True)
+    def _mount(self, *arguments: str, at: Path | None = None) -> bool:
+        done = subprocess.run(["mount", *arguments, str(at or self.place)], check=False, capture_output=True)
         return done.returncode == 0
 
-    def _umount(self) -> bool:
-        done = subprocess.run(["umount", "-l", str(self.place)], check=False, capture_output=True)
+    def _umount(self, at: Path | None = None) -> bool:
+        done = subprocess.run(["umount", "-l", str(at or self.place)], check=False, capture_output=True)
         return done.returncode == 0
 
 
