@@ -173,7 +173,8 @@ def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     stage("constructing")
     backend, config = _load_backend(job), parse_config(job.config)
     store = Store(job.store)
-    known = None if job.known is None else decode_descriptor(store.read(Blob(*job.known)) or b"")
+    data = None if job.known is None else store.read(Blob(*job.known))
+    known = None if data is None else decode_descriptor(data)  # evicted since it was looked up, it is made again
     if known is None:
         _check_plan(job, backend, config)
     else:

@@ -265,6 +265,9 @@ def _compare(expected: dict[str, Any], actual: dict[str, Any], shapes: Shapes) -
 
 def _compare_leaf(one: Any, other: Any) -> None:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        alike = all(getattr(one, name) == getattr(other, name) for name in ("device", "dtype", "shape", "layout"))
+        if alike and one.layout == torch.strided and torch.equal(one, other):
+            return  # without the temporaries of what follows, which take several times the memory
         exact = {"rtol": 0.0, "atol": 0.0} if one.device.type == "cpu" else {}
         torch.testing.assert_close(other, one, equal_nan=True, **exact)  # type: ignore[arg-type]
     elif one != other and not (one != one and other != other):  # noqa: PLR0124  nan equals nan here
