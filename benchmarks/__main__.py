@@ -52,7 +52,7 @@ def _measure(report: Report, arguments: argparse.Namespace) -> None:
             if "client" in groups:
                 measure_client(report, folder, server.address, arguments.repeats)
             if "server" in groups:
-                measure_server(report, folder / "store", server.address, server.pid, arguments.repeats)
+                measure_server(report, folder / "store", server, arguments.repeats)
         if "ranks" in groups:
             measure_ranks(report, folder, arguments.ranks_mib << 20, max(1, arguments.repeats // 2))
 

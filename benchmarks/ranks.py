@@ -11,7 +11,6 @@ from typing import Any
 
 from benchmarks.experiment import SEED
 from benchmarks.measure import Report, Sample, provide_memory, ratio
-from benchmarks.server_side import watching_workers
 from benchmarks.servers import our_server
 from model_factory.store import Store
 
@@ -33,14 +32,10 @@ def measure_ranks(report: Report, folder: Path, size: int, repeats: int) -> None
         digests = {json.dumps(rank["digests"]) for rank in local}
         taken = {"in process": _span(local)}
         for way, options in (("over TCP", ("--no-share-store",)), ("same machine", ())):
-            with (
-                our_server(folder / f"ranks-{way}{number}", *options) as server,
-                watching_workers(server.pid) as workers,
-            ):
-                workers.clear()
+            with our_server(folder / f"ranks-{way}{number}", *options) as server:
                 found = _together("remote", server.address, folder / f"node-{way}{number}", config)
                 assert {json.dumps(rank["digests"]) for rank in found} == digests, "other weights than in process"
-                assert len(workers) == 1, f"{len(workers)} builds ran"
+                assert server.builds() == 1, f"{server.builds()} builds ran"
             _check_one_transfer(folder / f"node-{way}{number}", size)
             taken[way] = _span(found)
         for way, seconds in taken.items():

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from benchmarks.experiment import COMPONENTS, CONFIGS, SEED
 from benchmarks.measure import Report, Sample, in_turns, ratio
 from benchmarks.payload import digest_of_tensors
+from benchmarks.servers import OurServer
 from model_factory.components import read_request
 from model_factory.limits import MAX_MESSAGE_BYTES
 from model_factory.remote.connection import Connection
@@ -31,14 +32,14 @@ _OPTIONS = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.use_l
 _seeds = itertools.count(1000)
 
 
-def measure_server(report: Report, store: Path, address: str, pid: int, repeats: int) -> None:
+def measure_server(report: Report, store: Path, server: OurServer, repeats: int) -> None:
     """Add the rows of the server's side."""
-    connection = Connection(address)
+    connection = Connection(server.address)
     manifest_of(connection.stub, SEED)  # the architecture is known from here on
     _builds(report, Store(store), connection.stub, repeats)
     _answers(report, connection.stub, health_pb2_grpc.HealthStub(connection.channel))
     connection.close()
-    _crowd(report, address, pid, repeats)
+    _crowd(report, server, repeats)
 
 
 def request_of(seed: int, names: tuple[str, ...] = tuple(COMPONENTS)) -> build_pb2.BuildModelsRequest:
@@ -122,13 +123,14 @@ def _answers(report: Report, stub: Any, health: Any) -> None:
         report.add(f"p50 of a cached {key} answer ÷ bare unary gRPC", value, target=2.0, note=note)
 
 
-def _crowd(report: Report, address: str, pid: int, repeats: int) -> None:
+def _crowd(report: Report, server: OurServer, repeats: int) -> None:
     """64 clients, each with a connection of its own, ask for the same uncached model."""
     ratios, spans = [], []
     for _ in range(min(repeats, 3)):
-        first, last, workers, digests = _ask_together(address, pid, next(_seeds))
+        before = server.builds()
+        first, last, digests = _ask_together(server.address, next(_seeds))
         assert len(digests) == 1, "clients got different models"
-        assert workers == 1, f"{workers} builds ran"
+        assert server.builds() == before + 1, f"{server.builds() - before} builds ran"
         ratios.append(last / first)
         spans.append(last)
     report.add(
@@ -139,8 +141,8 @@ def _crowd(report: Report, address: str, pid: int, repeats: int) -> None:
     )
 
 
-def _ask_together(address: str, pid: int, seed: int) -> tuple[float, float, int, set[str]]:
-    """Seconds until the first and the last answer, how many workers there were, and the weights' digests."""
+def _ask_together(address: str, seed: int) -> tuple[float, float, set[str]]:
+    """Seconds until the first and the last answer, and the weights' digests."""
     begin = threading.Barrier(CLIENTS)
     begun: list[float] = []
 
@@ -153,40 +155,7 @@ def _ask_together(address: str, pid: int, seed: int) -> tuple[float, float, int,
             manifest = manifest_of(stub, seed, ("posterior",))
             return time.perf_counter(), manifest.components[0].weights.blake3
 
-    with ThreadPoolExecutor(CLIENTS) as pool, watching_workers(pid) as seen:
+    with ThreadPoolExecutor(CLIENTS) as pool:
         answers = list(pool.map(ask, range(CLIENTS)))
     ended = [at - min(begun) for at, _ in answers]
-    return min(ended), max(ended), len(seen), {digest for _, digest in answers}
-
-
-class watching_workers:  # noqa: N801  reads as what it does
-    """Counts the builder processes that a server starts: children of its fork server."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._seen: set[int] = set()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> set[int]:
-        self._thread.start()
-        return self._seen
-
-    def __exit__(self, *_error: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.005):
-            for child in _children(self._pid):
-                self._seen.update(_children(child))
-
-
-def _children(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += [int(item) for item in task.read_text().split()]
-        except OSError:
-            continue
-    return found
+    return min(ended), max(ended), {digest for _, digest in answers}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,16 +20,31 @@ class OurServer:
 
     address: str
     """``HOST:PORT``."""
-    pid: int
-    """Of its gRPC process."""
+    metrics: str
+    """Where its metrics are."""
+
+    def builds(self) -> int:
+        """How many builds have ended."""
+        with urllib.request.urlopen(self.metrics) as page:
+            families = text_string_to_metric_families(page.read().decode())
+        samples = [sample for family in families for sample in family.samples]
+        return round(
+            sum(
+                sample.value
+                for sample in samples
+                if sample.name == "model_factory_jobs_total" and sample.labels["kind"] == "build"
+            )
+        )
 
 
 @contextmanager
 def our_server(store: Path, *options: str) -> Iterator[OurServer]:
     """Run ``model-factory serve`` on a free loopback port."""
-    command = ["-m", "model_factory", "serve", "--listen", "127.0.0.1:0", "--store", str(store), *options]
-    with _process(*command) as process:
-        yield OurServer(address=_line(process).removeprefix("listening on "), pid=process.pid)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        metrics = f"127.0.0.1:{free.getsockname()[1]}"
+    where = ("--listen", "127.0.0.1:0", "--metrics-listen", metrics, "--store", str(store))
+    with _process("-m", "model_factory", "serve", *where, *options) as process:
+        yield OurServer(address=_line(process).removeprefix("listening on "), metrics=f"http://{metrics}/metrics")
 
 
 @contextmanager

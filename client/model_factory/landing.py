@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from model_factory.limits import MIB
 
-CHUNKS_BETWEEN = 4
+CHUNKS_BETWEEN = 3
 """Received and not yet written, at most: the receiver waits then."""
 
 WRITE_BACK_BYTES = 32 * MIB

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from model_factory.limits import MIB
 
 _LARGEST = 31 * MIB  # that still moves the threshold; less than 32 MiB with what malloc adds
@@ -16,3 +20,15 @@ def keep_freed_memory() -> None:
     owner of the process has set; with another malloc nothing happens.
     """
     bytes(_LARGEST)
+
+
+@contextmanager
+def reusing_memory() -> Iterator[None]:
+    """Keep freed memory inside, and give it back at the end."""
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -5,7 +5,9 @@ No constructor and no initialiser runs: each module is a bare instance of its cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,6 +65,12 @@ class Blueprint:
         find_class: FindClass | None = None,
     ) -> nn.Module:
         """Make the module, as :func:`rebuild` does."""
+        with _no_collection():
+            return self._build(tensors, source, find_class)
+
+    def _build(
+        self, tensors: Mapping[str, torch.Tensor], source: ProgramSource | None, find_class: FindClass | None
+    ) -> nn.Module:
         nodes = self.descriptor.modules
         values = [_tensor(node, tensors) for node in self.descriptor.tensors]
         modules: list[nn.Module] = [
@@ -113,6 +121,18 @@ def rebuild(
             missing or not as described.
     """
     return Blueprint(descriptor, programs).build(tensors, source, find_class)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from looking, again and again, at what is being made and all alive."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _tensor(node: TensorNode, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

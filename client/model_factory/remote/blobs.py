@@ -10,7 +10,7 @@ import grpc
 
 from model_factory.errors import IntegrityError, StoreError, UnavailableError
 from model_factory.landing import Landing
-from model_factory.memory import keep_freed_memory
+from model_factory.memory import reusing_memory
 from model_factory.remote.connection import Connection
 from model_factory.remote.shared import open_shared
 from model_factory.store import Blob, Holder, Store
@@ -84,8 +84,7 @@ def read_blob(connection: Connection, cache: Store, blob: Blob, inline: dict[str
 
 def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: OnBytes) -> None:
     """Write the blob's bytes to ``file``, resuming where a broken stream stopped, and check them."""
-    keep_freed_memory()
-    with Landing(file) as landing:
+    with reusing_memory(), Landing(file) as landing:
         _receive(connection, blob, landing, on_bytes)
     if landing.digest() != blob.digest:
         raise IntegrityError(f"the server at {connection.address} sent other bytes than blob {blob.digest}")
