@@ -81,7 +81,7 @@ def test_lock_holders(
                 waiting.remove(holder)
             if sure:
                 assert list((cache / "blobs").rglob("*/*")) == [], "what is not whole has a blob's name"
-            proxy.release()
+        proxy.release()
         for rank in waiting:
             rank.wait_for(f"has {weights.blake3}", 30)
         check_whole(cache)

@@ -19,7 +19,6 @@ class Proxy:
         self._received = 0
         self._hold_after: int | None = None
         self._released = threading.Event()
-        self._released.set()
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._frozen: set[socket.socket] = set()
@@ -35,15 +34,18 @@ class Proxy:
         return self._received
 
     def hold_after(self, count: int) -> None:
-        """Let ``count`` more bytes from the server pass and then none until :meth:`release`."""
-        self._released.clear()
-        self.held.clear()
-        self._hold_after = self._received + count
+        """Let ``count`` more bytes from the server pass, of those held back first, and then none until told again."""
+        with self._lock:
+            self.held.clear()
+            self._hold_after = self._received + count
+            before, self._released = self._released, threading.Event()
+        before.set()
 
     def release(self) -> None:
         """Let bytes pass again."""
-        self._hold_after = None
-        self._released.set()
+        with self._lock:
+            self._hold_after = None
+            self._released.set()
 
     def freeze(self) -> None:
         """Let nothing more pass on the connections that are open, and tell nobody; new ones are as ever."""
@@ -101,10 +103,11 @@ class Proxy:
     def _count(self, size: int) -> None:
         with self._lock:
             self._received += size
-            hold = self._hold_after is not None and self._received > self._hold_after
-        if hold:
+            if self._hold_after is None or self._received <= self._hold_after:
+                return
             self.held.set()
-            self._released.wait()
+            released = self._released
+        released.wait()
 
 
 def _close(item: socket.socket) -> None:
