@@ -42,11 +42,8 @@ class _Buffer:
 
 def to_host(tensors: Iterable[torch.Tensor]) -> Iterator[memoryview]:
     """Yield the bytes of flat uint8 tensors on one device, in pieces; each is good until the next is asked for."""
-    buffers: Iterator[_Buffer] | None = None
     under_way: tuple[_Buffer, int] | None = None
-    for piece in _pieces(tensors):
-        buffers = buffers or _two(piece.device)
-        buffer = next(buffers)
+    for buffer, piece in _in_turns(tensors):
         buffer.copy(buffer.part(piece.numel()), piece)
         if under_way is not None:
             yield _bytes(*under_way)
@@ -61,23 +58,23 @@ def to_device(file: BinaryIO, tensors: Iterable[torch.Tensor]) -> None:
     Raises:
         FormatError: the file ends too early.
     """
-    buffers: Iterator[_Buffer] | None = None
-    for piece in _pieces(tensors):
-        buffers = buffers or _two(piece.device)
-        buffer = next(buffers)
+    used = set()
+    for buffer, piece in _in_turns(tensors):
+        used.add(buffer)
         part = buffer.part(piece.numel())
         _read(file, part.numpy().data)
         buffer.copy(piece, part)
-    for buffer in itertools.islice(buffers or (), 2):
+    for buffer in used:
         buffer.part(0)
 
 
-def _two(device: torch.device) -> Iterator[_Buffer]:
-    return itertools.cycle([_Buffer(device), _Buffer(device)])
-
-
-def _pieces(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    return (piece for tensor in tensors if tensor.numel() for piece in torch.split(tensor, BUFFER_BYTES))
+def _in_turns(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[_Buffer, torch.Tensor]]:
+    """Yield the tensors in pieces that fit into a buffer, each with one of two buffers on their device, in turns."""
+    buffers: Iterator[_Buffer] | None = None
+    for tensor in tensors:
+        for piece in torch.split(tensor, BUFFER_BYTES) if tensor.numel() else ():
+            buffers = buffers or itertools.cycle([_Buffer(piece.device), _Buffer(piece.device)])
+            yield next(buffers), piece
 
 
 def _bytes(buffer: _Buffer, size: int) -> memoryview:

@@ -37,6 +37,18 @@ FindClass = Callable[[SourceClass], Any]
 """Gives the class of a source module, where its source is trusted."""
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from looking, again and again, at what is being made and all alive."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class Blueprint:
     """A descriptor with its programs, compiled: makes modules over any tensors of that description.
 
@@ -58,6 +70,7 @@ class Blueprint:
         for path, recorded in programs:
             self._programs.setdefault(path, []).append(Ready(recorded))
 
+    @_no_collection()
     def build(
         self,
         tensors: Mapping[str, torch.Tensor],
@@ -65,12 +78,6 @@ class Blueprint:
         find_class: FindClass | None = None,
     ) -> nn.Module:
         """Make the module, as :func:`rebuild` does."""
-        with _no_collection():
-            return self._build(tensors, source, find_class)
-
-    def _build(
-        self, tensors: Mapping[str, torch.Tensor], source: ProgramSource | None, find_class: FindClass | None
-    ) -> nn.Module:
         nodes = self.descriptor.modules
         values = [_tensor(node, tensors) for node in self.descriptor.tensors]
         modules: list[nn.Module] = [
@@ -121,18 +128,6 @@ def rebuild(
             missing or not as described.
     """
     return Blueprint(descriptor, programs).build(tensors, source, find_class)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from looking, again and again, at what is being made and all alive."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _tensor(node: TensorNode, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
