@@ -239,7 +239,6 @@ def test_a_connection_that_breaks_again_and_again(
     for _ in range(breaks):
         assert proxy.held.wait(60)
         proxy.cut()
-        proxy.release()
         proxy.hold_after(chance.randrange(3 * MIB, 6 * MIB))
     proxy.release()
     assert_same_state(build.result(120), expected)
