@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.experiment import COMPONENTS, CONFIGS, SEED, digests, example, size_of
-from benchmarks.measure import Report, Row, Sample, in_turns, ratio, seconds
+from benchmarks.measure import Contender, Report, Row, Sample, in_turns, ratio, seconds
 from model_factory import RemoteModelFactory
 from model_factory.descriptor.codec import (
     Programs,
@@ -57,16 +57,12 @@ def measure_client(report: Report, folder: Path, address: str, repeats: int) -> 
         return float(found["seconds"])
 
     size = size_of(originals)
-    samples = in_turns(
-        {
-            LOCAL: lambda: checked(local),
-            WARM: lambda: checked(remote),
-            COLD_LOCAL: lambda: in_new_process("local"),
-            COLD: lambda: in_new_process("remote"),
-        },
-        repeats,
-        memory=2 * size,
-    )
+    warm: dict[str, Contender] = {LOCAL: lambda: checked(local), WARM: lambda: checked(remote)}
+    colds: dict[str, Contender] = {
+        COLD_LOCAL: lambda: in_new_process("local"),
+        COLD: lambda: in_new_process("remote"),
+    }
+    samples = in_turns(warm, repeats * 4, memory=2 * size) | in_turns(colds, repeats, memory=2 * size)
     report.bars[f"four models, {size / (1 << 20):.0f} MiB, s"] = samples
     for name, sample in samples.items():
         what = f"example experiment ({size / (1 << 20):.0f} MiB), {name}"
@@ -139,7 +135,8 @@ def _training(report: Report, originals: dict[str, nn.Module], rebuilt: dict[str
         return taken
 
     losses: dict[str, tuple[float, float]] = {}
-    samples = in_turns({name: lambda name=name: step(name) for name in policies}, repeats * 4)
+    steps: dict[str, Contender] = {name: lambda name=name: step(name) for name in policies}  # type: ignore[misc]
+    samples = in_turns(steps, repeats * 6, memory=2 * size_of(originals))  # the gradients, and what leads to them
     assert losses["original"] == losses["rebuilt"], f"the losses differ: {losses}"
     for name, parameter in policies["original"].named_parameters():
         assert torch.equal(parameter.grad, policies["rebuilt"].get_parameter(name).grad), f"{name} has another gradient"

@@ -6,9 +6,9 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from model_factory.limits import MIB
+from model_factory.limits import BLOB_CHUNK_BYTES
 
-_LARGEST = 31 * MIB  # that still moves the threshold; less than 32 MiB with what malloc adds
+_LARGEST = 8 * BLOB_CHUNK_BYTES  # more would speed up nothing, and twice as much may stay at each heap's top
 
 
 def keep_freed_memory() -> None:
@@ -16,8 +16,8 @@ def keep_freed_memory() -> None:
 
     Page faults cost a blob stream more than the network does: see docs/performance.md. malloc of glibc gives blocks
     from a threshold on a mapping of their own; freeing one raises the threshold to its size, and lets twice as much
-    stay at the top of a heap. So one is freed here that is never touched. Unlike ``mallopt`` that leaves alone what the
-    owner of the process has set; with another malloc nothing happens.
+    stay at the top of each heap, where ``malloc_trim`` does not reach it. So one is freed here that is never touched.
+    Unlike ``mallopt`` that leaves alone what the owner of the process has set; with another malloc nothing happens.
     """
     bytes(_LARGEST)
 

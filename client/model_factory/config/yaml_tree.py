@@ -7,6 +7,7 @@ objects, are used for numbers, booleans and null alone. What YAML 1.1 reads as a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Protocol
 
 import yaml
@@ -24,6 +25,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PREFIX = "tag:yaml.org,2002:"
 _MERGE = _PREFIX + "merge"
 _TEXT_TAGS = frozenset(_PREFIX + name for name in ("str", "timestamp", "value", "merge"))
+_TEXTS_KEPT = 64
 _CONSTRUCTOR = SafeConstructor()
 _CONSTRUCT: dict[str, Callable[[yaml.ScalarNode], object]] = {
     _PREFIX + "null": _CONSTRUCTOR.construct_yaml_null,
@@ -42,6 +44,7 @@ class _Mark(Protocol):
     def column(self) -> int: ...
 
 
+@lru_cache(_TEXTS_KEPT)  # the components of a build share the files of their defaults, and nodes are immutable
 def parse_yaml(text: str, file: str) -> MapNode:
     """Return the one document in ``text``, whose root must be a mapping.
 
