@@ -136,7 +136,7 @@ def _training(report: Report, originals: dict[str, nn.Module], rebuilt: dict[str
 
     losses: dict[str, tuple[float, float]] = {}
     steps: dict[str, Contender] = {name: lambda name=name: step(name) for name in policies}  # type: ignore[misc]
-    samples = in_turns(steps, repeats * 6, memory=2 * size_of(originals))  # the gradients, and what leads to them
+    samples = in_turns(steps, repeats * 6)
     assert losses["original"] == losses["rebuilt"], f"the losses differ: {losses}"
     for name, parameter in policies["original"].named_parameters():
         assert torch.equal(parameter.grad, policies["rebuilt"].get_parameter(name).grad), f"{name} has another gradient"

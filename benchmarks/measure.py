@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import statistics
@@ -85,13 +86,14 @@ def seconds(work: Callable[[], object]) -> float:
 def in_turns(contenders: Mapping[str, Contender], repeats: int, memory: int = 0) -> dict[str, Sample]:
     """Measure all contenders in each of ``repeats`` rounds, so that what slows the machine down slows all of them.
 
-    One round before is not counted: it fills caches and pools. Every second round goes backwards. Each contender finds
-    ``memory`` bytes at hand (see :func:`provide_memory`).
+    One round before is not counted: it fills caches and pools. Every second round goes backwards. With ``memory``, each
+    contender finds that many bytes free, and none of them in its own heap (see :func:`provide_memory`).
     """
     values: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(repeats + 1):
         for name in list(contenders)[:: -1 if number % 2 else 1]:
-            provide_memory(memory)
+            if memory:
+                provide_memory(memory)
             taken = contenders[name]()
             if number:
                 values[name].append(taken)
@@ -102,11 +104,13 @@ def provide_memory(size: int) -> None:
     """Have the kernel find so many bytes of memory, but at most half of what is free, and give them back to it.
 
     A virtual machine may return free memory to its host after seconds, and then the first to need it pays several times
-    what it costs otherwise: who that is must not depend on whose turn it was before.
+    what it costs otherwise: who that is must not depend on whose turn it was before. Nor on what malloc has kept of
+    another turn, which no trainer that builds once, and no worker, finds in its process: that is given back first.
     """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
     size = min(size, os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE // 2) // mmap.PAGESIZE * mmap.PAGESIZE
-    if size == 0:
-        return
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)
         memory[:: mmap.PAGESIZE] = bytes(size // mmap.PAGESIZE)
