@@ -42,6 +42,11 @@ class Answers:
         self._known: dict[bytes, _Known] = {}
         self._bytes = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of all that is kept."""
+        return self._bytes
+
     def find(self, request: Any) -> Any | None:
         """Return the answer to a request, or None if it is to be worked out."""
         key = _key(request)

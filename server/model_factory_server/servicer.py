@@ -49,6 +49,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self._backend = backend
         self._metrics = metrics
         self._answers = Answers(store)
+        metrics.answers_bytes.set_function(lambda: self._answers.size)
 
     async def GetCapabilities(  # noqa: N802
         self, request: capabilities_pb2.GetCapabilitiesRequest, context: Context

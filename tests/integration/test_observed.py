@@ -225,6 +225,7 @@ def test_metrics_count_what_happens(observed: ServerProcess, make_remote: MakeRe
     assert value(after, "model_factory_jobs_total", kind="warm_up", outcome="OK") == 1
     assert value(after, "model_factory_serving") == 1
     assert value(after, "model_factory_queue_jobs") == value(after, "model_factory_workers") == 0
+    assert grown("model_factory_answers_bytes") > 3 * 1024  # two manifests and a description, with what is around them
     assert value(after, "model_factory_worker_slots") == 2
     assert value(after, "model_factory_build_info", backend="builtin", torch_version=torch.__version__) == 1
     assert 10e6 < value(after, "process_resident_memory_bytes") < 1e9

@@ -90,6 +90,9 @@ class Metrics:
         self.serving = Gauge(
             "model_factory_serving", "1 while the health service says SERVING, else 0.", registry=registry
         )
+        self.answers_bytes = Gauge(
+            "model_factory_answers_bytes", "Answers kept in memory, with their requests.", registry=registry
+        )
         self._queued = Gauge("model_factory_queue_jobs", "Jobs that wait for a builder.", registry=registry)
         self._workers = Gauge("model_factory_workers", "Builder processes at work.", registry=registry)
         self._slots = Gauge("model_factory_worker_slots", "Builder processes at most.", registry=registry)
