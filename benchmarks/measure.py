@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import statistics
@@ -10,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from model_factory.memory import give_back_memory
 
 Contender = Callable[[], float]
 """Does its work once, checks what came of it outside the time, and returns the seconds that the work took."""
@@ -107,9 +108,7 @@ def provide_memory(size: int) -> None:
     what it costs otherwise: who that is must not depend on whose turn it was before. Nor on what malloc has kept of
     another turn, which no trainer that builds once, and no worker, finds in its process: that is given back first.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
+    give_back_memory()
     size = min(size, os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE // 2) // mmap.PAGESIZE * mmap.PAGESIZE
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -30,9 +29,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="model-factory-soak-") as folder:
         flags = ("--metrics-listen", "127.0.0.1:0", "--log-level", "info", *SERVER_FLAGS)
         with running_server(Path(folder) / "store", *flags) as server:
-            found = re.search(r"metrics on (http://\S+)", server.log)
-            assert found is not None
-            outcome = soak(server, found[1], seconds=arguments.seconds, clients=arguments.clients, seed=arguments.seed)
+            outcome = soak(server, seconds=arguments.seconds, clients=arguments.clients, seed=arguments.seed)
     faults = outcome.faults(health_seconds=arguments.health_seconds, growth_mib=arguments.growth_mib)
     how = {"seconds": arguments.seconds, "clients": arguments.clients, "seed": arguments.seed}
     report = {**how, **outcome.summary(), "faults": faults}

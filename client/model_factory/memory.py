@@ -29,6 +29,11 @@ def reusing_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Have malloc give freed memory back to the kernel; with another malloc than that of glibc nothing happens."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

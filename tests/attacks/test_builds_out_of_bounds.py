@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import time
-import urllib.request
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -252,10 +251,7 @@ def test_a_failure_reaches_all_who_wait_and_is_not_kept(
 
 def counted(server: ServerProcess) -> dict[str, float]:
     """By the server's metrics: components asked for, by whether they were there, and builds, by how they ended."""
-    match = re.search(r"metrics on (http://\S+)", server.log)
-    assert match is not None
-    with urllib.request.urlopen(match[1], timeout=10) as answer:
-        text = answer.read().decode()
+    text = server.metrics_page()
     lookups = re.findall(r'^model_factory_store_lookups_total{result="(\w+)"} (\S+)$', text, re.MULTILINE)
     builds = re.findall(r'^model_factory_jobs_total{kind="build",outcome="(\w+)"} (\S+)$', text, re.MULTILINE)
     return {name: float(number) for name, number in lookups} | {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,16 +87,10 @@ def lines_of(server: ServerProcess, request_id: str, seconds: float = 5.0) -> li
         time.sleep(0.02)
 
 
-def metrics_address(server: ServerProcess) -> str:
-    return next(match[1] for line in lines(server) if (match := re.search(r"http://(\S+)/metrics", line["message"])))
-
-
 def scrape(server: ServerProcess) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    with urllib.request.urlopen(f"http://{metrics_address(server)}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(server.metrics_page())
         for sample in family.samples
     }
 
@@ -264,8 +257,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def families(server: ServerProcess) -> dict[str, str]:
     """Exported metrics by the name that the page has for them, with their type."""
-    with urllib.request.urlopen(f"http://{metrics_address(server)}/metrics", timeout=10) as answer:
-        found = {item.name: item.type for item in text_string_to_metric_families(answer.read().decode())}
+    found = {item.name: item.type for item in text_string_to_metric_families(server.metrics_page())}
     return {f"{name}_total" if kind == "counter" else name: kind for name, kind in found.items()}
 
 
@@ -280,8 +272,7 @@ def test_the_page_for_operators_has_every_metric(observed: ServerProcess) -> Non
 
 def labels_of(server: ServerProcess) -> dict[str, set[str]]:
     """Exported series by the name that queries have for them, with their labels; none where there is no sample yet."""
-    with urllib.request.urlopen(f"http://{metrics_address(server)}/metrics", timeout=10) as answer:
-        found = list(text_string_to_metric_families(answer.read().decode()))
+    found = list(text_string_to_metric_families(server.metrics_page()))
     labels: dict[str, set[str]] = {
         f"{item.name}_total" if item.type == "counter" else item.name: set() for item in found
     }
@@ -474,8 +465,7 @@ def test_a_stopping_server_says_so_from_the_first_signal(
 
 def test_many_clients_of_all_kinds(observed: ServerProcess) -> None:
     """A soak of some seconds: what the command does for an hour, with the same checks."""
-    address = metrics_address(observed)
-    outcome = soak(observed, f"http://{address}/metrics", seconds=SOAK_SECONDS, clients=CLIENTS, seed=20261123)
+    outcome = soak(observed, seconds=SOAK_SECONDS, clients=CLIENTS, seed=20261123)
     # Everything shares two cores here, and a span of each call is kept until it is sent.
     assert not outcome.faults(health_seconds=2.0, growth_mib=64.0), outcome.summary()
     assert {"hit", "download", "describe", "build", "give up"} <= set(outcome.latencies)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 COMMAND = Path(sys.executable).with_name("model-factory")
@@ -49,6 +52,18 @@ class ServerProcess:
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    @cached_property
+    def _metrics_url(self) -> str:
+        found = re.search(r'metrics on (http://[^\s"]+)', self.log)
+        assert found is not None, "start it with --metrics-listen and --log-level info"
+        return found[1]
+
+    def metrics_page(self) -> str:
+        """Return what a scraper is shown."""
+        with urllib.request.urlopen(self._metrics_url, timeout=30) as answer:
+            page: str = answer.read().decode()
+        return page
 
     def workers(self) -> set[int]:
         """The builder processes: children of the fork server, which is a child of the server."""

@@ -14,7 +14,6 @@ import random
 import statistics
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
@@ -133,14 +132,14 @@ class Outcome:
         return found
 
 
-def soak(server: ServerProcess, metrics_url: str, *, seconds: float, clients: int, seed: int) -> Outcome:
+def soak(server: ServerProcess, *, seconds: float, clients: int, seed: int) -> Outcome:
     """Run one; the server must have been started with ``SERVER_FLAGS`` and metrics."""
     outcome = Outcome()
-    before = _counters(_metrics(metrics_url))
+    before = _counters(server)
     started = time.monotonic()
     sampling = threading.Event()
-    outcome.samples.append(_sample(server, metrics_url, started))
-    sampler = threading.Thread(target=_keep_sampling, args=(server, metrics_url, started, outcome.samples, sampling))
+    outcome.samples.append(_sample(server, started))
+    sampler = threading.Thread(target=_keep_sampling, args=(server, started, outcome.samples, sampling))
     sampler.start()
     stop = _SPAWN.Event()
     # In processes of their own: nothing of the clients is left when they have ended, and no probe waits for them.
@@ -153,8 +152,8 @@ def soak(server: ServerProcess, metrics_url: str, *, seconds: float, clients: in
         outcome.probes, outcome.probe_errors = prober.result()
         sampling.set()
         sampler.join()
-    outcome.samples.append(_settled(server, metrics_url, started, outcome.samples[0]))
-    grown = {key: value - before.get(key, 0.0) for key, value in _counters(_metrics(metrics_url)).items()}
+    outcome.samples.append(_settled(server, started, outcome.samples[0]))
+    grown = {key: value - before.get(key, 0.0) for key, value in _counters(server).items()}
     outcome.handled = {method: value for (name, method), value in grown.items() if name == "handled"}
     outcome.server_ms = {
         method: round(1000 * value / max(1.0, grown["count", method]), 2)
@@ -322,21 +321,18 @@ def _probe(sender: Connection, address: str, stop: Any) -> None:
     sender.send((took, errors))
 
 
-def _keep_sampling(
-    server: ServerProcess, metrics_url: str, started: float, samples: list[Sample], stop: threading.Event
-) -> None:
+def _keep_sampling(server: ServerProcess, started: float, samples: list[Sample], stop: threading.Event) -> None:
     while not stop.wait(SAMPLE_SECONDS):
-        samples.append(_sample(server, metrics_url, started))
+        samples.append(_sample(server, started))
 
 
-def _sample(server: ServerProcess, metrics_url: str, started: float) -> Sample:
+def _sample(server: ServerProcess, started: float) -> Sample:
     process = Path(f"/proc/{server.pid}")
     status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
     return Sample(
         seconds=round(time.monotonic() - started, 2),
         rss_mib=int(status["VmRSS"].split()[0]) / 1024,
-        answers_mib=sum(item.value for item in _metrics(metrics_url) if item.name == "model_factory_answers_bytes")
-        / 2**20,
+        answers_mib=sum(item.value for item in _metrics(server) if item.name == "model_factory_answers_bytes") / 2**20,
         descriptors=len(list((process / "fd").iterdir())),
         processes=len(descendants(server.pid)),
         staged=sum(_has_content(path) for path in (server.store / "staging").iterdir()),
@@ -352,30 +348,28 @@ def _has_content(path: Path) -> bool:
         return False
 
 
-def _settled(server: ServerProcess, metrics_url: str, started: float, first: Sample) -> Sample:
+def _settled(server: ServerProcess, started: float, first: Sample) -> Sample:
     """Sample once the server has given back what it will, or is given no more time."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
-        sample = _sample(server, metrics_url, started)
+        sample = _sample(server, started)
         left = sample.descriptors > first.descriptors or sample.processes > first.processes or sample.staged
         if not left or time.monotonic() > deadline:
             return sample
         time.sleep(0.2)
 
 
-def _metrics(url: str) -> list[Any]:
+def _metrics(server: ServerProcess) -> list[Any]:
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
 
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        text = answer.read().decode()
-    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return [sample for family in text_string_to_metric_families(server.metrics_page()) for sample in family.samples]
 
 
-def _counters(samples: list[Any]) -> dict[tuple[str, str], float]:
+def _counters(server: ServerProcess) -> dict[tuple[str, str], float]:
     """Of the server, by method: calls ``handled`` with OK; ``count`` and ``sum`` of the seconds of all."""
     return {
         (sample.name.rpartition("_")[2].replace("total", "handled"), sample.labels["grpc_method"]): sample.value
-        for sample in samples
+        for sample in _metrics(server)
         if sample.name in {"grpc_server_handling_seconds_count", "grpc_server_handling_seconds_sum"}
         or (sample.name == "grpc_server_handled_total" and sample.labels["grpc_code"] == "OK")
     }
