@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from model_factory.descriptor.pinned import to_device, to_host
 from model_factory.errors import FormatError
-from model_factory.landing import WriteBack
+from model_factory.landing import Landing
 
 ALIGNMENT = 64
 
@@ -56,20 +56,13 @@ def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[
     Raises:
         FormatError: a tensor's dtype has no written form.
     """
-    hasher = blake3(max_threads=blake3.AUTO)
     # Whole multiples of the alignment first, so that all of them stay aligned, then by size of element for the same.
     ordered = sorted(tensors.items(), key=lambda item: (item[1].nbytes % ALIGNMENT != 0, -item[1].itemsize))
-    header = _header(ordered)
-    disk = WriteBack(file)
-    size = len(header)
-    file.write(header)
-    hasher.update(header)
+    landing = Landing(file, threads=blake3.AUTO)
+    landing.write(_header(ordered))
     for data in _bytes(tensor for _, tensor in ordered):
-        file.write(data)
-        hasher.update(data)
-        disk.wrote(len(data))
-        size += len(data)
-    return hasher.hexdigest(), size
+        landing.write(data)
+    return landing.digest(), landing.size
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> Iterator[memoryview]:

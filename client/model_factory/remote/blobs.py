@@ -84,33 +84,31 @@ def read_blob(connection: Connection, cache: Store, blob: Blob, inline: dict[str
 
 def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: OnBytes) -> None:
     """Write the blob's bytes to ``file``, resuming where a broken stream stopped, and check them."""
-    with reusing_memory(), Landing(file) as landing:
+    landing = Landing(file)
+    with reusing_memory():
         _receive(connection, blob, landing, on_bytes)
     if landing.digest() != blob.digest:
         raise IntegrityError(f"the server at {connection.address} sent other bytes than blob {blob.digest}")
 
 
 def _receive(connection: Connection, blob: Blob, landing: Landing, on_bytes: OnBytes) -> None:
-    received = 0
     patience = _Patience()
-    while received < blob.size:
-        request = blob_pb2.ReadBlobRequest(digest=wire.to_digest(blob), offset_bytes=received)
+    while landing.size < blob.size:
+        request = blob_pb2.ReadBlobRequest(digest=wire.to_digest(blob), offset_bytes=landing.size)
         try:
             for data in connection.read_blob(request):
                 if not data:
                     raise IntegrityError(f"the server at {connection.address} sends chunks with nothing in them")
-                received += len(data)
-                if received > blob.size:
+                if landing.size + len(data) > blob.size:
                     raise IntegrityError(
                         f"the server at {connection.address} sends more than the {blob.size} bytes of {blob.digest}"
                     )
                 landing.write(data)
                 on_bytes(len(data))
                 patience.renew()
-            if received < blob.size and not patience.wait():
-                raise UnavailableError(
-                    f"the server at {connection.address} ended blob {blob.digest} after {received} of {blob.size} bytes"
-                )
+            if landing.size < blob.size and not patience.wait():
+                ended = f"ended blob {blob.digest} after {landing.size} of {blob.size} bytes"
+                raise UnavailableError(f"the server at {connection.address} {ended}")
         except grpc.RpcError as error:
             if error.code() not in _GONE or not patience.wait():
                 raise wire.from_rpc_error(error, connection.address, lambda component, _path: component) from None
