@@ -7,26 +7,32 @@ import mmap
 import shutil
 import socket
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
+from blake3 import blake3
 
 from benchmarks.measure import Contender, Report, in_turns, rates, ratio, seconds
 from benchmarks.payload import Payload, land, make_payload
 from benchmarks.peers import CHUNK_BYTES
 from benchmarks.servers import peer
 from model_factory.descriptor.weights import map_weights
+from model_factory.memory import reusing_memory
 from model_factory.remote.blobs import fetch_blob
 from model_factory.remote.connection import Connection
 from model_factory.store import Store
+from model_factory.v1 import blob_pb2, wire
 
 RAW = "raw TCP into a file, flushed"
+RAW_VERIFIED = "raw TCP into a file, verified, flushed"
 OURS = "model-factory: TCP, verified, into the node's cache"
+OURS_DROPPED = "model-factory: TCP, received and dropped"
 FLIGHT = "Arrow Flight into a file, flushed"
+FLIGHT_VERIFIED = "Arrow Flight into a file, verified, flushed"
 HTTP = "HTTP file server into a file, flushed"
 TENSORIZER = "tensorizer over HTTP into memory"
 TORCH = "torch.save and torch.load, shared folder"
@@ -35,6 +41,9 @@ MAPPED = "model-factory: in the cache, mapped and every page read"
 MEMCPY = "memcpy into fresh pages"
 MEMCPY_WARM = "memcpy into warm pages"
 MMAP = "mmap of a file, every page read"
+
+Take = Callable[[Any], object]
+"""Takes bytes as they come."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +65,12 @@ def measure_wire(report: Report, folder: Path, servers: Servers, size: int, repe
     with ExitStack() as stack:
         contenders = _limits(payload)
         port = stack.enter_context(peer("tcp", payload.path))
-        contenders[RAW] = lambda: _landed(payload, folder, lambda file: _from_tcp(port, file))
+        contenders[RAW] = lambda: _landed(payload, folder, lambda file: _from_tcp(port, file.write))
+        contenders[RAW_VERIFIED] = lambda: _landed(
+            payload, folder, lambda file: _verified(payload, file, lambda take: _from_tcp(port, take))
+        )
         contenders[OURS] = stack.enter_context(_ours(payload, servers.quiet, folder, transferred=payload.blob.size))
+        contenders[OURS_DROPPED] = stack.enter_context(_dropped(payload, servers.quiet))
         contenders |= _peers(stack, payload, folder, report)
         if servers.sharing:
             contenders[SHARED] = stack.enter_context(_ours(payload, servers.sharing, folder, transferred=0))
@@ -68,7 +81,8 @@ def measure_wire(report: Report, folder: Path, servers: Servers, size: int, repe
     report.bars[f"{payload.blob.size / (1 << 20):.0f} MiB, GB/s"] = speeds
     for name, speed in speeds.items():
         report.add(name, speed, "GB/s")
-    for name, target in ((RAW, 0.9), (FLIGHT, 1.0), (TENSORIZER, 1.0), (HTTP, None), (TORCH, None)):
+    targets = {RAW: 0.9, FLIGHT: 1.0, TENSORIZER: 1.0, HTTP: None, TORCH: None}
+    for name, target in (targets | {RAW_VERIFIED: None, FLIGHT_VERIFIED: None}).items():
         if name in speeds:
             against = ratio(speeds[OURS], speeds[name])
             what = f"blob over TCP, verified, into the cache ÷ {name}"
@@ -110,11 +124,23 @@ def _landed(payload: Payload, folder: Path, receive: object) -> float:
     return taken
 
 
-def _from_tcp(port: int, file: BinaryIO) -> None:
+def _verified(payload: Payload, file: BinaryIO, receive: Callable[[Take], None]) -> None:
+    """Hash what comes, as well as write it: what a peer takes to promise what ours does."""
+    hasher = blake3()
+
+    def take(data: Any) -> None:
+        hasher.update(data)
+        file.write(data)
+
+    receive(take)
+    assert hasher.hexdigest() == payload.blob.digest, "other bytes than the payload's"
+
+
+def _from_tcp(port: int, take: Take) -> None:
     buffer = memoryview(bytearray(CHUNK_BYTES))
     with socket.create_connection(("127.0.0.1", port)) as connection:
         while count := connection.recv_into(buffer):
-            file.write(buffer[:count])
+            take(buffer[:count])
 
 
 @contextmanager
@@ -134,6 +160,24 @@ def _ours(payload: Payload, address: str, folder: Path, transferred: int) -> Ite
         return taken
 
     yield fetch
+    connection.close()
+
+
+@contextmanager
+def _dropped(payload: Payload, address: str) -> Iterator[Contender]:
+    """What is left of ours without file and digest: the limit that gRPC in Python sets."""
+    connection = Connection(address)
+    request = blob_pb2.ReadBlobRequest(digest=wire.to_digest(payload.blob))
+
+    def receive() -> float:
+        connection.capabilities()
+        counts: list[int] = []
+        with reusing_memory():
+            taken = seconds(lambda: counts.extend(map(len, connection.read_blob(request))))
+        assert sum(counts) == payload.blob.size, f"{sum(counts)} bytes came"
+        return taken
+
+    yield receive
     connection.close()
 
 
@@ -173,7 +217,10 @@ def _peers(stack: ExitStack, payload: Payload, folder: Path, report: Report) -> 
         report.missing.append("pyarrow (Flight) is not installed")
     else:
         flight = stack.enter_context(peer("flight", payload.path))
-        contenders[FLIGHT] = lambda: _landed(payload, folder, lambda file: _from_flight(flight, file))
+        contenders[FLIGHT] = lambda: _landed(payload, folder, lambda file: _from_flight(flight, file.write))
+        contenders[FLIGHT_VERIFIED] = lambda: _landed(
+            payload, folder, lambda file: _verified(payload, file, lambda take: _from_flight(flight, take))
+        )
     if importlib.util.find_spec("tensorizer") is None or shutil.which("curl") is None:
         report.missing.append("tensorizer, or the curl command that it needs, is not installed")
     else:
@@ -186,11 +233,12 @@ def _from_http(port: int, name: str, file: BinaryIO) -> None:
         shutil.copyfileobj(response, file, CHUNK_BYTES)
 
 
-def _from_flight(port: int, file: BinaryIO) -> None:
+def _from_flight(port: int, take: Take) -> None:
     from pyarrow import flight  # noqa: PLC0415  optional
 
     with flight.connect(f"grpc://127.0.0.1:{port}") as client:
-        file.writelines(chunk.data.column(0).buffers()[1] for chunk in client.do_get(flight.Ticket(b"")))
+        for chunk in client.do_get(flight.Ticket(b"")):
+            take(chunk.data.column(0).buffers()[1])
 
 
 @contextmanager
