@@ -1,5 +1,6 @@
 """Bombs: each would take exponential or quadratic time or memory if it were expanded before it is measured."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def test_includes_that_double(tmp_path: Path) -> None:
     "text", ["a: " + "[" * 50_000, "a: " + "{a: " * 50_000, "- " * 50_000, "? " * 50_000, "a: " + "[" * 65 + "]" * 65]
 )
 def test_yaml_nested_too_deeply(text: str) -> None:
-    assert "nested deeper than" in in_yaml(text)
+    # libyaml from 0.2.6 on has a limit of its own for brackets, which it may reach while it looks ahead of us.
+    assert re.search("nested deeper than|exceeded maximum nesting depth", in_yaml(text))
 
 
 def test_aliases_nested_too_deeply() -> None:
