@@ -12,6 +12,8 @@ from typing import Any
 
 from model_factory.memory import give_back_memory
 
+DISCARD_SECONDS_PER_GIB = 2.0  # after a flush; nothing tells when a disk has discarded
+
 Contender = Callable[[], float]
 """Does its work once, checks what came of it outside the time, and returns the seconds that the work took."""
 
@@ -84,21 +86,36 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def in_turns(contenders: Mapping[str, Contender], repeats: int, memory: int = 0) -> dict[str, Sample]:
+def in_turns(
+    contenders: Mapping[str, Contender], repeats: int, *, memory: int = 0, disk: int = 0
+) -> dict[str, Sample]:
     """Measure all contenders in each of ``repeats`` rounds, so that what slows the machine down slows all of them.
 
     One round before is not counted: it fills caches and pools. Every second round goes backwards. With ``memory``, each
-    contender finds that many bytes free, and none of them in its own heap (see :func:`provide_memory`).
+    contender finds that many bytes free, and none of them in its own heap (see :func:`provide_memory`). With ``disk``,
+    each finds it done with what a turn writes and deletes, which is that many bytes (see :func:`await_disk`).
     """
     values: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(repeats + 1):
         for name in list(contenders)[:: -1 if number % 2 else 1]:
+            if disk:
+                await_disk(disk)
             if memory:
                 provide_memory(memory)
             taken = contenders[name]()
             if number:
                 values[name].append(taken)
     return {name: Sample(values=tuple(taken)) for name, taken in values.items()}
+
+
+def await_disk(size: int) -> None:
+    """Have the disk done with ``size`` bytes that an earlier turn wrote and deleted.
+
+    Where blocks are discarded at once, deleting a file keeps the disk busy after the file is gone: transfers ran at
+    half their speed then, and whose turn it was before decided which.
+    """
+    os.sync()
+    time.sleep(DISCARD_SECONDS_PER_GIB * size / (1 << 30))
 
 
 def provide_memory(size: int) -> None:

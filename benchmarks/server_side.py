@@ -27,6 +27,7 @@ from model_factory_server import PolicyConstructorModelFactory
 
 CLIENTS = 64
 MEMORY_BYTES = 2 << 30  # the experiment twice, and the file
+DISK_BYTES = 1 << 30
 _CALLS = 200
 _OPTIONS = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.use_local_subchannel_pool", 1)]
 _seeds = itertools.count(1000)
@@ -87,7 +88,7 @@ def _builds(report: Report, store: Store, stub: Any, repeats: int) -> None:
         check(seed, digests)
         return taken
 
-    samples = in_turns({"in process": local, "server": remote}, repeats, memory=MEMORY_BYTES)
+    samples = in_turns({"in process": local, "server": remote}, repeats, memory=MEMORY_BYTES, disk=DISK_BYTES)
     for name, sample in samples.items():
         report.add(f"example experiment, another seed, {name}", sample, "s")
     against = ratio(samples["server"], samples["in process"])

@@ -20,7 +20,7 @@ MAX_STEPS = 100_000
 MAX_SIDES = 64
 """Programs of one call form of a module that differ in the outcomes of guards on values."""
 
-BLOB_CHUNK_BYTES = MIB
+BLOB_CHUNK_BYTES = 2 * MIB
 """Of one message of a blob stream."""
 
 MAX_MESSAGE_BYTES = 128 * MIB

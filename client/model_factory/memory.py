@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from model_factory.limits import BLOB_CHUNK_BYTES
 
-_LARGEST = 8 * BLOB_CHUNK_BYTES  # more would speed up nothing, and twice as much may stay at each heap's top
+_LARGEST = 4 * BLOB_CHUNK_BYTES  # more would speed up nothing, and twice as much may stay at each heap's top
 
 
 def keep_freed_memory() -> None:
