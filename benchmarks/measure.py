@@ -86,9 +86,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def in_turns(
-    contenders: Mapping[str, Contender], repeats: int, *, memory: int = 0, disk: int = 0
-) -> dict[str, Sample]:
+def in_turns(contenders: Mapping[str, Contender], repeats: int, *, memory: int = 0, disk: int = 0) -> dict[str, Sample]:
     """Measure all contenders in each of ``repeats`` rounds, so that what slows the machine down slows all of them.
 
     One round before is not counted: it fills caches and pools. Every second round goes backwards. With ``memory``, each
