@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +34,6 @@ from model_factory_server.settings import Settings
 log = logging.getLogger(__name__)
 
 OnStage = Callable[[str], None]
-OnWarning = Callable[[str], None]
 
 _OWN_SECONDS = 60.0  # of the server's own jobs: the operator's limit is for what configs make grow
 _WARM_UP = encode_document(
@@ -302,7 +301,7 @@ class Builder:
                 if not started:
                     return None
                 try:
-                    result = _listen(receiver, report, self._warn, seconds)
+                    result = _listen(receiver, self._hearers(report), seconds)
                 except EOFError:
                     raise _death(attempt.wait(), self._settings.limits.build_cpu_timeout) from None
                 attempt.is_well = True
@@ -313,11 +312,20 @@ class Builder:
             with suppress(OSError):  # what is left over is swept another time
                 self._store.sweep()
 
+    def _hearers(self, report: OnStage) -> dict[str, Callable[[Any], None]]:
+        """Who hears what a worker tells besides its result."""
+        return {"stage": report, "evicted": self._note_evicted, "log": _log, "warning": self._warn}
+
     def _warn(self, text: str) -> None:
         """Log what a worker warns of; what is so for all of them, at the first: the warm-up build, before any call."""
         if text not in self._warned:
             self._warned.add(text)
             log.warning("builder processes warn: %s", text)
+
+    def _note_evicted(self, size: int) -> None:
+        self._metrics.evicted_bytes.inc(size)
+        if size:
+            log.info("blobs of %d bytes left the store to make room", size)
 
     def _complete(self, key: str, *names: str) -> Any | None:
         """Return a record if every blob it names is in the store."""
@@ -363,21 +371,20 @@ def _death(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryErro
     return errors.BuildError(f"the builder process ended with status {exit_code} before it had a result")
 
 
-def _listen(receiver: Connection, report: OnStage, warn: OnWarning, seconds: float) -> Any:
-    """Return a worker's result, or raise its error; EOFError if it died without either."""
+def _log(text: str) -> None:
+    log.error("a builder process says:\n%s", text)
+
+
+def _listen(receiver: Connection, told: Mapping[str, Callable[[Any], None]], seconds: float) -> Any:
+    """Return a worker's result, or raise its error; EOFError if it died without either. ``told`` hears the rest."""
     deadline = time.monotonic() + seconds
     while receiver.poll(max(0.0, deadline - time.monotonic())):
         kind, body = receiver.recv()
-        if kind == "stage":
-            report(body)
-        elif kind == "log":
-            log.error("a builder process says:\n%s", body)
-        elif kind == "warning":
-            warn(body)
-        elif kind == "result":
+        if kind == "result":
             return body
-        else:
+        if kind == "error":
             name, text, path = body
             cls = getattr(errors, name)
             raise cls(text, path=tuple(path)) if cls is errors.ConfigError else cls(text)
+        told[kind](body)
     raise errors.LimitError(f"the build took longer than the {seconds:g} seconds that this server allows")

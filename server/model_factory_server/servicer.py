@@ -347,6 +347,7 @@ def _limits(settings: Settings) -> capabilities_pb2.Limits:
         nodes=bounds.max_nodes,
         modules=bounds.max_modules,
         blob_bytes=bounds.max_blob_bytes,
+        store_bytes=bounds.max_store_bytes or 0,
         memory_bytes=bounds.max_memory_bytes or 0,
         plan_timeout_ms=round(bounds.plan_timeout * 1000),
         build_cpu_timeout_ms=round(bounds.build_cpu_timeout * 1000),

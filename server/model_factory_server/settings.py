@@ -110,6 +110,12 @@ class LimitSettings:
         64 * 1024 * MIB, "parameters and buffers of one component, known before they are made", minimum=1
     )
     max_blob_bytes: int = setting(65 * 1024 * MIB, "one file that a build writes", minimum=MIB)
+    max_store_bytes: int | None = setting(
+        None,
+        "the store's blobs; before weights are written, blobs go that nobody reads, least recently used first; by "
+        "default no limit",
+        minimum=MIB,
+    )
     max_memory_bytes: int | None = setting(
         None,
         "what a build may allocate; by default the node's or container's memory, on CUDA no limit",

@@ -43,6 +43,8 @@ from model_factory_server.recording.portable import Portable, record_call, surve
 from model_factory_server.settings import BackendSettings, IsolationSettings, LimitSettings
 
 T = TypeVar("T")
+Tell = Callable[[str, Any], None]
+"""Told what happens in a job: what kind of thing, and which; see :func:`main`."""
 
 _LOG_CHARACTERS = 64 * 1024  # of one traceback
 _ROOM_BYTES = 1024 * MIB  # for what constructors make on the way
@@ -102,15 +104,15 @@ class Job:
 def main(job: Job, connection: Connection) -> None:
     """Do a job and send what comes of it.
 
-    That is ``("stage", name)``, ``("log", text)`` or ``("warning", text)`` any number of times, and then
-    ``("result", ...)`` or ``("error", ...)``.
+    That is ``("stage", name)``, ``("evicted", bytes)``, ``("log", text)`` or ``("warning", text)`` any number of times,
+    and then ``("result", ...)`` or ``("error", ...)``.
     """
     if not _confine(job):
         connection.send(("warning", _NOT_ISOLATED))
     torch.set_num_threads(job.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     try:
-        result = _JOBS[job.kind](job, lambda stage: connection.send(("stage", stage)))
+        result = _JOBS[job.kind](job, lambda kind, body: connection.send((kind, body)))
     except Exception as error:  # noqa: BLE001  every one is told, of ours the text and of others the class
         if _is_for_the_log(error):
             connection.send(("log", "".join(traceback.format_exception(error))[-_LOG_CHARACTERS:]))
@@ -169,10 +171,10 @@ def _confine(job: Job) -> bool:
     return job.isolation.worker_network or job.backend.hub.allow_download or confine.leave_network()
 
 
-def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
-    stage("constructing")
+def _build(job: Job, tell: Tell) -> dict[str, Any]:
+    tell("stage", "constructing")
     backend, config = _load_backend(job), parse_config(job.config)
-    store = Store(job.store)
+    store = Store(job.store, job.limits.max_store_bytes)
     data = None if job.known is None else store.read(Blob(*job.known))
     known = None if data is None else decode_descriptor(data)  # evicted since it was looked up, it is made again
     if known is None:
@@ -183,7 +185,7 @@ def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     _check_size(job, _size(model))
     result: dict[str, Any] = {}
     if known is None:
-        stage("recording")
+        tell("stage", "recording")
         with _hinting(job):
             portable = survey_model(model, config.model, _shared(job))
         result |= _put_portable(store, portable)
@@ -191,9 +193,10 @@ def _build(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     else:
         classes, bundle = _known_classes(model, known)
     _cast(model, job.dtype)
-    stage("writing")
+    tell("stage", "writing")
     descriptor = describe(model, classes, bundle)
     result["descriptor"] = _blob(store.put(encode_descriptor(descriptor)))
+    tell("evicted", sum(entry.size for entry in store.make_room(_size(model)[0])))
     with store.stage() as (file, publish):
         blob = Blob(*write_weights(file, named_tensors(model, descriptor)))
         publish(blob)
@@ -230,15 +233,15 @@ def _known_classes(model: nn.Module, known: Descriptor) -> tuple[Mapping[nn.Modu
     return {get_module(model, path): node for path, node in nodes.items() if node is not None}, known.bundle
 
 
-def _describe(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
-    stage("constructing")
+def _describe(job: Job, tell: Tell) -> dict[str, Any]:
+    tell("stage", "constructing")
     backend, config = _load_backend(job), parse_config(job.config)
     store = Store(job.store)
     refused: dict[str, str] = {}
     if job.travel:
         try:
             _check_plan(job, backend, config)
-            return _travels(job, backend, config, stage)
+            return _travels(job, backend, config, tell)
         except LimitError as error:
             refused[""] = str(error)
 
@@ -254,11 +257,11 @@ def _describe(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
     return {"descriptor": _blob(store.put(data))} | _put_refused(store, refused)
 
 
-def _travels(job: Job, backend: Backend, config: ResolvedConfig, stage: Callable[[str], None]) -> dict[str, Any]:
+def _travels(job: Job, backend: Backend, config: ResolvedConfig, tell: Tell) -> dict[str, Any]:
     """What a build does, without writing weights; what would be refused there is noted."""
     model = construct(backend, config, job.seed, job.device_kind)
     _check_size(job, _size(model))
-    stage("recording")
+    tell("stage", "recording")
     refused: dict[str, str] = {}
     portable = survey_model(model, config.model, _shared(job), refused)
     classes, bundle = _classes(portable)
@@ -273,20 +276,20 @@ def _put_refused(store: Store, refused: dict[str, str]) -> dict[str, Any]:
     return {"refused": _blob(store.put(encode_document(refused)))} if refused else {}
 
 
-def _record(job: Job, stage: Callable[[str], None]) -> dict[str, Any]:
+def _record(job: Job, tell: Tell) -> dict[str, Any]:
     call = decode_call(job.call)
-    stage("constructing")
+    tell("stage", "constructing")
     backend, config = _load_backend(job), parse_config(job.config)
     _check_plan(job, backend, config)
     model = construct(backend, config, job.seed, "cpu")
     _check_size(job, _size(model))
     _cast(model, job.dtype)
-    stage("recording")
+    tell("stage", "recording")
     recorded = record_call(model, job.path, call, dict(job.training))
     return {"programs": _blob(Store(job.store).put(encode_programs(((job.path, recorded),))))}
 
 
-def _list(job: Job, _stage: Callable[[str], None]) -> list[dict[str, Any]]:
+def _list(job: Job, _tell: Tell) -> list[dict[str, Any]]:
     return [
         {
             "name": item.name if item.kind == "module" else f"op:{item.name}",
@@ -306,7 +309,7 @@ def _list(job: Job, _stage: Callable[[str], None]) -> list[dict[str, Any]]:
     ]
 
 
-_JOBS: dict[str, Callable[[Job, Callable[[str], None]], Any]] = {
+_JOBS: dict[str, Callable[[Job, Tell], Any]] = {
     "build": _build,
     "describe": _describe,
     "record": _record,
@@ -338,7 +341,13 @@ def _load_backend(job: Job) -> Backend:
 
 def _check_plan(job: Job, backend: Backend, config: ResolvedConfig) -> None:
     """Refuse a model that is too large, before any of its tensors is made."""
-    size = _planned(job, lambda: _size(construct(backend, config, job.seed, "meta")))
+
+    def size_of_plan() -> tuple[int, int]:
+        model = construct(backend, config, job.seed, "meta")
+        _cast(model, job.dtype)
+        return _size(model)
+
+    size = _planned(job, size_of_plan)
     if size is not None:
         _check_size(job, size)
 
@@ -370,7 +379,8 @@ def _size(model: nn.Module) -> tuple[int, int]:
 
 def _check_size(job: Job, size: tuple[int, int]) -> None:
     weights, modules = size
-    most = min(job.limits.max_weights_bytes, job.limits.max_blob_bytes)
+    limits = job.limits
+    most = min(limits.max_weights_bytes, limits.max_blob_bytes, limits.max_store_bytes or limits.max_blob_bytes)
     if weights > most:
         raise LimitError(f"the model has {weights} bytes of weights; this server builds at most {most}")
     if modules > job.limits.max_modules:

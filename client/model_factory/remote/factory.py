@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -18,7 +19,7 @@ from model_factory.descriptor.rebuild import Blueprint
 from model_factory.descriptor.stock import torch_name
 from model_factory.descriptor.tree import BundleRef, Descriptor, SourceClass
 from model_factory.descriptor.weights import map_weights
-from model_factory.errors import FormatError, ServerError
+from model_factory.errors import FormatError, MissingBlobError, ServerError
 from model_factory.limits import MAX_SOURCE_BYTES
 from model_factory.remote.blobs import fetch_blob, read_blob
 from model_factory.remote.connection import Connection
@@ -30,6 +31,8 @@ from model_factory.source.loader import load_source
 from model_factory.source.trust import Trust, TrustSource
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
+
+log = logging.getLogger(__name__)
 
 MAX_BLUEPRINTS = 64
 """Architectures that a process keeps compiled, some hundred kilobytes each."""
@@ -101,9 +104,9 @@ class RemoteModelFactory:
         request = read_request(model_cfg, self._base_dir, environment())
         self._connection.capabilities()
         manifest = self._build_on_server(request)
-        inline = {item.digest.blake3: item.data for item in manifest.inline_blobs}
+        inline = _inline(manifest)
         modules = {
-            component.name: self._assemble(component, built, inline)
+            component.name: self._module(component, built, inline)
             for component, built in zip(request.components, manifest.components, strict=True)
         }
         return next(iter(modules.values())) if request.single else modules
@@ -168,6 +171,14 @@ class RemoteModelFactory:
         if manifest is None or [item.name for item in manifest.components] != names:
             raise ServerError(f"the server at {self._connection.address} ended a build without its manifest")
         return manifest
+
+    def _module(self, component: Component, built: build_pb2.BuiltComponent, inline: dict[str, bytes]) -> nn.Module:
+        try:
+            return self._assemble(component, built, inline)
+        except MissingBlobError as error:  # it left the server's store before it was read, to make room for another
+            log.info("%s is built again: %s", component.name, error)
+        manifest = self._build_on_server(Request(components=(component,), single=True))
+        return self._assemble(component, manifest.components[0], _inline(manifest))
 
     def _assemble(self, component: Component, built: build_pb2.BuiltComponent, inline: dict[str, bytes]) -> nn.Module:
         descriptor_blob, programs_blob, weights_blob = (
@@ -242,6 +253,10 @@ def _architecture(item: build_pb2.DescribedComponent, *, travel: bool) -> Archit
 
 def _components(request: Request) -> list[build_pb2.Component]:
     return [build_pb2.Component(name=item.name, config_json=item.config.wire) for item in request.components]
+
+
+def _inline(manifest: build_pb2.Manifest) -> dict[str, bytes]:
+    return {item.digest.blake3: item.data for item in manifest.inline_blobs}
 
 
 def _configs(request: Request) -> dict[str, Any]:

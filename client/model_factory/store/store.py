@@ -190,10 +190,9 @@ class Store:
         with held(self.root / "locks" / key, doing, on_wait):
             yield
 
-    def make_room(self, size: int) -> None:
+    def make_room(self, size: int) -> list[Entry]:
         """Evict what is not in use, least recently used first, so that ``size`` more bytes are within the bound."""
-        if self.max_bytes is not None:
-            self.prune(max(0, self.max_bytes - size))
+        return [] if self.max_bytes is None else self.prune(max(0, self.max_bytes - size))
 
     def prune(self, max_bytes: int) -> list[Entry]:
         """Evict blobs that are not in use, least recently used first, down to ``max_bytes``; return the evicted."""

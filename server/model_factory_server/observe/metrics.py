@@ -87,6 +87,11 @@ class Metrics:
         for result in ("hit", "joined", "miss"):
             self.lookups.labels(result)
         self.blob_bytes = Counter("model_factory_blob_sent_bytes", "Bytes of blobs sent.", registry=registry)
+        self.evicted_bytes = Counter(
+            "model_factory_store_evicted_bytes",
+            "Bytes of blobs that left the store to make room for others.",
+            registry=registry,
+        )
         self.serving = Gauge(
             "model_factory_serving", "1 while the health service says SERVING, else 0.", registry=registry
         )
