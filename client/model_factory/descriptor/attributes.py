@@ -6,6 +6,7 @@ Three forms: the live value; the described value in a ``ModuleNode`` (plain data
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -42,7 +43,12 @@ def settable(cls: type[nn.Module], taken: Mapping[str, Any] | frozenset[str], na
 
     ``taken`` are the attributes that a bare instance has.
     """
-    if name in taken or name.startswith("__") or callable(getattr(cls, name, None)):
+    return name not in taken and _is_free(cls, name)  # type: ignore[arg-type]  # mypy: a class is hashable
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_free(cls: type[nn.Module], name: str) -> bool:
+    if name.startswith("__") or callable(getattr(cls, name, None)):
         return False
     return name == "_version" or not hasattr(nn.Module, name)
 

@@ -55,6 +55,7 @@ class Blueprint:
     Immutable, and what it made stays independent of it but for the programs, which all modules share.
     """
 
+    @_no_collection()
     def __init__(self, descriptor: Descriptor, programs: Programs = ()) -> None:
         """Compile the programs, given by module path.
 

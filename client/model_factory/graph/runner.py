@@ -38,6 +38,12 @@ from model_factory.graph.records import Record, RecordTuple
 _SELF = "<self>"
 _DEVICE = "<device>"
 
+# Asked of every part of every step: a union written out would be made anew each time.
+_ATOMS = (Ref, Dim, str, int)
+_LISTS = (list, tuple)
+_NAMED = (Ref, DtypeOf, Dim)
+_PLAIN = (bool, int, float, str)
+
 _Action = Callable[[Env], Any]
 
 
@@ -232,7 +238,7 @@ def _compile(argument: Argument) -> Evaluate:  # noqa: C901  one arm per kind of
     if isinstance(argument, slice):
         bounds = [_compile(bound) for bound in (argument.start, argument.stop, argument.step)]
         return lambda env: slice(*[bound(env) for bound in bounds])
-    if isinstance(argument, list | tuple):
+    if isinstance(argument, _LISTS):
         items = [_compile(item) for item in argument]
         if isinstance(argument, list):
             return lambda env: [item(env) for item in items]
@@ -245,7 +251,7 @@ def _compile(argument: Argument) -> Evaluate:  # noqa: C901  one arm per kind of
     if isinstance(argument, Mapping):
         entries = {key: _compile(item) for key, item in argument.items()}
         return lambda env: {key: item(env) for key, item in entries.items()}
-    if argument is None or argument is Ellipsis or isinstance(argument, bool | int | float | str):
+    if argument is None or argument is Ellipsis or isinstance(argument, _PLAIN):
         return lambda _env: argument
     raise FormatError(f"a program holds an argument of unknown type {type(argument).__name__}")
 
@@ -295,7 +301,7 @@ def out_names(out: Out) -> tuple[str, ...]:
 
 def _parts(argument: Argument, found: list[Argument]) -> list[Argument]:
     """Add to ``found``, and return, an argument's parts that are not containers."""
-    if isinstance(argument, Ref | Dim | str | int):
+    if isinstance(argument, _ATOMS):
         found.append(argument)
     elif isinstance(argument, Size):
         _parts(argument.expr, found)
@@ -303,7 +309,7 @@ def _parts(argument: Argument, found: list[Argument]) -> list[Argument]:
         _parts(argument.args, found)
     elif isinstance(argument, slice):
         _parts((argument.start, argument.stop, argument.step), found)
-    elif isinstance(argument, list | tuple):
+    elif isinstance(argument, _LISTS):
         for item in argument:
             _parts(item, found)
     elif isinstance(argument, Mapping):
@@ -318,7 +324,7 @@ def _parts(argument: Argument, found: list[Argument]) -> list[Argument]:
 
 def _names(parts: list[Argument]) -> list[str]:
     """The values that parts refer to."""
-    return [part.name for part in parts if isinstance(part, Ref | DtypeOf | Dim)]
+    return [part.name for part in parts if isinstance(part, _NAMED)]
 
 
 def _check_names(program: Program, used: list[list[str]]) -> None:
