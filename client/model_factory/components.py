@@ -53,16 +53,9 @@ def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str,
         raise ValueError(
             "model_cfg is empty; give {'config_path': PATH}, {'config': MAPPING} or component names with their paths"
         )
-    for key in ("config_path", "config"):
-        if key in model_cfg:
-            if len(model_cfg) > 1:
-                others = ", ".join(repr(name) for name in model_cfg if name != key)
-                raise ConfigError(f"a model_cfg with {key!r} holds nothing else, found also {others}")
-            if key == "config" and not isinstance(model_cfg[key], Mapping):
-                raise ConfigError(f"'config' is a mapping, found {type(model_cfg[key]).__name__}")
-            if key == "config_path" and isinstance(model_cfg[key], Mapping):
-                raise ConfigError("'config_path' is a path, found a mapping")
-            return Request(components=(_component(SINGLE, model_cfg[key], base_dir, env, "<config>"),), single=True)
+    ((key, value), *others) = model_cfg.items()
+    if not others and (key, isinstance(value, Mapping)) in {("config", True), ("config_path", False)}:
+        return Request(components=(_component(SINGLE, value, base_dir, env, "<config>"),), single=True)
     if len(model_cfg) > MAX_COMPONENTS:
         raise ConfigError(f"model_cfg has {len(model_cfg)} components; at most {MAX_COMPONENTS} are allowed")
     return Request(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -83,6 +84,26 @@ def test_names_give_a_dict_in_the_order_of_the_config(make: Make) -> None:
 
 def test_one_name_still_gives_a_dict(make: Make) -> None:
     assert list(several(make().build({"only": TINY}))) == ["only"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"config": SMALL / "mlp.yaml"}, {"config_path": TINY}, {"config": TINY, "config_path": SMALL / "mlp.yaml"}],
+    ids=lambda asked: str(list(asked)),
+)
+def test_config_and_config_path_are_names_where_they_ask_for_no_single_module(make: Make, asked: Any) -> None:
+    assert list(several(make().build(asked))) == list(asked)
+
+
+@pytest.mark.parametrize("name", ["keys", "type", "forward", "add_module"])
+def test_modules_may_have_names_that_torch_uses_itself(make: Make, name: str) -> None:
+    steps = [{"call": f"module:{name}", "args": ["$x"], "out": "y"}]
+    linear = {"_type_": "nn.Linear", "in_features": 2, "out_features": 3}
+    graph_of_one = {"inputs": ["x"], "modules": {name: linear}, "steps": steps, "outputs": ["$y"]}
+    model = one(make().build({"config": {"schema_version": 1, "model": {"graph": graph_of_one}}}))
+    assert list(model.state_dict()) == [f"graph_modules.{name}.weight", f"graph_modules.{name}.bias"]
+    assert model(torch.ones(1, 2)).shape == (1, 3)
+    assert [item.shape for item in copy.deepcopy(model).eval().parameters()] == [(3, 2), (3,)]
 
 
 @pytest.mark.parametrize("empty", [{}, yaml.safe_load("{}")])
@@ -240,6 +261,14 @@ REFUSED: dict[str, tuple[Any, type[ModelFactoryError], str]] = {
         ConfigError,
         "Unknown op 'sofmax'",
     ),
+    "name of torch's own": (
+        {
+            "schema_version": 1,
+            "model": {"graph": {"inputs": ["x"], "modules": {"training": LINEAR}, "steps": [], "outputs": ["$x"]}},
+        },
+        ConfigError,
+        "cannot be named 'training'",
+    ),
     "unknown module": (graph(steps=[{"call": "module:b", "out": "y"}]), ConfigError, "Unknown module 'b'"),
     "forward reference": (
         graph(
@@ -315,8 +344,8 @@ def test_both_refuse_alike(form: str, what: str, refusals: Callable[[Any], list[
     [
         {"config_path": "nowhere.yaml"},
         {"config": 3},
-        {"config_path": TINY},
-        {"config": TINY, "config_path": "a.yaml"},
+        {"config_path": 3},
+        {"config": TINY, "config_path": "nowhere.yaml"},
         {"name": 3},
         {3: TINY},
         {"": TINY},

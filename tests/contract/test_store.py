@@ -13,6 +13,7 @@ from model_factory.digest import digest_of, digest_of_file
 from model_factory.store import Blob, Store
 
 KEY = digest_of(b"a key")
+CHECKED_NS = 1_000_000_000  # the mark of blobs whose content was checked
 
 
 @pytest.fixture
@@ -216,3 +217,58 @@ def test_leftovers_of_dead_writers_are_swept(store: Store) -> None:
         Store(store.root)
         assert not left.exists()
         assert len(staged(store)) == 1, "a living writer's file was swept"
+
+
+def test_a_mark_on_a_file_that_others_may_write_to_says_nothing(store: Store) -> None:
+    blob = store.put(b"right")
+    path = store.find(blob)
+    assert path is not None
+    path.chmod(0o666)
+    path.write_bytes(b"wrong")
+    os.utime(path, ns=(CHECKED_NS, CHECKED_NS))
+    assert store.open(blob) is None
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_what_is_no_file_is_no_blob(kind: str, store: Store, tmp_path: Path) -> None:
+    """Nor is it waited for, followed or in the way of eviction."""
+    data = b"somewhere else"
+    blob = Blob(digest_of(data), len(data))
+    elsewhere, place = tmp_path / "elsewhere", store.root / "blobs" / blob.digest[:2] / blob.digest
+    elsewhere.write_bytes(data)
+    os.utime(elsewhere, ns=(CHECKED_NS, CHECKED_NS))
+    place.parent.mkdir()
+    make(kind, place, elsewhere)
+    assert store.open(blob) is None
+    assert store.entries() == []
+    assert store.prune(0) == []
+    assert elsewhere.read_bytes() == data
+
+
+@pytest.mark.parametrize("folder", ["locks", "staging"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_what_is_no_file_is_not_waited_for_at_the_start(kind: str, folder: str, store: Store, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"kept")
+    make(kind, store.root / folder / KEY, elsewhere)
+    Store(store.root)
+    assert elsewhere.read_bytes() == b"kept"
+
+
+def test_a_lock_that_is_a_link_is_not_written_through(store: Store, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"kept")
+    (store.root / "locks" / KEY).symlink_to(elsewhere)
+    with pytest.raises(StoreError, match="cannot lock"), store.locked(KEY):
+        pass
+    assert elsewhere.read_bytes() == b"kept"
+
+
+def make(kind: str, place: Path, elsewhere: Path) -> None:
+    if kind == "link":
+        place.symlink_to(elsewhere)
+    elif kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.mkdir()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from model_factory.descriptor.weights import map_weights, write_weights
+from model_factory.errors import StoreError
 from model_factory.store import Blob, Holder, Store, locks
 from model_factory.store.locks import read_holder
 
@@ -51,9 +52,18 @@ def test_the_least_recently_used_go_first(store: Store) -> None:
     assert kept(store) == {a.digest, c.digest}
     store.make_room(2 * SIZE)
     assert kept(store) == {a.digest}
-    store.make_room(100 * SIZE)
+    store.make_room(3 * SIZE)
     assert kept(store) == set()
     assert store.find(b) is None
+
+
+def test_what_would_never_fit_makes_nothing_go(store: Store) -> None:
+    a = put(store, "a")
+    with pytest.raises(StoreError, match=rf"{3 * SIZE + 1} bytes do not fit .* may hold {3 * SIZE}"):
+        store.make_room(3 * SIZE + 1)
+    with pytest.raises(StoreError, match="the disk has"):
+        Store(store.root, max_bytes=1 << 62).make_room(1 << 60)
+    assert kept(store) == {a.digest}
 
 
 def test_without_a_bound_everything_stays(tmp_path: Path) -> None:

@@ -263,6 +263,49 @@ def test_rnn_with_wrong_names_of_weights_is_refused(names: Any) -> None:
         rebuild_document(document, module)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", 4000),
+        ("hidden_size", 3.0),
+        ("input_size", 1),
+        ("proj_size", 2),
+        ("num_layers", 0),
+        ("num_layers", 10**9),
+        ("num_layers", True),
+        ("bidirectional", True),
+        ("bias", False),
+        ("mode", "LSTM"),
+        ("mode", "GRUE"),
+    ],
+)
+def test_rnn_with_weights_of_other_sizes_than_it_says_is_refused(name: str, value: Any) -> None:
+    """Its kernels would read beyond them."""
+    module = nn.GRU(2, 3)
+    document = document_of(module)
+    attributes = dict(document["modules"][0]["attributes"])
+    document["modules"][0]["attributes"] = list((attributes | {name: value}).items())
+    with pytest.raises(FormatError, match="GRU"):
+        rebuild_document(document, module)
+
+
+@pytest.mark.parametrize("cls", [nn.RNN, nn.LSTM, nn.GRU])
+def test_rnn_with_weights_cut_short_is_refused(cls: type[nn.RNNBase]) -> None:
+    module = cls(2, 3)
+    short = nn.Parameter(module.weight_hh_l0[:-1].detach())
+    module._parameters["weight_hh_l0"] = short
+    with pytest.raises(FormatError, match="weight_hh_l0 is not a tensor of the shape"):
+        rebuild_document(document_of(module), module)
+
+
+def test_class_name_that_writes_to_a_terminal_is_refused() -> None:
+    module = linear()
+    document = document_of(module)
+    document["modules"][0] |= {"kind": "program", "type": "A\x1b[2J\nB", "signature": [], "frozen": []}
+    with pytest.raises(FormatError, match="not the name of a class"):
+        rebuild_document(document, module)
+
+
 @pytest.mark.parametrize("name", ["forward", "__del__", "__getattribute__", "in_features", "a b", "training"])
 def test_parametrised_name_that_hides_something_is_refused(name: str) -> None:
     module = parametrizations.weight_norm(nn.Linear(2, 3))

@@ -88,7 +88,7 @@ def _end(text: str, start: int) -> int:
 def _reference(inside: str) -> Piece:
     if "${" in inside:
         raise ValueError(f"{quoted('${' + inside)} holds another reference; references do not nest")
-    if inside.startswith("env:"):
+    if inside.lstrip().startswith("env:"):
         return _env_reference(inside)
     path = inside.strip()
     if not _PATH.fullmatch(path):

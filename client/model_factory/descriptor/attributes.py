@@ -77,6 +77,7 @@ def _described(value: Any) -> Any:
     if kind is dict:
         return {_described_key(key): _described(item) for key, item in value.items()}
     if isinstance(value, torch.dtype | torch.memory_format | torch.layout):
+        torch_const(torch_name(value))
         return TorchConst(torch_name(value))
     name = _NAMES.get(id(value))
     if name is None:

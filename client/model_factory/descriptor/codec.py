@@ -162,6 +162,8 @@ def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
         methods=tuple((_member(name), decode_signature(item)) for name, item in data.get("methods", ())),
         source=_decode_source(data["source"]) if kind == SOURCE else None,
     )
+    if not node.type.isprintable():
+        raise FormatError(f"{node.type!r} is not the name of a class")
     _check_names(node)
     for value in node.attributes.values():
         if isinstance(value, TensorRef):

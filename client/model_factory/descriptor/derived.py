@@ -6,6 +6,8 @@ class of their own with a property for each parametrised tensor.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,7 +53,7 @@ def derive(module: nn.Module) -> None:
             _parametrize(module)
         hooks: Any = module
         if isinstance(module, nn.RNNBase):
-            _check_tensors([getattr(module, name, None) for name in hooks._flat_weights_names])
+            _check_weights(module)
             hooks._init_flat_weights()
         elif isinstance(module, LazyModuleMixin):
             hooks._load_hook = hooks._register_load_state_dict_pre_hook(hooks._lazy_load_hook)
@@ -60,9 +62,45 @@ def derive(module: nn.Module) -> None:
         raise FormatError(f"a described {type(module).__name__} is incomplete: {error}") from None
 
 
-def _check_tensors(items: list[Any]) -> None:
-    if not all(item is None or isinstance(item, torch.Tensor) for item in items):
-        raise TypeError("its weights are not all tensors")
+_GATES = MappingProxyType({"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1})
+_MODES: Mapping[type[nn.RNNBase], Collection[str]] = MappingProxyType(
+    {nn.LSTM: ["LSTM"], nn.GRU: ["GRU"], nn.RNN: ["RNN_TANH", "RNN_RELU"]}
+)
+
+
+def _check_weights(rnn: nn.RNNBase) -> None:
+    """Check that an RNN's weights are of the shapes that its attributes say: its kernels read them as if they were."""
+    flags, counts = (rnn.bias, rnn.bidirectional), (rnn.input_size, rnn.hidden_size, rnn.num_layers, rnn.proj_size)
+    if any(type(flag) is not bool for flag in flags) or any(type(count) is not int or count < 0 for count in counts):
+        raise TypeError("its sizes are counts, and its flags true or false")
+    if any(isinstance(rnn, cls) and rnn.mode not in modes for cls, modes in _MODES.items()):
+        raise ValueError(f"{rnn.mode!r} is not a mode of it")
+    if rnn.num_layers > len(rnn._flat_weights_names):
+        raise ValueError("it has weights for fewer layers than it says")
+    shapes = _weight_shapes(rnn, _GATES[rnn.mode])
+    if list(shapes) != rnn._flat_weights_names:
+        raise ValueError(f"it names other weights than {', '.join(shapes)}")
+    for name, shape in shapes.items():
+        weight = getattr(rnn, name, None)
+        if weight is not None and not (isinstance(weight, torch.Tensor) and tuple(weight.shape) == shape):
+            raise ValueError(f"{name} is not a tensor of the shape {shape}")
+
+
+def _weight_shapes(rnn: nn.RNNBase, gates: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an RNN's weights, in the order of ``nn.RNNBase``'s constructor."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    rows, result = gates * rnn.hidden_size, rnn.proj_size or rnn.hidden_size
+    directions = ("", "_reverse") if rnn.bidirectional else ("",)
+    for layer in range(rnn.num_layers):
+        columns = result * len(directions) if layer else rnn.input_size
+        for direction in directions:
+            end = f"_l{layer}{direction}"
+            shapes[f"weight_ih{end}"], shapes[f"weight_hh{end}"] = (rows, columns), (rows, result)
+            if rnn.bias:
+                shapes[f"bias_ih{end}"] = shapes[f"bias_hh{end}"] = (rows,)
+            if rnn.proj_size:
+                shapes[f"weight_hr{end}"] = (rnn.proj_size, rnn.hidden_size)
+    return shapes
 
 
 def is_parametrized(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_factory.descriptor.architecture import tensor_bytes
 from model_factory.descriptor.attributes import live, settable
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.derived import derive
@@ -60,9 +61,10 @@ class Blueprint:
         """Compile the programs, given by module path.
 
         Raises:
-            FormatError: one of them is malformed.
+            FormatError: one of them is malformed, or a tensor's dtype is none.
         """
         self.descriptor = descriptor
+        self.tensor_bytes = sum(tensor_bytes(node) for node in descriptor.tensors)
         self._paths = descriptor.paths()
         self._runners = {
             index: Runner(node.program) for index, node in enumerate(descriptor.modules) if node.program is not None
@@ -133,8 +135,6 @@ def rebuild(
 
 def _tensor(node: TensorNode, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     dtype = torch_const(node.dtype)
-    if not isinstance(dtype, torch.dtype):
-        raise FormatError(f"tensor {node.name!r} has {node.dtype!r} for a dtype")
     if node.requires_grad and not (dtype.is_floating_point or dtype.is_complex):
         raise FormatError(f"tensor {node.name!r} of dtype {node.dtype} cannot require gradients")
     if node.shape is None:

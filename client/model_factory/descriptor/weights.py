@@ -119,7 +119,7 @@ def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str,
             return _copied(file, entries, device)
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return {entry.name: _mapped(mapping, entry) for entry in entries}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise FormatError(f"this is not a whole weights file: {error}") from None
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from model_factory.errors import FormatError
 from model_factory.graph.program import Dim, Expr, Ref
 
+_MAX_BITS = 256  # of an integer: no size has as many, and powers of powers would never end
+
 Env = dict[str, Any]
 Evaluate = Callable[[Env], Any]
 
@@ -28,8 +30,25 @@ def _sum(*values: Any) -> Any:
     return reduce(operator.add, values)
 
 
+def _times(one: Any, other: Any) -> Any:
+    if isinstance(one, int) and isinstance(other, int):
+        _check_bits(one.bit_length() + other.bit_length())
+    return one * other
+
+
 def _product(*values: Any) -> Any:
-    return reduce(operator.mul, values)
+    return reduce(_times, values)
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    if isinstance(base, int) and isinstance(exponent, int):
+        _check_bits(base.bit_length() * exponent)
+    return base**exponent
+
+
+def _check_bits(count: int) -> None:
+    if count > _MAX_BITS:
+        raise FormatError(f"it may have {count} bits; at most {_MAX_BITS} are allowed")
 
 
 EXPRESSION_OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
@@ -39,7 +58,7 @@ EXPRESSION_OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "floordiv": operator.floordiv,
         "truediv": operator.truediv,
         "mod": operator.mod,
-        "pow": operator.pow,
+        "pow": _power,
         "max": max,
         "min": min,
         "float": float,
@@ -62,7 +81,22 @@ EXPRESSION_OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 
 
 def compile_expression(expr: Expr | Dim | Ref | float) -> Evaluate:
-    """Turn an expression into a function of the values by name."""
+    """Turn an expression into a function of the values by name; the function may raise FormatError."""
+    evaluate = _compile(expr)
+
+    def checked(env: Env) -> Any:
+        try:
+            return evaluate(env)
+        except _FAILURES as error:
+            raise FormatError(f"the size {expression_text(expr)} cannot be worked out: {error}") from None
+
+    return checked if isinstance(expr, Expr | Dim) else evaluate
+
+
+_FAILURES = (ArithmeticError, AttributeError, FormatError, LookupError, TypeError, ValueError)
+
+
+def _compile(expr: Expr | Dim | Ref | float) -> Evaluate:
     if isinstance(expr, Dim):
         name, axis = expr.name, expr.axis
         return lambda env: env[name].shape[axis]
@@ -73,10 +107,17 @@ def compile_expression(expr: Expr | Dim | Ref | float) -> Evaluate:
         function = EXPRESSION_OPS.get(expr.op)
         if function is None:
             raise FormatError(f"a program uses the unknown size operation {expr.op!r}")
-        operands = tuple(compile_expression(arg) for arg in expr.args)
+        operands = tuple(_compile(arg) for arg in expr.args)
         return lambda env: function(*[operand(env) for operand in operands])
     constant = expr
     return lambda _env: constant
+
+
+def expression_names(expr: Expr | Dim | Ref | float) -> set[str]:
+    """The values that an expression is over."""
+    if isinstance(expr, Expr):
+        return set().union(*map(expression_names, expr.args))
+    return {expr.name} if isinstance(expr, Dim | Ref) else set()
 
 
 def expression_text(expr: Expr | Dim | Ref | float) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from model_factory.errors import CallFormError, FormatError, GraphExecutionError, ModelFactoryError
 from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names
-from model_factory.graph.expressions import compile_expression
+from model_factory.graph.expressions import compile_expression, expression_names
 from model_factory.graph.program import Outcome, Program
 from model_factory.graph.runner import Runner, find_module, get_module, get_tensor, torch_const
 from model_factory.graph.signature import Signature
@@ -34,7 +34,8 @@ class GraphModel(nn.Module):
     def __init__(self, program: Program, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.inputs: list[str] = list(program.inputs)
-        self.graph_modules = nn.ModuleDict(modules)
+        self.graph_modules = nn.ModuleDict()
+        self.graph_modules._modules.update(modules)  # noqa: SLF001  the method refuses keys, type and other good names
         self.runner = Runner(program)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -113,12 +114,21 @@ class Ready:
         self.names = leaf_names(recorded.form)
         self.guards = [compile_expression(guard) for guard in recorded.guards]
         self.dtypes = [(name, torch_const(dtype)) for name, dtype in recorded.dtypes]
+        self._check_names()
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Ready:
         return self
 
     def __reduce__(self) -> tuple[type[Ready], tuple[Recorded]]:
         return (Ready, (self.recorded,))
+
+    def _check_names(self) -> None:
+        """Check that its conditions are on tensors of the call, or on the module's own."""
+        asked = {name for guard in self.recorded.guards for name in expression_names(guard)}
+        asked |= {name for name, _ in self.dtypes if not name.startswith("attr:")}
+        unknown = asked - set(self.names)
+        if unknown:
+            raise FormatError(f"a recorded program has a condition on {min(unknown)!r}, which no tensor of its call is")
 
     def goes_on(self, other: Ready, step: int, outcome: Outcome) -> bool:
         """Whether this program can finish a run of ``other`` whose guard at ``step`` has another outcome."""

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from model_factory.errors import FormatError, GraphExecutionError
+from model_factory.graph.checked import CHECKED_MODULES, CHECKED_OPS
 from model_factory.graph.expressions import Env, Evaluate, compile_expression
-from model_factory.graph.ops import OPS, SET_GRAD_ENABLED
+from model_factory.graph.ops import CONSTANTS, OPS, SET_GRAD_ENABLED
 from model_factory.graph.program import (
     GUARD,
     Argument,
@@ -34,9 +35,9 @@ from model_factory.graph.program import (
 )
 from model_factory.graph.records import Record, RecordTuple
 
-# Keys under which a run keeps the module it runs for and its device; no value can have such a name.
-_SELF = "<self>"
-_DEVICE = "<device>"
+# Keys under which a run keeps the module it runs for and its device. No names, for a program could use any.
+_SELF: Any = object()
+_DEVICE: Any = object()
 
 # Asked of every part of every step: a union written out would be made anew each time.
 _ATOMS = (Ref, Dim, str, int)
@@ -181,11 +182,11 @@ def torch_const(name: str) -> Any:
     """Return the dtype, memory format or layout of that name.
 
     Raises:
-        FormatError: torch has no such constant.
+        FormatError: it is not one that may be named.
     """
-    value = vars(torch).get(name)  # not getattr: torch imports submodules for names it lacks
-    if not isinstance(value, torch.dtype | torch.memory_format | torch.layout):
-        raise FormatError(f"a program uses the unknown torch constant {name!r}")
+    value = CONSTANTS.get(name)
+    if value is None:
+        raise FormatError(f"{name!r} is not a dtype, memory format or layout that may be named here")
     return value
 
 
@@ -196,17 +197,24 @@ def _compile_step(step: Step) -> _Action:
     if kind == "attr":
         return lambda env: get_tensor(env[_SELF], target)
     if kind == "op":
-        function = OPS.get(target)
+        function = CHECKED_OPS.get(target) or OPS.get(target)
         if function is None:
             raise FormatError(f"a program calls the unknown op {target!r}")
         return lambda env: function(*[arg(env) for arg in args], **{name: arg(env) for name, arg in kwargs.items()})
     if kind == "module":
-        return lambda env: get_module(env[_SELF], target)(
-            *[arg(env) for arg in args], **{name: arg(env) for name, arg in kwargs.items()}
+        return lambda env: _call_module(
+            get_module(env[_SELF], target), [arg(env) for arg in args], {name: arg(env) for name, arg in kwargs.items()}
         )
     if step.call in _GUARDS and len(args) == 2 and type(step.args[1]) is _GUARDS[step.call]:
         return _compile_guard(args[0], _GUARDS[step.call], step.args[1])
     raise FormatError(f"a program makes a call of unknown kind: {step.call!r}")
+
+
+def _call_module(module: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    check = CHECKED_MODULES.get(type(module))
+    if check is not None:
+        check(*args, **kwargs)
+    return module(*args, **kwargs)
 
 
 _GUARDS: Mapping[str, type[bool] | type[int]] = {f"{GUARD}bool": bool, f"{GUARD}int": int}

@@ -20,7 +20,7 @@ from model_factory.descriptor.stock import torch_name
 from model_factory.descriptor.tree import BundleRef, Descriptor, SourceClass
 from model_factory.descriptor.weights import map_weights
 from model_factory.errors import FormatError, MissingBlobError, ServerError
-from model_factory.limits import MAX_SOURCE_BYTES
+from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_SOURCE_BYTES
 from model_factory.remote.blobs import fetch_blob, read_blob
 from model_factory.remote.connection import Connection
 from model_factory.remote.credentials import Credentials
@@ -166,8 +166,7 @@ class RemoteModelFactory:
                 if response.WhichOneof("event") == "manifest":
                     manifest = response.manifest
                 else:
-                    stage = build_pb2.BuildStage.Name(response.progress.stage)
-                    report(response.progress.component, stage.removeprefix("BUILD_STAGE_").lower())
+                    report(response.progress.component, _stage_name(response.progress.stage))
         if manifest is None or [item.name for item in manifest.components] != names:
             raise ServerError(f"the server at {self._connection.address} ended a build without its manifest")
         return manifest
@@ -189,9 +188,13 @@ class RemoteModelFactory:
         )
         find_class = self._trusted_classes(component.name, blueprint.descriptor)  # before anything large is fetched
         source = RemotePrograms(self._connection, self._cache, component, self._dtype, descriptor_blob)
+        _check_size(weights_blob, blueprint.tensor_bytes)
         return blueprint.build(self._weights(component.name, weights_blob), source, find_class)
 
     def _blueprint(self, descriptor: Blob, programs: Blob, inline: dict[str, bytes]) -> Blueprint:
+        for blob in (descriptor, programs):
+            if blob.size > MAX_DOCUMENT_BYTES:
+                raise FormatError(f"a document of {blob.size} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
         return Blueprint(
             decode_descriptor(read_blob(self._connection, self._cache, descriptor, inline)),
             decode_programs(read_blob(self._connection, self._cache, programs, inline)),
@@ -253,6 +256,18 @@ def _architecture(item: build_pb2.DescribedComponent, *, travel: bool) -> Archit
 
 def _components(request: Request) -> list[build_pb2.Component]:
     return [build_pb2.Component(name=item.name, config_json=item.config.wire) for item in request.components]
+
+
+def _check_size(weights: Blob, tensor_bytes: int) -> None:
+    """Refuse a weights file that is not what was described, with a head, before room is made for it."""
+    if not 0 <= weights.size - tensor_bytes <= MAX_DOCUMENT_BYTES:
+        raise FormatError(f"a weights file of {weights.size} bytes, where tensors of {tensor_bytes} are described")
+
+
+def _stage_name(stage: int) -> str:
+    if stage not in build_pb2.BuildStage.values():  # of a later server
+        return "working"
+    return build_pb2.BuildStage.Name(stage).removeprefix("BUILD_STAGE_").lower()
 
 
 def _inline(manifest: build_pb2.Manifest) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from model_factory.descriptor.codec import Programs, decode_programs, encode_pro
 from model_factory.descriptor.stock import torch_name
 from model_factory.digest import digest_of
 from model_factory.documents import encode_document
-from model_factory.errors import CallFormError, ServerError, UnavailableError
+from model_factory.errors import CallFormError, FormatError, ServerError, UnavailableError
 from model_factory.graph.call_example import encode_call
 from model_factory.graph.call_form import FORWARD, Recorded, call_form
 from model_factory.graph.program import Outcome
@@ -73,7 +73,10 @@ class RemotePrograms:
 
     def _recorded(self) -> Programs:
         document = self._cache.record(self._key)
-        return () if document is None else decode_programs(document["programs"].encode())
+        try:
+            return () if document is None else decode_programs(document["programs"].encode())
+        except (FormatError, AttributeError, KeyError, TypeError):  # damaged: it is written anew
+            return ()
 
     def _ask(self, path: str, call: bytes, training: tuple[tuple[str, bool], ...], dtype: torch.dtype | None) -> bytes:
         request = program_pb2.RecordProgramRequest(

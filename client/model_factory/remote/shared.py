@@ -17,9 +17,9 @@ from blake3 import blake3
 
 from model_factory.digest import check_digest
 from model_factory.store import Blob
+from model_factory.store.locks import of_strangers
 
 _MAX_HINT_PARTS = 100
-_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NAME = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC  # opens nothing: a FIFO would block, a device might act
 
@@ -58,7 +58,7 @@ def _open(store: str, blob: Blob, of_anyone: bool) -> BinaryIO:
         found = os.fstat(named)
         if not stat.S_ISREG(found.st_mode) or found.st_size != blob.size:
             raise ValueError(store)
-        if not of_anyone and (found.st_uid not in {os.getuid(), 0} or found.st_mode & _OTHERS_MAY_WRITE):
+        if not of_anyone and of_strangers(found):
             raise ValueError(store)
         return Path(f"/proc/self/fd/{named}").open("rb", buffering=0)
     finally:

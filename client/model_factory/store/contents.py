@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,8 +44,9 @@ def entries(blobs: Path) -> Iterator[Entry]:
     """The blobs under a folder, in no order."""
     for path in blobs.glob("??/*"):
         with suppress(FileNotFoundError):
-            stat = path.stat()
-            yield Entry(digest=path.name, size=stat.st_size, used=stat.st_atime, links=stat.st_nlink, path=path)
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode):
+                yield Entry(digest=path.name, size=found.st_size, used=found.st_atime, links=found.st_nlink, path=path)
 
 
 def make_room(blobs: Path, max_bytes: int) -> list[Entry]:

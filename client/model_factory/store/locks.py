@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -46,9 +47,9 @@ def held(path: Path, doing: str, on_wait: OnWait) -> Iterator[None]:
     """Hold the lock that is the file ``path``; it goes when this process dies."""
     with _locked_file(path, on_wait) as file:
         holder = Holder(pid=os.getpid(), host=socket.gethostname(), doing=doing, since=time.time())
-        file.truncate(0)
-        file.write(json.dumps(asdict(holder)).encode())
-        file.flush()
+        with suppress(OSError):  # it is for people; what the lock is held for may well make room on a full disk
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), json.dumps(asdict(holder)).encode())
         try:
             yield
         finally:
@@ -76,11 +77,21 @@ def sweep(folder: Path) -> None:
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
     """Open a file or folder to lock it."""
-    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    number = only_a_file(path, os.O_RDONLY)
     try:
         yield number
     finally:
         os.close(number)
+
+
+def only_a_file(path: Path, flags: int) -> int:
+    """Open what is there itself: no link is followed, and nothing is waited for, as one does for the end of a FIFO."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+
+
+def of_strangers(found: os.stat_result) -> bool:
+    """Whether another user, who is not root, owns a file, or may write to it."""
+    return found.st_uid not in {os.getuid(), 0} or bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def is_file_of(path: Path, number: int) -> bool:
@@ -97,7 +108,7 @@ def _locked_file(path: Path, on_wait: OnWait) -> Iterator[BinaryIO]:
     say_at = time.monotonic() + SAY_AFTER_SECONDS
     said: Holder | None = None
     while True:
-        with path.open("ab") as file:
+        with os.fdopen(only_a_file(path, os.O_WRONLY | os.O_CREAT), "wb", buffering=0) as file:
             try:
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

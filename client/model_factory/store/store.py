@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +19,7 @@ from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError, StoreError
 from model_factory.store import contents
 from model_factory.store.contents import Entry
-from model_factory.store.locks import OnWait, held, sweep
+from model_factory.store.locks import OnWait, held, of_strangers, only_a_file, sweep
 from model_factory.store.staging import scratch_folder, staged
 
 log = logging.getLogger(__name__)
@@ -64,18 +66,21 @@ class Store:
     def find(self, blob: Blob) -> Path | None:
         """Return the file of a blob, or None if it is not here. Counts as a use.
 
-        A file that was written to after its content was checked is removed if that is not the blob's any more. One of
-        another size than asked for is not: then it is the question that is wrong.
+        A file that was written to after its content was checked, or that others may write to, is hashed, and removed if
+        its content is not the blob's. One of another size than asked for is not: then it is the question that is wrong.
         """
         path = self._path("blobs", blob.digest)
         with self._errors(f"cannot read {path}"):
             try:
-                stat = path.stat()
+                found = path.lstat()
             except FileNotFoundError:
                 return None
-            if stat.st_mtime_ns != _CHECKED_NS and not self._unharmed(path):
+            if not stat.S_ISREG(found.st_mode):
                 return None
-            if stat.st_size != blob.size:
+            is_checked = found.st_mtime_ns == _CHECKED_NS and not of_strangers(found)
+            if not is_checked and not self._unharmed(path):
+                return None
+            if found.st_size != blob.size:
                 return None
             with suppress(OSError):  # another user's file in a shared cache, or a file system that is read-only now
                 os.utime(path, ns=(time.time_ns(), _CHECKED_NS))
@@ -91,7 +96,7 @@ class Store:
             return None
         with self._errors(f"cannot read {path}"):
             try:
-                file = path.open("rb", buffering=0)
+                file = os.fdopen(only_a_file(path, os.O_RDONLY), "rb", buffering=0)
             except FileNotFoundError:  # evicted meanwhile
                 return None
             fcntl.flock(file.fileno(), fcntl.LOCK_SH)
@@ -150,8 +155,8 @@ class Store:
         It cannot where the file lies on another file system, or belongs to somebody else who does not allow it.
         """
         place, number = self._path("blobs", blob.digest), file.fileno()
-        place.parent.mkdir(exist_ok=True)
         try:
+            place.parent.mkdir(exist_ok=True)
             # Python links the link itself unless a folder is named, which a path from the root then makes no use of.
             os.link(f"/proc/self/fd/{number}", place, src_dir_fd=number, follow_symlinks=True)
         except FileExistsError:
@@ -187,12 +192,30 @@ class Store:
         ``doing`` is what others are told who wait for it; ``on_wait`` is told whom one waits for.
         """
         check_digest(key)
-        with held(self.root / "locks" / key, doing, on_wait):
+        with ExitStack() as stack:
+            with self._errors(f"cannot lock {key} in {self.root}"):
+                stack.enter_context(held(self.root / "locks" / key, doing, on_wait))
             yield
 
     def make_room(self, size: int) -> list[Entry]:
-        """Evict what is not in use, least recently used first, so that ``size`` more bytes are within the bound."""
-        return [] if self.max_bytes is None else self.prune(max(0, self.max_bytes - size))
+        """Evict what is not in use, least recently used first, so that ``size`` more bytes fit the bound and the disk.
+
+        Without a bound nothing is evicted.
+
+        Raises:
+            StoreError: that many never fit; then nothing was evicted.
+        """
+        if self.max_bytes is None:
+            return []
+        free = shutil.disk_usage(self.root).free
+        taken = sum(entry.size for entry in contents.entries(self.root / "blobs"))
+        most = min(self.max_bytes, taken + free)
+        if size > most:
+            raise StoreError(
+                f"{size} bytes do not fit into {self.root}: it may hold {self.max_bytes}, and the disk has {free} free "
+                f"beside its {taken}. Remedy: a higher bound, or a larger disk"
+            )
+        return self.prune(most - size)
 
     def prune(self, max_bytes: int) -> list[Entry]:
         """Evict blobs that are not in use, least recently used first, down to ``max_bytes``; return the evicted."""

@@ -9,11 +9,14 @@ from typing import Any
 from torch import nn
 
 from model_factory.config import ConfigPath, ModelConfig
+from model_factory.errors import ConfigError
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.program import Program, Step
 from model_factory_server.constructor.instantiate import instantiate_module
 from model_factory_server.constructor.policy import Policy
 from model_factory_server.constructor.registry import Registry
+
+_OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 class PluginOp(nn.Module):
@@ -39,6 +42,13 @@ def build_model(config: ModelConfig, registry: Registry, policy: Policy) -> Grap
         BuildError: a module's constructor fails.
     """
     allowed = policy.narrowed(config.settings)
+    for name in config.modules:
+        if name in _OWN_ATTRIBUTES:
+            raise ConfigError(
+                f"a module cannot be named {name!r}: every torch module has an attribute of that name. Remedy: another "
+                "name",
+                path=config.module_paths[name],
+            )
     modules = {
         name: instantiate_module(name, spec, registry, allowed, path=config.module_paths[name])
         for name, spec in config.modules.items()

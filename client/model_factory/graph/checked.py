@@ -1,0 +1,86 @@
+"""Ops whose kernels in torch trust their arguments, with the checks that those lack.
+
+A program is a stranger's: without these it could read, or write, beyond a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from model_factory.errors import GraphExecutionError
+
+
+def ctc_loss(
+    log_probs: torch.Tensor,
+    targets: torch.Tensor,
+    input_lengths: Any,
+    target_lengths: Any,
+    blank: int = 0,
+    reduction: str = "mean",
+    zero_infinity: bool = False,
+) -> torch.Tensor:
+    """``torch.nn.functional.ctc_loss`` over targets that are classes.
+
+    Raises:
+        GraphExecutionError: they are not.
+    """
+    _check_classes(log_probs, targets)
+    return functional.ctc_loss(
+        log_probs, targets, input_lengths, target_lengths, blank, reduction, zero_infinity=zero_infinity
+    )
+
+
+def _check_classes(log_probs: torch.Tensor, targets: torch.Tensor, *_: Any, **__: Any) -> None:
+    """Check what the kernel uses as indices; it checks the lengths itself."""
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < log_probs.shape[-1]:
+        raise GraphExecutionError(f"the targets of a CTC loss are classes, 0 to {log_probs.shape[-1] - 1}")
+
+
+def embedding_bag(input: torch.Tensor, weight: torch.Tensor, offsets: Any = None, *args: Any, **kwargs: Any) -> Any:  # noqa: A002
+    """``torch.nn.functional.embedding_bag`` over offsets that are places in its input.
+
+    Raises:
+        GraphExecutionError: they are not.
+    """
+    _check_offsets(input, offsets)
+    return functional.embedding_bag(input, weight, offsets, *args, **kwargs)
+
+
+def _check_offsets(input: torch.Tensor, offsets: Any = None, *_: Any, **__: Any) -> None:  # noqa: A002
+    if offsets is None or not offsets.numel():
+        return
+    if not 0 <= int(offsets[0]) <= int(offsets[-1]) <= input.numel() or bool((offsets.diff() < 0).any()):
+        raise GraphExecutionError(f"the offsets of an embedding bag ascend from 0 to at most {input.numel()}")
+
+
+def _finite(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, of a matrix, over finite numbers alone."""
+
+    def checked(A: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: N803  torch's own name
+        if not bool(A.isfinite().all()):
+            raise GraphExecutionError("eigenvalues are of finite numbers; the matrix holds an infinity or a NaN")
+        return function(A, *args, **kwargs)
+
+    return checked
+
+
+CHECKED_OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {
+        "torch.nn.functional.ctc_loss": ctc_loss,
+        "torch.nn.functional.embedding_bag": embedding_bag,
+        "torch.linalg.eig": _finite(torch.linalg.eig),
+        "torch.linalg.eigvals": _finite(torch.linalg.eigvals),
+    }
+)
+"""In place of torch's own, by the names of the table of ops."""
+
+CHECKED_MODULES: Mapping[type[nn.Module], Callable[..., None]] = MappingProxyType(
+    {nn.CTCLoss: _check_classes, nn.EmbeddingBag: _check_offsets}
+)
+"""What is asked of the arguments of a call, by the class of the module that a program calls."""
