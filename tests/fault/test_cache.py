@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,33 @@ with store.stage() as (file, publish):
     publish(Blob(digest_of(data), len(data)))
 print("published", flush=True)
 sys.stdin.read()
+"""
+
+
+FULL_DISK = """
+import os, sys
+from pathlib import Path
+from model_factory.store import Store
+
+disk = Path(sys.argv[1])
+cache = Store(disk / "cache", max_bytes=1 << 30)
+old = cache.put(os.urandom(600 << 10))
+try:
+    with (disk / "of others").open("wb", buffering=0) as rest:
+        while rest.write(bytes(4096)) == 4096:
+            pass
+except OSError:
+    pass
+with cache.locked("ab" * 32, "fetches"):
+    cache.make_room(500 << 10)
+    new = cache.put(os.urandom(500 << 10))
+assert cache.find(old) is None and cache.find(new) is not None
+os.system(f"mount -o remount,ro {disk}")
+try:
+    with cache.locked("ab" * 32):
+        print("locked")
+except Exception as error:
+    print(type(error).__name__)
 """
 
 
@@ -160,3 +188,14 @@ def test_training_does_not_change_the_cache(mlp: Callable[[], nn.Module], tmp_pa
     for path in blob_files(tmp_path / "cache"):
         assert digest_of_file(path) == path.name
     assert_same_state(mlp(), PolicyConstructorModelFactory(seed=7).build({"mlp": CASES["mlp"].config})["mlp"])
+
+
+def test_a_full_disk_has_room_for_what_can_take_the_place_of_the_unused(tmp_path: Path) -> None:
+    """And a cache that has become read-only says so, in the package's own words."""
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount -t tmpfs -o size=2m none {tmp_path}"
+    if shutil.which("unshare") is None or subprocess.run([*inside, mount], capture_output=True, check=False).returncode:
+        pytest.skip("this user may mount no disk of its own to fill")
+    command = f'{mount} && exec "{sys.executable}" -c "$0" {tmp_path}'
+    done = subprocess.run([*inside, command, FULL_DISK], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "StoreError\n"), done.stderr
