@@ -44,5 +44,5 @@ VOLUME /var/lib/model-factory
 EXPOSE 50051
 STOPSIGNAL SIGTERM
 # Asks as any client does, so with TLS it needs MODEL_FACTORY_CA_FILE.
-HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 CMD ["model-factory", "health"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 CMD ["model-factory", "health"]
 ENTRYPOINT ["model-factory", "serve"]

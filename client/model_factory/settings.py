@@ -25,7 +25,12 @@ _SERVER_NAME = "MODEL_FACTORY_SERVER_NAME"
 _ALLOW_PLAINTEXT = "MODEL_FACTORY_ALLOW_PLAINTEXT"  # a server has a setting of that name
 _TRUE = ("1", "true", "yes", "on")
 
-VARIABLES = ("MODEL_FACTORY_CACHE", "MODEL_FACTORY_SERVER", _TLS, _SERVER_NAME, *_FILES.values())
+_CACHE = "MODEL_FACTORY_CACHE"
+_CACHE_GIB = "MODEL_FACTORY_CACHE_GIB"
+_SHARED_STORE = "MODEL_FACTORY_SHARED_STORE"
+_SERVER = "MODEL_FACTORY_SERVER"
+
+VARIABLES = (_CACHE, _CACHE_GIB, _SHARED_STORE, _SERVER, _TLS, _SERVER_NAME, *_FILES.values())
 """What this package reads beside the variables that configs name."""
 
 
@@ -67,7 +72,7 @@ def only_variables(is_allowed: Callable[[str], bool], more: Mapping[str, str]) -
 
 def default_cache_dir() -> Path:
     """Where a node keeps blobs: ``$MODEL_FACTORY_CACHE``, else ``model-factory`` in the user's cache folder."""
-    explicit = os.environ.get("MODEL_FACTORY_CACHE")
+    explicit = os.environ.get(_CACHE)
     if explicit:
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "model-factory"
@@ -79,13 +84,13 @@ def default_cache_bytes() -> int:
     Raises:
         ModelFactoryError: the variable is not a number.
     """
-    text = os.environ.get("MODEL_FACTORY_CACHE_GIB") or "64"
+    text = os.environ.get(_CACHE_GIB) or "64"
     try:
         gib = float(text)
     except ValueError:
         gib = -1.0
     if not 0 <= gib < 1 << 30:
-        raise ModelFactoryError(f"MODEL_FACTORY_CACHE_GIB is a size in GiB, 64 say, got {text!r}")
+        raise ModelFactoryError(f"{_CACHE_GIB} is a size in GiB, got {text!r}. Remedy: 64 say, or unset it")
     return int(gib * 1024 * MIB)
 
 
@@ -94,9 +99,9 @@ def shared_store() -> str:
 
     For one that lies elsewhere here than for the server, or belongs to another user.
     """
-    return os.environ.get("MODEL_FACTORY_SHARED_STORE", "")
+    return os.environ.get(_SHARED_STORE, "")
 
 
 def default_server() -> str:
     """The server that commands talk to: ``$MODEL_FACTORY_SERVER``, else one on this machine."""
-    return os.environ.get("MODEL_FACTORY_SERVER") or DEFAULT_ADDRESS
+    return os.environ.get(_SERVER) or DEFAULT_ADDRESS

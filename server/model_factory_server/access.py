@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from cryptography import x509
 
 from model_factory.errors import AccessError, ServerError
 from model_factory.limits import MIB
@@ -32,6 +33,8 @@ MAX_TOKENS_BYTES = MIB
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9._@-]{1,64})\s+(?P<sha256>[0-9a-f]{64})(?:\s+(?P<expires>\S+))?")
 _SCHEME = "bearer "
 _CHECK_SECONDS = 1.0  # between looks at the file
+_DAY_SECONDS = 86400.0
+_WARN_DAYS = 7.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +163,7 @@ def credentials(settings: AccessSettings) -> grpc.ServerCredentials | None:
             raise ServerError("TLS needs --tls-cert and --tls-key, and mutual TLS --tls-client-ca beside them")
         return None
     files = tuple(item for item in (settings.tls_cert, settings.tls_key, settings.tls_client_ca) if item is not None)
+    _warn_of_expiry(files[0])
     current = [_stamps(files)]
     asks_for_one = settings.tls_client_ca is not None
 
@@ -174,18 +178,40 @@ def credentials(settings: AccessSettings) -> grpc.ServerCredentials | None:
             stamps = _stamps(files)
             if stamps == current[0]:
                 return None
+            certificate_expiry(files[0])
             fresh = configuration()
         except ServerError as error:
             log.error("the certificates stay as they were: %s", error)  # noqa: TRY400  its text says it all
             return None
         current[0] = stamps
         log.info("read the certificates again")
+        _warn_of_expiry(files[0])
         return fresh
 
     made: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
         configuration(), changed, require_client_authentication=asks_for_one
     )
     return made
+
+
+def certificate_expiry(path: Path) -> float:
+    """When a certificate in a PEM file, the first of a chain, expires: seconds since the epoch.
+
+    Raises:
+        ServerError: the file cannot be read, or holds none.
+    """
+    try:
+        return x509.load_pem_x509_certificate(_read(path)).not_valid_after_utc.timestamp()
+    except ValueError:
+        raise ServerError(f"{path} does not hold a certificate in PEM") from None
+
+
+def _warn_of_expiry(path: Path) -> None:
+    days = (certificate_expiry(path) - time.time()) / _DAY_SECONDS
+    if days < 0:
+        log.error("the certificate in %s has expired: no client will connect. Remedy: replace the file", path)
+    elif days < _WARN_DAYS:
+        log.warning("the certificate in %s expires in %.1f days", path, days)
 
 
 def check_exposure(listen: str, settings: AccessSettings) -> None:

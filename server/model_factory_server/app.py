@@ -21,7 +21,7 @@ from model_factory.memory import keep_freed_memory
 from model_factory.settings import environment
 from model_factory.store import Store
 from model_factory.v1 import blob_pb2, service_pb2, service_pb2_grpc, wire
-from model_factory_server.access import Access, check_exposure, credentials
+from model_factory_server.access import Access, certificate_expiry, check_exposure, credentials
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.builder import Builder
 from model_factory_server.forks import socket_in
@@ -33,6 +33,7 @@ from model_factory_server.settings import ConnectionSettings, Settings
 
 log = logging.getLogger(__name__)
 
+_SERVICE = service_pb2.DESCRIPTOR.services_by_name["ModelFactoryService"].full_name
 _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a rival
@@ -80,11 +81,11 @@ async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str
         if settings.observe.metrics_listen is not None:
             log.info("metrics on http://%s/metrics", metrics.serve(settings.observe.metrics_listen))
         address = _bind(server, settings.listen, tls)
-        await health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        await _say(health, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
         # Shows that builds work here before anyone is told to come.
         if await _before(stop, builder.warm_up()):
-            await health.set("", health_pb2.HealthCheckResponse.SERVING)
+            await _say(health, health_pb2.HealthCheckResponse.SERVING)
             metrics.serving.set(1)
             on_ready(address)
             await stop.wait()
@@ -98,6 +99,12 @@ async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str
         builder.close()
         metrics.close()
         traces.close()
+
+
+async def _say(health: HealthServicer, status: int) -> None:
+    """Set the status of the server, and of its service by name, for probes that ask for it."""
+    for service in ("", _SERVICE):
+        await health.set(service, status)
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:
@@ -126,12 +133,14 @@ def _describe(metrics: Metrics, settings: Settings, store: Store, builder: Build
         device_kind=backend.device_kind,
     )
     metrics.watch(builder, settings.builders, store.root)
+    certificate = settings.access.tls_cert
+    if certificate is not None:
+        metrics.certificate_expiry.set_function(lambda: certificate_expiry(certificate))
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:
-    ours = service_pb2.DESCRIPTOR.services_by_name["ModelFactoryService"].full_name
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    reflection.enable_server_reflection((ours, health, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((_SERVICE, health, reflection.SERVICE_NAME), server)
 
 
 async def _before(stop: asyncio.Event, work: Coroutine[Any, Any, Any]) -> bool:

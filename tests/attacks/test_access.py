@@ -23,40 +23,12 @@ from model_factory.cli.main import main
 from model_factory.v1 import capabilities_pb2, service_pb2_grpc
 from model_factory_server.access import Tokens, check_exposure, is_loopback, token_line
 from model_factory_server.settings import AccessSettings
-from support.certificates import Authority
-from support.server import ServerProcess, running_server
+from support.server import running_server
+from support.strict import TOKEN, Strict
 
 MakeRemote = Callable[..., RemoteModelFactory]
-TOKEN = "canary-token-Jk2x9QpL"
 OTHER = "canary-token-s8Wb0ZtR"
 PRELU = {"config": layers({"_type_": "nn.PReLU"})}
-
-
-class Strict:
-    """A server with mutual TLS and tokens, and everything that belongs to it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.authority = Authority(folder, "authority")
-        self.stranger = Authority(folder, "stranger")
-        self.server_pair = self.authority.issue("server")
-        self.client_pair = self.authority.issue("trainer")
-        self.tokens = folder / "tokens"
-        self.token_file = folder / "token"
-        self.token_file.write_text(f"{TOKEN}\n", encoding="utf-8")
-        self.let_in(token_line("trainer", TOKEN, 1))
-        self.arguments = ("--tls-cert", str(self.server_pair.cert), "--tls-key", str(self.server_pair.key),
-                          "--tls-client-ca", str(self.authority.file), "--tokens", str(self.tokens))  # fmt: skip
-        self.process: ServerProcess
-
-    def let_in(self, *lines: str) -> None:
-        staged = self.tokens.with_suffix(".new")
-        staged.write_text("# who\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
-        staged.replace(self.tokens)
-
-    def credentials(self, **changes: Any) -> Credentials:
-        fields = {"ca_file": self.authority.file, "cert_file": self.client_pair.cert, "key_file": self.client_pair.key,
-                  "token_file": self.token_file}  # fmt: skip
-        return Credentials(**(fields | changes))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from grpc_health.v1.health import HealthServicer
 from model_factory.cli.doctor import CHECKS
 from model_factory.cli.main import main
 from model_factory.v1 import capabilities_pb2, service_pb2_grpc
-from support.server import ServerProcess
+from support.server import ServerProcess, running_server
+from support.strict import Strict
 
 Examine = Callable[..., tuple[int, dict[str, dict[str, Any]]]]
 
@@ -135,6 +136,63 @@ def test_a_server_of_another_version(examine: Examine) -> None:
     assert "format 99" in found["capabilities"]["said"]
     assert "same version" in found["capabilities"]["remedy"]
     assert outcomes(found, "skipped") == ["build", "throughput"]
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strict]:
+    made = Strict(tmp_path_factory.mktemp("strict"))
+    with running_server(tmp_path_factory.mktemp("strict store") / "store", *made.arguments) as made.process:
+        yield made
+
+
+STRICT = ("CA_FILE", "CERT_FILE", "KEY_FILE", "TOKEN_FILE")
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed", "said", "remedy"),
+    [
+        ({}, "", "", ""),
+        ({"TOKEN_FILE": ""}, "capabilities", "wants a token", "MODEL_FACTORY_TOKEN_FILE"),
+        ({"TOKEN_FILE": "unknown"}, "capabilities", "does not know the token", "ask its operator"),
+        ({"TOKEN_FILE": "nowhere"}, "health", "cannot read nowhere", "that this user may read"),
+        ({"CA_FILE": "nowhere"}, "health", "cannot read nowhere", "that this user may read"),
+        ({"CA_FILE": "stranger"}, "health", "cannot be reached", "MODEL_FACTORY_CA_FILE"),
+        ({"CERT_FILE": "", "KEY_FILE": ""}, "health", "cannot be reached", "MODEL_FACTORY_CERT_FILE"),
+        (dict.fromkeys(STRICT, ""), "health", "cannot be reached", "agree on TLS"),
+        ({"SERVER_NAME": "elsewhere"}, "health", "cannot be reached", "MODEL_FACTORY_SERVER_NAME"),
+    ],
+    ids=str,
+)
+def test_who_may_talk(
+    changes: dict[str, str],
+    failed: str,
+    said: str,
+    remedy: str,
+    strict: Strict,
+    examine: Examine,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "unknown").write_text("another-token", encoding="utf-8")
+    named = {"unknown": str(tmp_path / "unknown"), "stranger": str(strict.stranger.file)}
+    right = strict.credentials()
+    for name in STRICT:
+        monkeypatch.setenv(f"MODEL_FACTORY_{name}", str(getattr(right, name.lower())))
+    for name, value in changes.items():
+        monkeypatch.setenv(f"MODEL_FACTORY_{name}", named.get(value, value))
+    status, found = examine(strict.process.address)
+    assert status == (1 if failed else 0), found
+    assert outcomes(found, "FAIL") == ([failed] if failed else [])
+    if failed:
+        assert said in found[failed]["said"]
+        assert remedy in found[failed]["remedy"]
+
+
+def test_a_bound_on_the_cache_that_is_none(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_FACTORY_CACHE_GIB", "lots")
+    _, found = examine("no-such-host.invalid:1")
+    assert "a size in GiB" in found["cache"]["said"]
+    assert "unset it" in found["cache"]["remedy"]
 
 
 def test_a_cache_that_cannot_be_used(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -162,7 +162,15 @@ def test_kustomize_renders_them() -> None:
             assert not path.parent.resolve().is_relative_to(target), f"{path}: kustomize refuses a folder around it"
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not here, which has kustomize")
-    base, gpu = rendered("base"), rendered("gpu")
+    base, gpu, single = rendered("base"), rendered("gpu"), rendered("single")
+    assert {kind for kind in base if base[kind] != single.get(kind)} == {
+        "Deployment", "PersistentVolumeClaim", "PodDisruptionBudget",
+    }  # fmt: skip
+    assert single.keys() == base.keys() - {"PodDisruptionBudget"}, "one replica could never leave its node"
+    assert (single["Deployment"]["spec"]["replicas"], single["Deployment"]["spec"]["strategy"]) == (
+        1, {"type": "Recreate"},
+    )  # fmt: skip
+    assert single["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteOnce"]
     assert len(base) == len(document("k8s/base/kustomization.yaml")["resources"])
     assert {kind for kind in base if base[kind] != gpu[kind]} == {"Deployment"}
     (plain,) = base["Deployment"]["spec"]["template"]["spec"]["containers"]
@@ -190,7 +198,7 @@ def test_probes_are_commands_that_there_are(capsys: pytest.CaptureFixture[str]) 
     for probe in probes:
         given = probe["exec"]["command"]
         own = float(given[given.index("--timeout") + 1]) if "--timeout" in given else 5.0
-        assert own <= probe["timeoutSeconds"]
+        assert own < probe["timeoutSeconds"]
 
 
 class Composed:

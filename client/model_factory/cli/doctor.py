@@ -18,7 +18,7 @@ from typing import Any, Literal
 from model_factory.errors import ModelFactoryError
 from model_factory.limits import MIB
 from model_factory.remote.connection import Connection
-from model_factory.settings import default_cache_dir
+from model_factory.settings import default_cache_bytes, default_cache_dir
 from model_factory.store import Store
 
 Outcome = Literal["OK", "FAIL", "skipped"]
@@ -100,7 +100,8 @@ def _examine(check: Check, visit: Visit, failed: set[str]) -> Finding:
     except CheckError as error:
         said, remedy = str(error), error.remedy
     except ModelFactoryError as error:
-        said, remedy = str(error), check.remedy
+        said, _, remedy = str(error).partition(" Remedy: ")
+        remedy = remedy or check.remedy
     return Finding(
         check=check.name, outcome=outcome, said=said, remedy=remedy, seconds=round(time.monotonic() - started, 4)
     )
@@ -172,7 +173,7 @@ def _round_trip(visit: Visit) -> str:
 
 
 def _cache(visit: Visit) -> str:
-    Store(visit.cache).put(b"model-factory doctor")
+    Store(visit.cache, default_cache_bytes()).put(b"model-factory doctor")
     free = shutil.disk_usage(visit.cache).free
     if free < _FREE_BYTES:
         raise CheckError(
@@ -270,7 +271,10 @@ CHECKS: tuple[Check, ...] = (
         name="health",
         run=_health,
         needs=("port",),
-        remedy="make sure that it is a model-factory server, and that both sides agree on TLS and tokens",
+        remedy="make sure that it is a model-factory server, and that both sides agree on TLS. With it, "
+        "MODEL_FACTORY_CA_FILE here names the authorities of the server's certificate, which has the name that it is "
+        "asked by (else MODEL_FACTORY_SERVER_NAME) and has not expired; MODEL_FACTORY_CERT_FILE and "
+        "MODEL_FACTORY_KEY_FILE name this client's, if the server asks for one. Its log says why a handshake failed",
     ),
     Check(
         name="capabilities",

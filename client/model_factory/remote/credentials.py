@@ -42,7 +42,7 @@ class Credentials:
 
     def __post_init__(self) -> None:
         if (self.cert_file is None) != (self.key_file is None):
-            raise AccessError("cert_file and key_file go together: give both, or neither")
+            raise AccessError("cert_file and key_file go together. Remedy: give both, or neither")
 
     @classmethod
     def from_environment(cls) -> Credentials:
@@ -79,7 +79,9 @@ class Credentials:
     def _token(self) -> str:
         token = (_read(self.token_file, MAX_TOKEN_BYTES) or b"").decode("ascii", "replace").strip()
         if not token or not token.isprintable() or not token.isascii() or " " in token:
-            raise AccessError(f"{self.token_file} does not hold a token: one word and nothing else")
+            raise AccessError(
+                f"{self.token_file} does not hold a token. Remedy: one word and nothing else, as the operator gave it"
+            )
         return token
 
 
@@ -135,4 +137,6 @@ def _read(path: str | PathLike[str] | None, most: int = -1) -> bytes | None:
         with Path(path).open("rb") as file:
             return file.read(most)
     except OSError as error:
-        raise AccessError(f"cannot read {path}: {error.strerror}") from None
+        raise AccessError(
+            f"cannot read {path}: {error.strerror}. Remedy: a file that is there, and that this user may read"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import stat
 import threading
@@ -98,6 +99,12 @@ class Metrics:
         self.answers_bytes = Gauge(
             "model_factory_answers_bytes", "Answers kept in memory, with their requests.", registry=registry
         )
+        self.certificate_expiry = Gauge(
+            "model_factory_certificate_expiry_timestamp_seconds",
+            "When the server's certificate expires, in seconds since the epoch; infinity without TLS.",
+            registry=registry,
+        )
+        self.certificate_expiry.set(math.inf)
         self._queued = Gauge("model_factory_queue_jobs", "Jobs that wait for a builder.", registry=registry)
         self._workers = Gauge("model_factory_workers", "Builder processes at work.", registry=registry)
         self._slots = Gauge("model_factory_worker_slots", "Builder processes at most.", registry=registry)
