@@ -23,6 +23,10 @@
 
 from __future__ import annotations
 
+import re
+
+_FRAMES = re.compile(r"\s*\n(?:Exception raised from|frame #)")
+
 
 class ModelFactoryError(Exception):
     """Base of all errors of this package."""
@@ -101,6 +105,11 @@ class AccessError(ServerError):
 
 class UnavailableError(ServerError):
     """The server cannot be reached, is stopping, or went away during a request."""
+
+
+def plain_text(error: BaseException) -> str:
+    """What an error says, without the frames of C++ that torch adds to some: they have addresses and paths."""
+    return _FRAMES.split(str(error), maxsplit=1)[0]
 
 
 def path_text(path: tuple[str | int, ...]) -> str:

@@ -109,14 +109,25 @@ class Access:
         """
         self._tokens = None if settings.tokens is None else Tokens(settings.tokens)
 
+    def check(self, service: str, metadata: Iterable[tuple[str, str | bytes]]) -> str:
+        """Return whose token a call has; empty where none is asked for.
+
+        Raises:
+            AccessError: there is none, or it is not accepted.
+        """
+        if self._tokens is None or service in OPEN_SERVICES:
+            return ""
+        return self._tokens.holder(_bearer(metadata))
+
     def identify(self, service: str, metadata: Iterable[tuple[str, str | bytes]], context: Any) -> str:
         """Return who makes a call: a token's holder or a certificate's name; empty where neither is asked for.
 
         Raises:
             AccessError: a token is asked for, and there is none or it is not accepted.
         """
-        if self._tokens is not None and service not in OPEN_SERVICES:
-            return f"token:{self._tokens.holder(_bearer(metadata))}"
+        holder = self.check(service, metadata)
+        if holder:
+            return f"token:{holder}"
         names = context.auth_context().get("x509_common_name", ())
         return f"certificate:{names[0].decode(errors='replace')}" if names else ""
 

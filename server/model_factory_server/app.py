@@ -33,6 +33,7 @@ from model_factory_server.settings import ConnectionSettings, Settings
 
 log = logging.getLogger(__name__)
 
+_MORE_STREAMS = 32
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["ModelFactoryService"].full_name
 _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -66,9 +67,13 @@ async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str
     metrics, traces = Metrics(), configure_traces(environment())
     builder = Builder(settings, store, backend, metrics, traces)
     _describe(metrics, settings, store, builder, backend)
-    bound = ("grpc.max_receive_message_length", settings.limits.max_request_bytes)
+    bounds = [
+        ("grpc.max_receive_message_length", settings.limits.max_request_bytes),
+        # A request is held while it comes, before it can be counted: so many of one connection's, and health watches.
+        ("grpc.max_concurrent_streams", settings.limits.max_calls_per_client + _MORE_STREAMS),
+    ]
     server = grpc.aio.server(
-        options=[*_OPTIONS, bound, *_keepalive(settings.connections)],
+        options=[*_OPTIONS, *bounds, *_keepalive(settings.connections)],
         interceptors=[CallInterceptor(metrics, traces, access)],
     )
     _add_servicer(server, Servicer(settings, store, builder, backend, metrics))

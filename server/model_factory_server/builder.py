@@ -104,7 +104,7 @@ class Builder:
         self._flights: dict[str, _Flight] = {}
         self._attempts: set[Attempt] = set()
         self._warned: set[str] = set()
-        self._forks = ForkServer(settings.isolation.allows_variable)
+        self._forks = ForkServer(settings.isolation.allows_variable, with_gpus=backend.device_kind != "cpu")
 
     async def build(
         self, name: str, config: ResolvedConfig, seed: int, dtype: str, on_stage: OnStage, *, client: str

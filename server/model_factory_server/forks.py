@@ -18,6 +18,7 @@ from model_factory.settings import only_variables
 from model_factory_server.confine import kill_session
 
 _PRELOADED = "model_factory_server.warm"
+_NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
 _VARIABLES = {"THP_MEM_ALLOC_ENABLE": "1"}  # large tensors take huge pages, with a fraction of the page faults
 
 
@@ -39,10 +40,12 @@ def socket_in(folder: Path) -> Iterator[None]:
 class ForkServer:
     """A process that has imported torch, and is started with nothing but the variables that workers may see."""
 
-    def __init__(self, allows_variable: Callable[[str], bool]) -> None:
+    def __init__(self, allows_variable: Callable[[str], bool], *, with_gpus: bool) -> None:
+        """``with_gpus`` is whether builds may see any, as far as ``allows_variable`` lets them."""
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([_PRELOADED])
         self._allows_variable = allows_variable
+        self._variables = _VARIABLES if with_gpus else _VARIABLES | _NO_GPUS
         self._lock = threading.Lock()
         self._pid: int | None = None
         self.ensure()
@@ -51,7 +54,7 @@ class ForkServer:
         """Start it, also when it has died; otherwise ``multiprocessing`` would, with every variable there is."""
         with self._lock:
             if self._pid is None or _has_ended(self._pid):
-                with only_variables(self._allows_variable, _VARIABLES):
+                with only_variables(self._allows_variable, self._variables):
                     forkserver.ensure_running()
                 self._pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # noqa: SLF001
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from itertools import chain
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from model_factory import limits
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.config.strict_json import json_shape
+from model_factory.config.wording import quoted
 from model_factory.documents import FORMAT, decode_document
 from model_factory.errors import FormatError, LimitError, MissingBlobError, RangeError
 from model_factory.store import Blob, Store
@@ -22,9 +24,12 @@ from model_factory_server.answers import Answers
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builder import Builder, Built
 from model_factory_server.chunks import read_chunks
+from model_factory_server.hang_up import hang_up
 from model_factory_server.observe.call import current_call
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.settings import LimitSettings, Settings
+
+log = logging.getLogger(__name__)
 
 Context = Any
 """``grpc.aio.ServicerContext``; the published stubs lack ``abort_with_status``."""
@@ -105,7 +110,8 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             known = self._answers.find(request)
             if known is not None:
                 self._note_hits(known.manifest)
-                yield known
+                with self._sending(context):
+                    yield known
                 return
             configs = await call.read(request.components, request.dtype)
             events: asyncio.Queue[build_pb2.BuildModelsResponse | None] = asyncio.Queue()
@@ -119,10 +125,12 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             building.add_done_callback(lambda _task: events.put_nowait(None))
             try:
                 while (event := await events.get()) is not None:
-                    yield event
+                    with self._sending(context):
+                        yield event
                 built = await building
                 response = build_pb2.BuildModelsResponse(manifest=self._manifest(built))
-                yield response
+                with self._sending(context):
+                    yield response
                 self._keep(request, response, built)
             finally:
                 building.cancel()
@@ -133,9 +141,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         """See service.proto."""
         with self._answering(context) as call:
             configs = await call.read([request.component], request.dtype)
-            most = self._settings.limits.max_config_bytes
-            if len(request.call_json) > most:
-                raise LimitError(f"a call takes at most {most} bytes, got {len(request.call_json)}")
+            _check_call(request, self._settings.limits)
             name, config = next(iter(configs.items()))
             call.component = name
             programs = await self._builder.record(
@@ -157,7 +163,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             file = await asyncio.to_thread(self._store.open, blob)
             if file is None:
                 raise MissingBlobError(f"no blob {blob.digest} in this store. Remedy: build again")
-            with file, _patience(self._settings.connections.stall_timeout) as progress:
+            with file:
                 if not 0 <= request.offset_bytes <= blob.size or request.limit_bytes < 0:
                     raise RangeError(
                         f"offset {request.offset_bytes} and limit {request.limit_bytes} are outside the blob, which "
@@ -166,8 +172,8 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 left = min(request.limit_bytes or blob.size, blob.size - request.offset_bytes)
                 async for message in read_chunks(file.fileno(), request.offset_bytes, left):
                     self._metrics.blob_bytes.inc(len(wire.chunk_of(message)))
-                    progress()
-                    yield message
+                    with self._sending(context):
+                        yield message
 
     def _note_hits(self, manifest: build_pb2.Manifest) -> None:
         """Count and log builds that are answered from memory like those that are found in the store."""
@@ -186,15 +192,31 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self._answers.keep(request, again, chain.from_iterable(named))
 
     @contextmanager
-    def _answering(self, context: Context) -> Iterator[_Call]:
-        """Admit a call; when it fails, say which component it was at. The interceptor makes the status."""
-        call = _Call(self._settings.limits, _client_of(context))
+    def _sending(self, context: Context) -> Iterator[None]:
+        """Around the sending of a message of a stream: ends the call if nobody takes it."""
+        timer = _hang_up_later(context, self._settings.connections.stall_timeout)
         try:
-            with self._builder.admission.call(call.client):
-                yield call
+            yield
+        finally:
+            timer.cancel()
+
+    @contextmanager
+    def _answering(self, context: Context) -> Iterator[_Call]:
+        """Admit a call; when it fails, say which component it was at. The interceptor makes the status.
+
+        It counts until it is over, not until this is left: what a unary method returns is sent afterwards, and only so
+        long as somebody takes it.
+        """
+        call = _Call(self._settings.limits, _client_of(context))
+        over = ExitStack()
+        over.enter_context(self._builder.admission.call(call.client))
+        context.add_done_callback(lambda _context: over.close())
+        try:
+            yield call
         except Exception:
             current_call().component = call.component
             raise
+        over.callback(_hang_up_later(context, self._settings.connections.stall_timeout).cancel)
 
     def _manifest(self, builds: dict[str, Built]) -> build_pb2.Manifest:
         small: dict[str, bytes] = {}
@@ -234,14 +256,15 @@ class _Call:
         if not 0 < len(components) <= self._limits.max_components:
             raise LimitError(f"a request has 1 to {self._limits.max_components} components, got {len(components)}")
         if dtype not in _DTYPES:
-            raise FormatError(f"dtype {dtype!r} is not one of {', '.join(sorted(_DTYPES - {''}))}")
+            raise FormatError(f"dtype {quoted(dtype)} is not one of {', '.join(sorted(_DTYPES - {''}))}")
         configs: dict[str, ResolvedConfig] = {}
         for component in components:
-            name = self.component = component.name
-            if not name or len(name.encode()) > _MAX_NAME_BYTES or name in configs:
+            name = component.name
+            if not 0 < len(name.encode()) <= _MAX_NAME_BYTES or not name.isprintable() or name in configs:
                 raise FormatError(
-                    f"component names are unique and have 1 to {_MAX_NAME_BYTES} bytes, got {name[:80]!r}"
+                    f"component names are unique, printable and have 1 to {_MAX_NAME_BYTES} bytes, got {quoted(name)}"
                 )
+            self.component = name
             loop = asyncio.get_running_loop()
             configs[name] = await loop.run_in_executor(_PARSERS, self._parse, component.config_json)
         self.component = ""
@@ -278,22 +301,30 @@ class _Call:
         return {name: task.result() for name, task in tasks.items()}
 
 
-@contextmanager
-def _patience(seconds: float) -> Iterator[Callable[[], None]]:
-    """Cancel this task when ``seconds`` pass without a call of what is returned: its reader has stopped reading."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+def _hang_up_later(context: Context, seconds: float) -> asyncio.TimerHandle:
+    """End a call after a while, and with it the connection of its client, who has stopped reading."""
+    task = asyncio.current_task()
     assert task is not None
-    timer = loop.call_later(seconds, task.cancel)
 
-    def progress() -> None:
-        nonlocal timer
-        timer.cancel()
-        timer = loop.call_later(seconds, task.cancel)
+    def end() -> None:
+        log.warning("%s takes nothing for %g seconds: its connection is ended", context.peer(), seconds)
+        if not hang_up(context.peer()):
+            task.cancel()
 
-    try:
-        yield progress
-    finally:
-        timer.cancel()
+    return asyncio.get_running_loop().call_later(seconds, end)
+
+
+def _check_call(request: program_pb2.RecordProgramRequest, limits: LimitSettings) -> None:
+    """Refuse a call to record over this server's bounds before anything is made of it."""
+    if len(request.training) > limits.max_modules:
+        raise LimitError(
+            f"a call has training flags of at most {limits.max_modules} modules, got {len(request.training)}"
+        )
+    size = len(request.call_json) + len(request.module_path) + sum(map(len, request.training))
+    if size > limits.max_config_bytes:
+        raise LimitError(
+            f"a call, with the names of modules, takes at most {limits.max_config_bytes} bytes, got {size}"
+        )
 
 
 def _client_of(context: Context) -> str:

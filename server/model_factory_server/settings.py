@@ -96,7 +96,7 @@ class BackendSettings:
 class LimitSettings:
     """What requests may ask for."""
 
-    max_request_bytes: int = setting(32 * MIB, "one request", minimum=1024, maximum=MAX_MESSAGE_BYTES)
+    max_request_bytes: int = setting(8 * MIB, "one request", minimum=1024, maximum=MAX_MESSAGE_BYTES)
     max_components: int = setting(MAX_COMPONENTS, "components of one request", minimum=1, maximum=MAX_COMPONENTS)
     max_config_bytes: int = setting(
         MAX_DOCUMENT_BYTES, "one component's config, and one call to record", minimum=1, maximum=MAX_DOCUMENT_BYTES

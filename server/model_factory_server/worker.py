@@ -26,7 +26,15 @@ from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.tree import BundleRef, Descriptor, SourceClass
 from model_factory.descriptor.weights import write_weights
 from model_factory.documents import encode_document
-from model_factory.errors import BuildError, ConfigError, LimitError, ModelFactoryError, NotPortableError, ServerError
+from model_factory.errors import (
+    BuildError,
+    ConfigError,
+    LimitError,
+    ModelFactoryError,
+    NotPortableError,
+    ServerError,
+    plain_text,
+)
 from model_factory.graph.call_example import decode_call
 from model_factory.graph.runner import get_module, torch_const
 from model_factory.limits import MAX_DOCUMENT_BYTES, MIB
@@ -139,7 +147,7 @@ def _told(job: Job, error: Exception) -> tuple[str, str, tuple[str | int, ...]]:
     if isinstance(error, ConfigError):
         return ConfigError.__name__, error.reason, error.path
     if isinstance(error, ModelFactoryError):
-        return type(error).__name__, str(error), ()
+        return type(error).__name__, plain_text(error), ()
     text = f"the builder failed with {type(error).__name__}; the server's log has the details"
     return ServerError.__name__, text, ()
 

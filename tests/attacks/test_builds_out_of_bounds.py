@@ -8,17 +8,20 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from grpc_status import rpc_status
 
-from attacks.conftest import BOUNDS, CANARY, layers
+from attacks.conftest import BOUNDS, CANARY, PLUGINS, layers
 from model_factory import BuildError, ConfigError, LimitError, RemoteModelFactory
 from model_factory.limits import KIB, MIB
-from model_factory.v1 import build_pb2, capabilities_pb2, service_pb2_grpc
+from model_factory.v1 import build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc
 from support.server import ServerProcess, descendants
 
 A_SECOND = 1.0
@@ -80,6 +83,132 @@ def test_requests_over_a_bound(attacked: RemoteModelFactory) -> None:
     large = layers({"_type_": "nn.Linear", "notes": "n" * 31_000})
     with pytest.raises(LimitError, match=r"larger than max \(\d+ vs\. 262144\)"):
         attacked.build({f"m{index}": large for index in range(9)})
+
+
+FORM = [["x", {"tensor": 2}]]
+MLP = layers({"_type_": "mlp", "dims": [4, 2]})
+
+
+def tensors(shape: Any, **more: Any) -> dict[str, Any]:
+    return {"form": FORM, "tensors": [{"dtype": "float32", "shape": shape} | more]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"training": {f"{key:x}": True for key in range(51)}}, "RESOURCE_EXHAUSTED", "at most 50 modules, got 51"),
+        ({"training": {"k" * 33_000: True}}, "RESOURCE_EXHAUSTED", "at most 32768 bytes, got 33"),
+        ({"module_path": "p" * 33_000}, "RESOURCE_EXHAUSTED", "at most 32768 bytes, got 33"),
+        ({"call": tensors([1] * 60 + [4])}, "INVALID_ARGUMENT", "61 axes; at most 16"),
+        (
+            {"call": {"form": FORM, "tensors": [{"dtype": "float32", "shape": [1]}] * 1001}},
+            "INVALID_ARGUMENT|RESOURCE_EXHAUSTED",
+            "1001 tensors; at most 1000|at most 32768 bytes",
+        ),
+        ({"call": tensors([2**70, 0])}, "INVALID_ARGUMENT", "malformed call"),
+        ({"call": tensors([2, 4], dtype="bits8")}, "INVALID_ARGUMENT", "may be named"),
+        ({"call": b'{"form":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1e999,4]}]}'},
+         "INVALID_ARGUMENT", "call"),
+        ({"call": tensors([2, 4]) | {"form": [["y", {"tensor": 2}]]}}, "INVALID_ARGUMENT", "the forward has 'x'"),
+    ],
+    ids=["flags", "flag name", "path", "axes", "tensors", "no size", "dtype", "infinite", "argument"],
+)  # fmt: skip
+def test_a_call_to_record_over_a_bound(
+    changes: dict[str, Any], code: str, message: str, attacked: RemoteModelFactory, guarded: ServerProcess
+) -> None:
+    """Each would have kept a builder, or the whole server, busy for long, or been an error of ours."""
+    call = changes.pop("call", tensors([2, 4]))
+    request = program_pb2.RecordProgramRequest(
+        component=build_pb2.Component(name="m", config_json=json.dumps(MLP).encode()),
+        module_path="graph_modules.layer0",
+        call_json=call if isinstance(call, bytes) else json.dumps(call).encode(),
+    )
+    for field, value in changes.items():
+        getattr(request, field).update(value) if isinstance(value, dict) else setattr(request, field, value)
+    started = time.monotonic()
+    with grpc.insecure_channel(guarded.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        service_pb2_grpc.ModelFactoryServiceStub(channel).RecordProgram(request, timeout=60)
+    assert caught.value.code().name in code.split("|"), caught.value.details()
+    assert re.search(message, caught.value.details() or "")
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("name", ["", "n" * 200_000, "\x1b[31mred", "a\u2028b", "\x9b2J"], ids=ascii)
+def test_a_component_name_that_is_none(name: str, guarded: ServerProcess) -> None:
+    """The answer arrives with its details, and the log has neither its length nor its control sequences."""
+    before = len(guarded.log)
+    component = build_pb2.Component(name=name, config_json=json.dumps(MLP).encode())
+    with grpc.insecure_channel(guarded.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        list(
+            service_pb2_grpc.ModelFactoryServiceStub(channel).BuildModels(
+                build_pb2.BuildModelsRequest(components=[component]), timeout=20
+            )
+        )
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "1 to 255 bytes" in (caught.value.details() or "")
+    assert any(detail.Is(ErrorInfo.DESCRIPTOR) for detail in rpc_status.from_call(caught.value).details)
+    written = guarded.log[before:]
+    assert len(written) < 10_000
+    assert not set(written) & {"\x1b", "\u2028", "\x9b"}
+
+
+def test_a_dtype_is_shown_in_part(guarded: ServerProcess) -> None:
+    before = len(guarded.log)
+    request = build_pb2.BuildModelsRequest(
+        components=[build_pb2.Component(name="m", config_json=json.dumps(MLP).encode())], dtype="\0" * 200_000
+    )
+    with grpc.insecure_channel(guarded.address) as channel, pytest.raises(grpc.RpcError, match="dtype"):
+        list(service_pb2_grpc.ModelFactoryServiceStub(channel).BuildModels(request, timeout=20))
+    assert len(guarded.log) - before < 10_000
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mkldnn", "privateuseone", "meta", 0])
+def test_a_device_is_not_for_a_config_to_choose(device: Any, attacked: RemoteModelFactory) -> None:
+    linear = {"_type_": "nn.Linear", "in_features": 2, "out_features": 3}
+    with pytest.raises(ConfigError, match="not for a config to choose: models are built on cpu here"):
+        attacked.build({"config": layers(linear | {"device": device})})
+    assert attacked.build({"config": layers(linear | {"device": "cpu"})}) is not None
+    too_large = {"_type_": "nn.Linear", "in_features": 10**6, "out_features": 10**6, "device": "cpu"}
+    with pytest.raises(LimitError, match="bytes of weights; this server builds at most"):  # planned all the same
+        attacked.build({"config": layers(too_large)})
+
+
+def test_a_block_sees_no_gpu_where_models_are_built_on_the_cpu(attacked: RemoteModelFactory) -> None:
+    with pytest.raises(ConfigError, match="'CUDA_VISIBLE_DEVICES': ''"):
+        attacked.build(hostile("Tells", what="environment"))
+
+
+@pytest.mark.parametrize("key", ["_modules", "_parameters", "forward", "training", "__dict__", "named_modules"])
+def test_a_key_that_hides_what_a_module_is(key: str, attacked: RemoteModelFactory) -> None:
+    linear = {"_type_": "nn.Linear", "in_features": 2, "out_features": 3}
+    with pytest.raises(ConfigError, match=r"name of an attribute|reserved"):
+        attacked.build({"config": layers({"_type_": "nn.ParameterDict", "parameters": {key: linear}})})
+
+
+def test_what_the_operator_sets_for_builds(tmp_path: Path, make_remote: Callable[..., RemoteModelFactory]) -> None:
+    flags = ("--worker-network", "--max-open-files", "77", "--max-builds-per-client", "1", "--plugin", "hostile_blocks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(PLUGINS), prepend=os.pathsep)
+        server = ServerProcess(tmp_path / "store", *flags)
+    try:
+        factory = make_remote(server.address)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            with pytest.raises(ConfigError, match="seen: connected"):
+                factory.build(hostile("Tells", what="network", address=address))
+        with pytest.raises(ConfigError, match=r"Max open files +77 "):
+            factory.build(hostile("Tells", what="limits"))
+        notes = tmp_path / "begun"
+        sleeps = layers({"_type_": "hostile.Sleeps", "notes": str(notes), "seconds": 2.0})
+        builds = [in_progress(server.address, sleeps, seed=seed) for seed in range(2)]
+        (first,) = wait_for(notes, 1)
+        time.sleep(0.5)
+        assert len(server.workers()) == 1, "another builder is free, but not for this client"
+        for build in builds:
+            build.cancel()
+        assert gone([first], 2 * A_SECOND)
+    finally:
+        assert server.stop() == 0
 
 
 def test_a_size_that_cannot_be_planned_is_bounded_all_the_same(attacked: RemoteModelFactory) -> None:

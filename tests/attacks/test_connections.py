@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import threading
@@ -17,16 +18,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from attacks.conftest import layers
 from attacks.test_builds_out_of_bounds import gone, in_progress, wait_for
-from model_factory import IntegrityError, RemoteModelFactory, ServerError
+from model_factory import BusyError, IntegrityError, RemoteModelFactory, ServerError
 from model_factory.digest import digest_of
 from model_factory.remote import blobs, connection
 from model_factory.store import Blob, Store
-from model_factory.v1 import blob_pb2, service_pb2_grpc, wire
+from model_factory.v1 import blob_pb2, build_pb2, service_pb2_grpc, wire
 from support.proxy import Proxy
-from support.server import ServerProcess
+from support.server import ServerProcess, running_server
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS, PING, GOAWAY = 4, 6, 7
+HEADERS, SETTINGS, PING, GOAWAY = 1, 4, 6, 7
+END_STREAM, END_HEADERS = 1, 4
+MAX_CONCURRENT_STREAMS = 3
 
 
 def frame(kind: int, payload: bytes = b"", flags: int = 0, stream: int = 0) -> bytes:
@@ -155,6 +158,80 @@ def test_readers_that_do_not_read(attacked: RemoteModelFactory, guarded: ServerP
         for channel in channels:
             channel.close()
     assert attacked.blocks()
+
+
+def test_answers_that_nobody_takes(make_remote: Callable[..., RemoteModelFactory], tmp_path: Path) -> None:
+    """They count among the calls in progress until they are sent; who takes nothing is cut off, and nothing is kept."""
+    config = layers(*[{"_type_": "nn.Linear", "in_features": 2, "out_features": 2}] * 3000)
+    components = [build_pb2.Component(name=f"m{index}", config_json=json.dumps(config).encode()) for index in range(3)]
+    request = build_pb2.DescribeModelsRequest(components=components)  # for an answer of some MiB
+    few = [("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+    with running_server(tmp_path / "store", "--max-calls", "4", "--stall-timeout", "2") as server:
+        factory = make_remote(server.address)
+        channels = [grpc.insecure_channel(server.address, options=few) for _ in range(4)]
+
+        def is_full() -> bool:
+            try:
+                factory.blocks()
+            except BusyError as error:
+                assert "calls are in progress" in str(error)  # noqa: PT017  at any of many tries
+                return True
+            return False
+
+        try:
+            calls = [
+                channel.unary_stream(
+                    "/model_factory.v1.ModelFactoryService/DescribeModels",
+                    request_serializer=build_pb2.DescribeModelsRequest.SerializeToString,
+                )(request)
+                for channel in channels
+            ]
+            assert until(lambda: server.log.count("DescribeModels OK") == 4, 30.0)  # all have their answers
+            assert is_full(), "an answer on its way counts for nothing"
+            assert healthy(server.address)
+            assert until(lambda: not any(call.is_active() for call in calls), 20.0), "answers to nobody are kept"
+            assert not is_full()
+        finally:
+            for channel in channels:
+                channel.close()
+        assert server.log.count("takes nothing for 2 seconds") == 4
+        assert "ExecuteBatchError" not in server.log
+
+
+def test_streams_of_one_connection_have_a_bound(guarded: ServerProcess) -> None:
+    """Each may hold a request that never ends, which is counted among the calls only when it is whole."""
+    with connect(guarded.address) as client:
+        client.sendall(PREFACE + frame(SETTINGS))
+        head = client.recv(9, socket.MSG_WAITALL)
+        length, kind = int.from_bytes(head[:3], "big"), head[3]
+        payload = client.recv(length, socket.MSG_WAITALL)
+    assert kind == SETTINGS
+    settings = dict(struct.unpack_from(">HI", payload, start) for start in range(0, length, 6))
+    assert settings[MAX_CONCURRENT_STREAMS] == 128 + 32
+
+
+def test_a_request_without_a_token_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    """Nobody holds what an unknown client uploads."""
+    (tmp_path / "tokens").touch()
+
+    def literal(name: bytes, value: bytes) -> bytes:
+        return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+    head = {b":method": b"POST", b":scheme": b"http", b":path": b"/model_factory.v1.ModelFactoryService/BuildModels",
+            b":authority": b"localhost", b"te": b"trailers", b"content-type": b"application/grpc"}  # fmt: skip
+    begin = frame(HEADERS, b"".join(literal(*entry) for entry in head.items()), END_HEADERS, stream=1)
+    with (
+        running_server(tmp_path / "store", "--tokens", str(tmp_path / "tokens")) as server,
+        connect(server.address) as client,
+    ):
+        client.sendall(PREFACE + frame(SETTINGS) + begin)  # and not a byte of the request
+        ended = False
+        while not ended:
+            start = client.recv(9, socket.MSG_WAITALL)
+            assert len(start) == 9, "the connection was closed"
+            client.recv(int.from_bytes(start[:3], "big"), socket.MSG_WAITALL)
+            ended = start[3] == HEADERS and bool(start[4] & END_STREAM)
+        assert until(lambda: "BuildModels UNAUTHENTICATED" in server.log, 5.0)
 
 
 def test_idle_connections_stay_usable(

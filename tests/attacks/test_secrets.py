@@ -59,6 +59,23 @@ def test_answers_tell_nothing(attacked: RemoteModelFactory, guarded: ServerProce
     assert CANARY not in guarded.log
 
 
+def test_what_torch_adds_to_its_errors_stays_here(attacked: RemoteModelFactory, guarded: ServerProcess) -> None:
+    """Frames of C++, with addresses and the paths of libraries."""
+    with pytest.raises(ModelFactoryError) as built:
+        attacked.build({"config": layers({"_type_": "nn.Linear", "in_features": 2, "out_features": 2**127})})
+    component = build_pb2.Component(
+        name="m", config_json=json.dumps(layers({"_type_": "mlp", "dims": [4, 2]})).encode()
+    )
+    call = b'{"form":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1180591620717411303424,0]}]}'
+    request = program_pb2.RecordProgramRequest(component=component, module_path="graph_modules.layer0", call_json=call)
+    with grpc.insecure_channel(guarded.address) as channel, pytest.raises(grpc.RpcError) as recorded:
+        service_pb2_grpc.ModelFactoryServiceStub(channel).RecordProgram(request, timeout=60)
+    for text in (str(built.value), recorded.value.details() or ""):
+        assert "verflow" in text or "too large" in text or "malformed" in text, text
+        for private in ("frame #", "Exception raised from", "0x", ".so", "site-packages"):
+            assert private not in text
+
+
 @pytest.mark.parametrize(
     "digest",
     [

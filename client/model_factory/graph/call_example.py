@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
+from model_factory.config.bounds import MAX_EXAMPLE_RANK
 from model_factory.documents import decode_document, encode_document
-from model_factory.errors import FormatError
+from model_factory.errors import FormatError, plain_text
 from model_factory.graph.call_form import FORWARD, call_form, rebuild
 from model_factory.graph.codec import decode_form, encode_form
 from model_factory.graph.program import Outcome
@@ -26,6 +27,13 @@ from model_factory.graph.runner import torch_const
 
 MAX_EXAMPLE_ELEMENTS = 1 << 28
 """Numbers in all tensors of one call."""
+MAX_EXAMPLE_TENSORS = 1000
+"""Tensors of one call."""
+
+_MALFORMED = (
+    *(ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, StopIteration, TypeError),
+    ValueError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +77,11 @@ def decode_call(data: bytes) -> ExampleCall:
     document = decode_document(data, "the call")
     try:
         form = tuple((str(name), decode_form(item)) for name, item in document["form"])
+        if len(document["tensors"]) > MAX_EXAMPLE_TENSORS:
+            raise FormatError(f"the call has {len(document['tensors'])} tensors; at most {MAX_EXAMPLE_TENSORS}")
         shapes = [[int(size) for size in entry["shape"]] for entry in document["tensors"]]
+        if any(len(shape) > MAX_EXAMPLE_RANK for shape in shapes):
+            raise FormatError(f"a tensor of the call has {max(map(len, shapes))} axes; at most {MAX_EXAMPLE_RANK}")
         elements = sum(_elements(shape) for shape in shapes)
         if elements > MAX_EXAMPLE_ELEMENTS:
             raise FormatError(f"the call's tensors hold {elements} numbers; at most {MAX_EXAMPLE_ELEMENTS} are allowed")
@@ -77,8 +89,8 @@ def decode_call(data: bytes) -> ExampleCall:
         arguments = rebuild(form, leaves)
         outcomes = tuple(document.get("outcomes", ()))
         method = str(document.get("method", FORWARD))
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration, RuntimeError, RecursionError) as error:
-        raise FormatError(f"malformed call: {error!r}") from None
+    except _MALFORMED as error:
+        raise FormatError(f"malformed call: {type(error).__name__}: {plain_text(error)}") from None
     if len(call_form(arguments)[1]) != len(leaves):
         raise FormatError("malformed call: the number of tensors does not match the form")
     if not all(type(outcome) in {bool, int} for outcome in outcomes):

@@ -96,7 +96,9 @@ def to_status(error: BaseException, component: str = "", request_id: str = "") -
     """Turn an error into the status a server ends a call with; what is private of it stays here."""
     reason = reason_of(error)
     message = _short(reason.public or (error.reason if isinstance(error, errors.ConfigError) else str(error)))
-    info = error_details_pb2.ErrorInfo(reason=reason.name, domain=ERROR_DOMAIN, metadata={_COMPONENT: component})
+    info = error_details_pb2.ErrorInfo(
+        reason=reason.name, domain=ERROR_DOMAIN, metadata={_COMPONENT: _short(component, 255)}
+    )
     details: list[Message] = [info, error_details_pb2.RequestInfo(request_id=request_id)]
     if isinstance(error, errors.ConfigError):
         path = json.dumps(error.path, ensure_ascii=False)

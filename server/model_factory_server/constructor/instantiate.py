@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from model_factory.config import ConfigPath
 from model_factory.config.specs import RESERVED_KEYS
 from model_factory.config.wording import quoted
-from model_factory.errors import BuildError, ConfigError, ModelFactoryError, path_text
+from model_factory.errors import BuildError, ConfigError, ModelFactoryError, path_text, plain_text
 from model_factory_server.constructor.factory import Factory
 from model_factory_server.constructor.policy import Policy
-from model_factory_server.constructor.registry import Registry
+from model_factory_server.constructor.registry import TORCH, Registry
 
 
 def instantiate_module(name: str, spec: Any, registry: Registry, policy: Policy, *, path: ConfigPath = ()) -> nn.Module:
@@ -65,15 +66,30 @@ def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Co
     kwargs = {
         name: instantiate(value, registry, policy, path=place) for name, (place, value) in sorted(keywords.items())
     }
+    if factory.source == TORCH and kwargs.get("device") is not None:
+        _check_device(kwargs, keywords["device"][0])
     try:
         return factory.call(*args, **kwargs)
     except ModelFactoryError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{quoted(factory.name)}: {error}", path=path) from error
+        raise ConfigError(f"{quoted(factory.name)}: {plain_text(error)}", path=path) from error
     except Exception as error:
-        what = f"building {quoted(factory.name)} failed: {type(error).__name__}: {error}"
+        what = f"building {quoted(factory.name)} failed: {type(error).__name__}: {plain_text(error)}"
         raise BuildError(f"{path_text(path)}: {what}" if path else what) from error
+
+
+def _check_device(kwargs: dict[str, Any], path: ConfigPath) -> None:
+    """Where a model is built is the operator's: a config may say the same, or the CPU; and a plan is on meta alone."""
+    here = torch.get_default_device().type
+    if here == "meta":
+        del kwargs["device"]
+    elif str(kwargs["device"]).partition(":")[0] not in {here, "cpu"}:
+        raise ConfigError(
+            f"the device {quoted(kwargs['device'])} is not for a config to choose: models are built on {here} here. "
+            "Remedy: leave it out; the factory's device= says where the trainer wants the model",
+            path=path,
+        )
 
 
 def _factory(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: ConfigPath) -> Factory:

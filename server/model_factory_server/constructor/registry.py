@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,9 @@ from model_factory.graph.ops import resolve_op
 from model_factory_server.constructor import blocks
 from model_factory_server.constructor.blocks.radio import LoadRadio
 from model_factory_server.constructor.factory import Factory, Listing, SignaturePolicy
+
+TORCH = "torch"
+"""Who registers torch's own modules."""
 
 NOT_STOCK = ("Module", "Container")
 """Names in ``torch.nn`` that build nothing of use: the base class, and a deprecated one that warns."""
@@ -119,7 +123,7 @@ def default_registry(load_radio: LoadRadio | None = None) -> Registry:
             names the block is refused.
     """
     registry = Registry()
-    registry.register_from("torch", register_stock)
+    registry.register_from(TORCH, register_stock)
     registry.register_from("builtin", lambda target: blocks.register(target, load_radio))
     return registry
 
@@ -129,7 +133,21 @@ def register_stock(registry: Registry) -> None:
     for name in nn.modules.__all__:
         module_type = getattr(nn.modules, name)
         if name not in NOT_STOCK and isinstance(module_type, type) and issubclass(module_type, nn.Module):
-            registry.register_module(f"nn.{name}", module_type, tags=("torch",))
+            factory = _parameter_dict if module_type is nn.ParameterDict else module_type
+            registry.register_module(f"nn.{name}", factory, tags=("torch",))
+
+
+def _parameter_dict(parameters: Any = None) -> nn.ParameterDict:
+    made = nn.ParameterDict()
+    keys = parameters if isinstance(parameters, Mapping) else [entry[0] for entry in parameters or ()]
+    for key in keys:
+        if isinstance(key, str) and hasattr(made, key):  # it would set the attribute, whatever that hides
+            raise ValueError(f"the key {quoted(key)} is the name of an attribute that every nn.ParameterDict has")
+    made.update(parameters or {})
+    return made
+
+
+functools.update_wrapper(_parameter_dict, nn.ParameterDict)
 
 
 def _add(entries: dict[str, Factory], entry: Factory, kind: str) -> None:

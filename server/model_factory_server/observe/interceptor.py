@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from model_factory.errors import ModelFactoryError
+from model_factory.errors import AccessError, ModelFactoryError
 from model_factory.v1 import wire
 from model_factory_server.access import Access
 from model_factory_server.observe.call import Call, enter_call
@@ -31,6 +31,7 @@ Handler = Any
 
 _QUIET = frozenset({"grpc.health.v1.Health"})  # asked every few seconds: its lines are for --log-level debug
 _WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{8,64}")
+_MAX_ERROR = 4000  # characters of an error in a log line: it may show what a client sent
 _STATUS_OF = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -62,6 +63,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         behaviour = getattr(handler, "_".join(side))
         service, _, name = details.method.lstrip("/").rpartition("/")
         method = _Method(labels=(_grpc_type(*side), service, name), metadata=tuple(details.invocation_metadata or ()))
+        try:
+            self._access.check(service, method.metadata)
+        except AccessError as error:
+            return self._refused(method, error)
 
         async def answer(request: Any, context: Any) -> Any:
             async with self._answering(method, context):
@@ -86,6 +91,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
+
+    def _refused(self, method: _Method, error: AccessError) -> Handler:
+        """Handle a call that is refused before its request is received: as one of streams, which nobody reads."""
+
+        async def refuse(_requests: Any, context: Any) -> None:
+            async with self._answering(method, context):
+                raise error
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     def _counted(self, request: Any, method: _Method, side: str) -> Any:
         received = self._metrics.received.labels(*method.labels)
@@ -143,7 +157,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     async def _abort(self, error: Exception, call: Call, context: Any) -> None:
         """End the call with an error's status; its private part is for the log."""
-        call.error = str(error) or type(error).__name__
+        call.error = (str(error) or type(error).__name__)[:_MAX_ERROR]
         if not isinstance(error, ModelFactoryError):
             log.error("%s failed", call.method, exc_info=error)
         answer = wire.to_status(error, call.component, call.request_id)

@@ -14,6 +14,8 @@ from model_factory_server.settings import JSON
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _SHORT = 12  # of a build key, in text
+_CLIENT_GONE = "ExecuteBatchError raised in core"  # with a traceback, for each client that leaves amid an answer
+_TO_QUOTE = frozenset(' "')
 _IN_MESSAGE = frozenset({"method", "status", "duration_ms", "outcome"})  # the text says them already
 
 
@@ -25,6 +27,7 @@ def configure_logging(form: str, level: str) -> None:
     handler.setFormatter(_JsonFormatter() if form == JSON else _TextFormatter(_TEXT))
     for library in ("asyncio", "grpc"):  # at the debug level they say every call of a loop
         logging.getLogger(library).setLevel(logging.INFO)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not record.getMessage().startswith(_CLIENT_GONE))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
@@ -66,7 +69,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, default=str)  # ASCII alone: no control sequence, nor what some take for a new line
 
 
 def _text(value: object) -> str:
@@ -75,4 +78,4 @@ def _text(value: object) -> str:
     if isinstance(value, dict):
         return ",".join(f"{name}:{item}" for name, item in value.items())
     text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(char.isspace() or char == '"' for char in text) else text
+    return text if text.isprintable() and not _TO_QUOTE & set(text) else json.dumps(text)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from model_factory.config import ModelConfig
+from model_factory.config.wording import listed
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.methods import declared_methods
@@ -197,6 +198,7 @@ def record_call(
     block = as_forward(block, call.method)
     with _naming(path, block):
         arguments = call.arguments
+        _check_arguments(block, arguments)
         if _is_lazy(block):
             _materialise(block, arguments)
         for relative, module in block.named_modules():
@@ -211,6 +213,13 @@ def record_call(
             )
         prove(block, recorded, arguments)
         return replace(recorded, method=call.method)
+
+
+def _check_arguments(block: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Refuse a call whose arguments are not all those of the forward: a trainer binds them by its signature."""
+    wanted = [item.name for item in Signature.of(block.forward).parameters]
+    if sorted(arguments) != sorted(wanted):
+        raise FormatError(f"the call has the arguments {listed(arguments)}; the forward has {listed(wanted)}")
 
 
 def called_blocks(model: nn.Module, sources: Container[nn.Module] = ()) -> Iterator[tuple[str, nn.Module]]:

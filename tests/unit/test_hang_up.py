@@ -1,0 +1,43 @@
+"""A connection is ended from the server's side, and none beside it."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from model_factory_server.hang_up import hang_up
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "peer"),
+    [
+        (socket.AF_INET, "127.0.0.1", "ipv4:127.0.0.1:{port}"),
+        (socket.AF_INET6, "::1", "ipv6:%5B::1%5D:{port}"),
+        (socket.AF_INET6, "::1", "ipv6:[::1]:{port}"),
+    ],
+)
+def test_the_one_connection_of_a_peer(family: int, address: str, peer: str) -> None:
+    try:
+        socket.create_server((address, 0), family=family).close()
+    except OSError:
+        pytest.skip(f"this machine has no {address}")
+    with (
+        socket.create_server((address, 0), family=family) as listener,
+        socket.create_connection(listener.getsockname()[:2]) as client,
+        socket.create_connection(listener.getsockname()[:2]) as other,
+    ):
+        accepted = [listener.accept()[0] for _ in range(2)]
+        assert hang_up(peer.format(port=client.getsockname()[1]))
+        client.settimeout(5)
+        assert client.recv(1) == b""
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.recv(1)
+        for connection in accepted:
+            connection.close()
+
+
+@pytest.mark.parametrize("peer", ["", "unix:", "unix:/run/x", "ipv4:127.0.0.1:1", "ipv4:127.0.0.1:x"])
+def test_a_peer_without_a_connection(peer: str) -> None:
+    assert not hang_up(peer)
