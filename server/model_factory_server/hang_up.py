@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,12 +20,22 @@ def hang_up(peer: str) -> bool:
     if wanted is None:
         return False
     for entry in Path("/proc/self/fd").iterdir():
-        with suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as connection:  # most are no sockets
+        with suppress(OSError), _borrowed(int(entry.name)) as connection:  # most are no connections
             name = connection.getpeername()
             if isinstance(name, tuple) and (_plain(name[0]), name[1]) == wanted:
                 connection.shutdown(socket.SHUT_RDWR)
                 return True
     return False
+
+
+@contextmanager
+def _borrowed(number: int) -> Iterator[socket.socket]:
+    """A descriptor as a socket; it stays its owner's to close."""
+    connection = socket.socket(fileno=number)
+    try:
+        yield connection
+    finally:
+        connection.detach()
 
 
 def _address(peer: str) -> tuple[str, int] | None:

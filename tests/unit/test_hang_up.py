@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,9 @@ def test_the_one_connection_of_a_peer(family: int, address: str, peer: str) -> N
         socket.create_connection(listener.getsockname()[:2]) as other,
     ):
         accepted = [listener.accept()[0] for _ in range(2)]
+        before = len(list(Path("/proc/self/fd").iterdir()))
         assert hang_up(peer.format(port=client.getsockname()[1]))
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
         client.settimeout(5)
         assert client.recv(1) == b""
         other.setblocking(False)

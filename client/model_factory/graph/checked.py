@@ -80,7 +80,15 @@ CHECKED_OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 )
 """In place of torch's own, by the names of the table of ops."""
 
-CHECKED_MODULES: Mapping[type[nn.Module], Callable[..., None]] = MappingProxyType(
-    {nn.CTCLoss: _check_classes, nn.EmbeddingBag: _check_offsets}
-)
-"""What is asked of the arguments of a call, by the class of the module that a program calls."""
+CHECKED_MODULES = (nn.CTCLoss, nn.EmbeddingBag)
+"""Modules that do the same."""
+
+
+def check_call(module: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """Check a program's call of one of ``CHECKED_MODULES``.
+
+    Raises:
+        GraphExecutionError: its arguments would be trusted by a kernel, and are not right.
+    """
+    check = _check_classes if isinstance(module, nn.CTCLoss) else _check_offsets
+    check(*args, **kwargs)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from model_factory.errors import FormatError, GraphExecutionError
-from model_factory.graph.checked import CHECKED_MODULES, CHECKED_OPS
+from model_factory.graph.checked import CHECKED_MODULES, CHECKED_OPS, check_call
 from model_factory.graph.expressions import Env, Evaluate, compile_expression
 from model_factory.graph.ops import CONSTANTS, OPS, SET_GRAD_ENABLED
 from model_factory.graph.program import (
@@ -211,9 +211,8 @@ def _compile_step(step: Step) -> _Action:
 
 
 def _call_module(module: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    check = CHECKED_MODULES.get(type(module))
-    if check is not None:
-        check(*args, **kwargs)
+    if isinstance(module, CHECKED_MODULES):
+        check_call(module, args, kwargs)
     return module(*args, **kwargs)
 
 
