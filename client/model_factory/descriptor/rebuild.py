@@ -113,6 +113,7 @@ class Blueprint:
         return module
 
 
+@_no_collection()
 def rebuild(
     descriptor: Descriptor,
     tensors: Mapping[str, torch.Tensor],
