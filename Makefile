@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-fast lint types imports stubs soak leaks fuzz faults benchmarks images alerts clean
+.PHONY: demo test test-fast lint types imports stubs soak leaks fuzz faults benchmarks images image-steps alerts clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -54,9 +54,12 @@ leaks: $(VENV)/installed  ## thousands of jobs of every ending, and a table of w
 
 images: $(VENV)/installed  ## do what the Dockerfiles say in plain virtual environments (minutes); needs kubectl for its manifests
 	$(BIN)/pip install --quiet --disable-pip-version-check kubernetes-validate
-	for name in base gpu; do kubectl kustomize docker/k8s/$$name >$(VENV)/$$name.yaml \
+	for name in base gpu single; do kubectl kustomize docker/k8s/$$name >$(VENV)/$$name.yaml \
 	&& $(BIN)/kubernetes-validate --strict $(VENV)/$$name.yaml || exit 1; done
-	$(BIN)/python scripts/image_steps.py
+	$(MAKE) image-steps
+
+image-steps: $(VENV)/installed  ## the Dockerfiles' steps alone; IMAGE_ARGS="TORCH_INDEX=URL" for another build argument
+	$(BIN)/python scripts/image_steps.py $(IMAGE_ARGS)
 
 alerts:  ## check and try the rules for Prometheus; needs its promtool (in Debian's package prometheus)
 	promtool check rules docs/alerts.yaml
