@@ -160,7 +160,7 @@ class ConnectionSettings:
         minimum=0.1,
         maximum=50.0,
     )
-    stall_timeout: float = setting(120.0, "how long a client may take no byte of a blob", minimum=1.0)
+    stall_timeout: float = setting(120.0, "how long a client may take for a message that is sent to it", minimum=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

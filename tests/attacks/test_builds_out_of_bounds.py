@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
 
@@ -83,6 +84,15 @@ def test_requests_over_a_bound(attacked: RemoteModelFactory) -> None:
     large = layers({"_type_": "nn.Linear", "notes": "n" * 31_000})
     with pytest.raises(LimitError, match=r"larger than max \(\d+ vs\. 262144\)"):
         attacked.build({f"m{index}": large for index in range(9)})
+
+
+def test_the_size_is_that_of_the_dtype_asked_for(
+    guarded: ServerProcess, make_remote: Callable[..., RemoteModelFactory]
+) -> None:
+    config = {"config": layers({"_type_": "nn.Linear", "in_features": 400, "out_features": 450, "bias": False})}
+    assert make_remote(guarded.address).build(config) is not None
+    with pytest.raises(LimitError, match="the model has 1440000 bytes of weights; this server builds at most 1048576"):
+        make_remote(guarded.address, dtype=torch.float64).build(config)
 
 
 FORM = [["x", {"tensor": 2}]]
