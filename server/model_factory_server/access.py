@@ -109,7 +109,7 @@ class Access:
         """
         self._tokens = None if settings.tokens is None else Tokens(settings.tokens)
 
-    def check(self, service: str, metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    def holder(self, service: str, metadata: Iterable[tuple[str, str | bytes]]) -> str:
         """Return whose token a call has; empty where none is asked for.
 
         Raises:
@@ -119,13 +119,9 @@ class Access:
             return ""
         return self._tokens.holder(_bearer(metadata))
 
-    def identify(self, service: str, metadata: Iterable[tuple[str, str | bytes]], context: Any) -> str:
-        """Return who makes a call: a token's holder or a certificate's name; empty where neither is asked for.
-
-        Raises:
-            AccessError: a token is asked for, and there is none or it is not accepted.
-        """
-        holder = self.check(service, metadata)
+    @staticmethod
+    def identity(holder: str, context: Any) -> str:
+        """Who makes a call: its token's holder, else its certificate's name; empty where neither is asked for."""
         if holder:
             return f"token:{holder}"
         names = context.auth_context().get("x509_common_name", ())
@@ -189,14 +185,13 @@ def credentials(settings: AccessSettings) -> grpc.ServerCredentials | None:
             stamps = _stamps(files)
             if stamps == current[0]:
                 return None
-            certificate_expiry(files[0])
             fresh = configuration()
+            _warn_of_expiry(files[0])
         except ServerError as error:
             log.error("the certificates stay as they were: %s", error)  # noqa: TRY400  its text says it all
             return None
         current[0] = stamps
         log.info("read the certificates again")
-        _warn_of_expiry(files[0])
         return fresh
 
     made: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(

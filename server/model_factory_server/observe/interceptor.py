@@ -64,12 +64,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         service, _, name = details.method.lstrip("/").rpartition("/")
         method = _Method(labels=(_grpc_type(*side), service, name), metadata=tuple(details.invocation_metadata or ()))
         try:
-            self._access.check(service, method.metadata)
+            holder = self._access.holder(service, method.metadata)
         except AccessError as error:
             return self._refused(method, error)
 
         async def answer(request: Any, context: Any) -> Any:
-            async with self._answering(method, context):
+            async with self._answering(method, context, holder):
                 response = await behaviour(self._counted(request, method, side[0]), context)
                 if side[1] == "unary":
                     self._metrics.sent.labels(*method.labels).inc()
@@ -77,7 +77,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
             async with (
-                self._answering(method, context),
+                self._answering(method, context, holder),
                 aclosing(behaviour(self._counted(request, method, side[0]), context)) as responses,
             ):
                 sent = self._metrics.sent.labels(*method.labels)
@@ -115,7 +115,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         return requests()
 
     @asynccontextmanager
-    async def _answering(self, method: _Method, context: Any) -> AsyncIterator[None]:
+    async def _answering(self, method: _Method, context: Any, holder: str = "") -> AsyncIterator[None]:
         """Everything that is done for one call; errors leave it as statuses."""
         call = Call(
             request_id=_request_id(method.metadata), method="/".join(method.labels[1:]), peer=context.peer() or ""
@@ -129,7 +129,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         status = grpc.StatusCode.OK.name
         try:
             try:
-                call.identity = self._access.identify(method.labels[1], method.metadata, context)
+                call.identity = self._access.identity(holder, context)
                 yield
             except (asyncio.CancelledError, GeneratorExit):
                 status = _why_cancelled(context).name
