@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 from collections.abc import Callable, Coroutine
 from importlib import metadata
@@ -34,6 +35,8 @@ from model_factory_server.settings import ConnectionSettings, Settings
 log = logging.getLogger(__name__)
 
 _MORE_STREAMS = 32
+_MORE_FILES = 256  # of Python, torch's fork server, the log, the metrics
+_FILES_OF_BUILD = 3
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["ModelFactoryService"].full_name
 _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -51,7 +54,25 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
         StoreError: the store cannot be used.
     """
     keep_freed_memory()
+    _allow_files(settings)
     asyncio.run(_serve(settings, on_ready))
+
+
+def _allow_files(settings: Settings) -> None:
+    """Have this process open as many files as its bounds may need, as far as the system lets it."""
+    limits = settings.limits
+    needed = limits.max_connections + limits.max_calls + _FILES_OF_BUILD * settings.builders + _MORE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        log.warning(
+            "this process may open %d files; --max-connections, --max-calls and --builders may need %d. Remedy: raise "
+            "the limit of open files (ulimit -n), or lower those",
+            allowed,
+            needed,
+        )
 
 
 async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
@@ -71,6 +92,7 @@ async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str
         ("grpc.max_receive_message_length", settings.limits.max_request_bytes),
         # A request is held while it comes, before it can be counted: so many of one connection's, and health watches.
         ("grpc.max_concurrent_streams", settings.limits.max_calls_per_client + _MORE_STREAMS),
+        ("grpc.max_allowed_incoming_connections", settings.limits.max_connections),
     ]
     server = grpc.aio.server(
         options=[*_OPTIONS, *bounds, *_keepalive(settings.connections)],
@@ -85,14 +107,15 @@ async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str
     try:
         if settings.observe.metrics_listen is not None:
             log.info("metrics on http://%s/metrics", metrics.serve(settings.observe.metrics_listen))
-        address = _bind(server, settings.listen, tls)
+        host, port = _bind(server, settings.listen, tls)
+        metrics.watch_connections(port, settings.limits.max_connections)
         await _say(health, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
         # Shows that builds work here before anyone is told to come.
         if await _before(stop, builder.warm_up()):
             await _say(health, health_pb2.HealthCheckResponse.SERVING)
             metrics.serving.set(1)
-            on_ready(address)
+            on_ready(f"{host}:{port}")
             await stop.wait()
         log.info("stopping: calls in progress have %g seconds to end", settings.drain_timeout)
         metrics.serving.set(0)
@@ -180,6 +203,7 @@ def _keepalive(settings: ConnectionSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", round(settings.keepalive_interval * 1000)),
         ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout * 1000)),
         ("grpc.http2.ping_timeout_ms", round(settings.keepalive_timeout * 1000)),  # else a minute, whatever that says
+        ("grpc.server_handshake_timeout_ms", round(settings.keepalive_timeout * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", round(settings.ping_interval * 1000)),
@@ -187,13 +211,13 @@ def _keepalive(settings: ConnectionSettings) -> list[tuple[str, int]]:
     ]
 
 
-def _bind(server: grpc.aio.Server, listen: str, tls: grpc.ServerCredentials | None) -> str:
+def _bind(server: grpc.aio.Server, listen: str, tls: grpc.ServerCredentials | None) -> tuple[str, int]:
     host, _, _ = listen.rpartition(":")
     try:
         port = server.add_insecure_port(listen) if tls is None else server.add_secure_port(listen, tls)
     except RuntimeError as error:
         raise ServerError(f"cannot listen on {listen}: {error}") from None
-    return f"{host}:{port}"
+    return host, port
 
 
 def _device_kind(device: str) -> str:

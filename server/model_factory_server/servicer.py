@@ -388,4 +388,5 @@ def _limits(settings: Settings) -> capabilities_pb2.Limits:
         client_queue=bounds.max_queue_per_client,
         calls=bounds.max_calls,
         client_calls=bounds.max_calls_per_client,
+        connections=bounds.max_connections,
     )

@@ -131,6 +131,7 @@ class LimitSettings:
     max_queue_per_client: int = setting(512, "builds of one client that wait", minimum=0)
     max_calls: int = setting(512, "calls in progress, streams of blobs included", minimum=1)
     max_calls_per_client: int = setting(128, "calls in progress of one client", minimum=1)
+    max_connections: int = setting(2048, "open connections of all clients, health probes' included", minimum=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,7 @@ def test_the_bounds_are_shown(guarded: ServerProcess) -> None:
     assert (shown.plan_timeout_ms, shown.build_timeout_ms, shown.build_cpu_timeout_ms) == (20_000, 25_000, 2_000)
     assert (shown.queue, shown.builders, shown.client_builders) == (6, 2, 2)
     assert (shown.calls, shown.client_calls, shown.client_queue) == (8, 128, 512)
+    assert shown.connections == 2048
 
 
 @pytest.mark.parametrize(

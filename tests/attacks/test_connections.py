@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,59 @@ def test_connections_that_say_nothing(attacked: RemoteModelFactory, guarded: Ser
         for client in clients:
             client.close()
     assert until(lambda: open_files(guarded.pid) < before + 20, 10.0)
+
+
+def test_a_greeting_that_never_ends(guarded: ServerProcess) -> None:
+    """Is not waited for longer than an answer to a ping is."""
+    with connect(guarded.address) as client:
+        client.sendall(PREFACE[:7])
+        started = time.monotonic()
+        while client.recv(65536):
+            pass
+        assert 1.0 < time.monotonic() - started < 10.0
+
+
+def test_connections_have_a_bound(make_remote: Callable[..., RemoteModelFactory], tmp_path: Path) -> None:
+    """One too many is closed at once, those that are open go on, and when one goes there is room again."""
+    few = ("--max-connections", "3", "--metrics-listen", "127.0.0.1:0", "--log-level", "info")
+
+    def greets(client: socket.socket) -> bool:
+        client.sendall(PREFACE + frame(SETTINGS))
+        return client.recv(9) != b""
+
+    with running_server(tmp_path / "store", *few) as server:
+        factory = make_remote(server.address, timeout=20)
+        assert factory.blocks()  # over the first
+        others = [connect(server.address) for _ in range(2)]
+        try:
+            assert all(greets(client) for client in others)
+            assert "model_factory_connections 3.0" in server.metrics_page()
+            assert "model_factory_max_connections 3.0" in server.metrics_page()
+            for _ in range(50):
+                with connect(server.address) as client, suppress(ConnectionError):
+                    assert not greets(client), "a connection beyond the bound is served"
+            assert factory.blocks()
+        finally:
+            for client in others:
+                client.close()
+        assert until(lambda: "model_factory_connections 1.0" in server.metrics_page(), 5.0)
+        assert healthy(server.address)
+
+
+def test_the_server_may_open_as_many_files_as_its_bounds_need(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))  # what a server starts with
+    try:
+        with running_server(tmp_path / "few", "--max-connections", "1000") as server:
+            allowed, _ = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+            assert "limit of open files" not in server.log
+        with running_server(tmp_path / "many", "--max-connections", str(hard)) as server:
+            most, _ = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+            assert f"this process may open {hard} files; --max-connections" in server.log
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert 1000 + 512 < allowed < 2000
+    assert most == hard
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class Backend(_message.Message):
     def __init__(self, name: _Optional[str] = ..., code_digest: _Optional[str] = ..., torch_version: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("components", "config_bytes", "inline_bytes", "weights_bytes", "build_timeout_ms", "request_bytes", "nesting", "nodes", "modules", "blob_bytes", "memory_bytes", "plan_timeout_ms", "build_cpu_timeout_ms", "builders", "queue", "client_builders", "client_queue", "calls", "client_calls", "store_bytes")
+    __slots__ = ("components", "config_bytes", "inline_bytes", "weights_bytes", "build_timeout_ms", "request_bytes", "nesting", "nodes", "modules", "blob_bytes", "memory_bytes", "plan_timeout_ms", "build_cpu_timeout_ms", "builders", "queue", "client_builders", "client_queue", "calls", "client_calls", "store_bytes", "connections")
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     CONFIG_BYTES_FIELD_NUMBER: _ClassVar[int]
     INLINE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class Limits(_message.Message):
     CALLS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_CALLS_FIELD_NUMBER: _ClassVar[int]
     STORE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     components: int
     config_bytes: int
     inline_bytes: int
@@ -79,7 +80,8 @@ class Limits(_message.Message):
     calls: int
     client_calls: int
     store_bytes: int
-    def __init__(self, components: _Optional[int] = ..., config_bytes: _Optional[int] = ..., inline_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., build_timeout_ms: _Optional[int] = ..., request_bytes: _Optional[int] = ..., nesting: _Optional[int] = ..., nodes: _Optional[int] = ..., modules: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., plan_timeout_ms: _Optional[int] = ..., build_cpu_timeout_ms: _Optional[int] = ..., builders: _Optional[int] = ..., queue: _Optional[int] = ..., client_builders: _Optional[int] = ..., client_queue: _Optional[int] = ..., calls: _Optional[int] = ..., client_calls: _Optional[int] = ..., store_bytes: _Optional[int] = ...) -> None: ...
+    connections: int
+    def __init__(self, components: _Optional[int] = ..., config_bytes: _Optional[int] = ..., inline_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., build_timeout_ms: _Optional[int] = ..., request_bytes: _Optional[int] = ..., nesting: _Optional[int] = ..., nodes: _Optional[int] = ..., modules: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., plan_timeout_ms: _Optional[int] = ..., build_cpu_timeout_ms: _Optional[int] = ..., builders: _Optional[int] = ..., queue: _Optional[int] = ..., client_builders: _Optional[int] = ..., client_queue: _Optional[int] = ..., calls: _Optional[int] = ..., client_calls: _Optional[int] = ..., store_bytes: _Optional[int] = ..., connections: _Optional[int] = ...) -> None: ...
 
 class ListBlocksRequest(_message.Message):
     __slots__ = ()

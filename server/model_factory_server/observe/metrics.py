@@ -8,6 +8,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _CALL = ("grpc_type", "grpc_service", "grpc_method")
 _CALL_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 _STAGE_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
+_ESTABLISHED = "01"  # of the kernel's tcp_states.h
 _WALK_SECONDS = 15.0  # a store of many files takes a while to walk, and scrapers may be many
 
 
@@ -108,6 +110,10 @@ class Metrics:
         self._queued = Gauge("model_factory_queue_jobs", "Jobs that wait for a builder.", registry=registry)
         self._workers = Gauge("model_factory_workers", "Builder processes at work.", registry=registry)
         self._slots = Gauge("model_factory_worker_slots", "Builder processes at most.", registry=registry)
+        self._connections = Gauge("model_factory_connections", "Open connections of clients.", registry=registry)
+        self._max_connections = Gauge(
+            "model_factory_max_connections", "Open connections of clients at most.", registry=registry
+        )
         self._info = Gauge(
             "model_factory_build_info",
             "Always 1; what this server is.",
@@ -129,6 +135,11 @@ class Metrics:
         self._slots.set(slots)
         self.registry.register(_StoreCollector(store))
 
+    def watch_connections(self, port: int, most: int) -> None:
+        """Ask the kernel at every scrape how many connections the port of calls has."""
+        self._connections.set_function(lambda: _connections_to(port))
+        self._max_connections.set(most)
+
     def serve(self, listen: str) -> str:
         """Answer scrapes at ``HOST:PORT``, in a thread; return the address.
 
@@ -147,6 +158,17 @@ class Metrics:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+
+
+def _connections_to(port: int) -> int:
+    count = 0
+    for name in ("tcp", "tcp6"):
+        with suppress(FileNotFoundError), Path("/proc/self/net", name).open(encoding="ascii") as table:  # of Linux
+            next(table)
+            for line in table:
+                _, local, _, state, *_ = line.split()
+                count += local.endswith(f":{port:04X}") and state == _ESTABLISHED
+    return count
 
 
 class _StoreCollector(Collector):
