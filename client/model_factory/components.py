@@ -17,6 +17,9 @@ from model_factory.limits import MAX_COMPONENTS
 SINGLE = "model"
 """The name of the component where a trainer asks for one model without naming it."""
 
+SEED_RANGE = 1 << 64
+"""Of the seeds that cross the wire."""
+
 _SEED_BITS = 63  # torch.manual_seed takes signed 64-bit numbers
 
 
@@ -64,8 +67,11 @@ def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str,
 
 
 def component_seed(seed: int, name: str) -> int:
-    """The seed of one component: of the request's seed and its name alone, not of what else is asked for."""
-    digest = blake3(f"{seed}:{name}".encode()).digest(8)
+    """The seed of one component: of the request's seed and its name alone, not of what else is asked for.
+
+    Seeds that are the same modulo :data:`SEED_RANGE` are the same: negative ones may be given as well.
+    """
+    digest = blake3(f"{seed % SEED_RANGE}:{name}".encode()).digest(8)
     return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
 
 

@@ -23,7 +23,9 @@ _FILES = {
 _TLS = "MODEL_FACTORY_TLS"
 _SERVER_NAME = "MODEL_FACTORY_SERVER_NAME"
 _ALLOW_PLAINTEXT = "MODEL_FACTORY_ALLOW_PLAINTEXT"  # a server has a setting of that name
-_TRUE = ("1", "true", "yes", "on")
+
+WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+"""How a variable says that something is so, in any case of letters."""
 
 _CACHE = "MODEL_FACTORY_CACHE"
 _CACHE_GIB = "MODEL_FACTORY_CACHE_GIB"
@@ -40,10 +42,17 @@ def environment() -> Mapping[str, str]:
 
 
 def client_credentials() -> dict[str, Any]:
-    """What the environment says for the fields of ``Credentials``."""
+    """What the environment says for the fields of ``Credentials``.
+
+    Raises:
+        ModelFactoryError: a variable that is yes or no is neither.
+    """
 
     def is_set(variable: str) -> bool:
-        return os.environ.get(variable, "").lower() in _TRUE
+        word = os.environ.get(variable) or "no"
+        if word.lower() not in WORDS:
+            raise ModelFactoryError(f"{variable} is true/false, 1/0, yes/no or on/off, got {word!r}")
+        return WORDS[word.lower()]
 
     files = {field: os.environ[variable] for field, variable in _FILES.items() if os.environ.get(variable)}
     words = {"server_name": os.environ.get(_SERVER_NAME, ""), "tls": is_set(_TLS)}

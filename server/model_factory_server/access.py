@@ -239,8 +239,6 @@ def check_exposure(listen: str, settings: AccessSettings) -> None:
 
 def is_loopback(listen: str) -> bool:
     """Whether only this machine can connect to an address; a name counts when all it stands for does."""
-    if listen.startswith(("unix:", "unix-abstract:")):
-        return True
     host = listen.rpartition(":")[0].strip("[]")
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, None)} if host else set()

@@ -163,7 +163,7 @@ def _describe(metrics: Metrics, settings: Settings, store: Store, builder: Build
     metrics.watch(builder, settings.builders, store.root)
     certificate = settings.access.tls_cert
     if certificate is not None:
-        metrics.certificate_expiry.set_function(lambda: certificate_expiry(certificate))
+        metrics.watch_certificate(lambda: certificate_expiry(certificate))
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:

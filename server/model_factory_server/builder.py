@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,13 @@ from typing import Any
 from model_factory import errors
 from model_factory.components import component_seed
 from model_factory.config import ResolvedConfig, parse_config
-from model_factory.documents import encode_document
+from model_factory.documents import decode_document, encode_document
+from model_factory.limits import MAX_DOCUMENT_BYTES
 from model_factory.store import Blob, Store
 from model_factory_server.admission import Admission
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.forks import Attempt, ForkServer
-from model_factory_server.keys import architecture_key, build_key, call_key
+from model_factory_server.keys import architecture_key, build_key, call_key, outline_key
 from model_factory_server.observe.call import current_call
 from model_factory_server.observe.jobs import JobWatch
 from model_factory_server.observe.metrics import Metrics
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 OnStage = Callable[[str], None]
 
+_EXIT_SECONDS = 10.0  # from a worker's last word to its end
 _OWN_SECONDS = 60.0  # of the server's own jobs: the operator's limit is for what configs make grow
 _WARM_UP = encode_document(
     {
@@ -117,7 +120,7 @@ class Builder:
         own_seed = component_seed(seed, name)
         key = build_key(self._backend, config, dtype, own_seed)
         current_call().builds.append(key)
-        record = self._complete(key, "descriptor", "programs", "weights")
+        record = await self._complete(key, "descriptor", "programs", "weights")
         if record is not None:
             self._metrics.lookups.labels("hit").inc()
             on_stage("done")
@@ -131,12 +134,12 @@ class Builder:
 
     async def describe(self, config: ResolvedConfig, dtype: str, *, travel: bool, client: str) -> Described:
         """Return a component's descriptor without building its weights; with ``travel`` also how it travels."""
-        key = architecture_key(self._backend, config, dtype)
-        record = self._complete(key, "descriptor", *(["programs"] if travel else []))
+        key = (architecture_key if travel else outline_key)(self._backend, config, dtype)
+        record = await self._complete(key, "descriptor", *(["programs"] if travel else []))
         if record is None:
             record = await self._once(
                 "describe",
-                f"describe {travel} {key}",
+                f"describe {key}",
                 lambda report: self._describe(key, config, dtype, report, client, travel=travel),
             )
         names = [name for name in ("descriptor", "programs", "refused") if name in record]
@@ -147,7 +150,7 @@ class Builder:
     ) -> bytes:
         """Return the program of one module for one call."""
         key = call_key(self._backend, config, dtype, path, call, training)
-        record = self._complete(key, "programs")
+        record = await self._complete(key, "programs")
         if record is None:
             job: dict[str, Any] = {"kind": "record", "path": path, "call": call, "training": tuple(training.items())}
             record = await self._once("record", key, lambda report: self._run(config, dtype, report, client, **job))
@@ -200,7 +203,7 @@ class Builder:
         seconds: float = 0.0,
     ) -> Any:
         architecture = architecture_key(self._backend, config, dtype)
-        known = self._complete(architecture, "descriptor", "programs")
+        known = await self._complete(architecture, "descriptor", "programs")
         job = {"kind": "build", "seed": seed, "known": None if known is None else tuple(known["descriptor"])}
         result = await self._run(config, dtype, report, client, seconds=seconds, **job)
         record = (known or {}) | result
@@ -294,6 +297,8 @@ class Builder:
     ) -> Any:
         """Start a worker and listen to it until it ends; runs in a thread."""
         self._attempts.add(attempt)
+        last = threading.Timer(seconds + _EXIT_SECONDS, attempt.end)  # of one that stops in the middle of a word
+        last.start()
         try:
             with receiver:
                 with sender:
@@ -303,10 +308,11 @@ class Builder:
                 try:
                     result = _listen(receiver, self._hearers(report), seconds)
                 except EOFError:
-                    raise _death(attempt.wait(), self._settings.limits.build_cpu_timeout) from None
+                    raise _death(attempt.wait(_EXIT_SECONDS), self._settings.limits.build_cpu_timeout) from None
                 attempt.is_well = True
                 return result
         finally:
+            last.cancel()
             attempt.clear()
             self._attempts.discard(attempt)
             with suppress(OSError):  # what is left over is swept another time
@@ -327,8 +333,11 @@ class Builder:
         if size:
             log.info("blobs of %d bytes left the store to make room", size)
 
-    def _complete(self, key: str, *names: str) -> Any | None:
-        """Return a record if every blob it names is in the store."""
+    async def _complete(self, key: str, *names: str) -> Any | None:
+        """Return a record if every blob it names is in the store; those may have to be hashed, so others are served."""
+        return await asyncio.to_thread(self._complete_now, key, *names)
+
+    def _complete_now(self, key: str, *names: str) -> Any | None:
         record = self._store.record(key)
         try:
             if record is None or not record.keys() >= set(names):
@@ -368,7 +377,8 @@ def _death(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryErro
         name = signal.Signals(-exit_code).name
         hint = "; the node may be out of memory" if name == "SIGKILL" else ""
         return errors.BuildError(f"the builder process was ended by {name}{hint}")
-    return errors.BuildError(f"the builder process ended with status {exit_code} before it had a result")
+    how = "fell silent" if exit_code is None else f"ended with status {exit_code}"
+    return errors.BuildError(f"the builder process {how} before it had a result")
 
 
 def _log(text: str) -> None:
@@ -379,7 +389,7 @@ def _listen(receiver: Connection, told: Mapping[str, Callable[[Any], None]], sec
     """Return a worker's result, or raise its error; EOFError if it died without either. ``told`` hears the rest."""
     deadline = time.monotonic() + seconds
     while receiver.poll(max(0.0, deadline - time.monotonic())):
-        kind, body = receiver.recv()
+        kind, body = decode_document(receiver.recv_bytes(MAX_DOCUMENT_BYTES), "what a builder process says")
         if kind == "result":
             return body
         if kind == "error":

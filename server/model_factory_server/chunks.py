@@ -47,7 +47,17 @@ async def _fill(number: int, data: memoryview, offset: int) -> None:
             except OSError as error:
                 if error.errno not in _NOT_AT_HAND:
                     raise
-                count = await asyncio.to_thread(os.preadv, number, [rest], offset + filled)
+                count = await _from_disk(number, rest, offset + filled)
         if count == 0:
             raise ServerError("a blob in this store ended early; ask for it again")
         filled += count
+
+
+async def _from_disk(number: int, data: memoryview, offset: int) -> int:
+    """Read in a thread. It is waited for also if the client has gone: it writes to ``data``, from an open file."""
+    reading = asyncio.ensure_future(asyncio.to_thread(os.preadv, number, [data], offset))
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        await asyncio.wait({reading})
+        raise

@@ -59,10 +59,16 @@ def limit_resources(*, cpu_seconds: int, file_bytes: int, open_files: int) -> No
 
 
 def limit_memory(more_bytes: int) -> None:
-    """Bound what this process may allocate from now on, beyond what it has; may be called again with less."""
-    bound = _data_bytes() + more_bytes
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
+    """Bound what this process may allocate from now on, beyond what it has; a bound that is there is never raised."""
+    bounds = resource.getrlimit(resource.RLIMIT_DATA)
+    lowest = min([_data_bytes() + more_bytes, *(bound for bound in bounds if bound != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_DATA, (lowest, bounds[1]))
+
+
+def allowed_memory() -> int:
+    """Bytes that this process may allocate in all."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return node_memory() if soft == resource.RLIM_INFINITY else soft
 
 
 def node_memory() -> int:

@@ -97,10 +97,13 @@ class Attempt:
             with suppress(ProcessLookupError):  # it had not made its group yet, or all are gone
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def wait(self) -> int | None:
-        """Wait until the process has ended and return its exit code, negative for a signal's number."""
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Wait until the process has ended and return its exit code, negative for a signal's number.
+
+        None if it has not begun, or has not ended after ``seconds``.
+        """
         if self._process.pid is not None:
-            self._process.join()
+            self._process.join(seconds)
         return self._process.exitcode
 
     def clear(self) -> None:

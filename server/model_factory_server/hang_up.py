@@ -21,11 +21,16 @@ def hang_up(peer: str) -> bool:
         return False
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError), _borrowed(int(entry.name)) as connection:  # most are no connections
-            name = connection.getpeername()
-            if isinstance(name, tuple) and (_plain(name[0]), name[1]) == wanted:
+            is_internet = connection.family in {socket.AF_INET, socket.AF_INET6}
+            if is_internet and _peer_of(connection) == wanted:
                 connection.shutdown(socket.SHUT_RDWR)
                 return True
     return False
+
+
+def _peer_of(connection: socket.socket) -> tuple[str, int]:
+    host, port, *_ = connection.getpeername()
+    return _plain(host), port
 
 
 @contextmanager

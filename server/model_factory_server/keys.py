@@ -13,6 +13,11 @@ def architecture_key(backend: BackendIdentity, config: ResolvedConfig, dtype: st
     return _key("architecture", backend, config, dtype)
 
 
+def outline_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str) -> str:
+    """Key of a descriptor from a build without tensors, which says of source modules only that they are some."""
+    return _key("outline", backend, config, dtype)
+
+
 def build_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str, seed: int) -> str:
     """Key of a whole build: equal keys, equal bytes. ``seed`` is the component's own."""
     return _key("build", backend, config, dtype, seed)

@@ -23,6 +23,7 @@ from model_factory.config.wording import nearest
 from model_factory.config.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError, ServerError
 from model_factory.limits import KIB, MIB
+from model_factory.settings import WORDS
 
 T = TypeVar("T")
 
@@ -36,7 +37,6 @@ MAX_FILE_BYTES = MIB
 _TABLE_KEY = "setting"
 _ONE_LINE = 1 << 20
 _UNITS = {"": 1, "KiB": KIB, "MiB": MIB, "GiB": KIB * MIB, "TiB": MIB * MIB}
-_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 # What Kubernetes puts into the environment for a service whose name begins with ours.
 _KUBERNETES = re.compile(
     r"MODEL_FACTORY(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
@@ -89,9 +89,9 @@ class Option:
             ValueError: it is not one; the message says what is allowed.
         """
         if self.kind is bool:
-            if text.lower() not in _WORDS:
-                raise ValueError(f"{text!r} is not one of {', '.join(_WORDS)}")
-            return _WORDS[text.lower()]
+            if text.lower() not in WORDS:
+                raise ValueError(f"{text!r} is not one of {', '.join(WORDS)}")
+            return WORDS[text.lower()]
         if self.choices and text not in self.choices:
             raise ValueError(f"{text!r} is not one of {', '.join(self.choices)}")
         value = _size(text) if self.is_size else _converted(self.kind, text)

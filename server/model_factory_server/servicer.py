@@ -99,7 +99,8 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             response = build_pb2.DescribeModelsResponse(
                 components=[_described(name, item.documents) for name, item in described.items()]
             )
-            self._answers.keep(request, response, (item.source for item in described.values()))
+            if not any(component.refused for component in response.components):  # limits may be why, and time
+                self._answers.keep(request, response, (item.source for item in described.values()))
             return response
 
     async def BuildModels(  # noqa: N802
@@ -253,8 +254,10 @@ class _Call:
 
     async def read(self, components: Any, dtype: str) -> dict[str, ResolvedConfig]:
         """Check the components of a request and parse their configs, while others are answered."""
-        if not 0 < len(components) <= self._limits.max_components:
-            raise LimitError(f"a request has 1 to {self._limits.max_components} components, got {len(components)}")
+        if not components:
+            raise FormatError("a request names no component. Remedy: name at least one")
+        if len(components) > self._limits.max_components:
+            raise LimitError(f"a request has at most {self._limits.max_components} components, got {len(components)}")
         if dtype not in _DTYPES:
             raise FormatError(f"dtype {quoted(dtype)} is not one of {', '.join(sorted(_DTYPES - {''}))}")
         configs: dict[str, ResolvedConfig] = {}

@@ -224,3 +224,8 @@ class Settings:
     connections: ConnectionSettings = field(default_factory=ConnectionSettings)
     isolation: IsolationSettings = field(default_factory=IsolationSettings)
     observe: ObserveSettings = field(default_factory=ObserveSettings)
+
+    def __post_init__(self) -> None:
+        _, colon, port = self.listen.rpartition(":")
+        if not colon or not (port.isascii() and port.isdigit()) or self.listen.startswith("unix"):
+            raise ServerError(f"--listen is HOST:PORT, got {self.listen!r}. Remedy: {DEFAULT_ADDRESS}, say")

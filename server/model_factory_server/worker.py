@@ -45,6 +45,7 @@ from model_factory_server.apart import apart
 from model_factory_server.backends import Backend
 from model_factory_server.backends.loading import load_backend
 from model_factory_server.backends.sources import operator_files, operator_roots, stamp_of_files
+from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.examples import materialise
 from model_factory_server.recording.portable import Portable, record_call, survey_model
@@ -68,7 +69,6 @@ _NOT_ISOLATED = (
     "this system gives builds no network namespace of their own: a build can reach the network. Remedy: allow "
     "unshare in the container's seccomp profile, or keep the server from the network (docs/operations.md#security)"
 )
-_NO_MEMORY = "can't allocate memory"  # torch's words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,54 +110,56 @@ class Job:
 
 
 def main(job: Job, connection: Connection) -> None:
-    """Do a job and send what comes of it.
+    """Do a job and send what comes of it: documents, for the server unpickles nothing that a build may have written.
 
-    That is ``("stage", name)``, ``("evicted", bytes)``, ``("log", text)`` or ``("warning", text)`` any number of times,
-    and then ``("result", ...)`` or ``("error", ...)``.
+    That is ``["stage", name]``, ``["evicted", bytes]``, ``["log", text]`` or ``["warning", text]`` any number of times,
+    and then ``["result", ...]`` or ``["error", ...]``.
     """
+
+    def tell(kind: str, body: Any) -> None:
+        connection.send_bytes(encode_document([kind, body]))
+
     if not _confine(job):
-        connection.send(("warning", _NOT_ISOLATED))
+        tell("warning", _NOT_ISOLATED)
     torch.set_num_threads(job.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     try:
-        result = _JOBS[job.kind](job, lambda kind, body: connection.send((kind, body)))
+        result = _JOBS[job.kind](job, tell)
     except Exception as error:  # noqa: BLE001  every one is told, of ours the text and of others the class
         if _is_for_the_log(error):
-            connection.send(("log", "".join(traceback.format_exception(error))[-_LOG_CHARACTERS:]))
-        connection.send(("error", _told(job, error)))
+            tell("log", _encodable("".join(traceback.format_exception(error))[-_LOG_CHARACTERS:]))
+        name, text, path = _told(error)
+        tell("error", [name, _encodable(text), path])
     else:
-        connection.send(("result", result))
+        tell("result", result)
     finally:
         connection.close()
+
+
+def _encodable(text: str) -> str:
+    """Text without the lone surrogates that stand for bytes of file names, say."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _is_for_the_log(error: Exception) -> bool:
     """Whether the operator's code or ours failed: where it did is for the server's log alone."""
     if isinstance(error, ModelFactoryError):
         return type(error) in {BuildError, ServerError} and error.__cause__ is not None
-    return not _is_lack_of_memory(error)
+    return not is_out_of_memory(error)
 
 
-def _told(job: Job, error: Exception) -> tuple[str, str, tuple[str | int, ...]]:
+def _told(error: Exception) -> tuple[str, str, tuple[str | int, ...]]:
     """What the server is told of an error: class, text, and place in the config."""
-    if _is_lack_of_memory(error):
-        allowed = job.limits.max_memory_bytes or confine.node_memory()
-        text = f"the build needs more than the {allowed} bytes of memory that this server allows"
-        return LimitError.__name__, text, ()
+    if is_out_of_memory(error):
+        host = f"than the {confine.allowed_memory()} bytes of memory that this server allows"
+        where = "memory than the GPU has free" if isinstance(error, torch.OutOfMemoryError) else host
+        return LimitError.__name__, f"the build needs more {where}", ()
     if isinstance(error, ConfigError):
         return ConfigError.__name__, error.reason, error.path
     if isinstance(error, ModelFactoryError):
         return type(error).__name__, plain_text(error), ()
     text = f"the builder failed with {type(error).__name__}; the server's log has the details"
     return ServerError.__name__, text, ()
-
-
-def _is_lack_of_memory(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY in str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _confine(job: Job) -> bool:
@@ -190,7 +192,7 @@ def _build(job: Job, tell: Tell) -> dict[str, Any]:
     else:
         _check_size(job, (Architecture(known).bytes, len(known.modules)))
     model = construct(backend, config, job.seed, job.device_kind)
-    _check_size(job, _size(model))
+    _check_size(job, _size(model, job.dtype))
     result: dict[str, Any] = {}
     if known is None:
         tell("stage", "recording")
@@ -204,7 +206,7 @@ def _build(job: Job, tell: Tell) -> dict[str, Any]:
     tell("stage", "writing")
     descriptor = describe(model, classes, bundle)
     result["descriptor"] = _blob(store.put(encode_descriptor(descriptor)))
-    tell("evicted", sum(entry.size for entry in store.make_room(_size(model)[0])))
+    tell("evicted", sum(entry.size for entry in store.make_room(_size(model, job.dtype)[0])))
     with store.stage() as (file, publish):
         blob = Blob(*write_weights(file, named_tensors(model, descriptor)))
         publish(blob)
@@ -268,7 +270,7 @@ def _describe(job: Job, tell: Tell) -> dict[str, Any]:
 def _travels(job: Job, backend: Backend, config: ResolvedConfig, tell: Tell) -> dict[str, Any]:
     """What a build does, without writing weights; what would be refused there is noted."""
     model = construct(backend, config, job.seed, job.device_kind)
-    _check_size(job, _size(model))
+    _check_size(job, _size(model, job.dtype))
     tell("stage", "recording")
     refused: dict[str, str] = {}
     portable = survey_model(model, config.model, _shared(job), refused)
@@ -290,7 +292,7 @@ def _record(job: Job, tell: Tell) -> dict[str, Any]:
     backend, config = _load_backend(job), parse_config(job.config)
     _check_plan(job, backend, config)
     model = construct(backend, config, job.seed, "cpu")
-    _check_size(job, _size(model))
+    _check_size(job, _size(model, job.dtype))
     _cast(model, job.dtype)
     tell("stage", "recording")
     recorded = record_call(model, job.path, call, dict(job.training))
@@ -351,9 +353,7 @@ def _check_plan(job: Job, backend: Backend, config: ResolvedConfig) -> None:
     """Refuse a model that is too large, before any of its tensors is made."""
 
     def size_of_plan() -> tuple[int, int]:
-        model = construct(backend, config, job.seed, "meta")
-        _cast(model, job.dtype)
-        return _size(model)
+        return _size(construct(backend, config, job.seed, "meta"), job.dtype)
 
     size = _planned(job, size_of_plan)
     if size is not None:
@@ -378,11 +378,16 @@ def _planned(job: Job, plan: Callable[[], T]) -> T | None:
     return found
 
 
-def _size(model: nn.Module) -> tuple[int, int]:
-    """Bytes of parameters and buffers, and modules; a tensor or module that is used twice counts once."""
+def _size(model: nn.Module, dtype: str) -> tuple[int, int]:
+    """Bytes of parameters and buffers once they are cast, and modules; what is used twice counts once."""
+    cast: int = torch_const(dtype).itemsize if dtype else 0
     tensors = {id(item): item for item in [*model.parameters(), *model.buffers()]}
+
+    def itemsize(tensor: torch.Tensor) -> int:
+        return cast if cast and (tensor.is_floating_point() or tensor.is_complex()) else tensor.itemsize
+
     known = [item for item in tensors.values() if not torch.nn.parameter.is_lazy(item)]
-    return sum(item.numel() * item.itemsize for item in known), sum(1 for _ in model.modules())
+    return sum(item.numel() * itemsize(item) for item in known), sum(1 for _ in model.modules())
 
 
 def _check_size(job: Job, size: tuple[int, int]) -> None:

@@ -80,7 +80,7 @@ def test_a_config_over_a_bound(config: dict[str, Any], message: str, attacked: R
 
 def test_requests_over_a_bound(attacked: RemoteModelFactory) -> None:
     small = layers({"_type_": "nn.ReLU"})
-    with pytest.raises(LimitError, match="1 to 9 components, got 10"):
+    with pytest.raises(LimitError, match="at most 9 components, got 10"):
         attacked.build({f"m{index}": small for index in range(10)})
     large = layers({"_type_": "nn.Linear", "notes": "n" * 31_000})
     with pytest.raises(LimitError, match=r"larger than max \(\d+ vs\. 262144\)"):
@@ -94,6 +94,10 @@ def test_the_size_is_that_of_the_dtype_asked_for(
     assert make_remote(guarded.address).build(config) is not None
     with pytest.raises(LimitError, match="the model has 1440000 bytes of weights; this server builds at most 1048576"):
         make_remote(guarded.address, dtype=torch.float64).build(config)
+    twice = {"config": layers({"_type_": "nn.Linear", "in_features": 600, "out_features": 600, "bias": False})}
+    with pytest.raises(LimitError, match="the model has 1440000 bytes of weights"):
+        make_remote(guarded.address).build(twice)
+    assert make_remote(guarded.address, dtype=torch.bfloat16).build(twice) is not None
 
 
 FORM = [["x", {"tensor": 2}]]

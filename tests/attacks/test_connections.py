@@ -22,7 +22,7 @@ from attacks.conftest import layers
 from attacks.test_builds_out_of_bounds import gone, in_progress, wait_for
 from model_factory import BusyError, IntegrityError, RemoteModelFactory, ServerError
 from model_factory.digest import digest_of
-from model_factory.remote import blobs, connection
+from model_factory.remote import blobs, connection, patience
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, service_pb2_grpc, wire
 from support.proxy import Proxy
@@ -357,7 +357,7 @@ def test_a_server_that_lies_in_its_stream(tmp_path: Path) -> None:
     server.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(blobs, "RESUME_SECONDS", 0.3)
+            patch.setattr(patience, "RESUME_SECONDS", 0.3)
             patch.setattr(connection, "STALL_SECONDS", 0.3)
             for name, answer in answers.items():
                 behaviour[:] = [answer]

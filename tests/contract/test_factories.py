@@ -166,6 +166,12 @@ def test_the_seed_decides(make: Make) -> None:
     assert len({tuple(weight.flatten().tolist()) for weight in weights}) == 4
 
 
+@pytest.mark.parametrize("seed", [0, -1, -(2**63), 2**63, 2**64 - 1])
+def test_any_seed_of_torchs_gives_the_same_from_both(make_both: Callable[..., Any], seed: int) -> None:
+    remote, local = (one(factory.build({"config": TINY})) for factory in make_both(seed=seed))
+    assert_same_state(remote, local)
+
+
 def test_without_a_seed_the_trainers_own_is_taken(make: Make) -> None:
     def build() -> torch.Tensor:
         return one(make(seed=None).build({"config": TINY})).graph_modules["layer0"].weight

@@ -159,6 +159,33 @@ def test_a_record_that_is_not_whole_is_set_aside(store: Store, data: bytes) -> N
     assert not path.exists()
 
 
+def test_what_cannot_be_read_is_a_store_error(store: Store) -> None:
+    """A folder in the place of a file, as a stand-in for a disk that fails."""
+    blob = store.put(b"some content")
+    store.put_record(KEY, {"a": 1})
+    for folder, name in (("records", KEY), ("blobs", blob.digest)):
+        (path,) = (store.root / folder).rglob(name)
+        path.unlink()
+        path.mkdir()
+    for use in (lambda: store.record(KEY), lambda: store.verify(blob.digest)):
+        with pytest.raises(StoreError, match="cannot read"):
+            use()
+
+
+def test_those_who_cannot_wait_find_only_what_need_not_be_hashed(store: Store) -> None:
+    blob = store.put(b"some content")
+    path = store.find(blob, may_hash=False)
+    assert path is not None
+    path.touch()
+    assert store.find(blob, may_hash=False) is None
+    assert store.find(blob) == path
+    path.write_bytes(b"some context")
+    assert store.find(blob, may_hash=False) is None
+    assert path.exists(), "nobody has looked at it yet"
+    assert store.find(blob) is None
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("key", ["", "../../etc/passwd", "a" * 63, "A" * 64, "g" * 64, "a" * 64 + "\n", "/" + "a" * 63])
 def test_only_digests_become_paths(store: Store, key: str) -> None:
     for use in (

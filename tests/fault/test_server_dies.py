@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 from torch import nn
@@ -25,10 +26,12 @@ from model_factory import (
     UnavailableError,
 )
 from model_factory.digest import digest_of_file
-from model_factory.remote import blobs
-from model_factory.remote.connection import Connection
+from model_factory.remote import patience
+from model_factory.remote.connection import RETRY_ATTEMPTS, Connection
+from model_factory.v1 import build_pb2
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same_state
+from support.hostile_server import HostileServer
 from support.proxy import Proxy
 from support.server import ServerProcess, descendants, wait_gone
 
@@ -44,7 +47,7 @@ SMALL = {"schema_version": 1, "model": {"sequential": {"layers": [{"_type_": "ml
 
 @pytest.fixture(autouse=True)
 def _less_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blobs, "RESUME_SECONDS", 0.5)
+    monkeypatch.setattr(patience, "RESUME_SECONDS", 0.5)
 
 
 class Line:
@@ -139,6 +142,49 @@ def test_killed_during_a_build(line: Line, cache: Path, in_background: Any, expe
     check_no_half_files(cache)
 
 
+def test_a_build_that_was_cut_off_is_asked_for_again(
+    line: Line,
+    make_proxy: Callable[[ServerProcess], Proxy],
+    cache: Path,
+    in_background: Any,
+    expected: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once there is a server at the same address again."""
+    monkeypatch.setattr(patience, "RESUME_SECONDS", 60.0)
+    server = line.living()
+    shutil.rmtree(line.store)  # there was a build of it
+    line.end()
+    server = line.living()
+    proxy = make_proxy(server)
+    build = in_background(RemoteModelFactory(proxy.address, seed=7, cache_dir=cache).build, {"config": LARGE})
+    wait_for_worker(server, build)
+    server.kill()
+    proxy.target = line.living().address
+    assert_same_state(build.result(120), expected)
+    check_no_half_files(cache)
+
+
+def test_a_build_that_ends_servers_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a few of them."""
+    monkeypatch.setattr(patience, "RESUME_SECONDS", 60.0)
+    asked = []
+
+    class Ends(HostileServer):
+        def BuildModels(self, request: Any, context: Any) -> Any:  # noqa: N802
+            asked.append(request)
+            yield build_pb2.BuildModelsResponse(progress=build_pb2.BuildProgress(component="model"))
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    server = Ends(b"", b"", b"", {})
+    try:
+        with pytest.raises(UnavailableError, match="gone"):
+            RemoteModelFactory(server.address, seed=7, cache_dir=cache).build({"config": SMALL})
+    finally:
+        server.close()
+    assert len(asked) == RETRY_ATTEMPTS
+
+
 def test_a_builder_process_that_dies(line: Line, cache: Path, in_background: Any) -> None:
     """As the kernel kills it when memory is short; the server lives on and builds."""
     server = line.living()
@@ -201,7 +247,7 @@ def test_restarted_during_a_download_which_goes_on_where_it_was(
             yield data
 
     monkeypatch.setattr(Connection, "read_blob", counting)
-    monkeypatch.setattr(blobs, "RESUME_SECONDS", 60.0)  # a server takes its time to start on a busy machine
+    monkeypatch.setattr(patience, "RESUME_SECONDS", 60.0)  # a server takes its time to start on a busy machine
     arrived = chance.randrange(LARGE_BYTES // 2, LARGE_BYTES - 4 * MIB)
     proxy.hold_after(arrived)
     build = in_background(factory.build, {"config": LARGE})

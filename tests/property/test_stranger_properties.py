@@ -27,7 +27,7 @@ from model_factory.descriptor.weights import map_weights, write_weights
 from model_factory.digest import digest_of
 from model_factory.errors import ConfigError, FormatError, ModelFactoryError, ServerError
 from model_factory.graph.call_example import decode_call, encode_call
-from model_factory.remote import blobs
+from model_factory.remote import blobs, patience
 from model_factory.store import Blob, Store
 from model_factory.v1 import wire
 from model_factory_server import PolicyConstructorModelFactory
@@ -264,7 +264,7 @@ def test_a_blob_arrives_whole_or_not_at_all(
     stream: Any = Stream(events)
     told: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blobs, "RESUME_SECONDS", 0.002)
+        patch.setattr(patience, "RESUME_SECONDS", 0.002)
         patch.setattr(blobs, "_FIRST_WAIT_SECONDS", 0.001)
         try:
             file = blobs.fetch_blob(stream, store, blob, told.append)

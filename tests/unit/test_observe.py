@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -128,6 +129,23 @@ def test_metrics_refuse_an_address_that_is_none() -> None:
     for listen in ("127.0.0.1:99999", "nonsense", "256.256.256.256:0"):
         with pytest.raises(ServerError, match=r"cannot serve metrics on .*--metrics-listen"):
             Metrics().serve(listen)
+
+
+def test_what_cannot_be_asked_keeps_nothing_else_from_a_scraper(tmp_path: Path) -> None:
+    """A certificate that is being replaced, a store on a file system that went away."""
+
+    def expiry() -> float:
+        raise ServerError("no certificate")
+
+    class Idle:
+        queued = running = 0
+
+    metrics = Metrics()
+    metrics.watch_certificate(expiry)
+    metrics.watch(Idle(), 2, tmp_path / "gone")
+    assert math.isnan(metrics.registry.get_sample_value("model_factory_certificate_expiry_timestamp_seconds") or 0.0)
+    assert metrics.registry.get_sample_value("model_factory_store_free_bytes") is None
+    assert metrics.registry.get_sample_value("model_factory_worker_slots") == 2
 
 
 def test_traces_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

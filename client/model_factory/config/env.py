@@ -14,9 +14,9 @@ from model_factory.config.nodes import ConfigPath, Node, Place
 from model_factory.config.references import EnvReference
 from model_factory.config.strict_json import parse_json
 from model_factory.errors import ConfigError
+from model_factory.settings import WORDS
 
 _BASES = {"0x": 16, "0o": 8, "0b": 2}
-_WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _WANTED = {
     "int": "an int (decimal, 0x, 0o or 0b)",
     "float": "a float",
@@ -55,7 +55,7 @@ def _cast(text: str, cast: str, place: Place) -> Node | None:
         if cast == "json":
             return lift(parse_json(text), place)
         if cast == "bool":
-            return make_scalar(_WORDS[text.lower()], place)
+            return make_scalar(WORDS[text.lower()], place)
         if len(text) > MAX_NUMBER_CHARS:
             return None
         return make_scalar(float(text) if cast == "float" else _int(text), place)

@@ -35,6 +35,11 @@ class ResolvedConfig:
     order_digest: str
     """blake3 of the key orders that have a meaning; belongs to the model's identity beside ``digest``."""
 
+    def plain(self) -> dict[str, Any]:
+        """Return what a server needs of the config as plain data, every container a new object."""
+        document: dict[str, Any] = lower(wire_tree(self.tree))
+        return document
+
     def place_of(self, path: ConfigPath) -> str:
         """Return ``file:line:column`` of the value at ``path``, or of the deepest value on the way to it."""
         return str(nearest_node(self.tree, path).place)

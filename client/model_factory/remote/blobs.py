@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -12,16 +11,10 @@ from model_factory.errors import IntegrityError, StoreError, UnavailableError
 from model_factory.landing import Landing
 from model_factory.memory import reusing_memory
 from model_factory.remote.connection import Connection
+from model_factory.remote.patience import Patience, went_away
 from model_factory.remote.shared import open_shared
 from model_factory.store import Blob, Holder, Store
 from model_factory.v1 import blob_pb2, wire
-
-RESUME_SECONDS = 20.0
-"""Waited in all for a broken stream to go on before it is given up; a restart of the server takes less."""
-
-_FIRST_WAIT_SECONDS = 0.1
-_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # the latter by a server that stops
-_LONGEST_WAIT_SECONDS = 2.0
 
 OnBytes = Callable[[int], None]
 OnWait = Callable[[Holder | None], None]
@@ -92,7 +85,7 @@ def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: OnBy
 
 
 def _receive(connection: Connection, blob: Blob, landing: Landing, on_bytes: OnBytes) -> None:
-    patience = _Patience()
+    patience = Patience()
     while landing.size < blob.size:
         request = blob_pb2.ReadBlobRequest(digest=wire.to_digest(blob), offset_bytes=landing.size)
         try:
@@ -110,26 +103,5 @@ def _receive(connection: Connection, blob: Blob, landing: Landing, on_bytes: OnB
                 ended = f"ended blob {blob.digest} after {landing.size} of {blob.size} bytes"
                 raise UnavailableError(f"the server at {connection.address} {ended}")
         except grpc.RpcError as error:
-            if error.code() not in _GONE or not patience.wait():
+            if not went_away(error) or not patience.wait():
                 raise wire.from_rpc_error(error, connection.address, lambda component, _path: component) from None
-
-
-class _Patience:
-    """How long a broken stream is tried again without a byte of progress; the waits grow."""
-
-    def __init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        """Start over: there was progress."""
-        self._left = RESUME_SECONDS
-        self._next = _FIRST_WAIT_SECONDS
-
-    def wait(self) -> bool:
-        """Wait before another try; False if there is no patience left."""
-        if self._left <= 0:
-            return False
-        time.sleep(self._next)
-        self._left -= self._next
-        self._next = min(2 * self._next, _LONGEST_WAIT_SECONDS)
-        return True

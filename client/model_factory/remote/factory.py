@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import grpc
 import torch
 from torch import nn
 
-from model_factory.components import Component, Request, read_request
+from model_factory.components import SEED_RANGE, Component, Request, read_request
 from model_factory.descriptor.architecture import Architecture, Travel
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
 from model_factory.descriptor.rebuild import Blueprint
@@ -22,8 +23,9 @@ from model_factory.descriptor.weights import map_weights
 from model_factory.errors import FormatError, MissingBlobError, ServerError
 from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_SOURCE_BYTES
 from model_factory.remote.blobs import fetch_blob, read_blob
-from model_factory.remote.connection import Connection
+from model_factory.remote.connection import RETRY_ATTEMPTS, Connection
 from model_factory.remote.credentials import Credentials
+from model_factory.remote.patience import Patience, went_away
 from model_factory.remote.programs import RemotePrograms
 from model_factory.remote.progress import building, downloading
 from model_factory.settings import default_cache_bytes, default_cache_dir, environment, shared_store
@@ -36,8 +38,6 @@ log = logging.getLogger(__name__)
 
 MAX_BLUEPRINTS = 64
 """Architectures that a process keeps compiled, some hundred kilobytes each."""
-
-_SEED_RANGE = 1 << 64
 
 
 class RemoteModelFactory:
@@ -157,12 +157,12 @@ class RemoteModelFactory:
     def _build_on_server(self, request: Request) -> build_pb2.Manifest:
         seed = torch.initial_seed() if self._seed is None else self._seed
         message = build_pb2.BuildModelsRequest(
-            components=_components(request), seed=seed % _SEED_RANGE, dtype=self._dtype
+            components=_components(request), seed=seed % SEED_RANGE, dtype=self._dtype
         )
         manifest: build_pb2.Manifest | None = None
         names = [component.name for component in request.components]
         with self._connection.errors(_configs(request)), building(names) as report:
-            for response in self._connection.stub.BuildModels(message, timeout=self._connection.timeout):
+            for response in self._build_events(message):
                 if response.WhichOneof("event") == "manifest":
                     manifest = response.manifest
                 else:
@@ -170,6 +170,24 @@ class RemoteModelFactory:
         if manifest is None or [item.name for item in manifest.components] != names:
             raise ServerError(f"the server at {self._connection.address} ended a build without its manifest")
         return manifest
+
+    def _build_events(self, message: build_pb2.BuildModelsRequest) -> Iterator[build_pb2.BuildModelsResponse]:
+        """What the server says of a build; asked again where it went away amid it, as gRPC does before it has begun.
+
+        Builds are idempotent. A few times only: it may be this build that ends servers.
+        """
+        patience, begun = Patience(), 0
+        while True:
+            events = self._connection.stub.BuildModels(message, timeout=self._connection.timeout)
+            try:
+                for index, event in enumerate(events):
+                    begun += index == 0
+                    yield event
+            except grpc.RpcError as error:
+                if not (0 < begun < RETRY_ATTEMPTS and went_away(error) and patience.wait()):
+                    raise
+            else:
+                return
 
     def _module(self, component: Component, built: build_pb2.BuiltComponent, inline: dict[str, bytes]) -> nn.Module:
         try:

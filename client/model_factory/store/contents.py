@@ -29,11 +29,11 @@ class Entry:
 
     @property
     def in_use(self) -> bool:
-        """Whether a process has it open or mapped."""
+        """Whether a process has it open or mapped; what may not be opened here counts as that, for it cannot go."""
         try:
             with self.path.open("rb") as file:
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):
             return True
         except FileNotFoundError:
             return False
@@ -67,13 +67,16 @@ def make_room(blobs: Path, max_bytes: int) -> list[Entry]:
 
 
 def remove_unused(path: Path) -> bool:
-    """Remove a blob unless somebody uses it. Who opens it at the same moment has it whole, or does not find it."""
+    """Remove a blob unless somebody uses it, or it may not be removed here; return whether it was.
+
+    Who opens it at the same moment has it whole, or does not find it.
+    """
     try:
         with path.open("rb") as file:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not is_file_of(path, file.fileno()):
                 return False
             path.unlink()
-    except (BlockingIOError, FileNotFoundError):
+    except (BlockingIOError, FileNotFoundError, PermissionError):
         return False
     return True

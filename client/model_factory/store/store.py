@@ -63,11 +63,12 @@ class Store:
             for name in ("staging", "locks", "scratch"):
                 sweep(self.root / name)
 
-    def find(self, blob: Blob) -> Path | None:
+    def find(self, blob: Blob, *, may_hash: bool = True) -> Path | None:
         """Return the file of a blob, or None if it is not here. Counts as a use.
 
         A file that was written to after its content was checked, or that others may write to, is hashed, and removed if
-        its content is not the blob's. One of another size than asked for is not: then it is the question that is wrong.
+        its content is not the blob's; without ``may_hash``, for callers who cannot wait, it is not found. One of
+        another size than asked for is not removed: then it is the question that is wrong.
         """
         path = self._path("blobs", blob.digest)
         with self._errors(f"cannot read {path}"):
@@ -78,7 +79,7 @@ class Store:
             if not stat.S_ISREG(found.st_mode):
                 return None
             is_checked = found.st_mtime_ns == _CHECKED_NS and not of_strangers(found)
-            if not is_checked and not self._unharmed(path):
+            if not is_checked and not (may_hash and self._unharmed(path)):
                 return None
             if found.st_size != blob.size:
                 return None
@@ -107,13 +108,14 @@ class Store:
         path = self.find(blob)
         if path is None:
             return None
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        if digest_of(data) != blob.digest:
-            self._remove_damaged(path, "does not match its digest")
-            return None
+        with self._errors(f"cannot read {path}"):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                return None
+            if digest_of(data) != blob.digest:
+                self._remove_damaged(path, "does not match its digest")
+                return None
         return data
 
     def put(self, data: bytes) -> Blob:
@@ -170,13 +172,14 @@ class Store:
     def record(self, key: str) -> Any | None:
         """Return the document under a key, or None; one that is damaged is removed."""
         path = self._path("records", key)
-        try:
-            return decode_document(path.read_bytes(), f"record {key}")
-        except FileNotFoundError:
-            return None
-        except FormatError as error:
-            self._remove_damaged(path, f"is damaged: {error}")
-            return None
+        with self._errors(f"cannot read {path}"):
+            try:
+                return decode_document(path.read_bytes(), f"record {key}")
+            except FileNotFoundError:
+                return None
+            except FormatError as error:
+                self._remove_damaged(path, f"is damaged: {error}")
+                return None
 
     def put_record(self, key: str, document: Any) -> None:
         """Store a document under a key, in place of any that is there."""
@@ -231,7 +234,9 @@ class Store:
 
     def verify(self, digest: str) -> bool:
         """Hash a blob; one that is damaged is removed."""
-        return self._unharmed(self._path("blobs", digest))
+        path = self._path("blobs", digest)
+        with self._errors(f"cannot read {path}"):
+            return self._unharmed(path)
 
     def _unharmed(self, path: Path) -> bool:
         try:

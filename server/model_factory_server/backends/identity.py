@@ -19,8 +19,11 @@ _CORE = Path(model_factory.__file__).parent
 _CODE = (
     _SERVER / "backends",
     _SERVER / "recording",
+    _SERVER / "worker.py",
+    _CORE / "config",
     _CORE / "graph",
     _CORE / "descriptor",
+    _CORE / "source",
 )
 _BUILTIN_CODE = (_SERVER / "constructor",)
 

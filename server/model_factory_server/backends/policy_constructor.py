@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,7 +51,7 @@ class PolicyConstructorBackend:
 
     def construct(self, config: ResolvedConfig) -> nn.Module:
         """See ``Backend``."""
-        document = json.loads(config.wire)
+        document = config.plain()
         _refuse_interpolation(document, ())
         document["settings"] = document.get("settings", {}) | _NOTHING_ALLOWED
         document.pop("signature", None)  # of our language alone

@@ -7,7 +7,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -101,12 +101,12 @@ class Metrics:
         self.answers_bytes = Gauge(
             "model_factory_answers_bytes", "Answers kept in memory, with their requests.", registry=registry
         )
-        self.certificate_expiry = Gauge(
+        self._certificate_expiry = Gauge(
             "model_factory_certificate_expiry_timestamp_seconds",
             "When the server's certificate expires, in seconds since the epoch; infinity without TLS.",
             registry=registry,
         )
-        self.certificate_expiry.set(math.inf)
+        self._certificate_expiry.set(math.inf)
         self._queued = Gauge("model_factory_queue_jobs", "Jobs that wait for a builder.", registry=registry)
         self._workers = Gauge("model_factory_workers", "Builder processes at work.", registry=registry)
         self._slots = Gauge("model_factory_worker_slots", "Builder processes at most.", registry=registry)
@@ -134,6 +134,17 @@ class Metrics:
         self._workers.set_function(lambda: builders.running)
         self._slots.set(slots)
         self.registry.register(_StoreCollector(store))
+
+    def watch_certificate(self, expiry: Callable[[], float]) -> None:
+        """Ask at every scrape when the certificate expires; what cannot be read then is not a number."""
+
+        def ask() -> float:
+            try:
+                return expiry()
+            except ServerError:
+                return math.nan
+
+        self._certificate_expiry.set_function(ask)
 
     def watch_connections(self, port: int, most: int) -> None:
         """Ask the kernel at every scrape how many connections the port of calls has."""
@@ -191,14 +202,11 @@ class _StoreCollector(Collector):
         for name, (count, size) in found.items():
             files.add_metric([name], count)
             sizes.add_metric([name], size)
-        free = shutil.disk_usage(self._store).free
         yield sizes
         yield files
-        yield GaugeMetricFamily(
-            "model_factory_store_free_bytes",
-            "Free on the store's file system.",
-            value=free,
-        )
+        with suppress(OSError):  # gone: the rest is still told
+            free = shutil.disk_usage(self._store).free
+            yield GaugeMetricFamily("model_factory_store_free_bytes", "Free on the store's file system.", value=free)
 
     def describe(self) -> list[GaugeMetricFamily]:
         return []  # asked when registered: nothing is walked for it

@@ -30,6 +30,7 @@ from model_factory.graph.call_form import FORWARD, Recorded
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Signature
+from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.examples import Call, calls_of_blocks, noted_calls
 from model_factory_server.recording.methods import as_forward
@@ -272,7 +273,9 @@ def _runs(block: nn.Module, arguments: Mapping[str, Any]) -> bool:
     try:
         with untouched(block), torch.random.fork_rng(), torch.no_grad():
             block(*args, **kwargs)
-    except Exception:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
+    except Exception as error:  # the forward is the operator's code; its refusal is an answer
+        if is_out_of_memory(error):
+            raise
         return False
     return True
 

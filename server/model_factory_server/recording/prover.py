@@ -21,6 +21,7 @@ from model_factory.graph.expressions import compile_expression
 from model_factory.graph.program import Dim, Expr
 from model_factory.graph.runner import OtherSideError, Runner, get_module
 from model_factory.graph.signature import Signature
+from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.results import travelling
 from model_factory_server.recording.untouched import plain_tensors, tensors_as, untouched
 from model_factory_server.recording.values import PROOF_SEED, draws, unreached
@@ -239,7 +240,9 @@ def _observe(
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
             after = {name: item.detach().clone() for name, item in [*module.named_buffers(), *plain.items()]}
             random = torch.rand(2)
-        except Exception as error:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
+        except Exception as error:  # the forward is the operator's code; its refusal is an answer
+            if is_out_of_memory(error):
+                raise
             return error
     return {
         "output structure": str(structure),

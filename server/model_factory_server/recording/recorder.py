@@ -35,6 +35,7 @@ from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.program import Outcome, Program
 from model_factory.graph.signature import Signature
+from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
 from model_factory_server.recording.results import travelling
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
@@ -253,9 +254,9 @@ class _Recording:
         except NotPortableError as error:
             self._raise_undecided()
             raise NotPortableError(f"{error}{_user_line(error)}") from error
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # the forward is the operator's code: whatever it raises is its refusal
+            if is_out_of_memory(error):
+                raise
             self._raise_undecided()
             if "Please convert all Tensors to FakeTensors" in str(error):
                 raise NotPortableError(foreign_tensor(self.module, _user_line(error))) from error

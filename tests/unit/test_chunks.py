@@ -1,0 +1,68 @@
+"""Blobs as messages, read from the page cache and from the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_factory.limits import BLOB_CHUNK_BYTES
+from model_factory.v1 import wire
+from model_factory_server.chunks import read_chunks
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Any:
+    path = tmp_path / "blob"
+    path.write_bytes(os.urandom(BLOB_CHUNK_BYTES + 1000))
+    with path.open("rb") as opened:
+        yield opened
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Nothing is in the page cache; a read from the disk says that it has begun, and waits until told to go on."""
+    begun, go = threading.Event(), threading.Event()
+    preadv = os.preadv
+
+    def slow(number: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        if flags:
+            raise OSError(errno.EAGAIN, "not at hand")
+        begun.set()
+        assert go.wait(20)
+        return preadv(number, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    return begun, go
+
+
+def test_what_is_on_disk_is_read_as_a_whole(file: Any, cold: tuple[threading.Event, threading.Event]) -> None:
+    cold[1].set()
+
+    async def read() -> bytes:
+        length = file.seek(0, os.SEEK_END) - 10
+        return b"".join([bytes(wire.chunk_of(message)) async for message in read_chunks(file.fileno(), 10, length)])
+
+    assert asyncio.run(read()) == Path(file.name).read_bytes()[10:]
+
+
+def test_a_client_that_leaves_while_the_disk_is_read(file: Any, cold: tuple[threading.Event, threading.Event]) -> None:
+    """Its call is cancelled, and nothing else is wrong; the file is not closed under the thread that reads it."""
+    begun, go = cold
+
+    async def leave() -> None:
+        reading = asyncio.ensure_future(anext(read_chunks(file.fileno(), 0, 2000)))
+        assert await asyncio.to_thread(begun.wait, 20)
+        reading.cancel()
+        await asyncio.sleep(0.05)
+        assert not reading.done()
+        go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+    asyncio.run(leave())
