@@ -3,9 +3,10 @@
 ::
 
     ModelFactoryError
-    ├── ConfigError              a component config is wrong; names file, line and column
-    ├── BuildError               the config is well formed, but its model cannot be built
-    │   └── NotPortableError     a module's forward cannot be written down as a program
+    ├── PlacedError              something in a component config; names file, line and column
+    │   ├── ConfigError          a component config is wrong
+    │   └── BuildError           the config is well formed, but its model cannot be built
+    │       └── NotPortableError a module's forward cannot be written down as a program
     ├── GraphExecutionError      a forward was called wrongly, or one of its steps failed
     │   └── CallFormError        no program exists for this way of calling a module
     ├── FormatError              a descriptor, program or blob is not what it should be
@@ -32,8 +33,8 @@ class ModelFactoryError(Exception):
     """Base of all errors of this package."""
 
 
-class ConfigError(ModelFactoryError):
-    """A component config is wrong.
+class PlacedError(ModelFactoryError):
+    """Something that a component config asks for.
 
     ``path`` is the place inside the config (``("model", "graph", "inputs", 0)``); ``reason`` is the message
     without the place, which is what a server sends so that the client can add its own file, line and column.
@@ -47,8 +48,12 @@ class ConfigError(ModelFactoryError):
         super().__init__(f"{prefix}: {reason}" if prefix else reason)
 
 
-class BuildError(ModelFactoryError):
-    """A well-formed config whose model cannot be built: a constructor refused its arguments, say."""
+class ConfigError(PlacedError):
+    """A component config is wrong."""
+
+
+class BuildError(PlacedError):
+    """A well-formed config whose model cannot be built: a constructor failed, say."""
 
 
 class NotPortableError(BuildError):
@@ -107,7 +112,7 @@ class UnavailableError(ServerError):
     """The server cannot be reached, is stopping, or went away during a request."""
 
 
-def plain_text(error: BaseException) -> str:
+def plain_text(error: BaseException | str) -> str:
     """What an error says, without the frames of C++ that torch adds to some: they have addresses and paths."""
     return _FRAMES.split(str(error), maxsplit=1)[0]
 

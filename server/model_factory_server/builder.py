@@ -395,6 +395,6 @@ def _listen(receiver: Connection, told: Mapping[str, Callable[[Any], None]], sec
         if kind == "error":
             name, text, path = body
             cls = getattr(errors, name)
-            raise cls(text, path=tuple(path)) if cls is errors.ConfigError else cls(text)
+            raise cls(text, path=tuple(path)) if issubclass(cls, errors.PlacedError) else cls(text)
         told[kind](body)
     raise errors.LimitError(f"the build took longer than the {seconds:g} seconds that this server allows")

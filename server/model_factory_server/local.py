@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_factory.components import component_seed, read_request
+from model_factory.components import Component, component_seed, read_request
 from model_factory.config import ResolvedConfig
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.describe import describe
-from model_factory.errors import BuildError, ConfigError
+from model_factory.errors import BuildError, PlacedError
 from model_factory.settings import environment
 from model_factory_server.backends.loading import load_backend
 from model_factory_server.backends.sources import with_installed_plugins
@@ -70,7 +70,7 @@ class PolicyConstructorModelFactory:
         seed = torch.initial_seed() if self._seed is None else self._seed
         modules: dict[str, nn.Module] = {}
         for component in request.components:
-            with torch.random.fork_rng(), _placing(component.config):
+            with torch.random.fork_rng(), _placing(component):
                 module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
             modules[component.name] = module.to(device=self._device, dtype=self._dtype)
         return next(iter(modules.values())) if request.single else modules
@@ -80,7 +80,7 @@ class PolicyConstructorModelFactory:
         request = read_request(model_cfg, self._base_dir, environment())
         found: dict[str, Architecture] = {}
         for component in request.components:
-            with torch.random.fork_rng(), _placing(component.config):
+            with torch.random.fork_rng(), _placing(component):
                 module = self._without_weights(component.config)
             found[component.name] = Architecture(describe(module.to(dtype=self._dtype)))
         return next(iter(found.values())) if request.single else found
@@ -94,9 +94,10 @@ class PolicyConstructorModelFactory:
 
 
 @contextmanager
-def _placing(config: ResolvedConfig) -> Iterator[None]:
-    """Give errors of a config their file, line and column, as a remote factory does."""
+def _placing(component: Component) -> Iterator[None]:
+    """Give errors their file, line and column, as a remote factory does."""
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(error.reason, path=error.path, place=config.place_of(error.path)) from error
+    except PlacedError as error:
+        place = component.config.place_of(error.path)
+        raise type(error)(error.reason, path=error.path, place=place) from error

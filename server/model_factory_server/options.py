@@ -19,11 +19,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 
 from model_factory.config.nodes import lower
-from model_factory.config.wording import nearest
 from model_factory.config.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError, ServerError
 from model_factory.limits import KIB, MIB
 from model_factory.settings import WORDS
+from model_factory.wording import nearest
 
 T = TypeVar("T")
 

@@ -15,11 +15,11 @@ from typing import Any
 from model_factory import limits
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.config.strict_json import json_shape
-from model_factory.config.wording import quoted
 from model_factory.documents import FORMAT, decode_document
 from model_factory.errors import FormatError, LimitError, MissingBlobError, RangeError
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
+from model_factory.wording import quoted
 from model_factory_server.answers import Answers
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builder import Builder, Built

@@ -28,10 +28,10 @@ from model_factory.descriptor.weights import write_weights
 from model_factory.documents import encode_document
 from model_factory.errors import (
     BuildError,
-    ConfigError,
     LimitError,
     ModelFactoryError,
     NotPortableError,
+    PlacedError,
     ServerError,
     plain_text,
 )
@@ -154,8 +154,8 @@ def _told(error: Exception) -> tuple[str, str, tuple[str | int, ...]]:
         host = f"than the {confine.allowed_memory()} bytes of memory that this server allows"
         where = "memory than the GPU has free" if isinstance(error, torch.OutOfMemoryError) else host
         return LimitError.__name__, f"the build needs more {where}", ()
-    if isinstance(error, ConfigError):
-        return ConfigError.__name__, error.reason, error.path
+    if isinstance(error, PlacedError):
+        return type(error).__name__, plain_text(error.reason), error.path
     if isinstance(error, ModelFactoryError):
         return type(error).__name__, plain_text(error), ()
     text = f"the builder failed with {type(error).__name__}; the server's log has the details"

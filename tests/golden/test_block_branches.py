@@ -322,6 +322,17 @@ def test_experts_are_stacked_after_the_batch() -> None:
     close(out[:, 2], block.experts[2](**call))
 
 
+@pytest.mark.parametrize("name", ["vfp_single_action_decoder", "vfp_moe", "vfp_single_prior"])
+def test_an_activation_may_be_a_module(name: str) -> None:
+    """The layers compute with it; torch itself forgets that of a decoder layer when it copies one."""
+    inputs = make(name).example_inputs()[0]
+    activations = ("gelu", nn.GELU(), "relu", nn.ReLU())
+    outputs = [make(name, transformer_activation=activation)(**inputs) for activation in activations]
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[2], outputs[3])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("chunk", [6, 4, 9])
 def test_causal_decoder_does_not_look_ahead(causal: bool, chunk: int) -> None:
@@ -396,6 +407,16 @@ def test_semantics_of_both_ranks() -> None:
     semantic = call.pop("cond_semantic")
     close(block(**call, cond_semantic=semantic.unsqueeze(1)), block(**call, cond_semantic=semantic))
     assert block(**call, cond_semantic=randn(2, 4, 7)).shape == (2, 3, D)
+
+
+@pytest.mark.parametrize(
+    "name", ["vfp_single_multimodal_bridge", "vfp_single_info_embedder", "vfp_single_prior", "vfp_single_posterior"]
+)
+def test_examples_of_semantics_that_the_caller_makes_wide(name: str) -> None:
+    used = {"use_cond_semantic": True, "use_cond_semantic_projection": False, "cond_semantic_dim": 7}
+    block = make(name, **used)
+    for inputs in block.example_inputs():
+        block(**inputs)
 
 
 def test_semantics_without_projection() -> None:
@@ -586,6 +607,14 @@ def test_rank_error_lists_all_that_is_allowed() -> None:
         ("vfp_single_prior", {"transformer_nhead": 3}, "transformer_d_model must be divisible by transformer_nhead"),
         ("vfp_single_prior", {"transformer_activation": "tanh"}, "transformer_activation must be one of relu, gelu"),
         ("vfp_single_prior", {"num_cls_token": 0}, "num_cls_token must be"),
+        ("vfp_single_prior", {"use_cls_token": "no"}, "use_cls_token must be true or false, got 'no'"),
+        ("vfp_single_prior", {"use_cond_semantic": "false"}, "use_cond_semantic must be true or false, got 'false'"),
+        ("vfp_single_prior", {"use_cond_semantic_projection": None}, "use_cond_semantic_projection must be true or"),
+        ("vfp_single_prior", {"transformer_batch_first": "true"}, "transformer_batch_first must be true or false"),
+        ("vfp_single_info_embedder", {"use_action": 1}, "use_action must be true or false, got 1"),
+        ("vfp_single_action_decoder", {"transformer_tgt_is_causal": "no"}, "transformer_tgt_is_causal must be true or"),
+        ("mlp", {"bias": "false"}, "bias must be true or false, got 'false'"),
+        ("conv_bn_act", {"bias": 0}, "bias must be true or false, got 0"),
         ("vfp_single_posterior", {"action_dim": None}, "action_dim must be a positive integer, got None"),
         ("vfp_single_posterior", {"num_cameras": 0}, "num_cameras must be"),
     ],

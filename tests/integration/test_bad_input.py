@@ -24,6 +24,7 @@ from model_factory import (
     UnavailableError,
 )
 from model_factory.v1 import build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc
+from model_factory_server import PolicyConstructorModelFactory
 from support.server import ServerProcess
 
 MakeRemote = Callable[..., RemoteModelFactory]
@@ -173,6 +174,17 @@ def test_a_constructor_that_fails_otherwise(make_remote: MakeRemote) -> None:
     # A negative size makes torch raise a RuntimeError, which is neither a TypeError nor a ValueError.
     with pytest.raises(BuildError, match=r"model\.sequential\.layers\[0\].*'nn\.Linear'"):
         make_remote().build(layers({"_type_": "nn.Linear", "in_features": -1, "out_features": 2}))
+
+
+def test_a_constructor_that_fails_is_named_with_its_place_too(make_remote: MakeRemote, tmp_path: Path) -> None:
+    bad = _write(tmp_path / "bad.yaml", GOOD.replace("in_features: 3", "in_features: -3"))
+    good = _write(tmp_path / "good.yaml", GOOD)
+    texts = []
+    for factory in (make_remote(), PolicyConstructorModelFactory()):
+        with pytest.raises(BuildError, match=rf"^{re.escape(str(bad))}:6:14: model\.graph\.modules\.first: ") as caught:
+            factory.build({"good": good, "bad": bad})
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
 
 
 def test_a_model_over_the_servers_limit(start_server: Callable[..., ServerProcess], make_remote: MakeRemote) -> None:

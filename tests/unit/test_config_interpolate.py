@@ -101,6 +101,15 @@ def test_keys_are_not_interpolated() -> None:
     assert replaced({"a": 1, "${a}": 2}) == {"a": 1, "${a}": 2}
 
 
+def test_a_reference_through_another_needs_only_what_it_names() -> None:
+    """Not all of the mapping on the way, which may refer to it."""
+    config = {"params": {"base": {"width": 8, "hidden": "${alias.width}"}}, "alias": "${params.base}"}
+    result = replaced(config)
+    assert result["alias"] == result["params"]["base"] == {"width": 8, "hidden": 8}
+    far = {"a": {"x": "${c.y}", "y": 1}, "b": "${a}", "c": "${b}"}
+    assert replaced(far)["c"] == {"x": 1, "y": 1}
+
+
 @pytest.mark.parametrize(
     ("config", "chain"),
     [
@@ -108,7 +117,8 @@ def test_keys_are_not_interpolated() -> None:
         ({"a": "${b}", "b": "x${c}", "c": "${a}"}, "a -> b -> c -> a"),
         ({"a": {"x": "${a}"}}, "a -> a.x -> a"),
         ({"a": [["${a[0]}"]]}, "a[0] -> a[0][0] -> a[0]"),
-        ({"a": "${b.x}", "b": "${c}", "c": {"x": "${a}"}}, "a -> b -> c -> c.x -> a"),
+        ({"a": "${b.x}", "b": "${c}", "c": {"x": "${a}"}}, "a -> b -> c.x -> a"),
+        ({"a": "${b.x}", "b": "${c}", "c": "${b}"}, "b -> c -> b"),
     ],
 )
 def test_a_loop_is_an_error_that_shows_the_chain(config: dict[str, Any], chain: str) -> None:

@@ -27,6 +27,7 @@ def refused(spec: Any, **settings: Any) -> ConfigError:
     [
         {"_type_": "a"},
         {"_type_": "a", "_name_": "whatever", "x": 1},
+        {"_type_": "a", "_name_": {"_type_": 3, "_odd_": 1}},
         {"_target_": "torch.nn.ReLU"},
         {"_type_": "a", "_args_": [1, {"_type_": "b"}], "_kwargs_": {"_odd": 1, "y": {"_type_": "c"}}, "z": 2},
         {"_type_": "a", "layers": [[{"_type_": "b", "act": {"x": [{"_type_": "c"}]}}]]},

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model_factory.config import Settings, resolve_mapping
-from model_factory.errors import BuildError, ConfigError, FormatError
+from model_factory.errors import BuildError, ConfigError, FormatError, GraphExecutionError
 from model_factory_server.constructor import (
     Policy,
     Registry,
@@ -336,6 +336,43 @@ def test_plugin_ops_become_modules_without_state() -> None:
     assert torch.equal(model(torch.tensor([8.0])), torch.tensor([1.0]))
     assert list(model.graph_modules) == ["op:my:halve", "op:relu"]
     assert not model.state_dict()
+
+
+def test_arguments_of_a_plugin_op_are_checked_when_the_model_is_built() -> None:
+    def scaled(x: Tensor, scale: float = 1.0) -> Tensor:
+        return x * scale
+
+    registry = default_registry()
+    registry.register_op("scaled", scaled)
+    registry.register_op("anything", scaled, signature_policy="runtime_only")
+    step = {"args": ["$x"], "kwargs": {"scal": 2}, "out": "y"}
+    place = r"model\.graph\.steps\[0\]\.kwargs\.scal: Unknown kwargs for 'scaled': 'scal'; did you mean 'scale'"
+    with pytest.raises(ConfigError, match=place):
+        build_model(graph({}, [{"call": "op:scaled", **step}]), registry, Policy())
+    model = build_model(graph({}, [{"call": "op:anything", **step}]), registry, Policy())
+    with pytest.raises(GraphExecutionError, match=r"^step 0 \(op:anything\): TypeError: .*scal"):
+        model(torch.ones(1))
+
+
+def test_a_step_that_fails_is_named_as_the_config_writes_it() -> None:
+    def refuse(x: Tensor) -> Tensor:
+        raise BuildError("not today")
+
+    registry = default_registry()
+    registry.register_op("my.refusal", refuse)
+    lstm = {"_type_": "nn.LSTM", "_args_": [3, 3]}
+    for call, out, message in (
+        ("module:m", ["p", "q", "r"], r"step 0 \(module:m\): expected a tuple or list of 3 values, got a tuple of 2"),
+        ("module:m", {"w": "p"}, r"step 0 \(module:m\): expected a mapping with keys \['w'\], got a tuple of 2"),
+        ("op:my.refusal", "p", r"step 0 \(op:my\.refusal\): BuildError: not today"),
+        ("op:getitem", "p", r"step 0 \(op:getitem\): TypeError"),
+        ("op:relu", "p", r"step 0 \(op:relu\): TypeError"),
+    ):
+        arguments = ["$x"] if call != "op:relu" else ["$x", "$x", "$x"]
+        steps = [{"call": call, "args": arguments, "out": out}, {"call": "op:identity", "args": ["$p"], "out": "y"}]
+        model = build_model(graph({"m": lstm}, steps), registry, Policy())
+        with pytest.raises(GraphExecutionError, match=f"^{message}"):
+            model(torch.randn(2, 3))
 
 
 @pytest.mark.usefixtures("packages")

@@ -21,9 +21,9 @@ from model_factory.config.expect import require_keys, require_map
 from model_factory.config.lift import lift
 from model_factory.config.nodes import ListNode, MapNode, Node, Place, Scalar
 from model_factory.config.strict_json import parse_json
-from model_factory.config.wording import quoted
 from model_factory.digest import digest_of
 from model_factory.errors import ConfigError
+from model_factory.wording import quoted
 
 WIRE_PLACE = Place(file="<request>")
 """The place of every value that came over the wire."""

@@ -39,7 +39,8 @@ def read_variable(reference: EnvReference, env: Mapping[str, str], place: Place,
         return make_scalar(raw, place, path)
     text = raw.strip()
     if not text:
-        reason = f"the environment variable {name} is empty; wanted {_WANTED[reference.cast]}"
+        what = "the environment variable" if name in env else "the default of the environment variable"
+        reason = f"{what} {name} is empty; wanted {_WANTED[reference.cast]}"
         raise ConfigError(reason, path=path, place=str(place))
     node = _cast(text, reference.cast, place)
     # Raised outside of any except block, so that no chained exception carries the value.

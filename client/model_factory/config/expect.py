@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 
 from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, Scalar, error_at, found
-from model_factory.config.wording import listed, meant, nearest, quoted
+from model_factory.wording import listed, meant, nearest, quoted
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """What modules, inputs and values are called; matched against the whole string."""

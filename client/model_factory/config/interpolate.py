@@ -16,8 +16,10 @@ from model_factory.config.builders import ListBuilder, MapBuilder, make_scalar
 from model_factory.config.env import read_variable
 from model_factory.config.nodes import ConfigPath, MapNode, Node, Scalar, child_of, error_at, found, lower, moved
 from model_factory.config.references import ConfigReference, EnvReference, split_references
-from model_factory.config.wording import nearest, quoted
 from model_factory.errors import path_text
+from model_factory.wording import nearest, quoted
+
+_TOO_DEEP = f"references lead more than {MAX_EXPANSION_DEPTH} steps deep"
 
 
 def interpolate(tree: MapNode, env: Mapping[str, str]) -> MapNode:
@@ -48,7 +50,7 @@ class _Interpolation:
             chain = " -> ".join(path_text(link) for link in self._cycle(node, path))
             raise error_at(node, path, f"Interpolation cycle detected: {chain}")
         if len(self._open) > MAX_EXPANSION_DEPTH:
-            raise error_at(node, path, f"references lead more than {MAX_EXPANSION_DEPTH} steps deep")
+            raise error_at(node, path, _TOO_DEEP)
         self._open[node] = path
         result = self._replaced(node, path)
         del self._open[node]
@@ -90,22 +92,54 @@ class _Interpolation:
     def _referred(self, reference: ConfigReference | EnvReference, at: Scalar, at_path: ConfigPath) -> Node:
         if isinstance(reference, EnvReference):
             return read_variable(reference, self._env, at.place, at_path)
+        path = reference.path
+        followed: dict[Node, ConfigPath] = {}
         node: Node = self._root
         finished = False
-        for index, part in enumerate(reference.path):
+        index = 0
+        while index < len(path):
             if isinstance(node, Scalar) and not finished:
-                # The way leads through another reference. What that brings in is final.
-                node = self.value(node, reference.path[:index])
+                # The way leads through another reference: only what lies on the way there is worked out.
+                other = _whole_reference(node)
+                if other is not None:
+                    if node in followed:
+                        chain = " -> ".join(path_text(link) for link in [*followed.values(), path[:index]])
+                        raise error_at(at, at_path, f"Interpolation cycle detected: {chain}")
+                    if len(followed) > MAX_EXPANSION_DEPTH:
+                        raise error_at(at, at_path, _TOO_DEEP)
+                    followed[node] = path[:index]
+                    node, path, index = self._root, (*other.path, *path[index:]), 0
+                    continue
+                node = self.value(node, path[:index])  # what a variable brings in is final
                 finished = True
-            child = child_of(node, part)
+            child = child_of(node, path[index])
             if child is None:
-                raise error_at(at, at_path, _unknown(reference.path, index, node))
-            node = child
-        return node if finished else self.value(node, reference.path)
+                raise error_at(at, at_path, _unknown(path, index, node))
+            node, index = child, index + 1
+        if finished:
+            return node
+        links = {link: place for link, place in followed.items() if link not in self._open}
+        self._open |= links  # what they bring in as a whole would hold the value asked for
+        result = self.value(node, path)
+        for link in links:
+            del self._open[link]
+        return result
 
     def _cycle(self, node: Node, path: ConfigPath) -> list[ConfigPath]:
         links = list(self._open)
         return [*(self._open[link] for link in links[links.index(node) :]), path]
+
+
+def _whole_reference(node: Scalar) -> ConfigReference | None:
+    """Return the reference to another value that a scalar is, if it is one and nothing else."""
+    if not isinstance(node.value, str) or "${" not in node.value:
+        return None
+    try:
+        pieces = split_references(node.value)
+    except ValueError:  # told where it is worked out
+        return None
+    only = pieces[0] if len(pieces) == 1 else None
+    return only if isinstance(only, ConfigReference) else None
 
 
 def _as_text(value: Node, at: Scalar, at_path: ConfigPath) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from model_factory.config.bounds import MAX_KEY_CHARS, MAX_NESTING
 from model_factory.config.builders import ListBuilder, MapBuilder, make_scalar
 from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, Place
-from model_factory.config.wording import quoted
 from model_factory.errors import ConfigError
+from model_factory.wording import quoted
 
 
 def lift(value: object, place: Place) -> Node:

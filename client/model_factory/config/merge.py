@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from model_factory.config.builders import ListBuilder, MapBuilder
 from model_factory.config.expect import require_list, require_map, require_one_of, require_text
 from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, error_at
-from model_factory.config.wording import listed, meant, nearest, quoted
+from model_factory.wording import listed, meant, nearest, quoted
 
 _MODES = ("replace", "append", "prepend", "keyed")
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from model_factory.config.wording import quoted
 from model_factory.errors import ConfigError
+from model_factory.wording import quoted
 
 ConfigPath: TypeAlias = tuple[str | int, ...]
 ScalarValue: TypeAlias = bool | int | float | str | None

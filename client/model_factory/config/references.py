@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from model_factory.config.nodes import ConfigPath
-from model_factory.config.wording import listed, nearest, quoted
+from model_factory.wording import listed, nearest, quoted
 
 CASTS = ("int", "float", "bool", "json")
 

@@ -11,7 +11,7 @@ import math
 from model_factory.config.bounds import MAX_EXAMPLE_ELEMENTS, MAX_EXAMPLE_RANK
 from model_factory.config.expect import require_keys, require_list, require_map, require_one_of
 from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, Scalar, error_at, found
-from model_factory.config.wording import listed, nearest, quoted
+from model_factory.wording import listed, nearest, quoted
 
 DTYPES = (
     "float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64",

@@ -7,7 +7,7 @@ from collections.abc import Container
 
 from model_factory.config.expect import require_list, require_map, require_text
 from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, error_at, found
-from model_factory.config.wording import listed, meant, nearest, quoted
+from model_factory.wording import listed, meant, nearest, quoted
 
 RESERVED_KEYS = ("_type_", "_args_", "_kwargs_", "_name_", "_target_")
 """The keys of a spec that are not keyword arguments."""
@@ -45,7 +45,7 @@ def _check_spec(node: MapNode, path: ConfigPath, *, strict: bool) -> None:
     if "_kwargs_" in entries:
         _check_extra_keywords(node, path, strict=strict)
     for key, value in entries.items():
-        if key != "_kwargs_":
+        if key not in {"_kwargs_", "_name_"}:
             _check_argument(value, (*path, key), strict=strict)
 
 

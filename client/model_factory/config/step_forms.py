@@ -15,7 +15,7 @@ from model_factory.config.expect import (
     require_text,
 )
 from model_factory.config.nodes import ConfigPath, MapNode, Node, error_at
-from model_factory.config.wording import listed, nearest, quoted
+from model_factory.wording import listed, nearest, quoted
 
 _STEP_KEYS = ("call", "args", "kwargs", "out")
 _NODE_KEYS = ("name", *_STEP_KEYS)

@@ -9,11 +9,10 @@ from model_factory.config.expect import require_entry, require_list, require_map
 from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, Scalar, error_at, found
 from model_factory.config.step_forms import WrittenStep, written_steps
 from model_factory.config.values import Values
-from model_factory.config.wording import nearest, quoted
 from model_factory.graph.program import Argument, Out, Step
+from model_factory.wording import nearest, quoted
 
 _CALL = re.compile(r"(module|op):(.+)", re.DOTALL)
-_OP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
 def read_steps(graph: MapNode, path: ConfigPath, modules: Collection[str], values: Values) -> dict[ConfigPath, Step]:
@@ -72,8 +71,6 @@ def _read_call(node: Node, path: ConfigPath, modules: Collection[str]) -> str:
     kind, name = match.groups()
     if kind == "module" and name not in modules:
         raise error_at(node, path, f"Unknown module {quoted(name)}{nearest(name, modules)}")
-    if kind == "op" and not _OP_NAME.fullmatch(name):
-        raise error_at(node, path, f"{quoted(name)} is not the name of an op")
     return call
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from model_factory.config.bounds import MAX_NESTING, MAX_NODES, MAX_NUMBER_CHARS
-from model_factory.config.wording import quoted
 from model_factory.errors import ConfigError
+from model_factory.wording import quoted
 
 # One token per container end, per comma and per string; a closing quote is optional so that an unclosed string
 # is one token, not one try per character. An empty container is a single token, for it holds no value.

@@ -7,7 +7,7 @@ from model_factory.config.builders import ListBuilder, MapBuilder
 from model_factory.config.expect import require_map, require_text
 from model_factory.config.merge import merge
 from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, error_at
-from model_factory.config.wording import nearest, quoted
+from model_factory.wording import nearest, quoted
 
 
 def expand_templates(tree: MapNode) -> MapNode:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from model_factory.config.expect import NAME
 from model_factory.config.nodes import ConfigPath, Node, error_at
-from model_factory.config.wording import nearest, quoted
 from model_factory.errors import path_text
 from model_factory.graph.program import Ref
+from model_factory.wording import nearest, quoted
 
 INPUT = -1
 """Stands for the number of a step where a value is an input."""

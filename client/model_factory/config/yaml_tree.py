@@ -17,8 +17,8 @@ from yaml.reader import Reader
 from model_factory.config.bounds import MAX_NESTING, MAX_NUMBER_CHARS
 from model_factory.config.builders import ListBuilder, MapBuilder, make_scalar
 from model_factory.config.nodes import ListNode, MapNode, Node, Place, Scalar, error_at, found
-from model_factory.config.wording import quoted
 from model_factory.errors import ConfigError
+from model_factory.wording import quoted
 
 # The C loader gives the same nodes and marks, some ten times faster.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

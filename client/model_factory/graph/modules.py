@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, MethodType
 from typing import Any, Protocol, Self, TypeAlias
@@ -10,15 +9,19 @@ from typing import Any, Protocol, Self, TypeAlias
 import torch
 from torch import nn
 
-from model_factory.errors import CallFormError, FormatError, GraphExecutionError, ModelFactoryError
+from model_factory.errors import CallFormError, FormatError, GraphExecutionError
 from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names
 from model_factory.graph.expressions import compile_expression, expression_names
+from model_factory.graph.ops import short_op
 from model_factory.graph.program import Outcome, Program
 from model_factory.graph.runner import Runner, find_module, get_module, get_tensor, torch_const
 from model_factory.graph.signature import Signature
 from model_factory.limits import MAX_SIDES
+from model_factory.wording import nearest, quoted
 
 GRAPH_MODULES = "graph_modules"
+_OP = "op:"
+_DOT = ":"  # in the name of a child, where a dot would be a step down
 
 _Call: TypeAlias = tuple[str, tuple[Any, ...], Sequence[torch.Tensor], dict[str, Any]]
 """Form, tensors and bound arguments."""
@@ -56,9 +59,8 @@ class GraphModel(nn.Module):
         values = dict(zip(self.inputs, args, strict=False))
         for name, value in kwargs.items():
             if name not in self.inputs:
-                close = difflib.get_close_matches(name, self.inputs, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise GraphExecutionError(f"unknown input {name!r}: the model takes {', '.join(self.inputs)}{hint}")
+                known = f"the model takes {', '.join(self.inputs)}{nearest(name, self.inputs)}"
+                raise GraphExecutionError(f"unknown input {quoted(name)}: {known}")
             if name in values:
                 raise GraphExecutionError(f"input {name!r} is given by position and by name")
             values[name] = value
@@ -68,12 +70,23 @@ class GraphModel(nn.Module):
         return [values[name] for name in self.inputs]
 
     def _step_failed(self, index: int, error: Exception) -> None:
-        call = self.runner.program.steps[index].call.replace(f"module:{GRAPH_MODULES}.", "module:")
-        where = f"step {index} ({call})"
-        if isinstance(error, ModelFactoryError):
-            error.add_note(f"in {where}")
-            return
+        where = f"step {index} ({_written(self.runner.program.steps[index].call)})"
+        if isinstance(error, GraphExecutionError):
+            raise type(error)(f"{where}: {error}") from error
         raise GraphExecutionError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def plugin_op_child(name: str) -> str:
+    """Return the name of the child of ``graph_modules`` that a plug-in's op is."""
+    return f"{_OP}{name.replace('.', _DOT)}"
+
+
+def _written(call: str) -> str:
+    """A program's call as a config writes it."""
+    if call.startswith(_OP):
+        return _OP + short_op(call.removeprefix(_OP))
+    name = call.removeprefix(f"module:{GRAPH_MODULES}.")
+    return _OP + name.removeprefix(_OP).replace(_DOT, ".") if name.startswith(_OP) else f"module:{name}"
 
 
 class ProgramSource(Protocol):

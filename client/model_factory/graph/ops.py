@@ -11,15 +11,15 @@ storages, hooks or other processes. A name that the installed torch lacks is lef
 
 from __future__ import annotations
 
-import difflib
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from model_factory.errors import ConfigError
+from model_factory.wording import nearest, quoted
 
 Op = Callable[..., Any]
 
@@ -167,18 +167,25 @@ CONSTANTS: Mapping[str, Any] = MappingProxyType(
 """Name -> dtype, memory format or layout."""
 
 
-def resolve_op(name: str) -> str:
+def resolve_op(name: str, others: Iterable[str] = ()) -> str:
     """Return the canonical name for an op as a config writes it.
 
     Raises:
-        ConfigError: the name is not in the table; the message suggests the closest names.
+        ConfigError: the name is not in the table; the message suggests the closest of its names and of ``others``.
     """
-    if name in OPS:
-        return name
-    for prefix, _, _ in _NAMESPACES:
-        if f"{prefix}.{name}" in OPS:
-            return f"{prefix}.{name}"
-    short = {canonical.rpartition(".")[2] for canonical in OPS}
-    close = difflib.get_close_matches(name, sorted(short | set(OPS)), n=3)
-    hint = f"; did you mean {' or '.join(repr(item) for item in close)}?" if close else ""
-    raise ConfigError(f"Unknown op {name!r}{hint}")
+    canonical = _canonical(name)
+    if canonical is None:
+        known = {short_op(item): None for item in OPS}
+        raise ConfigError(f"Unknown op {quoted(name)}{nearest(name, [*others, *known, *OPS])}")
+    return canonical
+
+
+def short_op(canonical: str) -> str:
+    """Return the shortest name for an op that a config can write."""
+    short = canonical.rpartition(".")[2]
+    return short if _canonical(short) == canonical else canonical
+
+
+def _canonical(name: str) -> str | None:
+    candidates = (name, *(f"{prefix}.{name}" for prefix, _, _ in _NAMESPACES))
+    return next((candidate for candidate in candidates if candidate in OPS), None)

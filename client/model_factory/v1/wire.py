@@ -95,12 +95,12 @@ def reason_of(error: BaseException) -> Reason:
 def to_status(error: BaseException, component: str = "", request_id: str = "") -> grpc.Status:
     """Turn an error into the status a server ends a call with; what is private of it stays here."""
     reason = reason_of(error)
-    message = _short(reason.public or (error.reason if isinstance(error, errors.ConfigError) else str(error)))
+    message = _short(reason.public or (error.reason if isinstance(error, errors.PlacedError) else str(error)))
     info = error_details_pb2.ErrorInfo(
         reason=reason.name, domain=ERROR_DOMAIN, metadata={_COMPONENT: _short(component, 255)}
     )
     details: list[Message] = [info, error_details_pb2.RequestInfo(request_id=request_id)]
-    if isinstance(error, errors.ConfigError):
+    if isinstance(error, errors.ConfigError) or (isinstance(error, errors.PlacedError) and error.path):
         path = json.dumps(error.path, ensure_ascii=False)
         if len(path.encode()) <= _MAX_PATH_BYTES:  # over it, the text alone says what is wrong
             info.metadata[_PATH] = path
@@ -145,8 +145,8 @@ def from_rpc_error(
         return _without_details(code, message, address)
     cls = _BY_REASON.get(info.reason, errors.ServerError)
     component = info.metadata.get(_COMPONENT, "")
-    if issubclass(cls, errors.ConfigError):
-        return errors.ConfigError(message, path=path, place=place_of(component, path) or None)
+    if issubclass(cls, errors.ConfigError) or (issubclass(cls, errors.PlacedError) and path):
+        return cls(message, path=path, place=place_of(component, path) or None)
     return cls(f"component {component!r}: {message}" if component else message)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from model_factory.config import ConfigPath, ModelConfig
 from model_factory.errors import ConfigError
-from model_factory.graph.modules import GRAPH_MODULES, GraphModel
+from model_factory.graph.modules import GRAPH_MODULES, GraphModel, plugin_op_child
 from model_factory.graph.program import Program, Step
 from model_factory_server.constructor.instantiate import instantiate_module
 from model_factory_server.constructor.policy import Policy
@@ -68,6 +68,7 @@ def _resolve_call(step: Step, registry: Registry, modules: dict[str, nn.Module],
     plugin = registry.plugin_op(name)
     if plugin is None:
         return f"op:{registry.resolve_op(name, path)}"
-    child = f"op:{name.replace('.', ':')}"
+    plugin.check_arguments(step.args, {key: (*path[:-1], "kwargs", key) for key in step.kwargs}, path)
+    child = plugin_op_child(name)
     modules.setdefault(child, PluginOp(plugin.call))
     return f"module:{GRAPH_MODULES}.{child}"

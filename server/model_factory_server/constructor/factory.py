@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from model_factory.config import ConfigPath
-from model_factory.config.wording import listed, nearest, quoted
 from model_factory.errors import ConfigError
+from model_factory.wording import listed, nearest, quoted
 
 SignaturePolicy = Literal["strict", "best_effort", "runtime_only"]
 """``strict``: arguments are checked before the call, so the signature must be readable; ``best_effort``: checked where

@@ -10,8 +10,8 @@ from torch import nn
 
 from model_factory.config import ConfigPath
 from model_factory.config.specs import RESERVED_KEYS
-from model_factory.config.wording import quoted
-from model_factory.errors import BuildError, ConfigError, ModelFactoryError, path_text, plain_text
+from model_factory.errors import BuildError, ConfigError, ModelFactoryError, plain_text
+from model_factory.wording import quoted
 from model_factory_server.constructor.factory import Factory
 from model_factory_server.constructor.policy import Policy
 from model_factory_server.constructor.registry import TORCH, Registry
@@ -76,7 +76,7 @@ def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Co
         raise ConfigError(f"{quoted(factory.name)}: {plain_text(error)}", path=path) from error
     except Exception as error:
         what = f"building {quoted(factory.name)} failed: {type(error).__name__}: {plain_text(error)}"
-        raise BuildError(f"{path_text(path)}: {what}" if path else what) from error
+        raise BuildError(what, path=path) from error
 
 
 def _check_device(kwargs: dict[str, Any], path: ConfigPath) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_factory.config import ConfigPath, Settings
-from model_factory.config.wording import listed, quoted
 from model_factory.errors import BuildError, ConfigError
+from model_factory.wording import listed, quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

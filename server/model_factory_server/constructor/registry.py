@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from model_factory.config import ConfigPath
-from model_factory.config.wording import nearest, quoted
 from model_factory.errors import ConfigError
 from model_factory.graph.ops import resolve_op
+from model_factory.wording import nearest, quoted
 from model_factory_server.constructor import blocks
 from model_factory_server.constructor.blocks.radio import LoadRadio
 from model_factory_server.constructor.factory import Factory, Listing, SignaturePolicy
@@ -68,17 +68,32 @@ class Registry:
         )
         _add(self._modules, entry, "module type")
 
-    def register_op(self, name: str, fn: Callable[..., Any], *, tags: Sequence[str] = ()) -> None:
+    def register_op(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        *,
+        signature_policy: SignaturePolicy = "best_effort",
+        tags: Sequence[str] = (),
+    ) -> None:
         """Let ``call: op:name`` call ``fn``, for an operator's own functions.
 
         torch's functions need no registration: the closed table of ``model_factory.graph.ops`` has them, and a name
         registered here goes before the same name there. Since ``fn`` stays on the server, it is put into the model as
         a module without parameters and recorded like any block; so it must be written in torch calls.
 
+        Args:
+            name: The key, unique among this registry's ops; without a colon.
+            fn: The function.
+            signature_policy: As for a module: whether a step's arguments are checked when the model is built.
+            tags: Words for listings.
+
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken or has a colon, or the signature is not readable although ``strict`` needs it.
         """
-        entry = Factory(name=name, call=fn, signature_policy="best_effort", tags=tuple(tags), source=self._source)
+        if ":" in name:
+            raise ValueError(f"an op's name has no colon, got {name!r}")
+        entry = Factory(name=name, call=fn, signature_policy=signature_policy, tags=tuple(tags), source=self._source)
         _add(self._ops, entry, "op")
 
     def module(self, name: str, path: ConfigPath = ()) -> Factory:
@@ -103,10 +118,9 @@ class Registry:
             ConfigError: the table has no such op; the message suggests the closest name.
         """
         try:
-            return resolve_op(name)
+            return resolve_op(name, self._ops)
         except ConfigError as error:
-            hint = nearest(name, self._ops)
-            raise ConfigError(f"Unknown op {quoted(name)}{hint}" if hint else error.reason, path=path) from None
+            raise ConfigError(error.reason, path=path) from None
 
     def listing(self) -> tuple[Listing, ...]:
         """Describe every registered module type and op, sorted by name."""

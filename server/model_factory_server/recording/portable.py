@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from model_factory.config import ModelConfig
-from model_factory.config.wording import listed
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.methods import declared_methods
@@ -30,6 +29,7 @@ from model_factory.graph.call_form import FORWARD, Recorded
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Signature
+from model_factory.wording import listed
 from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.examples import Call, calls_of_blocks, noted_calls

@@ -24,6 +24,13 @@ def check_probability(name: str, value: object) -> float:
     return value
 
 
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value`` if it is true or false; a string, of a variable say, is neither."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")  # noqa: TRY004
+    return value
+
+
 def check_module(name: str, value: object) -> nn.Module:
     """Return ``value`` if it is a module."""
     if not isinstance(value, nn.Module):
@@ -33,7 +40,7 @@ def check_module(name: str, value: object) -> nn.Module:
 
 def check_optional_dim(use_name: str, use: bool, dim_name: str, dim: int | None) -> int | None:
     """Return ``dim`` if it agrees with its switch: a positive integer where used, ``None`` where not."""
-    if use and dim is None:
+    if check_flag(use_name, use) and dim is None:
         raise ValueError(f"{use_name} is true, so {dim_name} must be a number, got None")
     if not use and dim is not None:
         raise ValueError(f"{use_name} is false, so {dim_name} must be None, got {dim!r}")

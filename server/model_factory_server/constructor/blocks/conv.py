@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from model_factory_server.constructor.blocks.checks import check_count, check_module
+from model_factory_server.constructor.blocks.checks import check_count, check_flag, check_module
 from model_factory_server.constructor.blocks.examples import BATCH, distinct_sizes, example
 
 
@@ -31,7 +31,7 @@ class ConvBNAct(nn.Module):
     ) -> None:
         super().__init__()
         check_count("out_channels", out_channels)
-        with_bias = norm is None if bias is None else bias
+        with_bias = norm is None if bias is None else check_flag("bias", bias)
         self.conv: nn.Conv2d
         if in_channels is None:
             self.conv = nn.LazyConv2d(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model_factory_server.constructor.blocks.checks import check_count, check_given, check_rank
+from model_factory_server.constructor.blocks.checks import check_count, check_flag, check_given, check_rank
 from model_factory_server.constructor.blocks.embedding import add_positions
 from model_factory_server.constructor.blocks.examples import BATCH, distinct_sizes, example
 from model_factory_server.constructor.blocks.projections import project, silu_projection
@@ -52,7 +52,8 @@ class LatentEncoder(nn.Module):
 
         self.cls_token = make_cls_token(use_cls_token, num_cls_token, d_model)
         self.action_projection = _projection(action_dim, d_model)
-        self.semantic_projection = _projection(semantic_dim if project_semantic else None, d_model)
+        is_projected = check_flag("use_cond_semantic_projection", project_semantic)
+        self.semantic_projection = _projection(semantic_dim if is_projected else None, d_model)
         self.proprio_projection = _projection(proprio_dim, d_model)
         self.visual_projection = (
             None
@@ -110,11 +111,14 @@ class LatentEncoder(nn.Module):
 
     def example_inputs(self) -> list[dict[str, object]]:
         """Return a call for each rank of the visuals, and one with semantics ``(batch, k, f)`` if they are used."""
-        sizes = distinct_sizes(self.proprio_dim, self.visual_dim, self.semantic_dim, self.action_dim, self.num_cameras)
+        sizes = distinct_sizes(
+            self.d_model, self.proprio_dim, self.visual_dim, self.semantic_dim, self.action_dim, self.num_cameras
+        )
         cameras, channels = (BATCH, self.num_cameras), self.visual_dim
         seq, time, height, width = (next(sizes) for _ in range(4))
         images = example(*cameras, channels, height, width)
-        semantic = None if self.semantic_dim is None else example(BATCH, self.semantic_dim)
+        semantic_width = self.d_model if self.semantic_projection is None else self.semantic_dim or 0
+        semantic = None if self.semantic_dim is None else example(BATCH, semantic_width)
         common: dict[str, object] = {
             "cond_proprio": example(BATCH, next(sizes), self.proprio_dim),
             "cond_semantic": semantic,
@@ -123,7 +127,7 @@ class LatentEncoder(nn.Module):
         visuals = (images, example(*cameras, channels, seq), example(*cameras, time, channels, height, width))
         calls = [common | {"cond_visual": visual} for visual in visuals]
         if self.semantic_dim is not None:
-            calls.append(calls[0] | {"cond_semantic": example(BATCH, next(sizes), self.semantic_dim)})
+            calls.append(calls[0] | {"cond_semantic": example(BATCH, next(sizes), semantic_width)})
         return calls
 
 

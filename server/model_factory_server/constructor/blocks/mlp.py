@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from model_factory_server.constructor.blocks.checks import check_count, check_module, check_probability
+from model_factory_server.constructor.blocks.checks import check_count, check_flag, check_module, check_probability
 from model_factory_server.constructor.blocks.examples import BATCH, distinct_sizes, example
 
 
@@ -28,6 +28,7 @@ class MLP(nn.Module):
         super().__init__()
         first, *widths = _check_dims(dims)
         check_probability("dropout", dropout)
+        check_flag("bias", bias)
         between = nn.ReLU() if activation is None else check_module("activation", activation)
         layers: list[nn.Module] = []
         for index, width in enumerate(widths):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model_factory_server.constructor.blocks.checks import check_count, check_rank
+from model_factory_server.constructor.blocks.checks import check_count, check_flag, check_rank
 
 SEQUENCE = {3: "(batch, seq, features)"}
 SEMANTIC = {2: "(batch, features)", 3: "(batch, k, features)"}
@@ -24,7 +24,7 @@ def semantic_sequence(name: str, semantic: Tensor) -> Tensor:
 
 def make_cls_token(use_cls_token: bool, num_cls_token: int, width: int) -> nn.Parameter | None:
     """Return learned tokens ``(num_cls_token, width)``, truncated normal with standard deviation 0.02, if used."""
-    if not use_cls_token:
+    if not check_flag("use_cls_token", use_cls_token):
         return None
     token = torch.empty(check_count("num_cls_token", num_cls_token), width)
     return nn.Parameter(nn.init.trunc_normal_(token, std=0.02))

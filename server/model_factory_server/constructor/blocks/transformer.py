@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from model_factory_server.constructor.blocks.checks import check_count, check_probability
+from model_factory_server.constructor.blocks.checks import check_count, check_flag, check_probability
 
 Activation = str | Callable[[Tensor], Tensor]
 """``relu`` or ``gelu``, or an activation module."""
@@ -43,6 +43,7 @@ class TransformerArguments:
         check_count("transformer_nhead", self.nhead)
         check_count("transformer_dim_feedforward", self.dim_feedforward)
         check_probability("transformer_dropout", self.dropout)
+        check_flag("transformer_batch_first", self.batch_first)
         check_count("transformer_num_layers", self.num_layers)
         if self.d_model % self.nhead:
             raise ValueError(
@@ -91,7 +92,9 @@ class TransformerDecoder(nn.Module):
             batch_first=arguments.batch_first,
         )
         self.decoder = nn.TransformerDecoder(layer, num_layers=arguments.num_layers)
-        self.tgt_is_causal = tgt_is_causal
+        for copied in self.decoder.layers:
+            _use_own_activation(copied)
+        self.tgt_is_causal = check_flag("transformer_tgt_is_causal", tgt_is_causal)
         self.register_buffer("tgt_causal_mask", nn.Transformer.generate_square_subsequent_mask(num_tokens))
 
     def forward(self, tgt: Tensor, memory: Tensor) -> Tensor:
@@ -101,3 +104,12 @@ class TransformerDecoder(nn.Module):
         # Saying that the mask is causal spares torch a look at its values, which cannot be recorded, and lets
         # attention kernels skip it; s may then differ from num_tokens.
         return self.decoder(tgt, memory, tgt_mask=self.tgt_causal_mask, tgt_is_causal=True)  # type: ignore[no-any-return]
+
+
+def _use_own_activation(layer: nn.Module) -> None:
+    """Have a copied decoder layer use its activation, where that is a module.
+
+    torch copies a layer through ``__setstate__``, which puts ``relu`` in front of an activation that is a child.
+    """
+    if "activation" in layer._modules:  # noqa: SLF001
+        vars(layer).pop("activation", None)

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from model_factory_server.constructor.blocks.checks import check_count, check_given, check_optional_dim, check_rank
+from model_factory_server.constructor.blocks.checks import (
+    check_count,
+    check_flag,
+    check_given,
+    check_optional_dim,
+    check_rank,
+)
 from model_factory_server.constructor.blocks.embedding import add_positions
 from model_factory_server.constructor.blocks.examples import BATCH, distinct_sizes, example
 from model_factory_server.constructor.blocks.projections import normed_projection, project
@@ -48,7 +54,8 @@ class ModalityTokens(nn.Module):
         self.num_semantics = check_count("num_cond_semantic", num_cond_semantic) if use_cond_semantic else None
         self.num_cls_token = num_cls_token
 
-        projected_semantic_dim = self.semantic_dim if use_cond_semantic_projection else None
+        is_projected = check_flag("use_cond_semantic_projection", use_cond_semantic_projection)
+        projected_semantic_dim = self.semantic_dim if is_projected else None
         self.cls_token = make_cls_token(use_cls_token, num_cls_token, d_model)
         self.action_projection = _projection(self.action_dim, d_model)
         self.semantic_projection = _projections(self.num_semantics, projected_semantic_dim, d_model)
@@ -103,7 +110,7 @@ class ModalityTokens(nn.Module):
 
     def example_inputs(self) -> list[dict[str, object]]:
         """Return a call with semantics, if the block uses them, and one without."""
-        sizes = distinct_sizes(self.proprio_dim, self.visual_dim, self.action_dim, self.semantic_dim)
+        sizes = distinct_sizes(self.d_model, self.proprio_dim, self.visual_dim, self.action_dim, self.semantic_dim)
         inputs: dict[str, object] = {
             "cond_proprio": example(BATCH, next(sizes), self.proprio_dim),
             "cond_visual": [example(BATCH, next(sizes), self.visual_dim) for _ in range(self.num_visuals)],
@@ -112,7 +119,8 @@ class ModalityTokens(nn.Module):
         }
         if self.semantic_dim is None or self.num_semantics is None:
             return [inputs]
-        semantics = [example(BATCH, next(sizes), self.semantic_dim) for _ in range(self.num_semantics)]
+        width = self.d_model if self.semantic_projection is None else self.semantic_dim
+        semantics = [example(BATCH, next(sizes), width) for _ in range(self.num_semantics)]
         return [inputs | {"cond_semantic": semantics}, inputs]
 
 
