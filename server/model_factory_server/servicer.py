@@ -362,9 +362,7 @@ def _described(name: str, documents: dict[str, bytes]) -> build_pb2.DescribedCom
 
 def _block(item: dict[str, Any]) -> capabilities_pb2.Block:
     arguments = [capabilities_pb2.BlockArgument(**argument) for argument in item["arguments"]]
-    return capabilities_pb2.Block(
-        name=item["name"], summary=item["summary"], origin=item["origin"], arguments=arguments
-    )
+    return capabilities_pb2.Block(**item | {"arguments": arguments})
 
 
 def _limits(settings: Settings) -> capabilities_pb2.Limits:

@@ -11,7 +11,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -300,23 +300,7 @@ def _record(job: Job, tell: Tell) -> dict[str, Any]:
 
 
 def _list(job: Job, _tell: Tell) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": item.name if item.kind == "module" else f"op:{item.name}",
-            "summary": item.doc,
-            "origin": item.source,
-            "arguments": [
-                {
-                    "name": argument.name,
-                    "annotation": argument.annotation,
-                    "required": argument.required,
-                    "default": argument.default or "",
-                }
-                for argument in item.arguments or ()
-            ],
-        }
-        for item in _load_backend(job).blocks()
-    ]
+    return [asdict(block) for block in _load_backend(job).blocks()]
 
 
 _JOBS: dict[str, Callable[[Job, Tell], Any]] = {

@@ -40,7 +40,7 @@ def check_numbers(module: nn.Module, golden: Golden, prefix: str) -> None:
 
 def test_every_block_has_a_golden() -> None:
     types = {spec["_type_"] for name in NAMES for spec in Golden(name).config.modules.values()}
-    assert {entry.name for entry in default_registry().listing() if "block" in entry.tags} <= types
+    assert {entry.name for entry in default_registry().blocks() if "block" in entry.tags} <= types
 
 
 def test_model_is_the_reference_model(golden: Golden) -> None:

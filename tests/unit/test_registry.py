@@ -29,7 +29,7 @@ def registry() -> Registry:
 
 def test_every_module_class_of_torch_nn_is_registered(registry: Registry) -> None:
     classes = {name for name, value in vars(nn).items() if isinstance(value, type) and issubclass(value, nn.Module)}
-    registered = {entry.name.removeprefix("nn.") for entry in registry.listing()}
+    registered = {entry.name.removeprefix("nn.") for entry in registry.blocks()}
     # DataParallel wraps a model for several GPUs of one process; it is no part of a model.
     assert classes - registered == {"Module", "Container", "DataParallel"}
     assert registry.module("nn.Linear").call is nn.Linear
@@ -71,7 +71,7 @@ def test_strict_needs_a_readable_signature() -> None:
     with pytest.raises(ValueError, match="the signature of 'x' cannot be read; register it with 'best_effort'"):
         registry.register_module("x", max)
     registry.register_module("x", max, signature_policy="best_effort")
-    assert registry.listing()[0].arguments is None
+    assert registry.blocks()[0].arguments == ()
 
 
 def check(factory: Factory, *args: Any, **kwargs: Any) -> None:
@@ -133,30 +133,33 @@ def test_an_ops_name_has_no_colon(registry: Registry) -> None:
         registry.register_op("a:b", half)
 
 
-def test_listing_describes_arguments_docs_tags_and_origin() -> None:
+def test_blocks_are_described_with_arguments_docs_tags_and_origin() -> None:
     registry = Registry()
-    registry.register_op("halve", half, tags=("mine",))
+    registry.register_from("here", lambda target: target.register_op("halve", half, tags=("mine",)))
     registry.register_module("a", nn.Linear)
-    first, second = registry.listing()
-    assert (first.name, first.kind, first.origin) == ("a", "module", "torch.nn.modules.linear.Linear")
-    assert (second.name, second.kind, second.doc, second.tags) == ("halve", "op", "Halve a width.", ("mine",))
-    assert second.origin == f"{__name__}.half"
-    assert second.arguments is not None
+    first, second = registry.blocks()
+    assert (first.name, first.origin) == ("a", "")
+    assert (second.name, second.origin, second.summary, second.tags) == (
+        "op:halve",
+        "here",
+        "Halve a width.",
+        ("mine",),
+    )
     described = [(item.name, item.default, item.required, item.annotation) for item in second.arguments]
     assert described == [
-        ("width", None, True, "int"),
+        ("width", "", True, "int"),
         ("scale", "0.5", False, "float"),
-        ("*rest", None, False, "int"),
-        ("name", None, True, "str"),
-        ("**more", None, False, "Any"),
+        ("*rest", "", False, "int"),
+        ("name", "", True, "str"),
+        ("**more", "", False, "Any"),
     ]
 
 
 def test_blocks_are_listed_with_the_names_that_configs_use() -> None:
-    entries = {entry.name: entry for entry in default_registry().listing()}
+    entries = {entry.name: entry for entry in default_registry().blocks()}
     decoder = entries["vfp_single_action_decoder"]
     assert decoder.tags == ("block",)
-    assert [item.name for item in decoder.arguments or ()] == [
+    assert [item.name for item in decoder.arguments] == [
         "action_dim",
         "transformer_d_model",
         "transformer_nhead",
@@ -172,9 +175,9 @@ def test_blocks_are_listed_with_the_names_that_configs_use() -> None:
     ]
 
 
-def test_listing_says_who_registered(registry: Registry) -> None:
+def test_blocks_say_who_registered_them(registry: Registry) -> None:
     registry.register_from("my_plugin", lambda target: target.register_module("mine", nn.Linear))
     registry.register_module("ours", nn.Linear)
-    sources = {entry.name: entry.source for entry in registry.listing()}
-    assert (sources["mine"], sources["ours"]) == ("my_plugin", "")
-    assert {entry.source for entry in default_registry().listing()} == {"torch", "builtin"}
+    origins = {entry.name: entry.origin for entry in registry.blocks()}
+    assert (origins["mine"], origins["ours"]) == ("my_plugin", "")
+    assert {entry.origin for entry in default_registry().blocks()} == {"torch", "builtin"}

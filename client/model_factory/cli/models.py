@@ -11,6 +11,7 @@ from typing import BinaryIO
 import torch
 from torch import nn
 
+from model_factory.blocks import BlockArgument
 from model_factory.descriptor.codec import encode_descriptor
 from model_factory.descriptor.describe import describe as describe_module
 from model_factory.descriptor.weights import write_weights
@@ -18,7 +19,6 @@ from model_factory.errors import ModelFactoryError, StoreError
 from model_factory.graph.runner import torch_const
 from model_factory.remote.factory import RemoteModelFactory
 from model_factory.store.staging import staged
-from model_factory.v1 import capabilities_pb2
 
 
 def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: str | None, output: Path | None) -> int:
@@ -57,13 +57,14 @@ def blocks(server: str, names: Sequence[str]) -> int:
     if not found:
         raise ModelFactoryError(f"the server has no block whose name starts with {' or '.join(map(repr, names))}")
     for block in found:
-        print(f"{block.name}({', '.join(_argument(argument) for argument in block.arguments)})  [{block.origin}]")
+        about = ", ".join((block.origin, *block.tags))
+        print(f"{block.name}({', '.join(_argument(argument) for argument in block.arguments)})  [{about}]")
         if block.summary:
             print(f"    {block.summary}")
     return 0
 
 
-def _argument(argument: capabilities_pb2.BlockArgument) -> str:
+def _argument(argument: BlockArgument) -> str:
     return argument.name if not argument.default else f"{argument.name}={argument.default}"
 
 

@@ -13,6 +13,7 @@ import grpc
 import torch
 from torch import nn
 
+from model_factory.blocks import Block
 from model_factory.components import SEED_RANGE, Component, Request, read_request
 from model_factory.descriptor.architecture import Architecture, Travel
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
@@ -141,14 +142,18 @@ class RemoteModelFactory:
             raise FormatError(f"a bundle of {bundle.size} bytes; at most {MAX_SOURCE_BYTES} are allowed")
         return read_blob(self._connection, self._cache, Blob(bundle.digest, bundle.size), {})
 
-    def blocks(self) -> list[capabilities_pb2.Block]:
-        """What configs may name as ``_type_`` on this server."""
+    def blocks(self) -> list[Block]:
+        """What configs may name on this server, sorted by name.
+
+        Raises:
+            ServerError: the server cannot be reached, or refuses.
+        """
         self._connection.capabilities()
         with self._connection.errors():
             response = self._connection.stub.ListBlocks(
                 capabilities_pb2.ListBlocksRequest(), timeout=self._connection.timeout
             )
-        return list(response.blocks)
+        return [wire.from_block(block) for block in response.blocks]
 
     def close(self) -> None:
         """Close the connection; the factory and its modules open another when they need one."""

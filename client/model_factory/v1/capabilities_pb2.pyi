@@ -94,16 +94,18 @@ class ListBlocksResponse(_message.Message):
     def __init__(self, blocks: _Optional[_Iterable[_Union[Block, _Mapping]]] = ...) -> None: ...
 
 class Block(_message.Message):
-    __slots__ = ("name", "summary", "origin", "arguments")
+    __slots__ = ("name", "summary", "origin", "arguments", "tags")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     name: str
     summary: str
     origin: str
     arguments: _containers.RepeatedCompositeFieldContainer[BlockArgument]
-    def __init__(self, name: _Optional[str] = ..., summary: _Optional[str] = ..., origin: _Optional[str] = ..., arguments: _Optional[_Iterable[_Union[BlockArgument, _Mapping]]] = ...) -> None: ...
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., summary: _Optional[str] = ..., origin: _Optional[str] = ..., arguments: _Optional[_Iterable[_Union[BlockArgument, _Mapping]]] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BlockArgument(_message.Message):
     __slots__ = ("name", "annotation", "required", "default")

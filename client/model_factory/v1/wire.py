@@ -13,9 +13,10 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from model_factory import errors
+from model_factory.blocks import Block, BlockArgument
 from model_factory.digest import check_digest
 from model_factory.store import Blob
-from model_factory.v1 import blob_pb2
+from model_factory.v1 import blob_pb2, capabilities_pb2
 
 ERROR_DOMAIN = "model-factory"
 
@@ -190,6 +191,21 @@ def _decode_path(text: str) -> tuple[str | int, ...]:
     except ValueError:
         return ()
     return tuple(path) if isinstance(path, list) and all(type(part) in {str, int} for part in path) else ()
+
+
+def from_block(message: capabilities_pb2.Block) -> Block:
+    """Read the description of a block."""
+    arguments = tuple(
+        BlockArgument(name=item.name, annotation=item.annotation, required=item.required, default=item.default)
+        for item in message.arguments
+    )
+    return Block(
+        name=message.name,
+        summary=message.summary,
+        origin=message.origin,
+        tags=tuple(message.tags),
+        arguments=arguments,
+    )
 
 
 def to_digest(blob: Blob) -> blob_pb2.Digest:

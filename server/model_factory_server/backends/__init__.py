@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import nn
 
+    from model_factory.blocks import Block
     from model_factory.config import ResolvedConfig
-    from model_factory_server.constructor.factory import Listing
 
 
 class Backend(Protocol):
@@ -27,6 +27,6 @@ class Backend(Protocol):
         """
         ...
 
-    def blocks(self) -> tuple[Listing, ...]:
+    def blocks(self) -> tuple[Block, ...]:
         """What configs may name, sorted by name."""
         ...

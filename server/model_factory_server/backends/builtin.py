@@ -6,11 +6,11 @@ import functools
 
 from torch import nn
 
+from model_factory.blocks import Block
 from model_factory.config import ResolvedConfig
 from model_factory_server.backends.hub import load_radio
 from model_factory_server.backends.plugins import load_register, plugin_errors
 from model_factory_server.constructor import Policy, build_model, default_registry
-from model_factory_server.constructor.factory import Listing
 from model_factory_server.settings import BackendSettings
 
 
@@ -38,6 +38,6 @@ class BuiltinBackend:
         """See ``Backend``."""
         return build_model(config.model, self._registry, self._policy)
 
-    def blocks(self) -> tuple[Listing, ...]:
+    def blocks(self) -> tuple[Block, ...]:
         """See ``Backend``."""
-        return self._registry.listing()
+        return self._registry.blocks()

@@ -16,13 +16,13 @@ from typing import Any
 
 from torch import nn
 
+from model_factory.blocks import Block
 from model_factory.config import ConfigPath, ResolvedConfig
 from model_factory.errors import BuildError, ConfigError, ServerError
 from model_factory_server.backends.checkout_model import convert_model
 from model_factory_server.backends.plugins import load_register, plugin_errors
 from model_factory_server.backends.private import without_paths
 from model_factory_server.backends.sources import CHECKOUT_PACKAGE
-from model_factory_server.constructor.factory import Listing
 from model_factory_server.settings import BackendSettings
 
 # The permissions are the operator's to give, and a checkout has no flag of the server's for them.
@@ -63,7 +63,7 @@ class PolicyConstructorBackend:
             raise BuildError(without_paths(f"{type(error).__name__}: {error}")) from error
         return convert_model(built)
 
-    def blocks(self) -> tuple[Listing, ...]:
+    def blocks(self) -> tuple[Block, ...]:
         """See ``Backend``. Empty: the documented surface of a checkout lists nothing."""
         return ()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from model_factory.blocks import Block, BlockArgument
 from model_factory.config import ConfigPath
 from model_factory.errors import ConfigError
 from model_factory.wording import listed, nearest, quoted
@@ -17,40 +18,6 @@ it is readable; ``runtime_only``: only the call decides."""
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArgumentListing:
-    """One argument of a factory, as text."""
-
-    name: str
-    """With its stars, if it takes many."""
-    default: str | None
-    """As Python writes it; None: there is none."""
-    required: bool
-    """Whether a call must give it."""
-    annotation: str
-    """As Python writes it; empty: there is none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
-    """What a registry says about one key."""
-
-    name: str
-    """The key."""
-    kind: Literal["module", "op"]
-    """What the key names."""
-    arguments: tuple[ArgumentListing, ...] | None
-    """In order; None: the signature cannot be read."""
-    doc: str
-    """The first line of the docstring; may be empty."""
-    tags: tuple[str, ...]
-    """Given at the registration."""
-    origin: str
-    """Where the factory comes from: ``package.module.Name``."""
-    source: str
-    """Who registered it: ``torch``, ``builtin``, a plug-in's module; empty if nobody said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +32,8 @@ class Factory:
     """How much is checked before the call."""
     tags: tuple[str, ...] = ()
     """For listings."""
-    source: str = ""
-    """Who registered it, for listings."""
+    origin: str = ""
+    """Who registered it: ``torch``, ``builtin`` or a plug-in's module; empty if nobody said."""
     signature: inspect.Signature | None = field(init=False)
     """None: it cannot be read."""
 
@@ -79,11 +46,6 @@ class Factory:
         object.__setattr__(self, "signature", _signature(self.call))
         if self.signature is None and self.signature_policy == "strict":
             raise ValueError(f"the signature of {self.name!r} cannot be read; register it with 'best_effort'")
-
-    @property
-    def origin(self) -> str:
-        """Where the callable comes from: ``package.module.Name``."""
-        return f"{getattr(self.call, '__module__', None)}.{getattr(self.call, '__qualname__', repr(self.call))}"
 
     def check_arguments(self, args: Sequence[Any], kwargs: dict[str, ConfigPath], path: ConfigPath) -> None:
         """Check a call before it is made; ``kwargs`` has each keyword's place in the config, ``path`` is the call's.
@@ -108,18 +70,16 @@ class Factory:
         except TypeError as error:
             raise ConfigError(f"{quoted(self.name)}: {error}", path=path) from None
 
-    def listing(self, kind: Literal["module", "op"]) -> Listing:
-        """Describe the factory."""
-        parameters = None if self.signature is None else self.signature.parameters.values()
+    def described(self, prefix: str = "") -> Block:
+        """Describe the factory for people; ``prefix`` is what configs write before its name."""
+        parameters = () if self.signature is None else self.signature.parameters.values()
         doc = (getattr(self.call, "__doc__", None) or "").strip()
-        return Listing(
-            name=self.name,
-            kind=kind,
-            arguments=None if parameters is None else tuple(_argument(parameter) for parameter in parameters),
-            doc=doc.partition("\n")[0].strip(),
-            tags=self.tags,
+        return Block(
+            name=prefix + self.name,
+            summary=doc.partition("\n")[0].strip(),
             origin=self.origin,
-            source=self.source,
+            tags=self.tags,
+            arguments=tuple(_argument(parameter) for parameter in parameters),
         )
 
 
@@ -130,7 +90,7 @@ def _signature(call: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-def _argument(parameter: inspect.Parameter) -> ArgumentListing:
+def _argument(parameter: inspect.Parameter) -> BlockArgument:
     empty = inspect.Parameter.empty
     stars = _STARS.get(parameter.kind, "")
     annotation = parameter.annotation
@@ -138,9 +98,9 @@ def _argument(parameter: inspect.Parameter) -> ArgumentListing:
         text = ""
     else:
         text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    return ArgumentListing(
+    return BlockArgument(
         name=stars + parameter.name,
-        default=None if parameter.default is empty else repr(parameter.default),
-        required=parameter.default is empty and not stars,
         annotation=text,
+        required=parameter.default is empty and not stars,
+        default="" if parameter.default is empty else repr(parameter.default),
     )

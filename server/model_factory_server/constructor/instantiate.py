@@ -66,7 +66,7 @@ def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Co
     kwargs = {
         name: instantiate(value, registry, policy, path=place) for name, (place, value) in sorted(keywords.items())
     }
-    if factory.source == TORCH and kwargs.get("device") is not None:
+    if factory.origin == TORCH and kwargs.get("device") is not None:
         _check_device(kwargs, keywords["device"][0])
     try:
         return factory.call(*args, **kwargs)

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from model_factory.blocks import Block
 from model_factory.config import ConfigPath
 from model_factory.errors import ConfigError
 from model_factory.graph.ops import resolve_op
 from model_factory.wording import nearest, quoted
 from model_factory_server.constructor import blocks
 from model_factory_server.constructor.blocks.radio import LoadRadio
-from model_factory_server.constructor.factory import Factory, Listing, SignaturePolicy
+from model_factory_server.constructor.factory import Factory, SignaturePolicy
 
 TORCH = "torch"
 """Who registers torch's own modules."""
@@ -33,15 +34,15 @@ class Registry:
     def __init__(self) -> None:
         self._modules: dict[str, Factory] = {}
         self._ops: dict[str, Factory] = {}
-        self._source = ""
+        self._origin = ""
 
-    def register_from(self, source: str, register: Callable[[Registry], object]) -> None:
-        """Call ``register(self)``; what it registers is listed as coming from ``source``."""
-        self._source = source
+    def register_from(self, origin: str, register: Callable[[Registry], object]) -> None:
+        """Call ``register(self)``; what it registers is described as coming from ``origin``."""
+        self._origin = origin
         try:
             register(self)
         finally:
-            self._source = ""
+            self._origin = ""
 
     def register_module(
         self,
@@ -58,13 +59,13 @@ class Registry:
             factory: A module class, or any callable; only a graph's modules themselves must be ``nn.Module``.
             signature_policy: ``strict`` checks arguments before the call and needs a readable signature,
                 ``best_effort`` checks them where the signature is readable, ``runtime_only`` leaves it to the call.
-            tags: Words for listings.
+            tags: Words for its description.
 
         Raises:
             ValueError: the name is taken, or the signature is not readable although ``strict`` needs it.
         """
         entry = Factory(
-            name=name, call=factory, signature_policy=signature_policy, tags=tuple(tags), source=self._source
+            name=name, call=factory, signature_policy=signature_policy, tags=tuple(tags), origin=self._origin
         )
         _add(self._modules, entry, "module type")
 
@@ -86,14 +87,14 @@ class Registry:
             name: The key, unique among this registry's ops; without a colon.
             fn: The function.
             signature_policy: As for a module: whether a step's arguments are checked when the model is built.
-            tags: Words for listings.
+            tags: Words for its description.
 
         Raises:
             ValueError: the name is taken or has a colon, or the signature is not readable although ``strict`` needs it.
         """
         if ":" in name:
             raise ValueError(f"an op's name has no colon, got {name!r}")
-        entry = Factory(name=name, call=fn, signature_policy=signature_policy, tags=tuple(tags), source=self._source)
+        entry = Factory(name=name, call=fn, signature_policy=signature_policy, tags=tuple(tags), origin=self._origin)
         _add(self._ops, entry, "op")
 
     def module(self, name: str, path: ConfigPath = ()) -> Factory:
@@ -122,11 +123,11 @@ class Registry:
         except ConfigError as error:
             raise ConfigError(error.reason, path=path) from None
 
-    def listing(self) -> tuple[Listing, ...]:
+    def blocks(self) -> tuple[Block, ...]:
         """Describe every registered module type and op, sorted by name."""
-        entries = [factory.listing("module") for factory in self._modules.values()]
-        entries += [factory.listing("op") for factory in self._ops.values()]
-        return tuple(sorted(entries, key=lambda entry: entry.name))
+        found = [factory.described() for factory in self._modules.values()]
+        found += [factory.described("op:") for factory in self._ops.values()]
+        return tuple(sorted(found, key=lambda block: block.name))
 
 
 def default_registry(load_radio: LoadRadio | None = None) -> Registry:
@@ -166,5 +167,9 @@ functools.update_wrapper(_parameter_dict, nn.ParameterDict)
 
 def _add(entries: dict[str, Factory], entry: Factory, kind: str) -> None:
     if entry.name in entries:
-        raise ValueError(f"{kind} {entry.name!r} is registered already, as {entries[entry.name].origin}")
+        raise ValueError(f"{kind} {entry.name!r} is registered already, as {_place(entries[entry.name].call)}")
     entries[entry.name] = entry
+
+
+def _place(call: Callable[..., Any]) -> str:
+    return f"{getattr(call, '__module__', None)}.{getattr(call, '__qualname__', repr(call))}"
