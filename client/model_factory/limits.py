@@ -26,6 +26,9 @@ BLOB_CHUNK_BYTES = 2 * MIB
 MAX_MESSAGE_BYTES = 128 * MIB
 """Of one gRPC message; descriptors travel inside one."""
 
+MAX_EXAMPLE_RANK = 16
+"""Axes of one tensor of a call that is an example, or that is to be recorded."""
+
 MAX_COMPONENTS = 256
 """Components in one request."""
 

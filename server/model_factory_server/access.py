@@ -150,10 +150,17 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
 
 
 def token_line(name: str, token: str, days: float | None) -> str:
-    """Write the line of a file of tokens that lets the holder of a token in."""
+    """Write the line of a file of tokens that lets the holder of a token in.
+
+    Raises:
+        ServerError: the name is not one word, or there are no so many days.
+    """
     line = f"{name} {hashlib.sha256(token.encode()).hexdigest()}"
     if days is not None:
-        until = datetime.now(UTC) + timedelta(days=days)
+        try:
+            until = datetime.now(UTC) + timedelta(days=days)
+        except (OverflowError, ValueError):
+            raise ServerError(f"--days {days:g} is no number of days that a date can be ahead") from None
         line += f" {until.isoformat(timespec='seconds')}"
     _token(line, "the new token")
     return line

@@ -36,7 +36,7 @@ class Admission:
     waiting: int = 0
     """Builds that wait for a builder."""
     calls: int = 0
-    """Calls in progress, but for health checks."""
+    """Calls in progress, but for health checks and ``GetCapabilities``."""
     _slots: asyncio.Semaphore = field(init=False)
     _shares: dict[str, _Share] = field(default_factory=dict)
 

@@ -24,7 +24,7 @@ may have a unit (64MiB), lists in variables have commas. What is secret is in fi
 """
 
 
-def add_serve(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the server's commands to the sub-parsers of ``model-factory``."""
     token = commands.add_parser("token", help="make a token for a client, and the line that a server knows it by")
     token.add_argument("name", metavar="NAME", help="the client's name: quotas and logs go by it")

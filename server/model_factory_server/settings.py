@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from model_factory.config.bounds import MAX_DOCUMENT_BYTES, MAX_NESTING, MAX_NODES
+from model_factory.config.bounds import MAX_CONFIG_BYTES, MAX_NESTING, MAX_NODES
 from model_factory.errors import ServerError
 from model_factory.limits import MAX_COMPONENTS, MAX_MESSAGE_BYTES, MAX_MODULES, MIB
 from model_factory.settings import DEFAULT_ADDRESS
@@ -99,7 +99,7 @@ class LimitSettings:
     max_request_bytes: int = setting(8 * MIB, "one request", minimum=1024, maximum=MAX_MESSAGE_BYTES)
     max_components: int = setting(MAX_COMPONENTS, "components of one request", minimum=1, maximum=MAX_COMPONENTS)
     max_config_bytes: int = setting(
-        MAX_DOCUMENT_BYTES, "one component's config, and one call to record", minimum=1, maximum=MAX_DOCUMENT_BYTES
+        MAX_CONFIG_BYTES, "one component's config, and one call to record", minimum=1, maximum=MAX_CONFIG_BYTES
     )
     max_nesting: int = setting(
         MAX_NESTING, "mappings and lists of a config inside each other", minimum=4, maximum=MAX_NESTING

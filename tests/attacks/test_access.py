@@ -204,6 +204,12 @@ def test_loopback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "TLS needs --tls-cert and --tls-key" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("days", ["1e9", "nan", "inf"])
+def test_no_token_is_made_for_days_that_there_are_not(days: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["token", "lab-7", "--days", days]) == 1
+    assert "is no number of days" in capsys.readouterr().err
+
+
 def test_the_command_makes_a_token_that_a_server_knows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["token", "lab-7", "--days", "2"]) == 0
     first, second = (line.partition(": ")[2] for line in capsys.readouterr().out.splitlines())

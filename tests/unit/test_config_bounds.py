@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from model_factory.config import (
-    MAX_DOCUMENT_BYTES,
+    MAX_CONFIG_BYTES,
     canonical_bytes,
     parse_config,
     parse_wire,
@@ -172,10 +172,10 @@ def test_wire_with_duplicates_among_many_keys_is_read_in_linear_time() -> None:
 
 def test_documents_that_are_too_large(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
-    path.write_bytes(b"a: 1\n" + b"#" * MAX_DOCUMENT_BYTES)
-    with pytest.raises(ConfigError, match=f"larger than {MAX_DOCUMENT_BYTES} bytes"):
+    path.write_bytes(b"a: 1\n" + b"#" * MAX_CONFIG_BYTES)
+    with pytest.raises(ConfigError, match=f"larger than {MAX_CONFIG_BYTES} bytes"):
         resolve_file(path, {})
-    assert "at most" in on_the_wire(" " * (MAX_DOCUMENT_BYTES + 1))
+    assert "at most" in on_the_wire(" " * (MAX_CONFIG_BYTES + 1))
     many = [f"{i:030}" for i in range(MAX_NODES // 4)]
     assert "the resolved config takes" in in_memory(
         model={"sequential": {"layers": [{"_type_": "a", "x": many, "y": [float(f"1.{i}") for i in range(30_000)]}]}}

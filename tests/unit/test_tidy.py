@@ -31,6 +31,12 @@ def test_nothing_unpickles_or_evaluates(banned):
     assert [str(path) for path in SOURCES if banned in calls_and_names(path)] == []
 
 
+def test_the_server_unpickles_nothing_that_a_builder_sends():
+    """``Connection.recv`` unpickles; ``apart`` uses it inside a builder, between it and its own copy."""
+    readers = [path for path in SOURCES if any(name.endswith(".recv") for name in calls_and_names(path))]
+    assert [path.name for path in readers] == ["apart.py"]
+
+
 def test_only_the_loader_of_trusted_source_executes_code():
     """What executes code: a compiled text, and a loader given to Python's import system."""
     means = {"compile", "builtins.compile", "InspectLoader", "SourceLoader", "importlib.abc", "runpy", "imp"}

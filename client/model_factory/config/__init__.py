@@ -4,7 +4,7 @@
 goes one way: ``load`` -> ``merge`` -> ``templates`` -> ``interpolate`` -> ``check`` -> ``canonical``.
 """
 
-from model_factory.config.bounds import MAX_DOCUMENT_BYTES
+from model_factory.config.bounds import MAX_CONFIG_BYTES
 from model_factory.config.canonical import canonical_bytes, digest, parse_wire, wire_bytes
 from model_factory.config.key_order import order_digest
 from model_factory.config.model_config import ModelConfig, Settings
@@ -12,7 +12,7 @@ from model_factory.config.nodes import ConfigPath
 from model_factory.config.resolve import ResolvedConfig, parse_config, resolve_file, resolve_mapping
 
 __all__ = [
-    "MAX_DOCUMENT_BYTES",
+    "MAX_CONFIG_BYTES",
     "ConfigPath",
     "ModelConfig",
     "ResolvedConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MAX_DOCUMENT_BYTES = 1024 * 1024
+MAX_CONFIG_BYTES = 1024 * 1024
 """Bytes of one YAML file, and of a resolved config on the wire."""
 
 MAX_TEXT_BYTES = 1024 * 1024
@@ -29,8 +29,5 @@ MAX_INT_BITS = 128
 MAX_NUMBER_CHARS = 200
 """Characters of a written number: reading a number can take time that is quadratic in its length."""
 
-MAX_EXAMPLE_ELEMENTS = 2**26
+MAX_SIGNATURE_ELEMENTS = 2**26
 """Elements of all example tensors of a ``signature`` together: 256 MiB as float32."""
-
-MAX_EXAMPLE_RANK = 16
-"""Axes of one example tensor."""

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from model_factory.config.bounds import MAX_DOCUMENT_BYTES
+from model_factory.config.bounds import MAX_CONFIG_BYTES
 from model_factory.config.builders import MapBuilder
 from model_factory.config.check import TOP_LEVEL_KEYS
 from model_factory.config.expect import require_keys, require_map
@@ -47,8 +47,8 @@ def wire_bytes(config: Mapping[str, Any] | MapNode) -> bytes:
     Raises ConfigError when it is larger than a config may be.
     """
     data = _encode(config, sort_keys=False)
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise ConfigError(f"the resolved config takes {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"the resolved config takes {len(data)} bytes; at most {MAX_CONFIG_BYTES} are allowed")
     return data
 
 
@@ -71,8 +71,8 @@ def parse_wire(data: bytes) -> MapNode:
     Raises ConfigError unless it is UTF-8 JSON within the bounds, with no key twice and nothing at the top level
     that the wire form does not have.
     """
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise ConfigError(f"the config takes {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"the config takes {len(data)} bytes; at most {MAX_CONFIG_BYTES} are allowed")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from model_factory.config.bounds import MAX_DOCUMENT_BYTES, MAX_FILES
+from model_factory.config.bounds import MAX_CONFIG_BYTES, MAX_FILES
 from model_factory.config.builders import MapBuilder
 from model_factory.config.expect import require_list, require_text
 from model_factory.config.merge import merge
@@ -76,12 +76,12 @@ def _read_text(path: Path, named_at: str | None) -> str:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConfigError(f"{path} is not a regular file", place=named_at)
         with path.open("rb") as file:
-            data = file.read(MAX_DOCUMENT_BYTES + 1)
+            data = file.read(MAX_CONFIG_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"cannot read the config file {str(path)!r}: {reason}", place=named_at) from None
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise ConfigError(f"the file is larger than {MAX_DOCUMENT_BYTES} bytes", place=str(path))
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"the file is larger than {MAX_CONFIG_BYTES} bytes", place=str(path))
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

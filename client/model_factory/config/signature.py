@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 
-from model_factory.config.bounds import MAX_EXAMPLE_ELEMENTS, MAX_EXAMPLE_RANK
+from model_factory.config.bounds import MAX_SIGNATURE_ELEMENTS
 from model_factory.config.expect import require_keys, require_list, require_map, require_one_of
 from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, Scalar, error_at, found
+from model_factory.limits import MAX_EXAMPLE_RANK
 from model_factory.wording import listed, nearest, quoted
 
 DTYPES = (
@@ -29,8 +30,8 @@ def check_signature(node: Node, path: ConfigPath, inputs: tuple[str, ...]) -> Ma
     missing = [name for name in inputs if name not in examples.entries]
     if missing:
         raise error_at(node, path, f"every input needs an example (null for None), missing: {listed(missing)}")
-    if _elements(examples, path) > MAX_EXAMPLE_ELEMENTS:
-        raise error_at(node, path, f"the example tensors hold more than {MAX_EXAMPLE_ELEMENTS} elements together")
+    if _elements(examples, path) > MAX_SIGNATURE_ELEMENTS:
+        raise error_at(node, path, f"the example tensors hold more than {MAX_SIGNATURE_ELEMENTS} elements together")
     return examples
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-from model_factory.config.bounds import MAX_EXAMPLE_RANK
 from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError, plain_text
 from model_factory.graph.call_form import FORWARD, call_form, rebuild
 from model_factory.graph.codec import decode_form, encode_form
 from model_factory.graph.program import Outcome
 from model_factory.graph.runner import torch_const
+from model_factory.limits import MAX_EXAMPLE_RANK
 
 MAX_EXAMPLE_ELEMENTS = 1 << 28
 """Numbers in all tensors of one call."""

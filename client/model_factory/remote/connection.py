@@ -143,7 +143,7 @@ class Connection:
         with self._lock:
             if self._channel is not None:
                 self._channel.close()
-            self._channel = self._stub = None
+            self._channel = self._stub = self._capabilities = None
 
     def capabilities(self) -> capabilities_pb2.GetCapabilitiesResponse:
         """What the server is and accepts; asked once.

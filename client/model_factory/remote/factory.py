@@ -74,7 +74,8 @@ class RemoteModelFactory:
             cache_dir: The node's cache; by default ``$MODEL_FACTORY_CACHE`` or the user's cache folder.
             cache_bytes: What the blobs in the cache may take; before another is fetched, those go that were used least
                 recently and are not in use. By default ``$MODEL_FACTORY_CACHE_GIB`` or 64 GiB.
-            timeout: Seconds that a call to the server may take; by default unlimited.
+            timeout: Seconds that a call to the server may take, a build's included; by default unlimited. A download is
+                bounded by how long nothing comes instead.
             credentials: TLS and token; by default what ``MODEL_FACTORY_*`` variables say, which is neither without any.
             trust_source: Whose source code may be run here, for blocks that cannot travel without it: None for
                 nobody's, the path of a lock file of ``model-factory trust``, digests of bundles, or True for whatever
@@ -83,6 +84,8 @@ class RemoteModelFactory:
         Raises:
             SourceError: ``trust_source`` names a lock file that is none.
             FormatError: ``trust_source`` has a digest that is none.
+            StoreError: the cache cannot be made or written to.
+            ModelFactoryError: an environment variable of this package's has no value that it can have.
         """
         self._trust = Trust(trust_source)
         self._connection = Connection(address, timeout, credentials, shared_store())

@@ -85,7 +85,7 @@ def decode_bundle(data: bytes) -> Bundle:
     """Parse and check a bundle; nothing of it is compiled.
 
     Raises:
-        FormatError: it breaks the format, a rule on names or a limit, or is not written canonically.
+        FormatError: it breaks the format, a rule on names or a limit.
     """
     if len(data) > MAX_SOURCE_BYTES:
         raise FormatError(f"a bundle has {len(data)} bytes; at most {MAX_SOURCE_BYTES} are allowed")

@@ -40,6 +40,7 @@ class ModelFactoryServiceStub(object):
     sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
 
     INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
+    UNAUTHENTICATED      no token, or one that is unknown or expired; with another token again
     OUT_OF_RANGE         bytes of a blob were asked for that it does not have
     FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
     RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now
@@ -101,6 +102,7 @@ class ModelFactoryServiceServicer(object):
     sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
 
     INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
+    UNAUTHENTICATED      no token, or one that is unknown or expired; with another token again
     OUT_OF_RANGE         bytes of a blob were asked for that it does not have
     FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
     RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now
@@ -209,6 +211,7 @@ class ModelFactoryService(object):
     sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
 
     INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
+    UNAUTHENTICATED      no token, or one that is unknown or expired; with another token again
     OUT_OF_RANGE         bytes of a blob were asked for that it does not have
     FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
     RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now

@@ -1,4 +1,4 @@
-"""The only place that maps protobuf messages to this package's types, for client and server."""
+"""Between protobuf messages and this package's types: errors, blobs and blocks, for client and server."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -83,7 +83,8 @@ def collect(modules: Collection[str], roots: Sequence[Root]) -> bytes:
             top = item.module.partition(".")[0]
             if not own and top not in _PROVIDED and find_file(top, roots) is None and not _is_own_top(top, roots):
                 third[top] = third.get(top, True) and item.optional
-    requires = tuple(_requirement(top) for top, optional in sorted(third.items()) if not optional)
+    distributions = metadata.packages_distributions()
+    requires = tuple(_requirement(top, distributions) for top, optional in sorted(third.items()) if not optional)
     try:
         return encode_bundle(Bundle(files=files, requires=requires))
     except FormatError as error:
@@ -173,7 +174,7 @@ def _read(path: Path, module: str) -> str:
         raise NotPortableError(f"the source of {module} is not UTF-8") from None
 
 
-def _requirement(top: str) -> Requirement:
-    for distribution in metadata.packages_distributions().get(top, ()):
+def _requirement(top: str, distributions: Mapping[str, list[str]]) -> Requirement:
+    for distribution in distributions.get(top, ()):
         return Requirement(top, distribution, metadata.version(distribution))
     return Requirement(top, top, "")
