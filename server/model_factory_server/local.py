@@ -20,8 +20,8 @@ from model_factory.errors import BuildError, PlacedError
 from model_factory.settings import environment
 from model_factory_server.backends.loading import load_backend
 from model_factory_server.backends.sources import with_installed_plugins
+from model_factory_server.construction import construct
 from model_factory_server.settings import BackendSettings
-from model_factory_server.worker import construct
 
 
 class PolicyConstructorModelFactory:

@@ -11,10 +11,8 @@ import gc
 import torch
 from torch import nn
 
+import model_factory_server.worker  # noqa: F401  what is forked runs it
 from model_factory_server.recording.portable import record_model
-from model_factory_server.worker import Job, main
-
-__all__ = ["Job", "main"]
 
 
 class _Block(nn.Module):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -37,26 +37,23 @@ from model_factory.errors import (
 )
 from model_factory.graph.call_example import decode_call
 from model_factory.graph.runner import get_module, torch_const
-from model_factory.limits import MAX_DOCUMENT_BYTES, MIB
+from model_factory.limits import MAX_DOCUMENT_BYTES
 from model_factory.settings import keep_variables
 from model_factory.store import Blob, Store
 from model_factory_server import confine
-from model_factory_server.apart import apart
 from model_factory_server.backends import Backend
 from model_factory_server.backends.loading import load_backend
 from model_factory_server.backends.sources import operator_files, operator_roots, stamp_of_files
+from model_factory_server.construction import check_size, construct, planned, size_of
 from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.bundling import Root
-from model_factory_server.recording.examples import materialise
 from model_factory_server.recording.portable import Portable, record_call, survey_model
 from model_factory_server.settings import BackendSettings, IsolationSettings, LimitSettings
 
-T = TypeVar("T")
 Tell = Callable[[str, Any], None]
 """Told what happens in a job: what kind of thing, and which; see :func:`main`."""
 
 _LOG_CHARACTERS = 64 * 1024  # of one traceback
-_ROOM_BYTES = 1024 * MIB  # for what constructors make on the way
 _NOT_SHARED = (
     "A block whose forward is no program can travel as source, if the operator allows it with --share-source and the "
     "trainer trusts it (docs/portability.md)"
@@ -190,9 +187,9 @@ def _build(job: Job, tell: Tell) -> dict[str, Any]:
     if known is None:
         _check_plan(job, backend, config)
     else:
-        _check_size(job, (Architecture(known).bytes, len(known.modules)))
+        check_size(job.limits, (Architecture(known).bytes, len(known.modules)))
     model = construct(backend, config, job.seed, job.device_kind)
-    _check_size(job, _size(model, job.dtype))
+    check_size(job.limits, size_of(model, job.dtype))
     result: dict[str, Any] = {}
     if known is None:
         tell("stage", "recording")
@@ -206,7 +203,7 @@ def _build(job: Job, tell: Tell) -> dict[str, Any]:
     tell("stage", "writing")
     descriptor = describe(model, classes, bundle)
     result["descriptor"] = _blob(store.put(encode_descriptor(descriptor)))
-    tell("evicted", sum(entry.size for entry in store.make_room(_size(model, job.dtype)[0])))
+    tell("evicted", sum(entry.size for entry in store.make_room(size_of(model, job.dtype)[0])))
     with store.stage() as (file, publish):
         blob = Blob(*write_weights(file, named_tensors(model, descriptor)))
         publish(blob)
@@ -259,7 +256,7 @@ def _describe(job: Job, tell: Tell) -> dict[str, Any]:
         _cast(model, job.dtype)
         return encode_descriptor(describe(model, refused={} if job.backend.share_source else None))
 
-    data = _planned(job, lambda: described(construct(backend, config, job.seed, "meta")))
+    data = planned(job.limits, job.device_kind, lambda: described(construct(backend, config, job.seed, "meta")))
     if data is None:  # a constructor needs real tensors, or something is wrong: now it is said what
         data = described(construct(backend, config, job.seed, job.device_kind))
     if len(data) > MAX_DOCUMENT_BYTES:
@@ -270,7 +267,7 @@ def _describe(job: Job, tell: Tell) -> dict[str, Any]:
 def _travels(job: Job, backend: Backend, config: ResolvedConfig, tell: Tell) -> dict[str, Any]:
     """What a build does, without writing weights; what would be refused there is noted."""
     model = construct(backend, config, job.seed, job.device_kind)
-    _check_size(job, _size(model, job.dtype))
+    check_size(job.limits, size_of(model, job.dtype))
     tell("stage", "recording")
     refused: dict[str, str] = {}
     portable = survey_model(model, config.model, _shared(job), refused)
@@ -292,7 +289,7 @@ def _record(job: Job, tell: Tell) -> dict[str, Any]:
     backend, config = _load_backend(job), parse_config(job.config)
     _check_plan(job, backend, config)
     model = construct(backend, config, job.seed, "cpu")
-    _check_size(job, _size(model, job.dtype))
+    check_size(job.limits, size_of(model, job.dtype))
     _cast(model, job.dtype)
     tell("stage", "recording")
     recorded = record_call(model, job.path, call, dict(job.training))
@@ -311,22 +308,6 @@ _JOBS: dict[str, Callable[[Job, Tell], Any]] = {
 }
 
 
-def construct(backend: Backend, config: ResolvedConfig, seed: int, device_kind: str) -> nn.Module:
-    """Build a component in this process; the process's random state is set by ``seed``.
-
-    Lazy modules get their shapes if the config's ``signature`` gives examples.
-
-    Raises:
-        ConfigError: the config names or passes something wrong.
-        BuildError: a constructor fails.
-    """
-    torch.manual_seed(seed)
-    with torch.device(device_kind):
-        model = backend.construct(config)
-        materialise(model, config.model)
-    return model
-
-
 def _load_backend(job: Job) -> Backend:
     if stamp_of_files(operator_files(job.backend)) != job.code_stamp:
         raise ServerError("the code that this server builds with has changed since it started. Remedy: restart it")
@@ -337,51 +318,11 @@ def _check_plan(job: Job, backend: Backend, config: ResolvedConfig) -> None:
     """Refuse a model that is too large, before any of its tensors is made."""
 
     def size_of_plan() -> tuple[int, int]:
-        return _size(construct(backend, config, job.seed, "meta"), job.dtype)
+        return size_of(construct(backend, config, job.seed, "meta"), job.dtype)
 
-    size = _planned(job, size_of_plan)
+    size = planned(job.limits, job.device_kind, size_of_plan)
     if size is not None:
-        _check_size(job, size)
-
-
-def _planned(job: Job, plan: Callable[[], T]) -> T | None:
-    """Return what a build without tensors comes to; None where a constructor needs real ones or something is wrong.
-
-    Then they are made next, with the memory that the largest model allowed would take.
-    """
-    seconds = job.limits.plan_timeout
-    try:
-        found = apart(plan, seconds)
-    except TimeoutError:
-        raise LimitError(
-            f"finding out the model's size took longer than the {seconds:g} seconds, or the "
-            f"{job.limits.build_cpu_timeout:g} of processor time, that this server allows"
-        ) from None
-    if found is None and job.device_kind == "cpu":
-        confine.limit_memory(2 * job.limits.max_weights_bytes + _ROOM_BYTES)
-    return found
-
-
-def _size(model: nn.Module, dtype: str) -> tuple[int, int]:
-    """Bytes of parameters and buffers once they are cast, and modules; what is used twice counts once."""
-    cast: int = torch_const(dtype).itemsize if dtype else 0
-    tensors = {id(item): item for item in [*model.parameters(), *model.buffers()]}
-
-    def itemsize(tensor: torch.Tensor) -> int:
-        return cast if cast and (tensor.is_floating_point() or tensor.is_complex()) else tensor.itemsize
-
-    known = [item for item in tensors.values() if not torch.nn.parameter.is_lazy(item)]
-    return sum(item.numel() * itemsize(item) for item in known), sum(1 for _ in model.modules())
-
-
-def _check_size(job: Job, size: tuple[int, int]) -> None:
-    weights, modules = size
-    limits = job.limits
-    most = min(limits.max_weights_bytes, limits.max_blob_bytes, limits.max_store_bytes or limits.max_blob_bytes)
-    if weights > most:
-        raise LimitError(f"the model has {weights} bytes of weights; this server builds at most {most}")
-    if modules > job.limits.max_modules:
-        raise LimitError(f"the model has {modules} modules; this server builds at most {job.limits.max_modules}")
+        check_size(job.limits, size)
 
 
 def _cast(model: nn.Module, dtype: str) -> None:

@@ -19,6 +19,7 @@ _CORE = Path(model_factory.__file__).parent
 _CODE = (
     _SERVER / "backends",
     _SERVER / "recording",
+    _SERVER / "construction.py",
     _SERVER / "worker.py",
     _CORE / "config",
     _CORE / "graph",
