@@ -260,7 +260,7 @@ def component(config: bytes = b"{}", name: str = "model") -> build_pb2.Component
 
 
 WIRE_NONSENSE: dict[str, tuple[str, Any, grpc.StatusCode]] = {
-    "no components": ("BuildModels", build_pb2.BuildModelsRequest(), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    "no components": ("BuildModels", build_pb2.BuildModelsRequest(), grpc.StatusCode.INVALID_ARGUMENT),
     "no name": (
         "BuildModels",
         build_pb2.BuildModelsRequest(components=[component(name="")]),

@@ -349,10 +349,11 @@ def test_every_alert_has_been_seen_to_fire_and_to_be_quiet(observed: ServerProce
     tried = yaml.safe_load((DOCS / "alerts.test.yaml").read_text(encoding="utf-8"))["tests"]
     exported = labels_of(observed)
     names = [rule["alert"] for rule in rules]
-    assert [item["name"] for item in tried] == [f"{name} {how}" for name in names for how in ("fires", "is quiet")]
+    assert {item["name"] for item in tried} >= {f"{name} {how}" for name in names for how in ("fires", "is quiet")}
     for item in tried:
         (test,) = item["alert_rule_test"]
-        assert item["name"] == f"{test['alertname']} {'fires' if test['exp_alerts'] else 'is quiet'}"
+        assert item["name"].startswith(f"{test['alertname']} {'fires' if test['exp_alerts'] else 'is quiet'}")
+        assert test["alertname"] in names
         for series in item["input_series"]:
             check_query(series["series"], exported)
 
