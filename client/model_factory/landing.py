@@ -23,7 +23,7 @@ class Landing:
     """
 
     def __init__(self, file: BinaryIO, threads: int = 1) -> None:
-        """``threads`` is how many hash a large piece; ``blake3.AUTO``: one for each core."""
+        """``threads`` is how many hash a large piece."""
         self._file = file
         self._hasher = blake3(max_threads=threads)
         self._begun = self._written = 0

@@ -11,7 +11,10 @@ import gc
 import torch
 from torch import nn
 
+import model_factory.cli.main  # noqa: F401  multiprocessing imports what the server's main script does in each worker
+import model_factory_server.forks
 import model_factory_server.worker  # noqa: F401  what is forked runs it
+from model_factory_server.constructor import default_registry
 from model_factory_server.recording.portable import record_model
 
 
@@ -37,6 +40,7 @@ def _warm_up() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     record_model(_Block())
+    default_registry()
     torch.set_num_threads(threads)
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
 import torch
-from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 
 from model_factory.descriptor.pinned import to_device, to_host
@@ -51,14 +50,14 @@ _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int]:
-    """Write tensors as a safetensors file; return its digest and size in bytes.
+    """Write tensors as a safetensors file; return its digest and size in bytes. Hashes on as many threads as torch has.
 
     Raises:
         FormatError: a tensor's dtype has no written form.
     """
     # Whole multiples of the alignment first, so that all of them stay aligned, then by size of element for the same.
     ordered = sorted(tensors.items(), key=lambda item: (item[1].nbytes % ALIGNMENT != 0, -item[1].itemsize))
-    landing = Landing(file, threads=blake3.AUTO)
+    landing = Landing(file, threads=torch.get_num_threads())
     landing.write(_header(ordered))
     for data in _bytes(tensor for _, tensor in ordered):
         landing.write(data)

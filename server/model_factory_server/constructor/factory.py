@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -85,9 +86,13 @@ class Factory:
 
 def _signature(call: Callable[..., Any]) -> inspect.Signature | None:
     try:
-        return inspect.signature(call)
+        # torch's own are read in the fork server, once for all its workers.
+        return _signature_of_class(call) if isinstance(call, type) else inspect.signature(call)
     except (TypeError, ValueError):
         return None
+
+
+_signature_of_class = functools.cache(inspect.signature)
 
 
 def _argument(parameter: inspect.Parameter) -> BlockArgument:
