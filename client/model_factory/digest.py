@@ -1,8 +1,9 @@
-"""Digests: the identity of content, blake3 as 64 hex characters."""
+"""The identity of content: its blake3 as 64 hexadecimal digits, and its size."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
@@ -10,6 +11,21 @@ from blake3 import blake3
 from model_factory.errors import FormatError
 
 _PATTERN = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Identity of content."""
+
+    digest: str
+    """blake3, 64 hexadecimal digits."""
+    size: int
+    """In bytes."""
+
+    @classmethod
+    def of(cls, data: bytes) -> Blob:
+        """Identity of bytes."""
+        return cls(digest_of(data), len(data))
 
 
 def digest_of(data: bytes) -> str:

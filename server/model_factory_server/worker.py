@@ -23,7 +23,7 @@ from model_factory.config import ResolvedConfig, parse_config
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
 from model_factory.descriptor.describe import describe, named_tensors
-from model_factory.descriptor.tree import BundleRef, Descriptor, SourceClass
+from model_factory.descriptor.tree import Descriptor, SourceClass
 from model_factory.descriptor.weights import write_weights
 from model_factory.documents import encode_document
 from model_factory.errors import (
@@ -231,11 +231,11 @@ def _put_portable(store: Store, portable: Portable) -> dict[str, Any]:
     return {name: _blob(store.put(data)) for name, data in blobs.items()}
 
 
-def _classes(portable: Portable) -> tuple[Mapping[nn.Module, SourceClass], BundleRef | None]:
+def _classes(portable: Portable) -> tuple[Mapping[nn.Module, SourceClass], Blob | None]:
     return ({}, None) if portable.sources is None else (portable.sources.classes, portable.sources.ref)
 
 
-def _known_classes(model: nn.Module, known: Descriptor) -> tuple[Mapping[nn.Module, SourceClass], BundleRef | None]:
+def _known_classes(model: nn.Module, known: Descriptor) -> tuple[Mapping[nn.Module, SourceClass], Blob | None]:
     nodes = {path: known.modules[index].source for index, path in known.paths().items()}
     return {get_module(model, path): node for path, node in nodes.items() if node is not None}, known.bundle
 

@@ -132,6 +132,40 @@ def test_wrong_calls_fail_where_the_original_fails(name: str, change: str, make_
         assert str(ours) == str(theirs)
 
 
+def test_a_refused_call_is_told_with_its_own_sizes(make_pair: MakePair) -> None:
+    """Not with the symbols that stand for them while it is recorded."""
+    remote, local = make_pair("action_decoder")
+    inputs = CASES["action_decoder"].inputs(2, 3)
+    inputs["memory_input"] = torch.zeros(2, 3, 7)
+    ours, theirs = (str(raised(lambda model=model: model(**inputs))) for model in (remote, local))
+    assert "memory_input is 7 wide" in ours
+    assert "memory_input is 7 wide" in theirs
+
+
+def test_a_call_that_only_real_sizes_refuse_is_a_refused_call(make_remote: Callable[..., RemoteModelFactory]) -> None:
+    """What the recorder's symbols let pass; it is not that the block could not be handed out."""
+    sizes = {"transformer_d_model": 8, "transformer_nhead": 2, "transformer_dim_feedforward": 8}
+    config = one_block(
+        _type_="vfp_single_action_decoder",
+        **sizes,
+        action_dim=3,
+        transformer_dropout=0.0,
+        transformer_activation="gelu",
+        transformer_batch_first=False,
+        transformer_tgt_is_causal=False,
+        transformer_num_layers=1,
+        transformer_action_chunk_size=5,
+    )
+    graph = config["model"]["graph"]
+    graph["inputs"] = ["time", "noise", "memory"]
+    graph["steps"] = [{"call": "module:block", "args": ["$time", "$noise", "$memory"], "out": "y"}]
+    for factory in (make_remote(), PolicyConstructorModelFactory(seed=7)):
+        model = factory.build({"config": config})
+        error = raised(lambda model=model: model(torch.rand(5), torch.zeros(5, 3, 3), torch.zeros(5, 4, 8)))
+        assert isinstance(error, GraphExecutionError), repr(error)
+        assert "is invalid for input of size" in str(error)
+
+
 # Blocks of the library that decide something by sizes, or bind one size to another.
 GUARDED: dict[str, tuple[dict[str, Any], list[tuple[int, ...]], list[tuple[int, ...]]]] = {
     "a_encoder": (

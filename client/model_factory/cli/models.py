@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import nn
@@ -15,10 +13,10 @@ from model_factory.blocks import BlockArgument
 from model_factory.descriptor.codec import encode_descriptor
 from model_factory.descriptor.describe import describe as describe_module
 from model_factory.descriptor.weights import write_weights
-from model_factory.errors import ModelFactoryError, StoreError
+from model_factory.errors import ModelFactoryError
 from model_factory.graph.runner import torch_const
 from model_factory.remote.factory import RemoteModelFactory
-from model_factory.store.staging import staged
+from model_factory.store.staging import whole_file
 
 
 def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: str | None, output: Path | None) -> int:
@@ -78,20 +76,8 @@ def _dtype(name: str) -> torch.dtype:
 def _write(output: Path, name: str, model: nn.Module) -> list[Path]:
     """Write a model's state dict and descriptor; whole files or none."""
     weights, descriptor = output / f"{name}.safetensors", output / f"{name}.descriptor.json"
-    with _whole_file(weights) as file:
+    with whole_file(weights) as file:
         write_weights(file, model.state_dict())
-    with _whole_file(descriptor) as file:
+    with whole_file(descriptor) as file:
         file.write(encode_descriptor(describe_module(model)))
     return [weights, descriptor]
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write to that appears at ``path`` when all went well, and not at all otherwise."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with staged(path.parent) as new:
-            yield new.file
-            new.publish(path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error

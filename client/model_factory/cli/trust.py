@@ -11,6 +11,7 @@ from model_factory.errors import SourceError
 from model_factory.remote.factory import RemoteModelFactory
 from model_factory.source.bundle import Bundle, decode_bundle
 from model_factory.source.lock import Lock, changes, encode_lock, pin, read_lock
+from model_factory.store.staging import whole_file
 
 
 def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, text: bool) -> int:
@@ -60,12 +61,8 @@ def _contents(bundle: Bundle, *, text: bool) -> str:
 
 
 def _write(path: Path, pinned: Lock) -> int:
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        beside.write_bytes(encode_lock(pinned))
-        beside.replace(path)
-    except OSError as error:
-        raise SourceError(f"cannot write {path}: {error.strerror or error}") from None
+    with whole_file(path) as file:
+        file.write(encode_lock(pinned))
     print(f"{path}: {len(pinned)} bundle{'' if len(pinned) == 1 else 's'} pinned")
     return 0
 

@@ -11,14 +11,13 @@ from model_factory.descriptor.tree import (
     PROGRAM,
     SOURCE,
     STOCK,
-    BundleRef,
     Descriptor,
     ModuleNode,
     SourceClass,
     TensorNode,
     TensorRef,
 )
-from model_factory.digest import check_digest
+from model_factory.digest import Blob, check_digest
 from model_factory.documents import FORMAT, decode_document, encode_document
 from model_factory.errors import FormatError
 from model_factory.graph.call_form import Recorded
@@ -216,9 +215,9 @@ def _decode_source(data: Any) -> SourceClass:
     return SourceClass(module=module, qualname=qualname, reason=reason)
 
 
-def _decode_bundle(data: Any) -> BundleRef:
+def _decode_bundle(data: Any) -> Blob:
     digest, size = data
-    return BundleRef(check_digest(_text(digest)), _size(size))
+    return Blob(check_digest(_text(digest)), _size(size))
 
 
 def _check_tree(descriptor: Descriptor) -> None:

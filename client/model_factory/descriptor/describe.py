@@ -31,13 +31,13 @@ from model_factory.descriptor.tree import (
     PROGRAM,
     SOURCE,
     STOCK,
-    BundleRef,
     Descriptor,
     ModuleNode,
     SourceClass,
     TensorNode,
     TensorRef,
 )
+from model_factory.digest import Blob
 from model_factory.errors import FormatError, NotPortableError
 from model_factory.graph.codec import encode_value
 from model_factory.graph.modules import GraphModel, ProgramModule
@@ -51,7 +51,7 @@ _PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", Signature(()), "", None, ())._
 def describe(
     module: nn.Module,
     sources: Mapping[nn.Module, SourceClass] = MappingProxyType({}),
-    bundle: BundleRef | None = None,
+    bundle: Blob | None = None,
     refused: dict[str, str] | None = None,
 ) -> Descriptor:
     """Describe a module and everything below it.

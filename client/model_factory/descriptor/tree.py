@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from model_factory.digest import Blob
 from model_factory.graph.program import Program
 from model_factory.graph.signature import Signature
 
@@ -46,16 +47,6 @@ class SourceClass:
     """Its name there."""
     reason: str
     """Why its forward is no program, for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class BundleRef:
-    """Identity of a bundle of source."""
-
-    digest: str
-    """blake3, 64 hexadecimal digits."""
-    size: int
-    """In bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +114,7 @@ class Descriptor:
     """Module 0 is the root."""
     tensors: tuple[TensorNode, ...]
     """Each tensor once, in the order of first appearance."""
-    bundle: BundleRef | None = None
+    bundle: Blob | None = None
     """The source that the classes of source nodes are in; None where there are none."""
 
     @property

@@ -19,7 +19,7 @@ from model_factory.descriptor.architecture import Architecture, Travel
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
 from model_factory.descriptor.rebuild import Blueprint
 from model_factory.descriptor.stock import torch_name
-from model_factory.descriptor.tree import BundleRef, Descriptor, SourceClass
+from model_factory.descriptor.tree import Descriptor, SourceClass
 from model_factory.descriptor.weights import map_weights
 from model_factory.errors import FormatError, MissingBlobError, ServerError
 from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_SOURCE_BYTES
@@ -134,7 +134,7 @@ class RemoteModelFactory:
         found = {item.name: _architecture(item, travel=travel) for item in response.components}
         return next(iter(found.values())) if request.single else found
 
-    def read_source(self, bundle: BundleRef) -> bytes:
+    def read_source(self, bundle: Blob) -> bytes:
         """Return a bundle that a descriptor names, as text to look at: nothing of it is run, whatever is trusted.
 
         Raises:
@@ -143,7 +143,7 @@ class RemoteModelFactory:
         """
         if bundle.size > MAX_SOURCE_BYTES:
             raise FormatError(f"a bundle of {bundle.size} bytes; at most {MAX_SOURCE_BYTES} are allowed")
-        return read_blob(self._connection, self._cache, Blob(bundle.digest, bundle.size), {})
+        return read_blob(self._connection, self._cache, bundle, {})
 
     def blocks(self) -> list[Block]:
         """What configs may name on this server, sorted by name.

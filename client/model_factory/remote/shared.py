@@ -13,9 +13,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from blake3 import blake3
-
-from model_factory.digest import check_digest
+from model_factory.digest import check_digest, digest_of_file
 from model_factory.store import Blob
 from model_factory.store.locks import of_strangers
 
@@ -67,6 +65,4 @@ def _open(store: str, blob: Blob, of_anyone: bool) -> BinaryIO:
 
 def _is_blob(file: BinaryIO, blob: Blob) -> bool:
     fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-    hasher = blake3(max_threads=blake3.AUTO)
-    hasher.update_mmap(f"/proc/self/fd/{file.fileno()}")
-    return hasher.hexdigest() == blob.digest
+    return digest_of_file(Path(f"/proc/self/fd/{file.fileno()}")) == blob.digest

@@ -17,8 +17,9 @@ Three uses of ``flock``, which the kernel takes back from a process that dies: e
 on a lock; shared on a blob for as long as somebody has it open or mapped, so that it is not evicted.
 """
 
+from model_factory.digest import Blob
 from model_factory.store.contents import Entry
 from model_factory.store.locks import Holder
-from model_factory.store.store import Blob, Store
+from model_factory.store.store import Store
 
 __all__ = ["Blob", "Entry", "Holder", "Store"]

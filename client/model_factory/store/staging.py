@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from model_factory.errors import StoreError
 from model_factory.store.locks import is_file_of, opened
 
 
@@ -52,6 +53,22 @@ def staged(folder: Path) -> Iterator[Staged]:
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write to that appears at ``path`` when all went well, and not at all otherwise.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staged(path.parent) as new:
+            yield new.file
+            new.publish(path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager

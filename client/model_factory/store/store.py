@@ -10,11 +10,10 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model_factory.digest import check_digest, digest_of, digest_of_file
+from model_factory.digest import Blob, check_digest, digest_of, digest_of_file
 from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError, StoreError
 from model_factory.store import contents
@@ -26,16 +25,6 @@ log = logging.getLogger(__name__)
 
 _CHECKED_NS = 1_000_000_000
 """Modification time of blobs whose content was checked: whatever writes to one afterwards changes it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """Identity of content."""
-
-    digest: str
-    """blake3, 64 hexadecimal digits."""
-    size: int
-    """In bytes."""
 
 
 class Store:
@@ -120,7 +109,7 @@ class Store:
 
     def put(self, data: bytes) -> Blob:
         """Store bytes."""
-        blob = Blob(digest_of(data), len(data))
+        blob = Blob.of(data)
         if self.find(blob) is None:
             with self.stage() as (file, publish):
                 file.write(data)

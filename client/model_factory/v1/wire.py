@@ -14,8 +14,7 @@ from grpc_status import rpc_status
 
 from model_factory import errors
 from model_factory.blocks import Block, BlockArgument
-from model_factory.digest import check_digest
-from model_factory.store import Blob
+from model_factory.digest import Blob, check_digest
 from model_factory.v1 import blob_pb2, capabilities_pb2
 
 ERROR_DOMAIN = "model-factory"

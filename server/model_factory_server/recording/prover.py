@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from model_factory.errors import NotPortableError
+from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.expressions import compile_expression
 from model_factory.graph.program import Dim, Expr
 from model_factory.graph.runner import OtherSideError, Runner, get_module
 from model_factory.graph.signature import Signature
 from model_factory_server.out_of_memory import is_out_of_memory
+from model_factory_server.recording.recorder import REFUSED_CALL
 from model_factory_server.recording.results import travelling
 from model_factory_server.recording.untouched import plain_tensors, tensors_as, untouched
 from model_factory_server.recording.values import PROOF_SEED, draws, unreached
@@ -101,7 +102,12 @@ def _prove_mode(module: nn.Module, recorded: Recorded, arguments: Mapping[str, A
                 proven += _compare_runs(_observe(original, module, leaves, seed), actual, shapes)
                 break
     if not proven:
-        raise unreached() if decides else _disproved("the forward refused every size it was tried at")
+        if decides:
+            raise unreached()
+        refusal = _observe(original, module, next(draws(examples, example_shapes)), PROOF_SEED)
+        if isinstance(refusal, Exception):  # also at the call's own sizes: it is the call that is wrong
+            raise CallFormError(f"{REFUSED_CALL}: {type(refusal).__name__}: {refusal}") from refusal
+        raise _disproved("the forward refused every size it was tried at")
 
 
 def _inputs(examples: Sequence[torch.Tensor], shapes: Shapes, decides: bool) -> Iterator[list[torch.Tensor]]:

@@ -260,7 +260,8 @@ class _Recording:
             self._raise_undecided()
             if "Please convert all Tensors to FakeTensors" in str(error):
                 raise NotPortableError(foreign_tensor(self.module, _user_line(error))) from error
-            raise CallFormError(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {error}") from error
+            text = self.symbols.with_sizes(str(error))
+            raise CallFormError(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {text}") from error
         self._raise_undecided()
         return result
 

@@ -13,8 +13,8 @@ from model_factory.descriptor.codec import Programs, decode_descriptor, encode_d
 from model_factory.descriptor.describe import describe, named_tensors, real_class
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.stock import is_stock
-from model_factory.descriptor.tree import BundleRef, SourceClass
-from model_factory.digest import digest_of
+from model_factory.descriptor.tree import SourceClass
+from model_factory.digest import Blob
 from model_factory.errors import NotPortableError
 from model_factory.graph.runner import get_module
 from model_factory.source.loader import load_source
@@ -33,9 +33,9 @@ class Sources:
     """The files that the classes need."""
 
     @property
-    def ref(self) -> BundleRef:
+    def ref(self) -> Blob:
         """The bundle's identity."""
-        return BundleRef(digest_of(self.bundle), len(self.bundle))
+        return Blob.of(self.bundle)
 
 
 def shareable(module: nn.Module, roots: Sequence[Root]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from model_factory.errors import NotPortableError
 from model_factory.graph.expressions import expression_text
 from model_factory.graph.program import Dim, Expr, Ref
 
+_SYMBOL = re.compile(r"\bs[0-9]+\b")
 _OPERATIONS: Mapping[str, str] = {
     "Add": "add",
     "Mul": "mul",
@@ -106,12 +108,14 @@ class SymbolTable:
     def __init__(self, shape_env: DecisionShapeEnv) -> None:
         self._shape_env = shape_env
         self._meaning: dict[sympy.Symbol, Dim | Ref] = {}
+        self._sizes: dict[str, int] = {}
 
     def add_input(self, name: str, fake: torch.Tensor) -> None:
         """Register the sizes of an input."""
         for axis, size in enumerate(fake.shape):
             if isinstance(size, torch.SymInt):
                 self._meaning.setdefault(size.node.expr, Dim(name, axis))
+                self._sizes[str(size.node.expr)] = size.node.hint
 
     def add_value(self, name: str, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> None:
         """Register the number that a step results in, ``x.item()`` say."""
@@ -124,6 +128,10 @@ class SymbolTable:
         for axis, size in enumerate(tensor.shape):
             if isinstance(size, torch.SymInt) and has_free_unbacked_symbols(size) and size.node.expr.is_Symbol:
                 self._meaning.setdefault(size.node.expr, Dim(name, axis))
+
+    def with_sizes(self, text: str) -> str:
+        """Return a text of an error with the call's own sizes in place of the symbols that it names."""
+        return _SYMBOL.sub(lambda match: str(self._sizes.get(match[0], match[0])), text)
 
     def expression(self, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> Expr | Dim | Ref | int | float:
         """Write a symbolic number as a program's expression."""
