@@ -6,6 +6,7 @@ Usage: python -m benchmarks [--payload-mib N] [--ranks-mib N] [--repeats N] [--o
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import platform
 import tempfile
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+import model_factory
+import model_factory_server
 from benchmarks.client import measure_client
 from benchmarks.measure import Report
 from benchmarks.page import table, write_page
@@ -42,6 +45,8 @@ def main() -> None:
 
 
 def _measure(report: Report, arguments: argparse.Namespace) -> None:
+    for package in (model_factory, model_factory_server):  # as pip does with what it installs, and not with a checkout
+        compileall.compile_dir(Path(package.__file__).parent, quiet=2)
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=arguments.folder) as name:
         folder, groups = Path(name), arguments.only or GROUPS
         with our_server(folder / "store", "--no-share-store") as server:

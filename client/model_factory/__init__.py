@@ -68,4 +68,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib  # noqa: PLC0415
 
-    return getattr(importlib.import_module(_LATE[name]), name)
+    from model_factory.collection import importing  # noqa: PLC0415
+
+    with importing():
+        return getattr(importlib.import_module(_LATE[name]), name)

@@ -5,14 +5,13 @@ No constructor and no initialiser runs: each module is a bare instance of its cl
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from model_factory.collection import no_collection
 from model_factory.descriptor.architecture import tensor_bytes
 from model_factory.descriptor.attributes import live, settable
 from model_factory.descriptor.codec import Programs
@@ -38,25 +37,13 @@ FindClass = Callable[[SourceClass], Any]
 """Gives the class of a source module, where its source is trusted."""
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from looking, again and again, at what is being made and all alive."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 class Blueprint:
     """A descriptor with its programs, compiled: makes modules over any tensors of that description.
 
     Immutable, and what it made stays independent of it but for the programs, which all modules share.
     """
 
-    @_no_collection()
+    @no_collection()
     def __init__(self, descriptor: Descriptor, programs: Programs = ()) -> None:
         """Compile the programs, given by module path.
 
@@ -73,7 +60,7 @@ class Blueprint:
         for path, recorded in programs:
             self._programs.setdefault(path, []).append(Ready(recorded))
 
-    @_no_collection()
+    @no_collection()
     def build(
         self,
         tensors: Mapping[str, torch.Tensor],
@@ -113,7 +100,7 @@ class Blueprint:
         return module
 
 
-@_no_collection()
+@no_collection()
 def rebuild(
     descriptor: Descriptor,
     tensors: Mapping[str, torch.Tensor],
