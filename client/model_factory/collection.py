@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Collect no garbage inside: while modules are made nearly all that is new stays, and all else is looked at, too."""
+    """Collect no garbage inside: while modules are made nearly all that is new stays, and all else is looked at too."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
