@@ -265,7 +265,7 @@ def test_a_blob_arrives_whole_or_not_at_all(
     told: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patience, "RESUME_SECONDS", 0.002)
-        patch.setattr(blobs, "_FIRST_WAIT_SECONDS", 0.001)
+        patch.setattr(patience, "_FIRST_WAIT_SECONDS", 0.001)
         try:
             file = blobs.fetch_blob(stream, store, blob, told.append)
         except ModelFactoryError:
