@@ -32,7 +32,7 @@ class Factory:
     signature_policy: SignaturePolicy = "strict"
     """How much is checked before the call."""
     tags: tuple[str, ...] = ()
-    """For listings."""
+    """Words for its description."""
     origin: str = ""
     """Who registered it: ``torch``, ``builtin`` or a plug-in's module; empty if nobody said."""
     signature: inspect.Signature | None = field(init=False)

@@ -83,8 +83,9 @@ def collect(modules: Collection[str], roots: Sequence[Root]) -> bytes:
             top = item.module.partition(".")[0]
             if not own and top not in _PROVIDED and find_file(top, roots) is None and not _is_own_top(top, roots):
                 third[top] = third.get(top, True) and item.optional
-    distributions = metadata.packages_distributions()
-    requires = tuple(_requirement(top, distributions) for top, optional in sorted(third.items()) if not optional)
+    needed = sorted(top for top, optional in third.items() if not optional)
+    distributions = metadata.packages_distributions() if needed else {}  # reads what is installed, all of it
+    requires = tuple(_requirement(top, distributions) for top in needed)
     try:
         return encode_bundle(Bundle(files=files, requires=requires))
     except FormatError as error:

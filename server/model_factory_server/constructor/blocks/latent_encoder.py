@@ -117,8 +117,9 @@ class LatentEncoder(nn.Module):
         cameras, channels = (BATCH, self.num_cameras), self.visual_dim
         seq, time, height, width = (next(sizes) for _ in range(4))
         images = example(*cameras, channels, height, width)
-        semantic_width = self.d_model if self.semantic_projection is None else self.semantic_dim or 0
-        semantic = None if self.semantic_dim is None else example(BATCH, semantic_width)
+        is_made_wide = self.semantic_dim is not None and self.semantic_projection is None
+        semantic_width = self.d_model if is_made_wide else self.semantic_dim
+        semantic = None if semantic_width is None else example(BATCH, semantic_width)
         common: dict[str, object] = {
             "cond_proprio": example(BATCH, next(sizes), self.proprio_dim),
             "cond_semantic": semantic,
@@ -126,7 +127,7 @@ class LatentEncoder(nn.Module):
         }
         visuals = (images, example(*cameras, channels, seq), example(*cameras, time, channels, height, width))
         calls = [common | {"cond_visual": visual} for visual in visuals]
-        if self.semantic_dim is not None:
+        if semantic_width is not None:
             calls.append(calls[0] | {"cond_semantic": example(BATCH, next(sizes), semantic_width)})
         return calls
 
