@@ -21,7 +21,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from attacks.conftest import layers
 from attacks.test_builds_out_of_bounds import gone, in_progress, wait_for
 from model_factory import BusyError, IntegrityError, RemoteModelFactory, ServerError
-from model_factory.digest import digest_of
 from model_factory.remote import blobs, connection, patience
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, service_pb2_grpc, wire
@@ -331,7 +330,7 @@ def test_a_connection_that_something_between_forgot(
 def test_a_server_that_lies_in_its_stream(tmp_path: Path) -> None:
     """Endless, too long, too short, other bytes, or not a message: an error, and nothing in the cache."""
     data = b"d" * 300_000
-    blob = Blob(digest_of(data), len(data))
+    blob = Blob.of(data)
     sent = threading.Event()
     answers: dict[str, Any] = {
         "endless": lambda: iter(lambda: wire.chunk_prefix(65536) + b"e" * 65536, None),

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from model_factory.digest import digest_of
 from model_factory.remote.shared import open_shared
 from model_factory.store import Blob, Store
 
 DATA = os.urandom(100_000)
-BLOB = Blob(digest_of(DATA), len(DATA))
+BLOB = Blob.of(DATA)
 
 
 @pytest.fixture

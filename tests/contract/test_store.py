@@ -83,7 +83,7 @@ def test_what_is_not_published_is_gone(store: Store) -> None:
 
 def test_a_reader_sees_a_whole_blob_or_none(store: Store) -> None:
     data = os.urandom(8 * 1024 * 1024)
-    blob = Blob(digest_of(data), len(data))
+    blob = Blob.of(data)
     seen: list[int | None] = []
     done = threading.Event()
 
@@ -261,7 +261,7 @@ def test_a_mark_on_a_file_that_others_may_write_to_says_nothing(store: Store) ->
 def test_what_is_no_file_is_no_blob(kind: str, store: Store, tmp_path: Path) -> None:
     """Nor is it waited for, followed or in the way of eviction."""
     data = b"somewhere else"
-    blob = Blob(digest_of(data), len(data))
+    blob = Blob.of(data)
     elsewhere, place = tmp_path / "elsewhere", store.root / "blobs" / blob.digest[:2] / blob.digest
     elsewhere.write_bytes(data)
     os.utime(elsewhere, ns=(CHECKED_NS, CHECKED_NS))

@@ -15,7 +15,7 @@ import pytest
 from torch import nn
 
 from model_factory import RemoteModelFactory
-from model_factory.digest import digest_of, digest_of_file
+from model_factory.digest import digest_of_file
 from model_factory.remote import factory
 from model_factory.store import Blob, Store
 from model_factory_server import PolicyConstructorModelFactory
@@ -36,7 +36,6 @@ LARGE = {
 WRITER = """
 import random, sys
 from pathlib import Path
-from model_factory.digest import digest_of
 from model_factory.store import Blob, Store
 
 store, seed, publishing = Store(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3] == "publish"
@@ -49,7 +48,7 @@ with store.stage() as (file, publish):
             print("half", flush=True)
             if not publishing:
                 sys.stdin.read()
-    publish(Blob(digest_of(data), len(data)))
+    publish(Blob.of(data))
 print("published", flush=True)
 sys.stdin.read()
 """
@@ -127,7 +126,7 @@ def test_writers_killed_at_any_moment(tmp_path: Path, chance: random.Random) -> 
             writer.send_signal(signal.SIGKILL)
         end(writer)
         data = random.Random(seed).randbytes(4 << 20)
-        blob = Blob(digest_of(data), len(data))
+        blob = Blob.of(data)
         assert Store(tmp_path).read(blob) in {data, None}
     for path in blob_files(tmp_path):
         assert digest_of_file(path) == path.name

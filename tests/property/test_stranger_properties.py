@@ -24,7 +24,6 @@ from model_factory.descriptor.codec import decode_descriptor, decode_programs, e
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.weights import map_weights, write_weights
-from model_factory.digest import digest_of
 from model_factory.errors import ConfigError, FormatError, ModelFactoryError, ServerError
 from model_factory.graph.call_example import decode_call, encode_call
 from model_factory.remote import blobs, patience
@@ -260,7 +259,7 @@ def test_a_blob_arrives_whole_or_not_at_all(
 ) -> None:
     """Whatever the streams do: a file in the cache is the blob, and nothing else is left."""
     store = Store(tmp_path_factory.mktemp("stream", numbered=True) / "cache")
-    blob = Blob(digest_of(CONTENT), len(CONTENT))
+    blob = Blob.of(CONTENT)
     stream: Any = Stream(events)
     told: list[int] = []
     with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 
-from model_factory.digest import digest_of
 from model_factory.documents import FORMAT
 from model_factory.store import Blob
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, service_pb2_grpc, wire
@@ -60,6 +59,6 @@ class HostileServer(service_pb2_grpc.ModelFactoryServiceServicer):
         yield blob_pb2.ReadBlobResponse(data=self.blobs[request.digest.blake3])
 
     def _blob(self, data: bytes) -> blob_pb2.Digest:
-        blob = Blob(digest_of(data), len(data))
+        blob = Blob.of(data)
         self.blobs[blob.digest] = data
         return wire.to_digest(blob)
