@@ -23,12 +23,14 @@ from model_factory.settings import environment
 from model_factory.store import Store
 from model_factory.v1 import blob_pb2, service_pb2, service_pb2_grpc, wire
 from model_factory_server.access import Access, certificate_expiry, check_exposure, credentials
+from model_factory_server.admission import Admission
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.builder import Builder
 from model_factory_server.forks import socket_in
 from model_factory_server.observe.interceptor import CallInterceptor
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.traces import configure_traces
+from model_factory_server.pool import WorkerPool
 from model_factory_server.servicer import Servicer
 from model_factory_server.settings import ConnectionSettings, Settings
 
@@ -86,8 +88,10 @@ async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str
     tls, access = credentials(settings.access), Access(settings.access)
     backend = identify(settings.backend, _device_kind(settings.device))
     metrics, traces = Metrics(), configure_traces(environment())
-    builder = Builder(settings, store, backend, metrics, traces)
-    _describe(metrics, settings, store, builder, backend)
+    admission = Admission(settings.limits, settings.builders)
+    pool = WorkerPool(settings, store, backend, admission, metrics)
+    builder = Builder(store, backend, pool, metrics, traces)
+    _describe(metrics, settings, store, pool, backend)
     bounds = [
         ("grpc.max_receive_message_length", settings.limits.max_request_bytes),
         # A request is held while it comes, before it can be counted: so many of one connection's, and health watches.
@@ -98,7 +102,7 @@ async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str
         options=[*_OPTIONS, *bounds, *_keepalive(settings.connections)],
         interceptors=[CallInterceptor(metrics, traces, access)],
     )
-    _add_servicer(server, Servicer(settings, store, builder, backend, metrics))
+    _add_servicer(server, Servicer(settings, store, builder, admission, backend, metrics))
     if settings.observe.reflection:
         _add_reflection(server)
     health = HealthServicer()
@@ -124,7 +128,7 @@ async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str
             log.warning("told again to stop: calls in progress end at once")
     finally:
         await server.stop(None)
-        builder.close()
+        pool.close()
         metrics.close()
         traces.close()
 
@@ -153,14 +157,14 @@ async def _drain(server: grpc.aio.Server, settings: Settings) -> None:
     await server.stop(settings.drain_timeout)
 
 
-def _describe(metrics: Metrics, settings: Settings, store: Store, builder: Builder, backend: BackendIdentity) -> None:
+def _describe(metrics: Metrics, settings: Settings, store: Store, pool: WorkerPool, backend: BackendIdentity) -> None:
     metrics.describe(
         version=metadata.version("model-factory-server"),
         backend=backend.name,
         torch_version=backend.torch_version,
         device_kind=backend.device_kind,
     )
-    metrics.watch(builder, settings.builders, store.root)
+    metrics.watch(pool, settings.builders, store.root)
     certificate = settings.access.tls_cert
     if certificate is not None:
         metrics.watch_certificate(lambda: certificate_expiry(certificate))

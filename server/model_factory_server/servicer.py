@@ -20,9 +20,10 @@ from model_factory.errors import FormatError, LimitError, MissingBlobError, Rang
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
 from model_factory.wording import quoted
+from model_factory_server.admission import Admission
 from model_factory_server.answers import Answers
 from model_factory_server.backends.identity import BackendIdentity
-from model_factory_server.builder import Builder, Built
+from model_factory_server.builder import Asked, Builder, Built
 from model_factory_server.chunks import read_chunks
 from model_factory_server.hang_up import hang_up
 from model_factory_server.observe.call import current_call
@@ -46,11 +47,18 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
     """Implements ``model_factory.v1.ModelFactoryService``."""
 
     def __init__(
-        self, settings: Settings, store: Store, builder: Builder, backend: BackendIdentity, metrics: Metrics
+        self,
+        settings: Settings,
+        store: Store,
+        builder: Builder,
+        admission: Admission,
+        backend: BackendIdentity,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._store = store
         self._builder = builder
+        self._admission = admission
         self._backend = backend
         self._metrics = metrics
         self._answers = Answers(store)
@@ -89,12 +97,9 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             known = self._answers.find(request)
             if known is not None:
                 return known  # type: ignore[no-any-return]
-            configs = await call.read(request.components, request.dtype)
+            asked = await call.read(request.components, request.dtype)
             described = await call.gather(
-                {
-                    name: self._builder.describe(config, request.dtype, travel=request.travel, client=call.client)
-                    for name, config in configs.items()
-                }
+                {name: self._builder.describe(item, travel=request.travel) for name, item in asked.items()}
             )
             response = build_pb2.DescribeModelsResponse(
                 components=[_described(name, item.documents) for name, item in described.items()]
@@ -114,13 +119,11 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 with self._sending(context):
                     yield known
                 return
-            configs = await call.read(request.components, request.dtype)
+            asked = await call.read(request.components, request.dtype)
             events: asyncio.Queue[build_pb2.BuildModelsResponse | None] = asyncio.Queue()
             builds = {
-                name: self._builder.build(
-                    name, config, request.seed, request.dtype, _reporter(name, events), client=call.client
-                )
-                for name, config in configs.items()
+                name: self._builder.build(item, name, request.seed, _reporter(name, events))
+                for name, item in asked.items()
             }
             building = asyncio.create_task(call.gather(builds))
             building.add_done_callback(lambda _task: events.put_nowait(None))
@@ -141,17 +144,11 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
     ) -> program_pb2.RecordProgramResponse:
         """See service.proto."""
         with self._answering(context) as call:
-            configs = await call.read([request.component], request.dtype)
+            asked = await call.read([request.component], request.dtype)
             _check_call(request, self._settings.limits)
-            name, config = next(iter(configs.items()))
-            call.component = name
+            ((call.component, component),) = asked.items()
             programs = await self._builder.record(
-                config,
-                request.dtype,
-                request.module_path,
-                request.call_json,
-                dict(request.training),
-                client=call.client,
+                component, request.module_path, request.call_json, dict(request.training)
             )
             return program_pb2.RecordProgramResponse(programs_json=programs)
 
@@ -210,7 +207,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         """
         call = _Call(self._settings.limits, _client_of(context))
         over = ExitStack()
-        over.enter_context(self._builder.admission.call(call.client))
+        over.enter_context(self._admission.call(call.client))
         context.add_done_callback(lambda _context: over.close())
         try:
             yield call
@@ -252,7 +249,7 @@ class _Call:
         self.client = client
         self.component = ""  # that it is at, for the error message
 
-    async def read(self, components: Any, dtype: str) -> dict[str, ResolvedConfig]:
+    async def read(self, components: Any, dtype: str) -> dict[str, Asked]:
         """Check the components of a request and parse their configs, while others are answered."""
         if not components:
             raise FormatError("a request names no component. Remedy: name at least one")
@@ -260,18 +257,19 @@ class _Call:
             raise LimitError(f"a request has at most {self._limits.max_components} components, got {len(components)}")
         if dtype not in _DTYPES:
             raise FormatError(f"dtype {quoted(dtype)} is not one of {', '.join(sorted(_DTYPES - {''}))}")
-        configs: dict[str, ResolvedConfig] = {}
+        asked: dict[str, Asked] = {}
         for component in components:
             name = component.name
-            if not 0 < len(name.encode()) <= _MAX_NAME_BYTES or not name.isprintable() or name in configs:
+            if not 0 < len(name.encode()) <= _MAX_NAME_BYTES or not name.isprintable() or name in asked:
                 raise FormatError(
                     f"component names are unique, printable and have 1 to {_MAX_NAME_BYTES} bytes, got {quoted(name)}"
                 )
             self.component = name
             loop = asyncio.get_running_loop()
-            configs[name] = await loop.run_in_executor(_PARSERS, self._parse, component.config_json)
+            config = await loop.run_in_executor(_PARSERS, self._parse, component.config_json)
+            asked[name] = Asked(config=config, dtype=dtype, client=self.client)
         self.component = ""
-        return configs
+        return asked
 
     def _parse(self, data: bytes) -> ResolvedConfig:
         self._check_extent(data)

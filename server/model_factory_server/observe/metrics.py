@@ -38,7 +38,7 @@ _WALK_SECONDS = 15.0  # a store of many files takes a while to walk, and scraper
 
 
 class Builders(Protocol):
-    """What metrics ask the builder at every scrape."""
+    """What metrics ask the worker pool at every scrape."""
 
     @property
     def queued(self) -> int:
@@ -129,7 +129,7 @@ class Metrics:
         self._info.labels(version, backend, torch_version, device_kind).set(1)
 
     def watch(self, builders: Builders, slots: int, store: Path) -> None:
-        """Ask the builder and the store at every scrape."""
+        """Ask the worker pool and the store at every scrape."""
         self._queued.set_function(lambda: builders.queued)
         self._workers.set_function(lambda: builders.running)
         self._slots.set(slots)
