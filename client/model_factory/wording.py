@@ -28,20 +28,30 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(shown) or "none"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the known name closest to an unknown one, or nothing when none is close."""
-    other = _closest(name, known)
+def nearest(name: str, known: Iterable[str], *spellings: str) -> str:
+    """Return ``; did you mean 'x'?`` for the known name closest to an unknown one, or nothing when none is close.
+
+    ``spellings`` are other ways in which the name could have been written.
+    """
+    other = _closest((name, *spellings), known)
     return "" if other is None else f"; did you mean {quoted(other)}?"
 
 
 def meant(missing: str, given: Iterable[str]) -> str:
     """Return ``; is 'x' meant to be it?`` for the given name closest to a missing one, or nothing."""
-    other = _closest(missing, given)
+    other = _closest((missing,), given)
     return "" if other is None else f"; is {quoted(other)} meant to be it?"
 
 
-def _closest(name: str, others: Iterable[str]) -> str | None:
-    if len(name) > _COMPARED_CHARS:
-        return None
-    candidates = [other for other in itertools.islice(others, _COMPARED_NAMES) if len(other) <= _COMPARED_CHARS]
-    return next(iter(difflib.get_close_matches(name, candidates, n=1)), None)
+def _closest(names: Iterable[str], others: Iterable[str]) -> str | None:
+    """Return the one of ``others`` that is closest to one of ``names``, whatever the case of their letters."""
+    candidates: dict[str, str] = {}
+    for other in itertools.islice(others, _COMPARED_NAMES):
+        if len(other) <= _COMPARED_CHARS:
+            candidates.setdefault(other.casefold(), other)
+    found = [
+        (difflib.SequenceMatcher(None, other, name).ratio(), candidates[other])
+        for name in (name.casefold() for name in names if len(name) <= _COMPARED_CHARS)
+        for other in difflib.get_close_matches(name, candidates, n=1)
+    ]
+    return max(found, key=lambda match: match[0])[1] if found else None

@@ -6,6 +6,7 @@ import inspect
 import math
 import random
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -372,6 +373,56 @@ def test_no_grad_around_the_call() -> None:
     assert torch.is_grad_enabled()
 
 
+class GradRegions(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            shift = self.linear(x)
+            with torch.enable_grad():
+                inner = self.linear(x).square()
+        with torch.set_grad_enabled(True):
+            outer = self.linear(x)
+        return self.linear(x) + shift + inner, outer  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def target(linear: nn.Module, x: Tensor) -> Tensor:
+    return linear(x).mean()  # type: ignore[no-any-return]
+
+
+class CallsADecorated(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) - target(self.linear, x)
+
+
+@pytest.mark.parametrize("block", [NoGradRegion, GradRegions, CallsADecorated])
+@pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad])
+def test_a_region_ends_with_the_mode_of_the_caller(block: type[nn.Module], around: Any) -> None:
+    original = block()
+    twin = ported(original, x(2, 5, FEATURES))
+    with around():
+        expected, outputs = original(**x(3, 1, FEATURES)), twin(**x(3, 1, FEATURES))
+    assert_same(outputs, expected)
+    pairs = zip(outputs, expected, strict=True) if isinstance(expected, tuple) else [(outputs, expected)]
+    assert all(one.requires_grad == other.requires_grad for one, other in pairs)
+
+
+class WithoutAutocast(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False), torch.autocast(device_type="cpu", enabled=False):
+            kept = self.linear(x.float())
+        return self.linear(x) + kept.square()
+
+
+def test_a_region_without_autocast() -> None:
+    original = WithoutAutocast()
+    twin = ported(original, x(2, 5, FEATURES))
+    assert_same(twin(**x(3, 1, FEATURES)), original(**x(3, 1, FEATURES)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(twin(**x(3, 1, FEATURES)), original(**x(3, 1, FEATURES)))
+        assert torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_the_grad_mode_is_as_before_when_a_step_fails() -> None:
     twin = ported(NoGradRegion(), x(2, 5, FEATURES))
     with pytest.raises(CallFormError):
@@ -548,6 +599,22 @@ class ChangesAutocast(Block):
             return self.linear(x) + x.square()
 
 
+class ChangesAutocastOfAGpu(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        with warnings.catch_warnings(action="ignore"), torch.autocast("cuda", dtype=torch.bfloat16):
+            return self.linear(x)
+
+
+class AsksForGradMode(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (2 if torch.is_grad_enabled() else 3)
+
+
+class AsksForAutocast(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (2 if torch.is_autocast_enabled("cpu") else 3)
+
+
 class SetsTheSeed(Block):
     def forward(self, x: Tensor) -> Tensor:
         torch.manual_seed(0)
@@ -572,6 +639,9 @@ class LooksAtGrad(Block):
         (PythonsRandom, "does not reproduce its forward"),
         (ThroughNumpy, "numpy"),
         (ChangesAutocast, "autocast"),
+        (ChangesAutocastOfAGpu, "autocast"),
+        (AsksForGradMode, r"asks torch.is_grad_enabled\(\)"),
+        (AsksForAutocast, r"asks torch.is_autocast_enabled\(\)"),
         (SetsTheSeed, "manual_seed|does not reproduce its forward"),
         (LooksAtGrad, "requires_grad"),
     ],

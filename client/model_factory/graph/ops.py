@@ -136,8 +136,22 @@ def _identity(value: Any) -> Any:
     return value
 
 
+def _set_autocast_enabled(enabled: bool) -> None:
+    for kind in AUTOCAST_KINDS:
+        torch.set_autocast_enabled(kind, enabled)
+
+
+AUTOCAST_KINDS = ("cpu", "cuda")
+"""Of devices."""
+
 SET_GRAD_ENABLED = "set_grad_enabled"
-"""The op that a ``torch.no_grad()`` or ``torch.enable_grad()`` region enters and leaves through."""
+"""The op that a ``torch.no_grad()`` or ``torch.enable_grad()`` region enters and leaves through.
+
+Without an argument it goes back to the mode of whoever called the program.
+"""
+
+SET_AUTOCAST_ENABLED = "set_autocast_enabled"
+"""The same for a ``torch.autocast(..., enabled=False)`` region, on all kinds of devices."""
 
 
 def _table() -> dict[str, Op]:
@@ -149,6 +163,7 @@ def _table() -> dict[str, Op]:
         "stack": torch.stack,
         "identity": _identity,
         SET_GRAD_ENABLED: torch._C._set_grad_enabled,  # noqa: SLF001  the call torch.no_grad itself makes
+        SET_AUTOCAST_ENABLED: _set_autocast_enabled,
     }
     for prefix, namespace, names in _NAMESPACES:
         table |= {f"{prefix}.{name}": getattr(namespace, name) for name in names.split() if hasattr(namespace, name)}

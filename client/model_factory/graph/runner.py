@@ -16,7 +16,7 @@ from torch import nn
 from model_factory.errors import FormatError, GraphExecutionError
 from model_factory.graph.checked import CHECKED_MODULES, CHECKED_OPS, check_call
 from model_factory.graph.expressions import Env, Evaluate, compile_expression
-from model_factory.graph.ops import CONSTANTS, OPS, SET_GRAD_ENABLED
+from model_factory.graph.ops import AUTOCAST_KINDS, CONSTANTS, OPS, SET_AUTOCAST_ENABLED, SET_GRAD_ENABLED
 from model_factory.graph.program import (
     GUARD,
     Argument,
@@ -38,6 +38,7 @@ from model_factory.graph.records import Record, RecordTuple
 # Keys under which a run keeps the module it runs for and its device. No names, for a program could use any.
 _SELF: Any = object()
 _DEVICE: Any = object()
+_MODES: Any = object()
 
 # Asked of every part of every step: a union written out would be made anew each time.
 _ATOMS = (Ref, Dim, str, int)
@@ -55,6 +56,28 @@ class OtherSideError(Exception):
         super().__init__(f"the program has no steps for the outcome {outcome!r}")
         self.outcome = outcome
         """What it is."""
+
+
+class _Modes:
+    """The modes in which a program was called."""
+
+    def __init__(self) -> None:
+        self._grad = torch.is_grad_enabled()
+        self._autocast = {kind: torch.is_autocast_enabled(kind) for kind in AUTOCAST_KINDS}
+
+    def restore_grad(self) -> None:
+        torch._C._set_grad_enabled(self._grad)  # noqa: SLF001  torch.set_grad_enabled without the context manager
+
+    def restore_autocast(self) -> None:
+        for kind, enabled in self._autocast.items():
+            torch.set_autocast_enabled(kind, enabled)
+
+
+_RESTORED: Mapping[str, Callable[[_Modes], None]] = {
+    f"op:{SET_GRAD_ENABLED}": _Modes.restore_grad,
+    f"op:{SET_AUTOCAST_ENABLED}": _Modes.restore_autocast,
+}
+"""What such a call does without an argument."""
 
 
 class Runner:
@@ -77,9 +100,9 @@ class Runner:
             self._dead[index].append(name)
         self._result = _compile(program.result)
         self._uses_device = any(isinstance(part, Device) for some in parts for part in some)
-        self._sets_grad_mode = any(step.call == f"op:{SET_GRAD_ENABLED}" for step in program.steps)
+        self._sets_modes = any(step.call in _RESTORED for step in program.steps)
         if any(step.call.startswith(GUARD) for step in program.steps):  # another program may finish a run
-            self._uses_device = self._sets_grad_mode = True
+            self._uses_device = self._sets_modes = True
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Runner:
         return self  # immutable: copies of a module share it
@@ -108,13 +131,14 @@ class Runner:
         env[_SELF] = module
         if self._uses_device:
             env[_DEVICE] = _device(module, values)
-        if not self._sets_grad_mode:
+        if not self._sets_modes:
             return self._interpret(env, on_error, other_side)
-        grad_enabled = torch.is_grad_enabled()
+        modes = env[_MODES] = _Modes()
         try:
             return self._interpret(env, on_error, other_side)
         finally:
-            torch._C._set_grad_enabled(grad_enabled)  # noqa: SLF001  torch.set_grad_enabled without the context manager
+            modes.restore_grad()
+            modes.restore_autocast()
 
     def _interpret(
         self,
@@ -200,6 +224,9 @@ def _compile_step(step: Step) -> _Action:
         function = CHECKED_OPS.get(target) or OPS.get(target)
         if function is None:
             raise FormatError(f"a program calls the unknown op {target!r}")
+        if step.call in _RESTORED and not args:
+            restore = _RESTORED[step.call]
+            return lambda env: restore(env[_MODES])
         return lambda env: function(*[arg(env) for arg in args], **{name: arg(env) for name, arg in kwargs.items()})
     if kind == "module":
         return lambda env: _call_module(

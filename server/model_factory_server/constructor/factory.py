@@ -57,8 +57,20 @@ class Factory:
         """
         if self.signature is None or self.signature_policy == "runtime_only":
             return
-        parameters = self.signature.parameters.values()
-        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        self.check_keywords(kwargs)
+        try:
+            self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ConfigError(f"{quoted(self.name)}: {error}", path=path) from None
+
+    def check_keywords(self, kwargs: dict[str, ConfigPath]) -> None:
+        """Check the names of a call's keywords alone, where they can be known; ``kwargs`` has each one's place.
+
+        Raises:
+            ConfigError: one is unknown.
+        """
+        parameters = () if self.signature is None else self.signature.parameters.values()
+        if parameters and not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             known = [parameter.name for parameter in parameters if parameter.kind in _BY_NAME]
             unknown = [name for name in kwargs if name not in known]
             if unknown:
@@ -66,10 +78,6 @@ class Factory:
                 raise ConfigError(
                     f"{what}{nearest(unknown[0], known)}; known: {listed(known)}", path=kwargs[unknown[0]]
                 )
-        try:
-            self.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise ConfigError(f"{quoted(self.name)}: {error}", path=path) from None
 
     def described(self, prefix: str = "") -> Block:
         """Describe the factory for people; ``prefix`` is what configs write before its name."""

@@ -104,7 +104,7 @@ class Registry:
             ConfigError: there is no such module type; the message suggests the closest name.
         """
         if name not in self._modules:
-            hint = nearest(name, self._modules) or nearest(f"nn.{name}", self._modules)
+            hint = nearest(name, self._modules, f"nn.{name}")
             raise ConfigError(f"Unknown module type {quoted(name)}{hint}", path=path)
         return self._modules[name]
 

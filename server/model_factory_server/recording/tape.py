@@ -37,6 +37,7 @@ from model_factory.graph.program import (
 )
 from model_factory.graph.records import Record, RecordTuple
 from model_factory_server.recording.dtypes import ReadDtype
+from model_factory_server.recording.modes import noted_modes
 from model_factory_server.recording.rules import result_by_rule
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
 
@@ -137,7 +138,6 @@ class Tape(TorchFunctionMode):
         self._dtype_sources: dict[torch.dtype, dict[str, None]] = {}
         self._paths: dict[nn.Module, str] = {module: path for path, module in self.root.named_modules()}
         self._paused = 0
-        self._autocast = _autocast_state()
 
     def know(self, tensor: torch.Tensor, name: str) -> None:
         """Remember under which name a tensor is reached."""
@@ -158,7 +158,8 @@ class Tape(TorchFunctionMode):
 
         self.shape_env.inside_op = 0
         try:
-            with patch.object(nn.Module, "__call__", recorded_call), self._unseen(), self:
+            modes = noted_modes(self.steps, lambda: self._paused > 0)
+            with patch.object(nn.Module, "__call__", recorded_call), self._unseen(), modes, self:
                 yield
         finally:
             self.shape_env.inside_op = 1
@@ -272,8 +273,6 @@ class Tape(TorchFunctionMode):
         op = _OP_NAMES.get(func)
         if op is None:
             raise NotPortableError(f"its forward calls {_function_text(func)}, which is not in the table of ops")
-        if _autocast_state() != self._autocast:
-            raise NotPortableError("its forward changes the autocast mode, which a program cannot carry")
         if name in _SQUEEZES:
             self._fix_squeezed(args, kwargs)
         step_args = tuple(self.argument(arg) for arg in args)
@@ -413,10 +412,6 @@ class Tape(TorchFunctionMode):
 def _plain_state(module: nn.Module) -> dict[str, Any]:
     own = {key: value for key, value in module.__dict__.items() if not key.startswith("_")}
     return own | {f"_buffers.{key}": value for key, value in module._buffers.items()}  # noqa: SLF001
-
-
-def _autocast_state() -> tuple[Any, ...]:
-    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
 
 
 def _function_text(func: Any) -> str:
