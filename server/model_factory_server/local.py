@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -53,7 +54,7 @@ class PolicyConstructorModelFactory:
         settings = backend or BackendSettings(plugins=with_installed_plugins(()))
         every = tuple(dict.fromkeys([*settings.plugins, *plugins]))
         self._backend = load_backend(dataclasses.replace(settings, plugins=every))
-        self._seed = seed
+        self._seed = None if seed is None else operator.index(seed)
         self._dtype = dtype
         self._device = torch.device(device)
         self._base_dir = Path.cwd() if base_dir is None else Path(base_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from matrix.travel import travel_recorded
 from model_factory_server.constructor.blocks import BLOCKS
 from model_factory_server.constructor.blocks.checks import check_rank
 from model_factory_server.constructor.blocks.embedding import add_positions, embed_time
@@ -327,10 +329,30 @@ def test_an_activation_may_be_a_module(name: str) -> None:
     """The layers compute with it; torch itself forgets that of a decoder layer when it copies one."""
     inputs = make(name).example_inputs()[0]
     activations = ("gelu", nn.GELU(), "relu", nn.ReLU())
-    outputs = [make(name, transformer_activation=activation)(**inputs) for activation in activations]
+    blocks = [make(name, transformer_activation=activation) for activation in activations]
+    outputs = [block(**inputs) for block in blocks]
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[2], outputs[3])
     assert not torch.equal(outputs[0], outputs[2])
+    assert torch.equal(outputs[1], copy.deepcopy(blocks[1])(**inputs))
+    assert torch.equal(outputs[1], travel_recorded(blocks[1])(**inputs))
+    assert torch.equal(outputs[1], copy.deepcopy(travel_recorded(blocks[1]))(**inputs))
+
+
+@pytest.mark.parametrize(
+    ("block", "inputs"),
+    [
+        (BLOCKS["mlp"](dims=[5, 7, 6], activation=nn.BatchNorm1d(7)), randn(4, 5)),
+        (BLOCKS["mlp"](dims=[5, 6], final_activation=nn.Unflatten(1, [2, 3])), randn(4, 5)),
+        (BLOCKS["conv_bn_act"](4, 6, padding=1, norm=nn.LayerNorm([6, 8, 8])), randn(2, 4, 8, 8)),
+        (BLOCKS["conv_bn_act"](3, 4, 16, 16, norm=nn.InstanceNorm2d(4)), randn(2, 3, 32, 32)),
+    ],
+)
+def test_what_a_config_puts_into_a_block_may_refuse_its_examples(block: nn.Module, inputs: Tensor) -> None:
+    """Then it travels all the same, with programs for those calls that are possible."""
+    twin = travel_recorded(block)
+    if list(twin._programs):  # type: ignore[arg-type]  # of rank 2
+        assert torch.equal(twin(inputs), block(inputs))
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -578,6 +600,15 @@ def test_rank_error_lists_all_that_is_allowed() -> None:
         ("mlp", {"dims": [3, None]}, "dims[1] must be a positive integer, got None"),
         ("mlp", {"dims": [3, True]}, "dims[1] must be a positive integer, got True"),
         ("mlp", {"activation": "relu"}, "activation must be a module"),
+        ("conv_bn_act", {"kernel_size": 0}, "kernel_size must be an integer, 1 or more, or a list of two, got 0"),
+        ("conv_bn_act", {"kernel_size": [3]}, "kernel_size must be"),
+        ("conv_bn_act", {"kernel_size": True}, "kernel_size must be"),
+        ("conv_bn_act", {"stride": "2"}, "stride must be"),
+        ("conv_bn_act", {"stride": [1, 0]}, "stride must be"),
+        ("conv_bn_act", {"padding": -1}, "padding must be an integer, 0 or more"),
+        ("conv_bn_act", {"padding": None}, "padding must be"),
+        ("conv_bn_act", {"dilation": 1.5}, "dilation must be"),
+        ("conv_bn_act", {"groups": "2"}, "groups must be a positive integer"),
         ("mlp", {"final_activation": "relu"}, "final_activation must be a module"),
         ("mlp", {"dropout": 1.5}, "dropout must be a number from 0 to 1"),
         ("conv_bn_act", {"in_channels": 0}, "in_channels must be a positive integer"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from model_factory import GraphModel
 from support.cases import CASES, Case
@@ -208,6 +209,16 @@ def test_bf16_autocast(case: Case, pair: tuple[nn.Module, nn.Module], training: 
         assert_same(cast, observe(local, inputs))
     with pytest.raises(AssertionError):
         assert_same(cast["outputs"], plain[0])  # or autocast did nothing
+
+
+def test_a_whole_model_is_checkpointed(case: Case, pair: tuple[nn.Module, nn.Module]) -> None:
+    inputs = case.inputs(3, 2)
+    plain, checkpointed = (model.eval() for model in pair)
+    loss_of(plain(**inputs)).backward()
+    loss_of(checkpoint(checkpointed, use_reentrant=False, **inputs)).backward()
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    assert_same({name: parameter.grad for name, parameter in checkpointed.named_parameters()}, gradients)
+    assert any(gradient is not None for gradient in gradients.values())
 
 
 def test_graph_modules_by_name_are_callable_alone(make_pair: MakePair) -> None:

@@ -1,7 +1,8 @@
 """What torch's own modules keep beside attributes and tensors: not in the descriptor, and made again by the rebuild.
 
 RNNs have lists of their weights, lazy modules the two hooks that give them their shapes, and parametrised modules a
-class of their own with a property for each parametrised tensor.
+class of their own with a property for each parametrised tensor. Decoder layers whose activation is a child have it as
+an attribute as well: torch takes a layer that has no such attribute when it is copied or unpickled for one with relu.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def derive(module: nn.Module) -> None:
         elif isinstance(module, LazyModuleMixin):
             hooks._load_hook = hooks._register_load_state_dict_pre_hook(hooks._lazy_load_hook)
             hooks._initialize_hook = module.register_forward_pre_hook(hooks._infer_parameters, with_kwargs=True)
+        elif isinstance(module, nn.TransformerDecoderLayer) and "activation" in hooks._modules:
+            vars(module).setdefault("activation", hooks._modules["activation"])
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"a described {type(module).__name__} is incomplete: {error}") from None
 

@@ -96,7 +96,7 @@ def stock_attributes(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
     skipped = _INTERNALS | derived_names(cls)
     attributes = {}
     for name, value in module.__dict__.items():
-        if name in skipped:
+        if name in skipped or (isinstance(value, nn.Module) and module._modules.get(name) is value):
             continue
         try:
             attributes[name] = value if isinstance(value, torch.Tensor) else described(value)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self, TypeAlias
 
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 from model_factory.errors import CallFormError, FormatError, GraphExecutionError
 from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names
@@ -22,6 +23,9 @@ from model_factory.wording import nearest, quoted
 GRAPH_MODULES = "graph_modules"
 _OP = "op:"
 _DOT = ":"  # in the name of a child, where a dot would be a step down
+
+# Of torch, for whoever called: checkpointing stops its second forward so, and trainers try again with a smaller batch.
+_PASSED_ON = (vars(checkpoint)["_StopRecomputationError"], torch.OutOfMemoryError)
 
 _Call: TypeAlias = tuple[str, tuple[Any, ...], Sequence[torch.Tensor], dict[str, Any]]
 """Form, tensors and bound arguments."""
@@ -71,6 +75,8 @@ class GraphModel(nn.Module):
 
     def _step_failed(self, index: int, error: Exception) -> None:
         where = f"step {index} ({_written(self.runner.program.steps[index].call)})"
+        if isinstance(error, _PASSED_ON):
+            return
         if isinstance(error, GraphExecutionError):
             raise type(error)(f"{where}: {error}") from error
         raise GraphExecutionError(f"{where}: {type(error).__name__}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
@@ -89,7 +90,7 @@ class RemoteModelFactory:
         """
         self._trust = Trust(trust_source)
         self._connection = Connection(address, timeout, credentials, shared_store())
-        self._seed = seed
+        self._seed = None if seed is None else operator.index(seed)
         self._dtype = "" if dtype is None else torch_name(dtype)
         self._device = torch.device(device)
         self._base_dir = Path.cwd() if base_dir is None else Path(base_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +13,15 @@ from model_factory.descriptor.codec import Programs, decode_programs, encode_pro
 from model_factory.descriptor.stock import torch_name
 from model_factory.digest import digest_of
 from model_factory.documents import encode_document
-from model_factory.errors import CallFormError, FormatError, ServerError, UnavailableError
+from model_factory.errors import CallFormError, FormatError, ServerError, StoreError, UnavailableError
 from model_factory.graph.call_example import encode_call
 from model_factory.graph.call_form import FORWARD, Recorded, call_form
 from model_factory.graph.program import Outcome
 from model_factory.remote.connection import Connection
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, program_pb2
+
+log = logging.getLogger(__name__)
 
 
 class RemotePrograms:
@@ -66,11 +69,17 @@ class RemotePrograms:
         programs = decode_programs(self._ask(path, call, training, dtype))
         if [(at, item.method) for at, item in programs] != [(path, method)]:
             raise ServerError(f"the server at {self._connection.address} answered with programs for something else")
+        try:
+            self._keep(programs)
+        except StoreError as error:  # training goes on
+            log.warning("the program of %s is not kept for other processes of this node: %s", path, error)
+        return programs[0][1]
+
+    def _keep(self, programs: Programs) -> None:
         with self._cache.locked(self._key):
             recorded = self._recorded()
             if programs[0] not in recorded:
                 self._cache.put_record(self._key, {"programs": encode_programs(recorded + programs).decode()})
-        return programs[0][1]
 
     def _recorded(self) -> Programs:
         document = self._cache.record(self._key)

@@ -146,7 +146,8 @@ class _Survey:
                     raise _named(path, block, error) from error
                 notes[path] = str(error)
             except CallFormError as error:
-                self._refuse(path, _named(path, block, error))
+                if not getattr(block, "examples_are_guesses", False):  # else the trainer's first call will tell
+                    self._refuse(path, _named(path, block, error))
         self._done |= blocks.keys()
         self._classes |= source_classes(self._model, notes, self._roots)
         for path, text in notes.items():

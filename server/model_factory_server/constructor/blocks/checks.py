@@ -17,6 +17,13 @@ def check_count(name: str, value: object) -> int:
     return value
 
 
+def check_counts(name: str, value: object, least: int = 1) -> None:
+    """Check a size of two axes: an integer, for both, or a list of two; ``least`` is the smallest there may be."""
+    sizes = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    if any(isinstance(size, bool) or not isinstance(size, int) or size < least for size in sizes):
+        raise ValueError(f"{name} must be an integer, {least} or more, or a list of two, got {value!r}")
+
+
 def check_probability(name: str, value: object) -> float:
     """Return ``value`` if it can be a dropout probability, in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:

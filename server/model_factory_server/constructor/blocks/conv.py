@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from model_factory_server.constructor.blocks.checks import check_count, check_flag, check_module
+from model_factory_server.constructor.blocks.checks import check_count, check_counts, check_flag, check_module
 from model_factory_server.constructor.blocks.examples import BATCH, distinct_sizes, example
 
 
@@ -15,6 +15,8 @@ class ConvBNAct(nn.Module):
     ``in_channels`` of None is taken from the first input. ``bias`` of None means a bias only where no ``norm`` was
     given. ``norm`` defaults to batch norm, ``act`` to an in-place ReLU.
     """
+
+    examples_are_guesses = True  # the config's norm and act may take other ones
 
     def __init__(  # noqa: PLR0913, PLR0917  the config's arguments
         self,
@@ -31,6 +33,12 @@ class ConvBNAct(nn.Module):
     ) -> None:
         super().__init__()
         check_count("out_channels", out_channels)
+        check_counts("kernel_size", kernel_size)
+        check_counts("stride", stride)
+        check_counts("dilation", dilation)
+        check_count("groups", groups)
+        if not isinstance(padding, str):  # torch knows the words
+            check_counts("padding", padding, least=0)
         with_bias = norm is None if bias is None else check_flag("bias", bias)
         self.conv: nn.Conv2d
         if in_channels is None:

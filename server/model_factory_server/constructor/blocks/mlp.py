@@ -17,6 +17,8 @@ class MLP(nn.Module):
     A first dim of None is taken from the first input. The same ``activation`` object serves all layers.
     """
 
+    examples_are_guesses = True  # the config's activations may take other ones
+
     def __init__(
         self,
         dims: Sequence[int | None],

@@ -107,9 +107,10 @@ class TransformerDecoder(nn.Module):
 
 
 def _use_own_activation(layer: nn.Module) -> None:
-    """Have a copied decoder layer use its activation, where that is a module.
+    """Have a copied decoder layer use its activation, where that is a module, and copies of it as well.
 
-    torch copies a layer through ``__setstate__``, which puts ``relu`` in front of an activation that is a child.
+    torch copies a layer through ``__setstate__``, which puts ``relu`` in front of an activation that is a child, unless
+    there is an attribute of that name.
     """
     if "activation" in layer._modules:  # noqa: SLF001
-        vars(layer).pop("activation", None)
+        vars(layer)["activation"] = layer._modules["activation"]  # noqa: SLF001
