@@ -52,6 +52,11 @@ def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str,
         ValueError: ``model_cfg`` is empty.
         ConfigError: a config is wrong.
     """
+    if not isinstance(model_cfg, Mapping):
+        raise ConfigError(
+            f"model_cfg is a mapping, found {type(model_cfg).__name__}; give {{'config_path': PATH}}, {{'config': "
+            "MAPPING}} or component names with their paths"
+        )
     if not model_cfg:
         raise ValueError(
             "model_cfg is empty; give {'config_path': PATH}, {'config': MAPPING} or component names with their paths"
@@ -83,4 +88,5 @@ def _component(name: Any, value: Any, base_dir: Path, env: Mapping[str, str], so
         return Component(name=name, config=resolve_mapping(value, env, source))
     if isinstance(value, str | PathLike):
         return Component(name=name, config=resolve_file(base_dir / Path(value), env))
-    raise ConfigError(f"component {name!r} is a path or a mapping, found {type(value).__name__}")
+    hint = "" if name != "schema_version" else "; a config itself is given as {'config': MAPPING}"
+    raise ConfigError(f"component {name!r} is a path or a mapping, found {type(value).__name__}{hint}")

@@ -49,9 +49,8 @@ def _closest(names: Iterable[str], others: Iterable[str]) -> str | None:
     for other in itertools.islice(others, _COMPARED_NAMES):
         if len(other) <= _COMPARED_CHARS:
             candidates.setdefault(other.casefold(), other)
-    found = [
-        (difflib.SequenceMatcher(None, other, name).ratio(), candidates[other])
-        for name in (name.casefold() for name in names if len(name) <= _COMPARED_CHARS)
-        for other in difflib.get_close_matches(name, candidates, n=1)
-    ]
-    return max(found, key=lambda match: match[0])[1] if found else None
+    folded = [name.casefold() for name in names if len(name) <= _COMPARED_CHARS]
+    same = (name for name in folded if name in candidates)
+    close = (other for name in folded for other in difflib.get_close_matches(name, candidates, n=1))
+    found = next(itertools.chain(same, close), None)
+    return None if found is None else candidates[found]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -104,6 +105,24 @@ def test_modules_may_have_names_that_torch_uses_itself(make: Make, name: str) ->
     assert list(model.state_dict()) == [f"graph_modules.{name}.weight", f"graph_modules.{name}.bias"]
     assert model(torch.ones(1, 2)).shape == (1, 3)
     assert [item.shape for item in copy.deepcopy(model).eval().parameters()] == [(3, 2), (3,)]
+
+
+@pytest.mark.parametrize("other", ["model.yaml", Path("model.yaml"), [1], None])
+def test_what_is_no_mapping_is_refused(make: Make, other: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model_cfg is a mapping, found .*'config_path'"):
+        make().build(other)
+
+
+def test_a_config_in_place_of_components_is_refused(make: Make) -> None:
+    with pytest.raises(ConfigError, match=r"found int; a config itself is given as {'config': MAPPING}"):
+        make().build({"schema_version": 1, "model": {}})
+
+
+def test_seeds_are_integers_of_any_kind(make: Make) -> None:
+    config = {"config": TINY}
+    assert_same_state(*[one(make(seed=seed).build(config)) for seed in (7, np.int64(7))])
+    with pytest.raises(TypeError, match="integer"):
+        make(seed=1.5)
 
 
 @pytest.mark.parametrize("empty", [{}, yaml.safe_load("{}")])

@@ -151,6 +151,12 @@ def test_broken_yaml_names_the_file(text: str) -> None:
     assert refused(text).startswith("c.yaml")
 
 
+def test_broken_yaml_says_what_stands_there() -> None:
+    assert "at '*nowhere'" in refused("a: *nowhere")
+    assert "a reference needs quotes" in refused("n: {a: ${p.x}}")
+    assert "needs quotes" not in refused("n: {a: 1]")
+
+
 def test_broken_yaml_names_the_line() -> None:
     assert refused("a: 1\nb: [1\nc: 2").startswith("c.yaml:3:")
     assert refused("a: 1\nb: x\x01").startswith("c.yaml:2:5: not valid YAML")
@@ -186,7 +192,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "not a regular file" in load_error(tmp_path)
     assert "not a regular file" in load_error(Path("/dev/zero"))
     (tmp_path / "latin.yaml").write_bytes(b"a: 1\nb: caf\xe9")
-    assert f"{tmp_path}/latin.yaml: the file is not UTF-8" in load_error(tmp_path / "latin.yaml")
+    assert f"{tmp_path}/latin.yaml:2:7: the file is not UTF-8" in load_error(tmp_path / "latin.yaml")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert "cannot read the config file" in load_error(tmp_path / "loop")
 

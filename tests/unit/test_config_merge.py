@@ -134,6 +134,11 @@ def test_malformed_directives(below: Any, directive: dict[str, Any], path: tuple
     assert error.place == "<config>"
 
 
+def test_an_error_in_a_merged_item_names_the_item() -> None:
+    wrong = act("keyed", {"id": "b", "ys": {"_merge_": "apend", "_value_": []}}, key="id")
+    assert refused([{"id": "a"}, {"id": "b", "ys": [1]}], wrong).path == ("a", "xs", 1, "ys", "_merge_")
+
+
 @pytest.mark.parametrize(
     ("below", "path", "words"),
     [

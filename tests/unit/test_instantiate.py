@@ -122,7 +122,11 @@ def test_containers_of_torch_take_specs(registry: Registry) -> None:
         ({"_type_": "keep", "a": 1, "_kwargs_": {"a": 1}}, rf"^{AT}\._kwargs_\.a: the keyword 'a' is given"),
         ({**LINEAR, "biass": True}, rf"^{AT}\.biass: Unknown kwargs for 'nn.Linear': 'biass'; did you mean 'bias'"),
         ({**LINEAR, "_kwargs_": {"biass": 1}}, rf"^{AT}\._kwargs_\.biass: Unknown kwargs"),
-        ({**LINEAR, "_x_": 1}, rf"^{AT}\._x_: Unknown kwargs"),
+        ({**LINEAR, "_kwargs_": {"_x_": 1}}, rf"^{AT}\._kwargs_\._x_: Unknown kwargs"),
+        ({"_type_": "nn.LayerNorm", "_args_": [4], "eps": "1e-3"}, rf"^{AT}\.eps: 'eps' is the text '1e-3', .*1\.0e-3"),
+        ({"_type_": "nn.Linear", "in_features": "4", "out_features": 2}, rf"^{AT}\.in_features: .* takes a number"),
+        ({"_type_": "nn.gelu"}, rf"^{AT}\._type_: Unknown module type 'nn.gelu'; did you mean 'nn.GELU'"),
+        ({"_type_": "linear"}, rf"^{AT}\._type_: Unknown module type 'linear'; did you mean 'nn.Linear'"),
         ({"_type_": "nn.Linear"}, rf"^{AT}: 'nn.Linear': missing a required argument"),
         ({**LINEAR, "_args_": [3]}, rf"^{AT}: 'nn.Linear': multiple values for argument 'in_features'"),
         ({"_type_": "keep", "a": [0, {"b": {"_type_": "nn.Liner"}}]}, rf"^{AT}\.a\[1\]\.b\._type_: Unknown module"),
@@ -136,6 +140,10 @@ def test_containers_of_torch_take_specs(registry: Registry) -> None:
 def test_errors_name_the_place(registry: Registry, spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(registry, spec)
+
+
+def test_reserved_keys_that_strict_mode_lets_through_are_no_arguments(registry: Registry) -> None:
+    assert isinstance(make(registry, {**LINEAR, "_note": "later", "_x_": 1}), nn.Linear)
 
 
 def test_arguments_are_checked_before_nested_specs_are_built(registry: Registry) -> None:

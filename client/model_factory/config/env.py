@@ -45,7 +45,8 @@ def read_variable(reference: EnvReference, env: Mapping[str, str], place: Place,
     node = _cast(text, reference.cast, place)
     # Raised outside of any except block, so that no chained exception carries the value.
     if node is None:
-        reason = f"the environment variable {name} (or its default) is not {_WANTED[reference.cast]}"
+        wanted = _WANTED[reference.cast]
+        reason = f"the environment variable {name} (or its default) is not {wanted}, or too large for a config"
         raise ConfigError(reason, path=path, place=str(place))
     return node
 

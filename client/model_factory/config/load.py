@@ -9,7 +9,7 @@ from model_factory.config.bounds import MAX_CONFIG_BYTES, MAX_FILES
 from model_factory.config.builders import MapBuilder
 from model_factory.config.expect import require_list, require_text
 from model_factory.config.merge import merge
-from model_factory.config.nodes import MapNode
+from model_factory.config.nodes import MapNode, Place
 from model_factory.config.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 
@@ -85,5 +85,6 @@ def _read_text(path: Path, named_at: str | None) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"the file is not UTF-8: {error.reason} in line {line}", place=str(path)) from None
+        before = data[: error.start].decode("utf-8-sig")
+        place = Place(file=str(path), line=before.count("\n") + 1, column=len(before) - before.rfind("\n"))
+        raise ConfigError(f"the file is not UTF-8: {error.reason}", place=str(place)) from None

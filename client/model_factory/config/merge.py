@@ -119,8 +119,9 @@ def _applied(directive: _Directive, base: ListNode | None, path: ConfigPath) -> 
 
 def _keyed(directive: _Directive, base: ListNode | None, path: ConfigPath) -> tuple[Node, ...]:
     result = {} if base is None else _by_field(base, directive.field, path)
+    positions = {name: index for index, name in enumerate(result)}
     for name, item in _by_field(directive.value, directive.field, (*path, "_value_")).items():
-        result[name] = merge(result[name], item, path) if name in result else item
+        result[name] = merge(result[name], item, (*path, positions[name])) if name in positions else item
     return tuple(result.values())
 
 

@@ -53,7 +53,7 @@ def _check_extra_keywords(spec: MapNode, path: ConfigPath, *, strict: bool) -> N
     extra_path = (*path, "_kwargs_")
     for key, value in require_map(spec.entries["_kwargs_"], extra_path).entries.items():
         # Keys in _kwargs_ are keywords whatever they look like, so one named like a reserved key is no clash.
-        if key in spec.entries and key not in RESERVED_KEYS:
+        if key in spec.entries and not key.startswith("_"):
             raise error_at(value, (*extra_path, key), f"the keyword {quoted(key)} is given in the spec as well")
         _check_argument(value, (*extra_path, key), strict=strict)
 

@@ -56,7 +56,8 @@ def parse_yaml(text: str, file: str) -> MapNode:
         root = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         reason = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"not valid YAML: {reason}", place=_mark_text(error.problem_mark, file)) from None
+        hint = _hint(text, error.problem_mark)
+        raise ConfigError(f"not valid YAML: {reason}{hint}", place=_mark_text(error.problem_mark, file)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML lets chr() fail on a bad escape
         raise ConfigError(f"not valid YAML: {error}", place=file) from None
     if root is None or (isinstance(root, yaml.ScalarNode) and root.tag == _PREFIX + "null"):
@@ -65,6 +66,16 @@ def parse_yaml(text: str, file: str) -> MapNode:
     if not isinstance(tree, MapNode):
         raise error_at(tree, (), f"the root must be a mapping, found {found(tree)}")
     return tree
+
+
+def _hint(text: str, mark: _Mark | None) -> str:
+    """What stands where YAML found something wrong, and that a reference there may need quotes."""
+    lines = text.splitlines()
+    if mark is None or mark.line >= len(lines):
+        return ""
+    rest = lines[mark.line][mark.column :].strip()
+    shown = f", at {quoted(rest)}" if rest else ""
+    return shown + ('. Inside {...} and [...] a reference needs quotes: "${...}"' if "${" in lines[mark.line] else "")
 
 
 def _check_shape(text: str, file: str) -> None:

@@ -65,10 +65,11 @@ def _resolve_call(step: Step, registry: Registry, modules: dict[str, nn.Module],
     kind, _, name = step.call.partition(":")
     if kind == "module":
         return f"module:{GRAPH_MODULES}.{name}"
+    kwargs = {key: (*path[:-1], "kwargs", key) for key in step.kwargs}
     plugin = registry.plugin_op(name)
     if plugin is None:
-        return f"op:{registry.resolve_op(name, path)}"
-    plugin.check_arguments(step.args, {key: (*path[:-1], "kwargs", key) for key in step.kwargs}, path)
+        return f"op:{registry.resolve_op(name, path, kwargs)}"
+    plugin.check_arguments(step.args, kwargs, path)
     child = plugin_op_child(name)
     modules.setdefault(child, PluginOp(plugin.call))
     return f"module:{GRAPH_MODULES}.{child}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -63,7 +63,7 @@ class Factory:
         except TypeError as error:
             raise ConfigError(f"{quoted(self.name)}: {error}", path=path) from None
 
-    def check_keywords(self, kwargs: dict[str, ConfigPath]) -> None:
+    def check_keywords(self, kwargs: Mapping[str, ConfigPath]) -> None:
         """Check the names of a call's keywords alone, where they can be known; ``kwargs`` has each one's place.
 
         Raises:

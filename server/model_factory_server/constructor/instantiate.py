@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from model_factory.config import ConfigPath
-from model_factory.config.specs import RESERVED_KEYS
 from model_factory.errors import BuildError, ConfigError, ModelFactoryError, plain_text
 from model_factory.wording import quoted
 from model_factory_server.constructor.factory import Factory
 from model_factory_server.constructor.policy import Policy
 from model_factory_server.constructor.registry import TORCH, Registry
+
+_NUMBERS = (float, int, "float", "int")  # as annotations
 
 
 def instantiate_module(name: str, spec: Any, registry: Registry, policy: Policy, *, path: ConfigPath = ()) -> nn.Module:
@@ -68,6 +70,8 @@ def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Co
     }
     if factory.origin == TORCH and kwargs.get("device") is not None:
         _check_device(kwargs, keywords["device"][0])
+    for name, (place, value) in keywords.items():
+        _check_number(factory, name, value, place)
     try:
         return factory.call(*args, **kwargs)
     except ModelFactoryError:
@@ -77,6 +81,20 @@ def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Co
     except Exception as error:
         what = f"building {quoted(factory.name)} failed: {type(error).__name__}: {plain_text(error)}"
         raise BuildError(what, path=path) from error
+
+
+def _check_number(factory: Factory, name: str, value: Any, path: ConfigPath) -> None:
+    """Refuse the text ``1e-3`` for an argument that is a number: torch may take it, and fail in a forward."""
+    parameter = None if factory.signature is None else factory.signature.parameters.get(name)
+    if parameter is None or parameter.annotation not in _NUMBERS or not isinstance(value, str):
+        return
+    with suppress(ValueError):
+        float(value)
+        raise ConfigError(
+            f"{quoted(name)} is the text {quoted(value)}, where {quoted(factory.name)} takes a number. Remedy: no "
+            "quotes; YAML takes an exponent only with a point before it and a sign in it: 1.0e-3",
+            path=path,
+        )
 
 
 def _check_device(kwargs: dict[str, Any], path: ConfigPath) -> None:
@@ -107,7 +125,8 @@ def _factory(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: 
 
 def _keywords(spec: Mapping[str, Any], path: ConfigPath) -> dict[str, tuple[ConfigPath, Any]]:
     """Return each keyword argument's place and plain value."""
-    keywords = {key: ((*path, key), value) for key, value in spec.items() if key not in RESERVED_KEYS}
+    # Of other keys with an underscore only strict mode makes an error; a keyword that has one stands in _kwargs_.
+    keywords = {key: ((*path, key), value) for key, value in spec.items() if not key.startswith("_")}
     for key, value in _part(spec, "_kwargs_", dict, path).items():
         place = (*path, "_kwargs_", key)
         if key in keywords:

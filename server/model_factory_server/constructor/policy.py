@@ -48,7 +48,11 @@ class Policy:
             BuildError: its module fails while it is imported.
         """
         if not (self.allow_target and self.allow_imports):
-            raise ConfigError("_target_ is not allowed by the server's policy or the config's settings", path=path)
+            raise ConfigError(
+                "_target_ is not allowed by the server's policy or the config's settings. Remedy: allow_target and "
+                "allow_imports both by the operator and in 'settings' of the config",
+                path=path,
+            )
         parts = target.split(".")
         if len(parts) < 2 or not all(part.isidentifier() for part in parts):
             raise ConfigError(f"_target_ must read package.module.Name, found {quoted(target)}", path=path)
@@ -62,7 +66,11 @@ class Policy:
             raise ConfigError(f"_target_ {quoted(target)} is not a class or function", path=path)
         allowed = listed(self.allowed_import_prefixes)
         home = "" if found is None else f", whose home is {quoted(found.__module__)},"
-        raise ConfigError(f"_target_ {quoted(target)}{home} is not under the allowed prefixes: {allowed}", path=path)
+        raise ConfigError(
+            f"_target_ {quoted(target)}{home} is not under the allowed prefixes: {allowed}. Allowed is what both the "
+            "operator and 'settings: {allowed_import_prefixes: [...]}' of the config name",
+            path=path,
+        )
 
 
 def _find(target: str, modules: list[str]) -> Callable[..., Any] | None:

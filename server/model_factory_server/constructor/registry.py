@@ -11,7 +11,7 @@ from torch import nn
 from model_factory.blocks import Block
 from model_factory.config import ConfigPath
 from model_factory.errors import ConfigError
-from model_factory.graph.ops import resolve_op
+from model_factory.graph.ops import OPS, resolve_op
 from model_factory.wording import nearest, quoted
 from model_factory_server.constructor import blocks
 from model_factory_server.constructor.blocks.radio import LoadRadio
@@ -112,16 +112,23 @@ class Registry:
         """Return the op registered here under that name, if there is one."""
         return self._ops.get(name)
 
-    def resolve_op(self, name: str, path: ConfigPath = ()) -> str:
+    def resolve_op(self, name: str, path: ConfigPath = (), kwargs: Mapping[str, ConfigPath] | None = None) -> str:
         """Return the closed table's name for an op; ``path`` is the place in the config, for the error.
 
+        ``kwargs`` has the place of each keyword that it is called with.
+
         Raises:
-            ConfigError: the table has no such op; the message suggests the closest name.
+            ConfigError: the table has no such op, or the op no such keyword, as far as torch's signature can be read;
+                the message suggests the closest name.
         """
         try:
-            return resolve_op(name, self._ops)
+            canonical = resolve_op(name, self._ops)
         except ConfigError as error:
             raise ConfigError(error.reason, path=path) from None
+        if kwargs:
+            op = Factory(name=f"op:{name}", call=OPS[canonical], signature_policy="best_effort")
+            op.check_keywords(kwargs)
+        return canonical
 
     def blocks(self) -> tuple[Block, ...]:
         """Describe every registered module type and op, sorted by name."""
