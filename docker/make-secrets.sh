@@ -2,6 +2,12 @@
 # Make what compose.yaml wants in docker/secrets: an authority, a certificate for the name "server", a token for 90 days.
 # For trying out; a deployment has its own authority. Needs openssl and the model-factory command.
 set -eu
+for command in openssl model-factory; do
+    if ! command -v "$command" >/dev/null; then
+        echo "this needs the command $command; model-factory comes with: pip install ./server, or is in the image" >&2
+        exit 1
+    fi
+done
 umask 077
 cd "$(dirname "$0")"
 mkdir -p secrets

@@ -17,6 +17,8 @@ from typing import Any
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 
 from model_factory.errors import AccessError, ServerError
 from model_factory.limits import MIB
@@ -91,8 +93,14 @@ class Tokens:
         try:
             stamp = _stamp(self._path)
             if stamp != self._stamp:
-                self._tokens = read_tokens(self._path)
-                self._stamp = stamp
+                # A line that is none keeps nobody else in or out; a file with no other is broken.
+                bad: list[ServerError] = []
+                tokens = read_tokens(self._path, bad.append)
+                if bad and not tokens:
+                    raise bad[0]
+                for error in bad:
+                    log.error("a line of the tokens is left out: %s", error)
+                self._tokens, self._stamp = tokens, stamp
                 log.info("read %d tokens from %s", len(self._tokens), self._path)
         except ServerError as error:
             log.error("the tokens stay as they were: %s", error)  # noqa: TRY400  ours, and its text says it all
@@ -128,11 +136,13 @@ class Access:
         return f"certificate:{names[0].decode(errors='replace')}" if names else ""
 
 
-def read_tokens(path: Path) -> tuple[Token, ...]:
+def read_tokens(path: Path, on_bad: Callable[[ServerError], object] | None = None) -> tuple[Token, ...]:
     """Read a file of tokens: lines with a name, the token's SHA-256 in hex, and when it expires, in ISO 8601.
 
+    ``on_bad`` is told of each line that is not one.
+
     Raises:
-        ServerError: it cannot be read, or a line is not one.
+        ServerError: it cannot be read, or a line is not one and there is no ``on_bad``.
     """
     try:
         with path.open("rb") as file:
@@ -145,7 +155,12 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     for number, line in enumerate(text.splitlines(), start=1):
         content = line.partition("#")[0].strip()
         if content:
-            tokens.append(_token(content, f"{path}:{number}"))
+            try:
+                tokens.append(_token(content, f"{path}:{number}"))
+            except ServerError as error:
+                if on_bad is None:
+                    raise
+                on_bad(error)
     return tuple(tokens)
 
 
@@ -166,61 +181,75 @@ def token_line(name: str, token: str, days: float | None) -> str:
     return line
 
 
-def credentials(settings: AccessSettings) -> grpc.ServerCredentials | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encryption:
+    """What connections are encrypted with."""
+
+    credentials: grpc.ServerCredentials
+    """For the port."""
+    expiry: Callable[[], float]
+    """When the certificate in use expires, in seconds since the epoch."""
+
+
+def encryption(settings: AccessSettings) -> Encryption | None:
     """Return what connections are encrypted with, read again from its files when they change; None: not encrypted.
 
     Raises:
-        ServerError: a file cannot be read, or one of two is not given.
+        ServerError: a file cannot be read or does not fit another, or one of two is not given.
     """
     if settings.tls_cert is None or settings.tls_key is None:
         if settings.tls_cert is not None or settings.tls_key is not None or settings.tls_client_ca is not None:
             raise ServerError("TLS needs --tls-cert and --tls-key, and mutual TLS --tls-client-ca beside them")
         return None
     files = tuple(item for item in (settings.tls_cert, settings.tls_key, settings.tls_client_ca) if item is not None)
-    _warn_of_expiry(files[0])
-    current = [_stamps(files)]
+    used: dict[str, Any] = {"stamps": _stamps(files)}
     asks_for_one = settings.tls_client_ca is not None
 
     def configuration() -> Any:
-        return grpc.ssl_server_certificate_configuration(
-            [(_read(files[1]), _read(files[0]))], root_certificates=_read(files[2]) if asks_for_one else None
+        certificate, key = _read(files[0]), _read(files[1])
+        expiry = _check_pair(files[0], certificate, files[1], key)
+        made = grpc.ssl_server_certificate_configuration(
+            [(key, certificate)], root_certificates=_read(files[2]) if asks_for_one else None
         )
+        _warn_of_expiry(files[0], expiry)
+        used["expiry"] = expiry
+        return made
 
     def changed() -> Any:
         """What handshakes from now on use; None: what they did. Called by gRPC for each of them."""
         try:
             stamps = _stamps(files)
-            if stamps == current[0]:
+            if stamps == used["stamps"]:
                 return None
             fresh = configuration()
-            _warn_of_expiry(files[0])
         except ServerError as error:
             log.error("the certificates stay as they were: %s", error)  # noqa: TRY400  its text says it all
             return None
-        current[0] = stamps
+        used["stamps"] = stamps
         log.info("read the certificates again")
         return fresh
 
-    made: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
-        configuration(), changed, require_client_authentication=asks_for_one
-    )
-    return made
+    made = grpc.dynamic_ssl_server_credentials(configuration(), changed, require_client_authentication=asks_for_one)
+    return Encryption(credentials=made, expiry=lambda: float(used["expiry"]))
 
 
-def certificate_expiry(path: Path) -> float:
-    """When a certificate in a PEM file, the first of a chain, expires: seconds since the epoch.
-
-    Raises:
-        ServerError: the file cannot be read, or holds none.
-    """
+def _check_pair(certificate_path: Path, certificate: bytes, key_path: Path, key: bytes) -> float:
+    """Check that a key is a certificate's, the first of a chain; return when that expires."""
     try:
-        return x509.load_pem_x509_certificate(_read(path)).not_valid_after_utc.timestamp()
+        first = x509.load_pem_x509_certificate(certificate)
     except ValueError:
-        raise ServerError(f"{path} does not hold a certificate in PEM") from None
+        raise ServerError(f"{certificate_path} does not hold a certificate in PEM") from None
+    try:
+        private = serialization.load_pem_private_key(key, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it has a password
+        raise ServerError(f"{key_path} does not hold a private key in PEM, without a password") from None
+    if private.public_key() != first.public_key():
+        raise ServerError(f"the key in {key_path} is not that of the certificate in {certificate_path}")
+    return first.not_valid_after_utc.timestamp()
 
 
-def _warn_of_expiry(path: Path) -> None:
-    days = (certificate_expiry(path) - time.time()) / _DAY_SECONDS
+def _warn_of_expiry(path: Path, expiry: float) -> None:
+    days = (expiry - time.time()) / _DAY_SECONDS
     if days < 0:
         log.error("the certificate in %s has expired: no client will connect. Remedy: replace the file", path)
     elif days < _WARN_DAYS:

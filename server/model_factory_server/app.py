@@ -22,7 +22,7 @@ from model_factory.memory import keep_freed_memory
 from model_factory.settings import environment
 from model_factory.store import Store
 from model_factory.v1 import blob_pb2, service_pb2, service_pb2_grpc, wire
-from model_factory_server.access import Access, certificate_expiry, check_exposure, credentials
+from model_factory_server.access import Access, check_exposure, encryption
 from model_factory_server.admission import Admission
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.builder import Builder
@@ -85,13 +85,15 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
 
 
 async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str], None]) -> None:
-    tls, access = credentials(settings.access), Access(settings.access)
+    tls, access = encryption(settings.access), Access(settings.access)
     backend = identify(settings.backend, _device_kind(settings.device))
     metrics, traces = Metrics(), configure_traces(environment())
     admission = Admission(settings.limits, settings.builders)
     pool = WorkerPool(settings, store, backend, admission, metrics)
     builder = Builder(store, backend, pool, metrics, traces)
     _describe(metrics, settings, store, pool, backend)
+    if tls is not None:
+        metrics.watch_certificate(tls.expiry)
     bounds = [
         ("grpc.max_receive_message_length", settings.limits.max_request_bytes),
         # A request is held while it comes, before it can be counted: so many of one connection's, and health watches.
@@ -111,7 +113,7 @@ async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str
     try:
         if settings.observe.metrics_listen is not None:
             log.info("metrics on http://%s/metrics", metrics.serve(settings.observe.metrics_listen))
-        host, port = _bind(server, settings.listen, tls)
+        host, port = _bind(server, settings.listen, None if tls is None else tls.credentials)
         metrics.watch_connections(port, settings.limits.max_connections)
         await _say(health, health_pb2.HealthCheckResponse.NOT_SERVING)
         await server.start()
@@ -165,9 +167,6 @@ def _describe(metrics: Metrics, settings: Settings, store: Store, pool: WorkerPo
         device_kind=backend.device_kind,
     )
     metrics.watch(pool, settings.builders, store.root)
-    certificate = settings.access.tls_cert
-    if certificate is not None:
-        metrics.watch_certificate(lambda: certificate_expiry(certificate))
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:

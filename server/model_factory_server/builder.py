@@ -20,7 +20,7 @@ from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.spans import Traces
 from model_factory_server.pool import OnStage, WorkerPool
 
-_OWN_SECONDS = 60.0  # of the server's own jobs: the operator's limit is for what configs make grow
+_OWN_SECONDS = 60.0  # for the server's own jobs at least: the operator's limit is for what configs make grow
 _WARM_UP = {
     "schema_version": 1,
     "model": {"sequential": {"layers": [{"_type_": "nn.Linear", "in_features": 1, "out_features": 1}]}},
@@ -37,8 +37,8 @@ class Asked:
     """What floating tensors are cast to; empty: left."""
     client: str
     """Whose share of builders it takes."""
-    seconds: float | None = None
-    """That its jobs may take each; None: as the operator has set it."""
+    seconds: float = 0.0
+    """That its jobs may take each, if the operator has not allowed more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,11 +160,16 @@ class Builder:
         """Build a small model through all that builds go through, also if it is in the store already.
 
         Raises:
-            ModelFactoryError: nothing can be built here: of the backend, a plug-in or the store, say.
+            ServerError: nothing can be built here: because of the backend, a plug-in, a limit or the store, say.
         """
         asked = Asked(config=parse_config(encode_document(_WARM_UP)), dtype="", client="", seconds=_OWN_SECONDS)
         key = build_key(self._backend, asked.config, "", 0)
-        await self._once("warm_up", key, lambda report: self._build(asked, key, 0, report))
+        try:
+            await self._once("warm_up", key, lambda report: self._build(asked, key, 0, report))
+        except errors.ModelFactoryError as error:
+            raise errors.ServerError(
+                f"the warm-up build, which shows that builds work here, failed: {error}"
+            ) from error
 
     async def _build(self, asked: Asked, key: str, seed: int, report: OnStage) -> Any:
         architecture = architecture_key(self._backend, asked.config, asked.dtype)

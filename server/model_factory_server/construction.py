@@ -78,8 +78,9 @@ def check_size(limits: LimitSettings, size: tuple[int, int]) -> None:
         LimitError: it is.
     """
     weights, modules = size
-    most = min(limits.max_weights_bytes, limits.max_blob_bytes, limits.max_store_bytes or limits.max_blob_bytes)
-    if weights > most:
-        raise LimitError(f"the model has {weights} bytes of weights; this server builds at most {most}")
+    if weights > limits.most_weights_bytes:
+        raise LimitError(
+            f"the model has {weights} bytes of weights; this server builds at most {limits.most_weights_bytes}"
+        )
     if modules > limits.max_modules:
         raise LimitError(f"the model has {modules} modules; this server builds at most {limits.max_modules}")

@@ -111,7 +111,7 @@ class Option:
         """
         if not self.is_list:
             return self._read_one(value)
-        items = [item for item in value.split(",") if item] if isinstance(value, str) else value
+        items = [item for part in value.split(",") if (item := part.strip())] if isinstance(value, str) else value
         if not isinstance(items, list):
             raise ValueError(f"{value!r} is not a list")  # noqa: TRY004  a wrong value like any other
         return tuple(self._read_one(item) for item in items)
@@ -224,7 +224,7 @@ def gather(
     for name, option in by_name.items():
         if name in flags:
             found[name] = (flags[name], option.flag)
-        elif option.variable in variables:
+        elif variables.get(option.variable):  # an empty one is none: compose files make those
             found[name] = (_checked(option, variables[option.variable], option.variable), option.variable)
         elif name in content:
             value, place = content[name]

@@ -66,10 +66,8 @@ class WorkerPool:
             attempt.end()
         self._threads.shutdown(wait=True)
 
-    async def run(
-        self, job: Mapping[str, Any], report: OnStage, *, client: str = "", seconds: float | None = None
-    ) -> Any:
-        """Do one job, which are fields of ``worker.Job``, in at most ``seconds``; by default those of a build.
+    async def run(self, job: Mapping[str, Any], report: OnStage, *, client: str = "", seconds: float = 0.0) -> Any:
+        """Do one job, which are fields of ``worker.Job``, within the operator's time for a build or ``seconds``.
 
         ``client`` is whose share of builders it takes. When it is cancelled the process is killed before this returns.
 
@@ -92,8 +90,7 @@ class WorkerPool:
         def relay(stage: str) -> None:
             loop.call_soon_threadsafe(report, stage)
 
-        if seconds is None:
-            seconds = self._settings.limits.build_timeout
+        seconds = max(seconds, self._settings.limits.build_timeout)
         async with self._admission.builder(client):
             receiver, sender = self._forks.context.Pipe(duplex=False)  # here, so that what waits has none
             attempt = Attempt(self._forks, job, sender)

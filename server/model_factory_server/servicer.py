@@ -370,7 +370,7 @@ def _limits(settings: Settings) -> capabilities_pb2.Limits:
         components=bounds.max_components,
         config_bytes=bounds.max_config_bytes,
         inline_bytes=INLINE_BYTES,
-        weights_bytes=bounds.max_weights_bytes,
+        weights_bytes=bounds.most_weights_bytes,
         build_timeout_ms=round(bounds.build_timeout * 1000),
         request_bytes=bounds.max_request_bytes,
         nesting=bounds.max_nesting,

@@ -19,6 +19,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 BUILTIN = "builtin"
 POLICY_CONSTRUCTOR = "policy_constructor"
+MAX_PORT = 65535
 BACKENDS = (BUILTIN, POLICY_CONSTRUCTOR)
 
 _WORKER_VARIABLES = frozenset(
@@ -133,6 +134,11 @@ class LimitSettings:
     max_calls_per_client: int = setting(128, "calls in progress of one client", minimum=1)
     max_connections: int = setting(2048, "open connections of all clients, health probes' included", minimum=1)
 
+    @property
+    def most_weights_bytes(self) -> int:
+        """The smallest of the bounds on one model's weights: they are one file, and have to fit into the store."""
+        return min(self.max_weights_bytes, self.max_blob_bytes, self.max_store_bytes or self.max_blob_bytes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
@@ -227,5 +233,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         _, colon, port = self.listen.rpartition(":")
-        if not colon or not (port.isascii() and port.isdigit()) or self.listen.startswith("unix"):
+        is_port = port.isascii() and port.isdigit() and int(port) <= MAX_PORT
+        if not colon or not is_port or self.listen.startswith("unix"):
             raise ServerError(f"--listen is HOST:PORT, got {self.listen!r}. Remedy: {DEFAULT_ADDRESS}, say")

@@ -148,7 +148,8 @@ def _is_for_the_log(error: Exception) -> bool:
 def _told(error: Exception) -> tuple[str, str, tuple[str | int, ...]]:
     """What the server is told of an error: class, text, and place in the config."""
     if is_out_of_memory(error):
-        host = f"than the {confine.allowed_memory()} bytes of memory that this server allows"
+        with_all = "with what every builder starts with"
+        host = f"than the {confine.allowed_memory()} bytes of memory that this server allows, {with_all}"
         where = "memory than the GPU has free" if isinstance(error, torch.OutOfMemoryError) else host
         return LimitError.__name__, f"the build needs more {where}", ()
     if isinstance(error, PlacedError):

@@ -6,6 +6,7 @@ import copy
 import datetime as dt
 import hashlib
 import pickle
+import re
 import socket
 import ssl
 import time
@@ -21,7 +22,7 @@ from attacks.conftest import layers
 from model_factory import AccessError, Credentials, ModelFactoryError, RemoteModelFactory, ServerError, UnavailableError
 from model_factory.cli.main import main
 from model_factory.v1 import capabilities_pb2, service_pb2_grpc
-from model_factory_server.access import Tokens, check_exposure, is_loopback, token_line
+from model_factory_server.access import Tokens, check_exposure, encryption, is_loopback, token_line
 from model_factory_server.settings import AccessSettings, Settings
 from support.server import running_server
 from support.strict import TOKEN, Strict
@@ -101,6 +102,14 @@ def test_tokens(strict: Strict, make_remote: MakeRemote, tmp_path: Path) -> None
     time.sleep(1.1)
     assert trainer.blocks()
     assert_refused(with_other, AccessError, "does not know the token")
+    # A line that is broken lets nobody in, and who is not in another is out.
+    strict.let_in(token_line("other", OTHER, 1), "garbage")
+    time.sleep(1.1)
+    assert with_other.blocks()
+    assert_refused(trainer, AccessError, "does not know the token")
+    strict.let_in(token_line("trainer", TOKEN, None))
+    time.sleep(1.1)
+    assert trainer.blocks()
     # A file that is broken lets nobody new in, and keeps nobody out.
     strict.let_in(f"other {OTHER}")
     time.sleep(1.1)
@@ -122,6 +131,11 @@ def test_a_new_certificate_is_used_without_a_restart(strict: Strict, make_remote
             return found
 
     before = serial()
+    right = strict.server_pair.key.read_bytes()
+    strict.server_pair.key.write_bytes(strict.client_pair.key.read_bytes())
+    assert serial() == before  # nor is any other used until the key is its own
+    assert f"the key in {strict.server_pair.key} is not that of the certificate" in strict.process.log
+    strict.server_pair.key.write_bytes(right)
     strict.authority.issue("server")
     assert serial() != before
     assert make_remote(strict.process.address, credentials=strict.credentials()).blocks()
@@ -180,7 +194,18 @@ def test_a_word_that_is_neither_yes_nor_no_is_not_taken_for_no(variable: str, mo
     assert not Credentials.from_environment().tls
 
 
-@pytest.mark.parametrize("listen", ["unix:/run/x", "127.0.0.1", "50051", "127.0.0.1:http", ""])
+def test_a_key_of_another_certificate_is_named(strict: Strict, tmp_path: Path) -> None:
+    other = tmp_path / "other.key"
+    for content, message in (
+        (strict.client_pair.key.read_bytes(), f"the key in {other} is not that of the certificate in"),
+        (b"junk", f"{other} does not hold a private key in PEM"),
+    ):
+        other.write_bytes(content)
+        with pytest.raises(ServerError, match=re.escape(message)):
+            encryption(AccessSettings(tls_cert=strict.server_pair.cert, tls_key=other))
+
+
+@pytest.mark.parametrize("listen", ["unix:/run/x", "127.0.0.1", "50051", "127.0.0.1:http", "127.0.0.1:65536", ""])
 def test_an_address_that_is_no_host_and_port(listen: str) -> None:
     with pytest.raises(ServerError, match=r"--listen is HOST:PORT"):
         Settings(listen=listen)

@@ -63,7 +63,9 @@ def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(tmp_pa
         "most_bytes": "MODEL_FACTORY_MOST_BYTES",
     }
     assert given(tmp_path)[0] == Outer()
-    assert given(tmp_path, variables={"MODEL_FACTORY_NAMES": "x,y", "MODEL_FACTORY_FOLDER": "/a"})[0] == Outer(
+    # An empty variable is none: compose files make those.
+    assert given(tmp_path, variables={"MODEL_FACTORY_COUNT": "", "MODEL_FACTORY_FOLDER": ""})[0] == Outer()
+    assert given(tmp_path, variables={"MODEL_FACTORY_NAMES": "x, y", "MODEL_FACTORY_FOLDER": "/a"})[0] == Outer(
         names=("x", "y"), inner=Inner(folder=Path("/a"))
     )
 

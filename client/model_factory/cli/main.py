@@ -19,6 +19,8 @@ from model_factory.errors import ModelFactoryError
 from model_factory.settings import default_server, environment
 from model_factory.source.lock import LOCK_NAME
 
+_MAX_SECONDS = 86400.0
+
 _COMMAND_GROUP = "model_factory.commands"
 _SERVE = "serve"
 
@@ -119,9 +121,19 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--server", default=default_server(), metavar="HOST:PORT", help="default: %(default)s")
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= _MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, above 0 and at most {_MAX_SECONDS:g}")
+    return seconds
+
+
 def _add_timeout(parser: argparse.ArgumentParser, seconds: float) -> None:
     parser.add_argument(
-        "--timeout", type=float, default=seconds, metavar="SECONDS", help="of each question (default: %(default)g)"
+        "--timeout", type=_seconds, default=seconds, metavar="SECONDS", help="of each question (default: %(default)g)"
     )
 
 

@@ -136,7 +136,7 @@ class Metrics:
         self.registry.register(_StoreCollector(store))
 
     def watch_certificate(self, expiry: Callable[[], float]) -> None:
-        """Ask at every scrape when the certificate expires; what cannot be read then is not a number."""
+        """Ask at every scrape when the certificate in use expires."""
 
         def ask() -> float:
             try:
