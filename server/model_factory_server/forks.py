@@ -122,6 +122,7 @@ def _enter_worker(job: Mapping[str, Any], sender: Connection) -> None:
 
     Importing one that knows gRPC would cost every worker almost a tenth of a second.
     """
+    os.dup2(2, 1)  # what blocks print is for the log; standard output says where the server listens
     from model_factory_server import worker  # noqa: PLC0415  torch, which only the fork server and its workers import
 
     worker.main(worker.Job(**job), sender)

@@ -48,6 +48,15 @@ def outcomes(found: dict[str, dict[str, Any]], outcome: str) -> list[str]:
     return [name for name, item in found.items() if item["outcome"] == outcome]
 
 
+@pytest.mark.parametrize("command", ["doctor", "health"])
+@pytest.mark.parametrize("seconds", ["-1", "0", "nan", "inf", "soon"])
+def test_a_timeout_is_a_number_of_seconds(command: str, seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, f"--timeout={seconds}"])
+    assert caught.value.code == 2
+    assert f"'{seconds}' is not a number of seconds" in capsys.readouterr().err
+
+
 def test_a_good_deployment(server: ServerProcess, examine: Examine, capsys: pytest.CaptureFixture[str]) -> None:
     status, found = examine(server.address)
     assert status == 0, found
