@@ -211,9 +211,10 @@ def test_bf16_autocast(case: Case, pair: tuple[nn.Module, nn.Module], training: 
         assert_same(cast["outputs"], plain[0])  # or autocast did nothing
 
 
-def test_a_whole_model_is_checkpointed(case: Case, pair: tuple[nn.Module, nn.Module]) -> None:
-    inputs = case.inputs(3, 2)
-    plain, checkpointed = (model.eval() for model in pair)
+@pytest.mark.parametrize("name", ["info_embedder", "conv_graph"])
+def test_a_whole_model_is_checkpointed(name: str, make_pair: MakePair) -> None:
+    inputs = CASES[name].inputs(3, 2)
+    plain, checkpointed = (model.eval() for model in make_pair(name))
     loss_of(plain(**inputs)).backward()
     loss_of(checkpoint(checkpointed, use_reentrant=False, **inputs)).backward()
     gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
