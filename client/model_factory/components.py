@@ -20,6 +20,7 @@ SINGLE = "model"
 SEED_RANGE = 1 << 64
 """Of the seeds that cross the wire."""
 
+_FORMS = "give {'config_path': PATH}, {'config': MAPPING} or component names with their paths"
 _SEED_BITS = 63  # torch.manual_seed takes signed 64-bit numbers
 
 
@@ -53,14 +54,9 @@ def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str,
         ConfigError: a config is wrong.
     """
     if not isinstance(model_cfg, Mapping):
-        raise ConfigError(
-            f"model_cfg is a mapping, found {type(model_cfg).__name__}; give {{'config_path': PATH}}, {{'config': "
-            "MAPPING}} or component names with their paths"
-        )
+        raise ConfigError(f"model_cfg is a mapping, found {type(model_cfg).__name__}; {_FORMS}")
     if not model_cfg:
-        raise ValueError(
-            "model_cfg is empty; give {'config_path': PATH}, {'config': MAPPING} or component names with their paths"
-        )
+        raise ValueError(f"model_cfg is empty; {_FORMS}")
     ((key, value), *others) = model_cfg.items()
     if not others and (key, isinstance(value, Mapping)) in {("config", True), ("config_path", False)}:
         return Request(components=(_component(SINGLE, value, base_dir, env, "<config>"),), single=True)

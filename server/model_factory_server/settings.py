@@ -19,8 +19,8 @@ DEVICES = ("auto", "cpu", "cuda")
 
 BUILTIN = "builtin"
 POLICY_CONSTRUCTOR = "policy_constructor"
-MAX_PORT = 65535
 BACKENDS = (BUILTIN, POLICY_CONSTRUCTOR)
+MAX_PORT = 65535
 
 _WORKER_VARIABLES = frozenset(
     (

@@ -91,28 +91,28 @@ def test_tokens(strict: Strict, make_remote: MakeRemote, tmp_path: Path) -> None
         other.write_text(text, encoding="utf-8")
         assert_refused(with_other, AccessError, "does not hold a token")
     other.write_text(OTHER, encoding="utf-8")
-    # A new file is read while the server runs: a token is added, one expires, one is revoked.
+
+    def let_in(*lines: str) -> None:
+        strict.let_in(*lines)
+        time.sleep(1.1)  # a new file is read while the server runs
+
+    # A token is added, one expires, one is revoked.
     trainer = make_remote(address, credentials=strict.credentials())
     assert trainer.blocks()
-    strict.let_in(token_line("trainer", TOKEN, -1), token_line("other", OTHER, 1))
-    time.sleep(1.1)
+    let_in(token_line("trainer", TOKEN, -1), token_line("other", OTHER, 1))
     assert with_other.blocks()
     assert_refused(trainer, AccessError, "token of 'trainer' has expired")
-    strict.let_in(token_line("trainer", TOKEN, None))
-    time.sleep(1.1)
+    let_in(token_line("trainer", TOKEN, None))
     assert trainer.blocks()
     assert_refused(with_other, AccessError, "does not know the token")
     # A line that is broken lets nobody in, and who is not in another is out.
-    strict.let_in(token_line("other", OTHER, 1), "garbage")
-    time.sleep(1.1)
+    let_in(token_line("other", OTHER, 1), "garbage")
     assert with_other.blocks()
     assert_refused(trainer, AccessError, "does not know the token")
-    strict.let_in(token_line("trainer", TOKEN, None))
-    time.sleep(1.1)
+    let_in(token_line("trainer", TOKEN, None))
     assert trainer.blocks()
     # A file that is broken lets nobody new in, and keeps nobody out.
-    strict.let_in(f"other {OTHER}")
-    time.sleep(1.1)
+    let_in(f"other {OTHER}")
     assert trainer.blocks()
     assert_refused(with_other, AccessError, "does not know the token")
     strict.let_in(token_line("trainer", TOKEN, None))

@@ -599,6 +599,15 @@ class ChangesAutocast(Block):
             return self.linear(x) + x.square()
 
 
+class SetsAutocast(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.set_autocast_enabled("cpu", True)
+        try:
+            return self.linear(x) + x.square()
+        finally:
+            torch.set_autocast_enabled("cpu", False)
+
+
 class ChangesAutocastOfAGpu(Block):
     def forward(self, x: Tensor) -> Tensor:
         with warnings.catch_warnings(action="ignore"), torch.autocast("cuda", dtype=torch.bfloat16):
@@ -639,6 +648,7 @@ class LooksAtGrad(Block):
         (PythonsRandom, "does not reproduce its forward"),
         (ThroughNumpy, "numpy"),
         (ChangesAutocast, "autocast"),
+        (SetsAutocast, "autocast"),
         (ChangesAutocastOfAGpu, "autocast"),
         (AsksForGradMode, r"asks torch.is_grad_enabled\(\)"),
         (AsksForAutocast, r"asks torch.is_autocast_enabled\(\)"),

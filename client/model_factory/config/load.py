@@ -85,6 +85,5 @@ def _read_text(path: Path, named_at: str | None) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        before = data[: error.start].decode("utf-8-sig")
-        place = Place(file=str(path), line=before.count("\n") + 1, column=len(before) - before.rfind("\n"))
+        place = Place.after(data[: error.start].decode("utf-8-sig"), str(path))
         raise ConfigError(f"the file is not UTF-8: {error.reason}", place=str(place)) from None

@@ -28,6 +28,11 @@ class Place:
     column: int | None = None
     """Column in characters, from 1."""
 
+    @classmethod
+    def after(cls, before: str, file: str) -> Place:
+        """Where a file goes on after the text ``before``."""
+        return cls(file=file, line=before.count("\n") + 1, column=len(before) - before.rfind("\n"))
+
     def __str__(self) -> str:
         return self.file if self.line is None else f"{self.file}:{self.line}:{self.column}"
 

@@ -82,8 +82,7 @@ def _check_shape(text: str, file: str) -> None:
     """Check what must be known before the document is composed, from the stream of parser events."""
     unprintable = Reader.NON_PRINTABLE.search(text)
     if unprintable:
-        before = text[: unprintable.start()]
-        place = Place(file=file, line=before.count("\n") + 1, column=len(before) - before.rfind("\n"))
+        place = Place.after(text[: unprintable.start()], file)
         raise ConfigError(f"not valid YAML: the character {unprintable.group()!r} is not allowed", place=str(place))
     documents = depth = 0
     for event in yaml.parse(text, Loader=_LOADER):

@@ -69,8 +69,10 @@ class Factory:
         Raises:
             ConfigError: one is unknown.
         """
-        parameters = () if self.signature is None else self.signature.parameters.values()
-        if parameters and not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        if self.signature is None:
+            return
+        parameters = self.signature.parameters.values()
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             known = [parameter.name for parameter in parameters if parameter.kind in _BY_NAME]
             unknown = [name for name in kwargs if name not in known]
             if unknown:

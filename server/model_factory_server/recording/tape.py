@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from model_factory.descriptor.stock import is_stock, torch_name
 from model_factory.errors import NotPortableError
-from model_factory.graph.ops import OPS
+from model_factory.graph.ops import AUTOCAST_KINDS, OPS
 from model_factory.graph.program import (
     Argument,
     Device,
@@ -138,6 +138,7 @@ class Tape(TorchFunctionMode):
         self._dtype_sources: dict[torch.dtype, dict[str, None]] = {}
         self._paths: dict[nn.Module, str] = {module: path for path, module in self.root.named_modules()}
         self._paused = 0
+        self._autocast = _autocast_state()
 
     def know(self, tensor: torch.Tensor, name: str) -> None:
         """Remember under which name a tensor is reached."""
@@ -273,6 +274,8 @@ class Tape(TorchFunctionMode):
         op = _OP_NAMES.get(func)
         if op is None:
             raise NotPortableError(f"its forward calls {_function_text(func)}, which is not in the table of ops")
+        if _autocast_state() != self._autocast:  # set without a region
+            raise NotPortableError("its forward changes the autocast mode, which a program cannot carry")
         if name in _SQUEEZES:
             self._fix_squeezed(args, kwargs)
         step_args = tuple(self.argument(arg) for arg in args)
@@ -412,6 +415,10 @@ class Tape(TorchFunctionMode):
 def _plain_state(module: nn.Module) -> dict[str, Any]:
     own = {key: value for key, value in module.__dict__.items() if not key.startswith("_")}
     return own | {f"_buffers.{key}": value for key, value in module._buffers.items()}  # noqa: SLF001
+
+
+def _autocast_state() -> tuple[Any, ...]:
+    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in AUTOCAST_KINDS)
 
 
 def _function_text(func: Any) -> str:
