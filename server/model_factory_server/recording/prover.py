@@ -71,18 +71,24 @@ def _shallow_stacks(module: nn.Module, recorded: Recorded) -> Iterator[None]:
 
 
 def _prove_modes(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -> None:
-    for mode in (False, True) if not recorded.training else (None,):
-        if mode is not None:
-            module.train(mode)
-        for path, flag in recorded.training:
-            get_module(module, path).training = flag
-        _prove_mode(module, recorded, arguments)
+    _, examples = call_form(arguments)
+    if not recorded.training:
+        module.eval()
+    for path, flag in recorded.training:
+        get_module(module, path).training = flag
+    example_shapes = [list(leaf.shape) for leaf in examples]
+    # Found once: what a mode refuses after all, original and replay refuse together.
+    candidates = list(candidate_shapes(recorded, example_shapes, _acceptance(module, recorded, examples)))
+    _prove_mode(module, recorded, examples, candidates)
+    if not recorded.training:
+        _prove_mode(module.train(), recorded, examples, candidates)
 
 
-def _prove_mode(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -> None:
+def _prove_mode(
+    module: nn.Module, recorded: Recorded, examples: Sequence[torch.Tensor], candidates: Sequence[Shapes]
+) -> None:
     signature = Signature.of(module.forward)
     runner = Runner(recorded.program)
-    _, examples = call_form(arguments)
 
     def original(leaves: list[torch.Tensor]) -> Any:
         args, kwargs = signature.call(rebuild(recorded.form, leaves))
@@ -93,7 +99,6 @@ def _prove_mode(module: nn.Module, recorded: Recorded, arguments: Mapping[str, A
 
     example_shapes = [list(leaf.shape) for leaf in examples]
     decides = bool(recorded.program.outcomes())
-    candidates = candidate_shapes(recorded, example_shapes, _acceptance(module, recorded, examples))
     proven = 0
     for shapes in [*candidates, *([example_shapes] if decides else [])]:
         for seed, leaves in enumerate(_inputs(examples, shapes, decides), PROOF_SEED):

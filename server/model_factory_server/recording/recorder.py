@@ -171,6 +171,7 @@ class _Recording:
         self.names = leaf_names(self.form)
         self.shape_env = DecisionShapeEnv()
         self.fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=False)
+        self.fake_mode.cache_enabled = False  # it keeps results by symbols, which are new in each recording
         self.symbols = SymbolTable(self.shape_env)
         self.tape = Tape(self.shape_env, self.symbols, self.module, self.names, outcomes)
         self._dtype = dtype
