@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from model_factory import RemoteModelFactory
+from model_factory.remote import patience
 from support.server import ServerProcess, running_server
 
 MakeRemote = Callable[..., RemoteModelFactory]
@@ -69,3 +70,9 @@ def make_remote(server: ServerProcess, tmp_path: Path) -> Iterator[MakeRemote]:
     yield make
     for factory in made:
         factory.close()
+
+
+@pytest.fixture
+def less_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients in this process give up soon on a server that is gone."""
+    monkeypatch.setattr(patience, "RESUME_SECONDS", 0.5)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from model_factory import BuildError, RemoteModelFactory, UnavailableError
 from model_factory.digest import digest_of_file
 from model_factory.store import Store
@@ -99,6 +101,7 @@ def wait_for_holder(lock: Path, ranks: list[Rank]) -> Rank | None:
     return None
 
 
+@pytest.mark.usefixtures("less_patience")
 def test_builders_and_the_server(start_server: Start, tmp_path: Path, chance: random.Random) -> None:
     store, cache = tmp_path / "store", tmp_path / "cache"
     server = start_server(store)

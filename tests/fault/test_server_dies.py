@@ -35,6 +35,8 @@ from support.hostile_server import HostileServer
 from support.proxy import Proxy
 from support.server import ServerProcess, descendants, wait_gone
 
+pytestmark = pytest.mark.usefixtures("less_patience")
+
 MIB = 1024 * 1024
 WIDTH = 2100
 LARGE = {
@@ -43,11 +45,6 @@ LARGE = {
 }
 LARGE_BYTES = 2 * WIDTH * WIDTH * 4
 SMALL = {"schema_version": 1, "model": {"sequential": {"layers": [{"_type_": "mlp", "dims": [9, 9, 2]}]}}}
-
-
-@pytest.fixture(autouse=True)
-def _less_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "RESUME_SECONDS", 0.5)
 
 
 class Line:

@@ -60,12 +60,11 @@ class WorkerCount:
             self.most = max(self.most, len(now))
 
 
-def test_many_clients_of_one_model_cause_one_build(start_server: Start, tmp_path: Path) -> None:
-    server = start_server()
+def test_many_clients_of_one_model_cause_one_build(server: ServerProcess, tmp_path: Path) -> None:
     start = threading.Barrier(CLIENTS)
 
     def build(index: int) -> dict[str, Any]:
-        factory = RemoteModelFactory(server.address, seed=3, cache_dir=tmp_path / f"cache{index}")
+        factory = RemoteModelFactory(server.address, seed=103, cache_dir=tmp_path / f"cache{index}")
         start.wait()
         state = dict(factory.build({"config_path": CASES["info_embedder"].config}).state_dict())
         factory.close()
@@ -76,7 +75,6 @@ def test_many_clients_of_one_model_cause_one_build(start_server: Start, tmp_path
     assert len(workers.seen) == 1
     for state in states[1:]:
         assert_same(state, states[0])
-    assert server.stop() == 0
 
 
 def test_different_models_are_built_side_by_side_within_the_limit(start_server: Start) -> None:
@@ -91,17 +89,15 @@ def test_different_models_are_built_side_by_side_within_the_limit(start_server: 
     assert server.stop() == 0
 
 
-def test_a_model_that_is_built_already_is_not_built_again(start_server: Start) -> None:
-    server = start_server()
-    first = build_manifest(server.address, {"mlp": ALL["mlp"]}, seed=5)
+def test_a_model_that_is_built_already_is_not_built_again(server: ServerProcess) -> None:
+    first = build_manifest(server.address, {"mlp": ALL["mlp"]}, seed=105)
     with WorkerCount(server) as workers:
-        second = build_manifest(server.address, {"mlp": ALL["mlp"]}, seed=5)
+        second = build_manifest(server.address, {"mlp": ALL["mlp"]}, seed=105)
     assert first["mlp"].built_now
     assert not second["mlp"].built_now
     assert workers.seen == set()
     assert digests(first) == digests(second)
     assert first["mlp"].build_key == second["mlp"].build_key
-    assert server.stop() == 0
 
 
 def test_another_seed_changes_the_weights_and_nothing_else(server: ServerProcess) -> None:
@@ -164,12 +160,12 @@ def test_the_key_is_of_the_config_and_not_of_its_text(server: ServerProcess, tmp
     assert len(keys) == 1 + len(others) + 2
 
 
-def test_stages_come_in_order_and_end_with_done(start_server: Start) -> None:
-    server = start_server()
+def test_stages_come_in_order_and_end_with_done(server: ServerProcess) -> None:
     seen: dict[str, list[int]] = {}
     build_manifest(
         server.address,
         {"a": ALL["mlp"], "b": linear(5)},
+        seed=106,
         on_stage=lambda component, stage: seen.setdefault(component, []).append(stage),
     )
     assert set(seen) == {"a", "b"}
@@ -178,7 +174,6 @@ def test_stages_come_in_order_and_end_with_done(start_server: Start) -> None:
         assert build_pb2.BUILD_STAGE_CONSTRUCTING in stages
         assert stages[-1] == build_pb2.BUILD_STAGE_DONE
         assert build_pb2.BUILD_STAGE_UNSPECIFIED not in stages
-    assert server.stop() == 0
 
 
 def test_blobs_in_the_store_are_what_their_names_say(server: ServerProcess) -> None:
@@ -189,8 +184,7 @@ def test_blobs_in_the_store_are_what_their_names_say(server: ServerProcess) -> N
         assert digest_of_file(path) == path.name
 
 
-def test_a_client_that_goes_away_does_not_take_the_build_from_others(start_server: Start, tmp_path: Path) -> None:
-    server = start_server()
+def test_a_client_that_goes_away_does_not_take_the_build_from_others(server: ServerProcess) -> None:
     config = {"m": layers({"_type_": "nn.Linear", "in_features": 4000, "out_features": 4000})}
     begun, joined = threading.Event(), threading.Event()
 
@@ -215,7 +209,6 @@ def test_a_client_that_goes_away_does_not_take_the_build_from_others(start_serve
         leaver.join()
     assert stayed["m"].weights.size_bytes > 4000 * 4000 * 4
     assert len(workers.seen) == 1
-    assert server.stop() == 0
 
 
 def peak_memory(server: ServerProcess, width: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model_factory import RemoteModelFactory, UnavailableError
 from model_factory.descriptor.codec import decode_descriptor
 from model_factory.descriptor.rebuild import rebuild
 from model_factory_server import PolicyConstructorModelFactory
@@ -55,25 +57,20 @@ def test_serve_ends_cleanly_and_leaves_nothing(
     assert "Traceback" not in server.log
 
 
-def test_serve_stops_while_it_builds(start_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("less_patience")
+def test_serve_stops_while_it_builds(
+    start_server: Callable[..., ServerProcess], make_remote: Callable[..., RemoteModelFactory]
+) -> None:
     server = start_server(None, "--drain-timeout", "0.1")
-    config = tmp_path / "large.yaml"
-    config.write_text(
-        "schema_version: 1\nmodel: {sequential: {layers: ["
-        + ", ".join(["{_type_: nn.Linear, in_features: 5000, out_features: 5000}"] * 12)
-        + "]}}\n",
-        encoding="utf-8",
-    )
-    environment = os.environ | {"MODEL_FACTORY_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen(
-        [COMMAND, "build", config, "--server", server.address], stderr=subprocess.PIPE, text=True, env=environment
-    ) as build:
+    layers = [{"_type_": "nn.Linear", "in_features": 5000, "out_features": 5000}] * 12
+    config = {"config": {"schema_version": 1, "model": {"sequential": {"layers": layers}}}}
+    with ThreadPoolExecutor(1) as pool:
+        build = pool.submit(make_remote(server.address).build, config)
         while not server.workers():
-            assert build.poll() is None, "the build was too fast for this test"
+            assert not build.done(), "the build was too fast for this test"
         assert server.stop() == 0
-        assert build.wait(60) == 1
-        assert build.stderr is not None
-        assert re.match(r"error: .*\n$", build.stderr.read())
+        with pytest.raises(UnavailableError):
+            build.result(60)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:notaport", "256.256.256.256:0", "nonsense"])
