@@ -64,11 +64,9 @@ def test_many_clients_of_one_model_cause_one_build(server: ServerProcess, tmp_pa
     start = threading.Barrier(CLIENTS)
 
     def build(index: int) -> dict[str, Any]:
-        factory = RemoteModelFactory(server.address, seed=103, cache_dir=tmp_path / f"cache{index}")
-        start.wait()
-        state = dict(factory.build({"config_path": CASES["info_embedder"].config}).state_dict())
-        factory.close()
-        return state
+        with RemoteModelFactory(server.address, seed=103, cache_dir=tmp_path / f"cache{index}") as factory:
+            start.wait()
+            return dict(factory.build({"config_path": CASES["info_embedder"].config}).state_dict())
 
     with WorkerCount(server) as workers, ThreadPoolExecutor(CLIENTS) as pool:
         states = list(pool.map(build, range(CLIENTS)))
