@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from blake3 import blake3
 
 from model_factory.errors import FormatError
 
+_PID = os.getpid()
 _PATTERN = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -34,8 +36,9 @@ def digest_of(data: bytes) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """Digest of a file's content, read through a mapping on all cores."""
-    hasher = blake3(max_threads=blake3.AUTO)
+    """Digest of a file's content, read through a mapping, on all cores but in a fork."""
+    # A fork has none of the threads that its parent hashed with, and would wait for them.
+    hasher = blake3(max_threads=blake3.AUTO if os.getpid() == _PID else 1)
     hasher.update_mmap(path)
     return hasher.hexdigest()
 

@@ -57,7 +57,7 @@ class PolicyConstructorModelFactory:
         self._seed = None if seed is None else operator.index(seed)
         self._dtype = dtype
         self._device = torch.device(device)
-        self._base_dir = Path.cwd() if base_dir is None else Path(base_dir)
+        self._base_dir = Path("" if base_dir is None else base_dir).absolute()
 
     def build(self, model_cfg: Mapping[str, Any]) -> nn.Module | dict[str, nn.Module]:
         """Build the models of a config; see :class:`model_factory.ModelFactory`. Random state is as before afterwards.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 from pathlib import Path
@@ -299,3 +300,15 @@ def make(kind: str, place: Path, elsewhere: Path) -> None:
         os.mkfifo(place)
     else:
         place.mkdir()
+
+
+def test_a_fork_hashes_what_its_parent_has_hashed_with_threads(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(os.urandom(16 << 20))
+    digest_of_file(path)
+    child = multiprocessing.get_context("fork").Process(target=digest_of_file, args=(path,))
+    child.start()
+    child.join(60)
+    child.kill()
+    child.join()
+    assert child.exitcode == 0

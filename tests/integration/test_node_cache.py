@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from model_factory import ModelFactoryError, RemoteModelFactory
@@ -49,6 +52,57 @@ def test_a_store_that_this_node_sees_is_not_transferred(
     assert weights.links == 2
     assert weights.in_use
     assert (server.store / "blobs" / weights.digest[:2] / weights.digest).samefile(weights.path)
+
+
+@pytest.mark.usefixtures("no_transfer")
+def test_the_bound_holds_for_what_is_not_transferred_too(
+    server: ServerProcess, make_remote: MakeRemote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_FACTORY_SHARED_STORE", str(server.store.resolve()))
+    for seed in range(4):
+        make_remote(seed=seed, cache_bytes=2 * BYTES).build(config())
+    assert sum(entry.size for entry in Store(tmp_path / "cache").entries()) <= 2 * BYTES
+
+
+def test_a_cache_that_is_removed_is_made_again(make_remote: MakeRemote, tmp_path: Path) -> None:
+    remote = make_remote()
+    remote.build(config())
+    shutil.rmtree(tmp_path / "cache")
+    local = PolicyConstructorModelFactory(seed=7)
+    assert_same_state(remote.build(config(WIDTH + 1)), local.build(config(WIDTH + 1)))
+
+
+def test_a_forward_does_not_need_records_that_cannot_be_read(
+    make_remote: MakeRemote, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = {"_type_": "mlp", "dims": [4, 2]}
+    spec = {"config": {"schema_version": 1, "model": {"sequential": {"layers": [block]}}}}
+    model = make_remote().build(spec)
+    records = tmp_path / "cache" / "records"
+    records.rename(tmp_path / "records")
+    records.write_text("no folder", encoding="utf-8")
+    assert model(torch.randn(2, 3, 5, 7, 4)).shape == (2, 3, 5, 7, 2)  # of a rank that was not recorded
+    assert "programs of" in caplog.text
+
+
+def test_what_a_device_says_is_not_taken_for_a_damaged_file(make_remote: MakeRemote) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError), match="MPS"):
+        make_remote(device="mps").build(config())
+
+
+def test_relative_paths_are_relative_to_where_the_factory_was_made(
+    make_remote: MakeRemote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        (tmp_path / f"run{number}" / "configs").mkdir(parents=True)
+        text = json.dumps(config(number)["config"])
+        (tmp_path / f"run{number}" / "configs" / "layer.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "run1")
+    factories = [make_remote(base_dir="configs"), PolicyConstructorModelFactory(seed=7, base_dir="configs")]
+    monkeypatch.chdir(tmp_path / "run2")
+    for factory in factories:
+        (weight,) = factory.build({"config_path": "layer.yaml"}).parameters()
+        assert weight.shape == (1, 1)
 
 
 def test_a_store_that_lies_is_transferred(

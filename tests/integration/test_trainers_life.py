@@ -72,8 +72,9 @@ def test_sync_batch_norm_converts_as_many_layers(make_pair: MakePair) -> None:
     assert_same_runs(remote.eval(), local.eval(), inputs)
 
 
-@pytest.mark.parametrize("name", ["info_embedder", "conv_graph"])
-@pytest.mark.parametrize("way", ["each rank builds", "one builds and pickles"])
+@pytest.mark.parametrize(
+    ("name", "way"), [("info_embedder", "each rank builds"), ("conv_graph", "one builds and pickles")]
+)
 def test_ddp_over_two_processes(
     name: str, way: str, make_pair: MakePair, server: ServerProcess, tmp_path: Path
 ) -> None:

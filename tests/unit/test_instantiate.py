@@ -125,6 +125,8 @@ def test_containers_of_torch_take_specs(registry: Registry) -> None:
         ({**LINEAR, "_kwargs_": {"_x_": 1}}, rf"^{AT}\._kwargs_\._x_: Unknown kwargs"),
         ({"_type_": "nn.LayerNorm", "_args_": [4], "eps": "1e-3"}, rf"^{AT}\.eps: 'eps' is the text '1e-3', .*1\.0e-3"),
         ({"_type_": "nn.Linear", "in_features": "4", "out_features": 2}, rf"^{AT}\.in_features: .* takes a number"),
+        ({"_type_": "nn.BatchNorm1d", "_args_": [2, "1e-5"]}, rf"^{AT}\._args_\[1\]: 'eps' is the text '1e-5'"),
+        ({**LINEAR, "bias": "false"}, rf"^{AT}\.bias: .* takes true or false\. Remedy: .*\$\{{env:bool:NAME\}}"),
         ({"_type_": "nn.gelu"}, rf"^{AT}\._type_: Unknown module type 'nn.gelu'; did you mean 'nn.GELU'"),
         ({"_type_": "linear"}, rf"^{AT}\._type_: Unknown module type 'linear'; did you mean 'nn.Linear'"),
         ({"_type_": "nn.Linear"}, rf"^{AT}: 'nn.Linear': missing a required argument"),
@@ -132,7 +134,10 @@ def test_containers_of_torch_take_specs(registry: Registry) -> None:
         ({"_type_": "keep", "a": [0, {"b": {"_type_": "nn.Liner"}}]}, rf"^{AT}\.a\[1\]\.b\._type_: Unknown module"),
         ({"_type_": "keep", "_args_": [{"_type_": "z"}]}, rf"^{AT}\._args_\[0\]\._type_: Unknown module"),
         ({"_type_": "mlp", "dims": [3]}, rf"^{AT}: 'mlp': dims must be a list of at least two widths"),
-        ({"_type_": "nn.LSTM", "hiden_size": 3}, rf"^{AT}: 'nn.LSTM': .*unexpected keyword argument 'hiden_size'"),
+        ({"_type_": "nn.LSTM", "hiden_size": 3}, rf"^{AT}\.hiden_size: Unknown kwargs .*did you mean 'hidden_size'"),
+        ({"_type_": "nn.LSTM", "nonlinearity": "relu"}, rf"^{AT}\.nonlinearity: Unknown kwargs for 'nn.LSTM'"),
+        ({"_type_": "nn.GRU", "input_size": 3}, rf"^{AT}: 'nn.GRU': missing a required argument: 'hidden_size'"),
+        ({"_type_": "nn.Tanh", "inplace": True}, rf"^{AT}\.inplace: Unknown kwargs for 'nn.Tanh': 'inplace'"),
         ({"_type_": "fail", "error": {"_type_": "error_value"}}, rf"^{AT}: 'fail': no"),
         ({"_type_": "fail", "error": {"_type_": "error_type"}}, rf"^{AT}: 'fail': no"),
     ],
@@ -256,7 +261,7 @@ def test_nothing_outside_the_prefixes_is_imported(registry: Registry) -> None:
 @pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize(("module", "error"), [("broken", "ZeroDivisionError"), ("needy", "there_is_no_such_module")])
 def test_a_failing_import_is_a_build_error(registry: Registry, module: str, error: str) -> None:
-    with pytest.raises(BuildError, match=rf"importing 'allowed_pkg\.{module}' failed: .*{error}"):
+    with pytest.raises(BuildError, match=rf"^{AT}\._target_: importing 'allowed_pkg\.{module}' failed: .*{error}"):
         make(registry, {"_target_": f"allowed_pkg.{module}.Net"}, OPEN)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from model_factory.errors import BuildError, ConfigError
 from model_factory_server.backends.hub import load_radio
 from model_factory_server.constructor import Policy, default_registry, instantiate
-from model_factory_server.constructor.blocks.radio import RadioV3
+from model_factory_server.constructor.blocks.radio import RadioV3, radiov3_factory
 from model_factory_server.settings import HubSettings
 from support.hub import write_hub
 
@@ -98,6 +98,20 @@ def test_weights_come_from_the_hub_folder(tmp_path: Path) -> None:
 def test_not_set_up_names_the_flags() -> None:
     with pytest.raises(BuildError, match=r"NVlabs/RADIO.*--hub-dir.*--allow-hub-download"):
         make(HubSettings())
+
+
+def test_what_cannot_be_loaded_is_placed() -> None:
+    spec = {"_type_": "radiov3"}
+    with pytest.raises(BuildError, match=r"^model\.m: radiov3 takes its model from"):
+        instantiate(spec, default_registry(), Policy(), path=("model", "m"))
+
+
+def test_channels_are_looked_at_first() -> None:
+    def load() -> Any:
+        raise AssertionError("it was loaded")
+
+    with pytest.raises(ValueError, match="channels must be a list of positive integers, got 3"):
+        radiov3_factory(load)(channels=3)  # type: ignore[arg-type]
 
 
 def test_failing_repository_names_the_flags(hub: HubSettings) -> None:

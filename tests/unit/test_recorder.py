@@ -645,7 +645,7 @@ class LooksAtGrad(Block):
         (GrowsAList, "does not reproduce its forward"),
         (CallsAStranger, "calls a Linear that is not one of its children"),
         (UsesAGlobalTensor, "neither an input nor one of its parameters or buffers"),
-        (PythonsRandom, "does not reproduce its forward"),
+        (PythonsRandom, "random numbers of Python's"),
         (ThroughNumpy, "numpy"),
         (ChangesAutocast, "autocast"),
         (SetsAutocast, "autocast"),

@@ -181,3 +181,36 @@ def test_blocks_say_who_registered_them(registry: Registry) -> None:
     origins = {entry.name: entry.origin for entry in registry.blocks()}
     assert (origins["mine"], origins["ours"]) == ("my_plugin", "")
     assert {entry.origin for entry in default_registry().blocks()} == {"torch", "builtin"}
+
+
+@pytest.mark.parametrize(
+    ("name", "keyword", "hint"),
+    [
+        ("stack", "dimension", "known: 'tensors', 'dim'"),
+        ("cat", "dimm", "did you mean 'dim'"),
+        ("torch.Tensor.view", "sizes", "did you mean 'size'"),
+        ("torch.linalg.norm", "orde", "did you mean 'ord'"),
+        ("gelu", "aproximate", "did you mean 'approximate'"),
+    ],
+)
+def test_keywords_of_ops_written_in_c_are_known(name: str, keyword: str, hint: str) -> None:
+    registry = default_registry()
+    with pytest.raises(ConfigError, match=rf"^k: Unknown kwargs for 'op:{name}': '{keyword}'.*{hint}"):
+        registry.resolve_op(name, (), {keyword: ("k",)})
+
+
+@pytest.mark.parametrize(
+    ("name", "keyword"),
+    [("cat", "axis"), ("sum", "keepdims"), ("where", "input"), ("torch.Tensor.to", "dtype"), ("arange", "device")],
+)
+def test_what_torch_takes_besides_is_let_through(name: str, keyword: str) -> None:
+    default_registry().resolve_op(name, (), {keyword: ("k",)})
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("bmmq", "bmm"), ("torch.linalg.invv", "torch.linalg.inv"), ("torch.Tensor.vieww", "torch.Tensor.view")],
+)
+def test_the_closest_op_is_suggested(written: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"Unknown op '{written}'; did you mean '{meant}'"):
+        default_registry().resolve_op(written)

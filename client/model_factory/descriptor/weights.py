@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
 import torch
@@ -111,13 +112,24 @@ def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str,
 
     Raises:
         FormatError: the file is not a whole safetensors file.
+        RuntimeError: the device has not enough memory, or does not work here; in torch's own words.
     """
-    try:
+    with _whole():
         entries = _entries(file)
-        if torch.device(device).type != "cpu":
-            return _copied(file, entries, device)
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        return {entry.name: _mapped(mapping, entry) for entry in entries}
+        if torch.device(device).type == "cpu":
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return {entry.name: _mapped(mapping, entry) for entry in entries}
+    tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype, device=device) for entry in entries}
+    if entries:
+        file.seek(entries[0].offset)
+    to_device(file, (_flat(tensor) for tensor in tensors.values()))
+    return tensors
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    try:
+        yield
     except (SafetensorError, OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise FormatError(f"this is not a whole weights file: {error}") from None
 
@@ -144,12 +156,3 @@ def _mapped(mapping: mmap.mmap, entry: _Entry) -> torch.Tensor:
         part = bytearray(mapping[entry.offset : entry.offset + count * entry.dtype.itemsize])
         return torch.frombuffer(part, dtype=entry.dtype).view(entry.shape).clone()
     return torch.frombuffer(mapping, dtype=entry.dtype, count=count, offset=entry.offset).view(entry.shape)
-
-
-def _copied(file: BinaryIO, entries: list[_Entry], device: str | torch.device) -> dict[str, torch.Tensor]:
-    """Tensors with memory of their own."""
-    tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype, device=device) for entry in entries}
-    if entries:
-        file.seek(entries[0].offset)
-    to_device(file, (_flat(tensor) for tensor in tensors.values()))
-    return tensors

@@ -1,10 +1,10 @@
 """Call forms: which way of calling a module a recorded program stands for.
 
-A form says for each argument of the forward whether it is a tensor (and of which rank), ``None`` or another plain
-constant, or a list, tuple or dict of these. It is nested plain tuples, so that comparing two is cheap and
-``torch.compile`` can trace the comparison::
+A form says for each argument of the forward whether it is a tensor, ``None`` or another plain constant, or a list,
+tuple or dict of these. Of a tensor it has the rank, the dtype unless that is a floating one, and the axes of size 0. It
+is nested plain tuples, so that comparing two is cheap and ``torch.compile`` can trace the comparison::
 
-    ("tensor", 3)   ("const", "NoneType", None)   ("list", (form, ...))   ("dict", ((key, form), ...))
+    ("tensor", 3, "", ())   ("const", "NoneType", None)   ("list", (form, ...))   ("dict", ((key, form), ...))
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ Form: TypeAlias = tuple[Any, ...]
 FORWARD = "forward"
 
 CONSTANT_TYPES = (type(None), bool, int, float, str)
+
+_DTYPES: Mapping[torch.dtype, str] = {
+    dtype: "" if dtype.is_floating_point else name
+    for name, dtype in vars(torch).items()
+    if isinstance(dtype, torch.dtype)
+}
+"""As they stand in forms. Forwards often decide by kinds of numbers (a mask's, an image's), and seldom by precision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +63,7 @@ def call_form(arguments: Mapping[str, Any]) -> tuple[tuple[tuple[str, Form], ...
 def _form(value: Any, where: str, leaves: list[torch.Tensor]) -> Form:
     if isinstance(value, torch.Tensor):
         leaves.append(value)
-        return ("tensor", value.dim())
+        return ("tensor", value.dim(), _DTYPES[value.dtype], _empty_axes(value))
     if value is None or type(value) in CONSTANT_TYPES:
         return ("const", type(value).__name__, value)
     if type(value) is list or type(value) is tuple:
@@ -73,6 +80,10 @@ def _form(value: Any, where: str, leaves: list[torch.Tensor]) -> Form:
         f"argument {where!r} is a {type(value).__name__}; a remotely built module takes tensors, None, bool, int, "
         "float, str and lists, tuples and dicts of them"
     )
+
+
+def _empty_axes(tensor: torch.Tensor) -> tuple[int, ...]:
+    return () if tensor.numel() else tuple([axis for axis, size in enumerate(tensor.shape) if size == 0])
 
 
 def rebuild(form: tuple[tuple[str, Form], ...], leaves: Iterable[torch.Tensor]) -> dict[str, Any]:
@@ -122,7 +133,9 @@ def form_text(form: tuple[tuple[str, Form], ...]) -> str:
 def _text(form: Form) -> str:
     match form[0]:
         case "tensor":
-            return f"Tensor[rank {form[1]}]"
+            _, rank, dtype, empty = form
+            about = [f"rank {rank}", *([dtype] if dtype else []), *(f"size 0 at {axis}" for axis in empty)]
+            return f"Tensor[{', '.join(about)}]"
         case "const":
             return repr(form[2])
         case "dict":

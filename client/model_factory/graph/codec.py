@@ -188,7 +188,8 @@ def encode_form(form: Form) -> Json:
     """Write one argument's form as JSON data."""
     match form[0]:
         case "tensor":
-            return {"tensor": form[1]}
+            _, rank, dtype, empty = form
+            return {"tensor": [rank, dtype, list(empty)] if dtype or empty else rank}
         case "const":
             return {"const": encode_value(form[2])}
         case "dict":
@@ -202,7 +203,8 @@ def decode_form(data: Json) -> Form:
     kind, body = _tagged(data)
     match kind:
         case "tensor":
-            return ("tensor", _integer(body))
+            rank, dtype, empty = _items(body, 3) if isinstance(body, list) else (body, "", [])
+            return ("tensor", _integer(rank), _text(dtype), tuple(_integer(axis) for axis in _list(empty)))
         case "const":
             value = decode_value(body)
             if type(value) not in CONSTANT_TYPES:

@@ -190,8 +190,8 @@ def resolve_op(name: str, others: Iterable[str] = ()) -> str:
     """
     canonical = _canonical(name)
     if canonical is None:
-        known = {short_op(item): None for item in OPS}
-        raise ConfigError(f"Unknown op {quoted(name)}{nearest(name, [*others, *known, *OPS])}")
+        known = OPS if "." in name else {short_op(item): None for item in OPS}
+        raise ConfigError(f"Unknown op {quoted(name)}{nearest(name, [*others, *known])}")
     return canonical
 
 

@@ -49,6 +49,7 @@ def fetch_blob(
             if file is not None and cache.adopt(file, blob):
                 file.close()
                 file = cache.open(blob)
+                cache.keep_bound()
             if file is not None:
                 return file
         cache.make_room(blob.size)

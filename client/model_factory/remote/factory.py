@@ -93,7 +93,7 @@ class RemoteModelFactory:
         self._seed = None if seed is None else operator.index(seed)
         self._dtype = "" if dtype is None else torch_name(dtype)
         self._device = torch.device(device)
-        self._base_dir = Path.cwd() if base_dir is None else Path(base_dir)
+        self._base_dir = Path("" if base_dir is None else base_dir).absolute()
         self._cache = Store(
             default_cache_dir() if cache_dir is None else Path(cache_dir),
             default_cache_bytes() if cache_bytes is None else cache_bytes,

@@ -46,7 +46,11 @@ class RemotePrograms:
 
     def known(self, path: str) -> list[Recorded]:
         """Return the programs of a module that were recorded for any process of this node."""
-        return [recorded for at, recorded in self._recorded() if at == path]
+        try:
+            return [recorded for at, recorded in self._recorded() if at == path]
+        except StoreError as error:  # training goes on
+            log.warning("programs of %s cannot be looked for on this node: %s", path, error)
+            return []
 
     def record(
         self,

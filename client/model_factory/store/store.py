@@ -19,12 +19,15 @@ from model_factory.errors import FormatError, StoreError
 from model_factory.store import contents
 from model_factory.store.contents import Entry
 from model_factory.store.locks import OnWait, held, of_strangers, only_a_file, sweep
-from model_factory.store.staging import scratch_folder, staged
+from model_factory.store.staging import Staged, scratch_folder, staged
 
 log = logging.getLogger(__name__)
 
 _CHECKED_NS = 1_000_000_000
 """Modification time of blobs whose content was checked: whatever writes to one afterwards changes it."""
+
+
+_FOLDERS = ("blobs", "records", "staging", "locks", "scratch")
 
 
 class Store:
@@ -42,9 +45,12 @@ class Store:
         self.root = root.absolute()
         self.max_bytes = max_bytes
         with self._errors(f"cannot use {self.root} as a store"):
-            for name in ("blobs", "records", "staging", "locks", "scratch"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
+            self._make()
         self.sweep()
+
+    def _make(self) -> None:
+        for name in _FOLDERS:
+            (self.root / name).mkdir(parents=True, exist_ok=True)
 
     def sweep(self) -> None:
         """Remove what processes that died were writing or had locked."""
@@ -125,7 +131,7 @@ class Store:
         Raises:
             StoreError: the disk is full, say.
         """
-        with self._errors(f"cannot write to {self.root}"), staged(self.root / "staging") as new:
+        with self._errors(f"cannot write to {self.root}"), self._staged() as new:
 
             def publish(blob: Blob) -> Path:
                 place = self._path("blobs", blob.digest)
@@ -133,6 +139,12 @@ class Store:
                 return place
 
             yield new.file, publish
+
+    @contextmanager
+    def _staged(self) -> Iterator[Staged]:
+        self._make()  # somebody may have removed them all
+        with staged(self.root / "staging") as new:
+            yield new
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -173,7 +185,7 @@ class Store:
     def put_record(self, key: str, document: Any) -> None:
         """Store a document under a key, in place of any that is there."""
         place = self._path("records", key)
-        with self._errors(f"cannot write to {self.root}"), staged(self.root / "staging") as new:
+        with self._errors(f"cannot write to {self.root}"), self._staged() as new:
             new.file.write(encode_document(document))
             new.publish(place)
 
@@ -186,6 +198,7 @@ class Store:
         check_digest(key)
         with ExitStack() as stack:
             with self._errors(f"cannot lock {key} in {self.root}"):
+                self._make()  # somebody may have removed them all
                 stack.enter_context(held(self.root / "locks" / key, doing, on_wait))
             yield
 
@@ -208,6 +221,11 @@ class Store:
                 f"beside its {taken}. Remedy: a higher bound, or a larger disk"
             )
         return self.prune(most - size)
+
+    def keep_bound(self) -> None:
+        """Evict what is beyond the bound, as far as it is not in use."""
+        if self.max_bytes is not None:
+            self.prune(self.max_bytes)
 
     def prune(self, max_bytes: int) -> list[Entry]:
         """Evict blobs that are not in use, least recently used first, down to ``max_bytes``; return the evicted."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+from torch import nn
 
 from model_factory.blocks import Block, BlockArgument
 from model_factory.config import ConfigPath
@@ -48,6 +50,10 @@ class Factory:
         if self.signature is None and self.signature_policy == "strict":
             raise ValueError(f"the signature of {self.name!r} cannot be read; register it with 'best_effort'")
 
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Its parameters by name, in order; none where they cannot be read."""
+        return {} if self.signature is None else self.signature.parameters
+
     def check_arguments(self, args: Sequence[Any], kwargs: dict[str, ConfigPath], path: ConfigPath) -> None:
         """Check a call before it is made; ``kwargs`` has each keyword's place in the config, ``path`` is the call's.
 
@@ -74,24 +80,32 @@ class Factory:
         parameters = self.signature.parameters.values()
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             known = [parameter.name for parameter in parameters if parameter.kind in _BY_NAME]
-            unknown = [name for name in kwargs if name not in known]
-            if unknown:
-                what = f"Unknown kwargs for {quoted(self.name)}: {listed(unknown)}"
-                raise ConfigError(
-                    f"{what}{nearest(unknown[0], known)}; known: {listed(known)}", path=kwargs[unknown[0]]
-                )
+            check_known(self.name, kwargs, known)
 
     def described(self, prefix: str = "") -> Block:
         """Describe the factory for people; ``prefix`` is what configs write before its name."""
-        parameters = () if self.signature is None else self.signature.parameters.values()
         doc = (getattr(self.call, "__doc__", None) or "").strip()
         return Block(
             name=prefix + self.name,
             summary=doc.partition("\n")[0].strip(),
             origin=self.origin,
             tags=self.tags,
-            arguments=tuple(_argument(parameter) for parameter in parameters),
+            arguments=tuple(_argument(parameter) for parameter in self.parameters().values()),
         )
+
+
+def check_known(
+    name: str, kwargs: Mapping[str, ConfigPath], known: Collection[str], also: Collection[str] = ()
+) -> None:
+    """Refuse keywords that are neither ``known`` nor ``also`` taken; ``kwargs`` has each one's place.
+
+    Raises:
+        ConfigError: one is neither; the message suggests the closest known one.
+    """
+    unknown = [keyword for keyword in kwargs if keyword not in known and keyword not in also]
+    if unknown:
+        what = f"Unknown kwargs for {quoted(name)}: {listed(unknown)}{nearest(unknown[0], known)}"
+        raise ConfigError(f"{what}; known: {listed(known)}", path=kwargs[unknown[0]])
 
 
 def _signature(call: Callable[..., Any]) -> inspect.Signature | None:
@@ -102,7 +116,22 @@ def _signature(call: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
-_signature_of_class = functools.cache(inspect.signature)
+@functools.cache
+def _signature_of_class(cls: type) -> inspect.Signature:
+    if _owner(cls, "__init__") is nn.Module and _owner(cls, "__new__") is object:  # takes any, to refuse them later
+        return inspect.Signature()
+    if cls in {nn.RNN, nn.GRU, nn.LSTM}:  # which pass on what they are given
+        known = [item for item in inspect.signature(nn.RNNBase).parameters.values() if item.name != "mode"]
+        if cls is nn.RNN:
+            nonlinearity = inspect.Parameter("nonlinearity", known[0].kind, default="tanh", annotation=str)
+            known.insert(3, nonlinearity)
+        return inspect.Signature([item for item in known if item.name != "proj_size" or cls is nn.LSTM])
+    return inspect.signature(cls)
+
+
+def _owner(cls: type, name: str) -> type:
+    """The class that a class has an attribute from."""
+    return next(base for base in cls.__mro__ if name in vars(base))
 
 
 def _argument(parameter: inspect.Parameter) -> BlockArgument:

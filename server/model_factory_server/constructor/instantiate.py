@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from model_factory.config import ConfigPath
-from model_factory.errors import BuildError, ConfigError, ModelFactoryError, plain_text
+from model_factory.errors import BuildError, ConfigError, ModelFactoryError, PlacedError, plain_text
 from model_factory.wording import quoted
 from model_factory_server.constructor.factory import Factory
 from model_factory_server.constructor.policy import Policy
 from model_factory_server.constructor.registry import TORCH, Registry
 
 _NUMBERS = (float, int, "float", "int")  # as annotations
+_FLAGS = (bool, "bool")
 
 
 def instantiate_module(name: str, spec: Any, registry: Registry, policy: Policy, *, path: ConfigPath = ()) -> nn.Module:
@@ -70,10 +71,15 @@ def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Co
     }
     if factory.origin == TORCH and kwargs.get("device") is not None:
         _check_device(kwargs, keywords["device"][0])
-    for name, (place, value) in keywords.items():
-        _check_number(factory, name, value, place)
+    by_position = (((*path, "_args_", index), value) for index, value in enumerate(positional))
+    for name, (place, value) in {**dict(zip(factory.parameters(), by_position, strict=False)), **keywords}.items():
+        _check_text(factory, name, value, place)
     try:
         return factory.call(*args, **kwargs)
+    except PlacedError as error:
+        if error.path or error.place:
+            raise
+        raise type(error)(error.reason, path=path) from error.__cause__
     except ModelFactoryError:
         raise
     except (TypeError, ValueError) as error:
@@ -83,18 +89,22 @@ def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Co
         raise BuildError(what, path=path) from error
 
 
-def _check_number(factory: Factory, name: str, value: Any, path: ConfigPath) -> None:
-    """Refuse the text ``1e-3`` for an argument that is a number: torch may take it, and fail in a forward."""
-    parameter = None if factory.signature is None else factory.signature.parameters.get(name)
-    if parameter is None or parameter.annotation not in _NUMBERS or not isinstance(value, str):
+def _check_text(factory: Factory, name: str, value: Any, path: ConfigPath) -> None:
+    """Refuse the text ``1e-3`` for a number, which torch may take and fail in a forward, and ``no`` for a flag."""
+    parameter = factory.parameters().get(name)
+    if parameter is None or not isinstance(value, str):
         return
-    with suppress(ValueError):
-        float(value)
-        raise ConfigError(
-            f"{quoted(name)} is the text {quoted(value)}, where {quoted(factory.name)} takes a number. Remedy: no "
-            "quotes; YAML takes an exponent only with a point before it and a sign in it: 1.0e-3",
-            path=path,
-        )
+    what = f"{quoted(name)} is the text {quoted(value)}, where {quoted(factory.name)} takes"
+    if parameter.annotation in _FLAGS:
+        raise ConfigError(f"{what} true or false. Remedy: no quotes; of the environment, ${{env:bool:NAME}}", path=path)
+    if parameter.annotation in _NUMBERS:
+        with suppress(ValueError):
+            float(value)
+            raise ConfigError(
+                f"{what} a number. Remedy: no quotes; of the environment, ${{env:int:NAME}} or ${{env:float:NAME}}; "
+                "YAML takes an exponent only with a point before it and a sign in it: 1.0e-3",
+                path=path,
+            )
 
 
 def _check_device(kwargs: dict[str, Any], path: ConfigPath) -> None:

@@ -59,7 +59,7 @@ class Policy:
         if any(part.startswith("_") for part in parts):
             raise ConfigError(f"_target_ {quoted(target)} names something private", path=path)
         modules = [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
-        found = _find(target, [module for module in modules if self.allows_import(module)])
+        found = _find(target, [module for module in modules if self.allows_import(module)], path)
         if found is not None and self.allows_import(found.__module__):
             return found
         if found is None and any(self.allows_import(module) for module in modules):
@@ -73,7 +73,7 @@ class Policy:
         )
 
 
-def _find(target: str, modules: list[str]) -> Callable[..., Any] | None:
+def _find(target: str, modules: list[str], path: ConfigPath) -> Callable[..., Any] | None:
     """Return the class or function of that name, looked for in the first of ``modules`` that exists."""
     for name in modules:
         try:
@@ -81,9 +81,9 @@ def _find(target: str, modules: list[str]) -> Callable[..., Any] | None:
         except ModuleNotFoundError as error:
             if error.name is not None and _is_under(name, error.name):
                 continue
-            raise BuildError(f"importing {name!r} failed: {error}") from error
+            raise BuildError(f"importing {name!r} failed: {error}", path=path) from error
         except Exception as error:
-            raise BuildError(f"importing {name!r} failed: {type(error).__name__}: {error}") from error
+            raise BuildError(f"importing {name!r} failed: {type(error).__name__}: {error}", path=path) from error
         for part in target[len(name) + 1 :].split("."):
             value = getattr(value, part, None)
         is_home_known = inspect.isclass(value) or inspect.isfunction(value) or inspect.ismethod(value)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from model_factory.blocks import Block
@@ -15,10 +16,13 @@ from model_factory.graph.ops import OPS, resolve_op
 from model_factory.wording import nearest, quoted
 from model_factory_server.constructor import blocks
 from model_factory_server.constructor.blocks.radio import LoadRadio
-from model_factory_server.constructor.factory import Factory, SignaturePolicy
+from model_factory_server.constructor.factory import Factory, SignaturePolicy, check_known
 
 TORCH = "torch"
 """Who registers torch's own modules."""
+
+_FAMILIES = ("linalg", "fft", "special")  # in the names of whose ops torch's C++ has theirs
+_ALIASES = frozenset("axis keepdims x a x1 x2 requires_grad".split())  # that torch takes for NumPy's sake, and its own
 
 NOT_STOCK = ("Module", "Container")
 """Names in ``torch.nn`` that build nothing of use: the base class, and a deprecated one that warns."""
@@ -128,6 +132,8 @@ class Registry:
         if kwargs:
             op = Factory(name=f"op:{name}", call=OPS[canonical], signature_policy="best_effort")
             op.check_keywords(kwargs)
+            if op.signature is None and (known := _keywords_in_c(canonical)):
+                check_known(op.name, kwargs, known, also=_ALIASES)
         return canonical
 
     def blocks(self) -> tuple[Block, ...]:
@@ -135,6 +141,16 @@ class Registry:
         found = [factory.described() for factory in self._modules.values()]
         found += [factory.described("op:") for factory in self._ops.values()]
         return tuple(sorted(found, key=lambda block: block.name))
+
+
+def _keywords_in_c(canonical: str) -> list[str]:
+    """The keywords of an op that torch has written in C++, of all its overloads; none where torch does not tell."""
+    namespace, _, op = canonical.rpartition(".")
+    family = namespace.rpartition(".")[2]
+    name = f"{family}_{op}" if family in _FAMILIES else op
+    schemas: Any = torch._C._jit_get_schemas_for_operator(f"aten::{name}")  # noqa: SLF001  there is no other way
+    names = [argument.name for schema in schemas for argument in schema.arguments]
+    return list(dict.fromkeys("input" if name == "self" else name for name in names))
 
 
 def default_registry(load_radio: LoadRadio | None = None) -> Registry:

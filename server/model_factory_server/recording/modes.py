@@ -22,7 +22,11 @@ from model_factory.graph.program import Step
 
 _GRAD_REGIONS = ((grad_mode.no_grad, "__enter__"), (grad_mode.enable_grad, "__enter__"))
 _SETTER = (grad_mode.set_grad_enabled, "__init__")  # sets the mode when it is made
-_QUESTIONS = ("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled")
+_QUESTIONS = (
+    *((torch, name) for name in ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")),
+    *((torch, name) for name in ("is_autocast_cpu_enabled", "get_autocast_dtype", "get_autocast_gpu_dtype")),
+    *((torch.distributed, name) for name in ("is_initialized", "get_rank", "get_world_size")),
+)
 _MAY_ASK = frozenset({"torch", "model_factory", "model_factory_server"})
 
 
@@ -40,8 +44,10 @@ def noted_modes(steps: list[Step], is_paused: Callable[[], bool]) -> Iterator[No
         for name in ("__init__", "__enter__", "__exit__"):
             wrapped = getattr(regions, f"autocast{name}")(getattr(autocast_mode.autocast, name))
             stack.enter_context(patch.object(autocast_mode.autocast, name, wrapped))
-        for name in _QUESTIONS:
-            stack.enter_context(patch.object(torch, name, _refusing(getattr(torch, name))))
+        for owner, name in _QUESTIONS:
+            if hasattr(owner, name):  # torch.distributed has none of them where it is not built in
+                asking = _refusing(getattr(owner, name), f"{owner.__name__}.{name}")
+                stack.enter_context(patch.object(owner, name, asking))
         yield
 
 
@@ -94,7 +100,8 @@ class _Regions:
 
         def wrapped(region: Any) -> Any:
             if not self._is_paused():
-                if getattr(region, "was_asked_for", True):
+                # A decorator's region was made before this was entered; on a CPU it is what it was asked to be.
+                if getattr(region, "was_asked_for", region._enabled or region.device != "cpu"):  # noqa: SLF001
                     raise NotPortableError("its forward changes the autocast mode, which a program cannot carry")
                 self._without_autocast += 1
                 if self._without_autocast == 1:
@@ -120,15 +127,13 @@ class _Regions:
         self._steps.append(Step(call=f"op:{SET_AUTOCAST_ENABLED}", args=args, out=f"v{len(self._steps)}"))
 
 
-def _refusing(ask: Callable[..., Any]) -> Callable[..., Any]:
+def _refusing(ask: Callable[..., Any], name: str) -> Callable[..., Any]:
     """``ask``, for torch and the recording alone."""
 
     def asked(*args: Any) -> Any:
         caller = str(sys._getframe(1).f_globals.get("__name__", ""))  # noqa: SLF001  there is no other way
         if caller.partition(".")[0] not in _MAY_ASK:
-            raise NotPortableError(
-                f"its forward asks torch.{ask.__name__}(), which can differ where the program is run"
-            )
+            raise NotPortableError(f"its forward asks {name}(), which can differ where the program is run")
         return ask(*args)
 
     return asked

@@ -161,9 +161,9 @@ class _Survey:
         except CallFormError as error:
             if not _runs(view, arguments):
                 raise
-            detail = str(error).removeprefix(REFUSED_CALL)
+            detail = str(error).removeprefix(REFUSED_CALL).removeprefix(": ").removeprefix(" ")
             raise NotPortableError(
-                f"its forward runs on real tensors, but not on the symbols of a recording{detail}"
+                f"its forward runs on real tensors, but not on the symbols of a recording: {detail}"
             ) from error
         for recorded in recordings:
             if (path, named := replace(recorded, method=method)) not in self._programs:

@@ -104,15 +104,23 @@ def _prove_mode(
         for seed, leaves in enumerate(_inputs(examples, shapes, decides), PROOF_SEED):
             actual = _observe(replay, module, leaves, seed)
             if not isinstance(actual, OtherSideError):
-                proven += _compare_runs(_observe(original, module, leaves, seed), actual, shapes)
+                expected = _observe(original, module, leaves, seed)
+                proven += _compare_runs(expected, actual, shapes)
+                kept = "" if isinstance(expected, Exception) else expected["kept"]
+                if kept and not _alike(*(_observe(_twice(call), module, leaves, seed) for call in (original, replay))):
+                    raise NotPortableError(
+                        f"its forward keeps something in {kept} that changes the next call, which a program cannot. "
+                        "Remedy: keep it in a buffer, and write to that in place"
+                    )
                 break
     if not proven:
         if decides:
             raise unreached()
-        refusal = _observe(original, module, next(draws(examples, example_shapes)), PROOF_SEED)
-        if isinstance(refusal, Exception):  # also at the call's own sizes: it is the call that is wrong
-            raise CallFormError(f"{REFUSED_CALL}: {type(refusal).__name__}: {refusal}") from refusal
-        raise _disproved("the forward refused every size it was tried at")
+        # Perhaps it takes no numbers but such as the call's own: probabilities, say.
+        expected = _observe(original, module, examples, PROOF_SEED)
+        if not _compare_runs(expected, _observe(replay, module, examples, PROOF_SEED), example_shapes):
+            assert isinstance(expected, Exception)
+            raise CallFormError(f"{REFUSED_CALL}: {type(expected).__name__}: {expected}") from expected
 
 
 def _inputs(examples: Sequence[torch.Tensor], shapes: Shapes, decides: bool) -> Iterator[list[torch.Tensor]]:
@@ -120,6 +128,18 @@ def _inputs(examples: Sequence[torch.Tensor], shapes: Shapes, decides: bool) -> 
     if decides and shapes == [list(leaf.shape) for leaf in examples]:
         yield list(examples)
     yield from draws(examples, shapes)
+
+
+def _twice(call: Callable[[list[torch.Tensor]], Any]) -> Callable[[list[torch.Tensor]], Any]:
+    return lambda leaves: [call(leaves), call(leaves)]
+
+
+def _alike(expected: Exception | dict[str, Any], actual: Exception | dict[str, Any]) -> bool:
+    """Whether two runs agree."""
+    try:
+        return _compare_runs(expected, actual, [])
+    except NotPortableError:
+        return False
 
 
 def _compare_runs(expected: Exception | dict[str, Any], actual: Exception | dict[str, Any], shapes: Shapes) -> bool:
@@ -215,7 +235,7 @@ def _one(_size: int) -> int:
 def _free_groups(recorded: Recorded, sizes: Mapping[Dim, int]) -> list[list[Dim]]:
     """Input dimensions that may change, grouped by those that must be equal."""
     group_of: dict[Dim, list[Dim]] = {dim: [dim] for dim in sizes}
-    fixed: set[Dim] = set()
+    fixed = {dim for dim, size in sizes.items() if size == 0}  # another size would be another form
     for guard in recorded.guards:
         if not isinstance(guard, Expr) or guard.op != "eq":
             continue
@@ -236,13 +256,15 @@ def _observe(
     seed: int = PROOF_SEED,
 ) -> Exception | dict[str, Any]:
     """Run once from a seed; everything that can be seen of the run, or its error. The module is as before."""
-    inputs = [leaf.clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+    inputs = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+    given = [item.clone() for item in inputs]  # no leaves of autograd's, since a forward may write to its inputs
     plain = plain_tensors(module)
     parameters = [item for item in [*module.parameters(), *plain.values()] if item.requires_grad]
+    state = [(path, item.__dict__, dict(item.__dict__)) for path, item in module.named_modules()]
     with torch.random.fork_rng(), torch.enable_grad(), untouched(module):
         torch.manual_seed(seed)
         try:
-            outputs, structure = pytree.tree_flatten(call(inputs))
+            outputs, structure = pytree.tree_flatten(call(given))
             differentiable = [item for item in outputs if isinstance(item, torch.Tensor) and item.requires_grad]
             loss = sum(
                 (item.abs().double().square().sum() for item in differentiable), torch.zeros((), dtype=torch.float64)
@@ -251,6 +273,12 @@ def _observe(
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
             after = {name: item.detach().clone() for name, item in [*module.named_buffers(), *plain.items()]}
             random = torch.rand(2)
+            kept = [
+                f"{path}.{name}".removeprefix(".")
+                for path, attributes, before in state
+                for name, value in attributes.items()
+                if before.get(name) is not value
+            ]
         except Exception as error:  # the forward is the operator's code; its refusal is an answer
             if is_out_of_memory(error):
                 raise
@@ -258,14 +286,18 @@ def _observe(
     return {
         "output structure": str(structure),
         "outputs": outputs,
+        "inputs afterwards": [item.detach() for item in given],
         "gradients": gradients,
         "buffers": after,
         "random": random,
+        "kept": ", ".join(kept[:1]),
     }
 
 
 def _compare(expected: dict[str, Any], actual: dict[str, Any], shapes: Shapes) -> None:
     for what, value in expected.items():
+        if what == "kept":  # a program keeps nothing
+            continue
         try:
             if what == "output structure":
                 if value != actual[what]:

@@ -123,13 +123,17 @@ def _run_decided(
 ) -> tuple[_Recording, Program]:
     """Record once more for each decision by values that ``outcomes`` does not tell."""
     told, refusing = len(outcomes), -1
+    fixes_ones = False
     while True:
-        recording = _Recording(module, arguments, None, outcomes)
+        recording = _Recording(module, arguments, None, outcomes, fixes_ones=fixes_ones)
         try:
             return recording, recording.run()
         except UndecidedError as question:
             outcomes = (*outcomes, outcome_on(module, question, call_form(arguments)[1]))
         except CallFormError:
+            if not fixes_ones and any(1 in leaf.shape for leaf in recording.leaves):
+                fixes_ones = True  # an op may have to know that a size is 1, to broadcast it
+                continue
             # A side that refuses, of an assertion say. The values here may be none but stand-ins: so the other side.
             if len(outcomes) in {told, refusing} or outcomes[-1] not in {True, False}:
                 raise
@@ -163,7 +167,10 @@ class _Recording:
         arguments: Mapping[str, Any],
         dtype: torch.dtype | None,
         outcomes: Sequence[Outcome] = (),
+        *,
+        fixes_ones: bool = False,
     ) -> None:
+        """``fixes_ones`` is whether sizes of 1 are no symbols, but conditions of the result."""
         self.module = module
         self._arguments = arguments
         self.signature = Signature.of(module.forward)
@@ -175,6 +182,7 @@ class _Recording:
         self.symbols = SymbolTable(self.shape_env)
         self.tape = Tape(self.shape_env, self.symbols, self.module, self.names, outcomes)
         self._dtype = dtype
+        self._fixed = {0, 1} if fixes_ones else {0}  # those of size 0 are the form's
         self._fakes: dict[int, torch.Tensor] = {}
 
     @property
@@ -194,7 +202,7 @@ class _Recording:
 
     def again(self, dtype: torch.dtype) -> _Recording:
         """A recording of the same call in another dtype, with the same decisions."""
-        return _Recording(self.module, self._arguments, dtype, self.tape.decisions)
+        return _Recording(self.module, self._arguments, dtype, self.tape.decisions, fixes_ones=1 in self._fixed)
 
     def run(self) -> Program:
         """Run the forward.
@@ -208,7 +216,8 @@ class _Recording:
             # Size-oblivious: an op's broadcasting does not tell size 1 from others; only the forward's decisions do.
             fake_arguments = self._fake_arguments()
             result = self._run_forward(fake_arguments)
-        return Program(inputs=self.names, steps=tuple(self.tape.steps), result=self.tape.argument(travelling(result)))
+        returned = self.tape.argument(travelling(result))  # a parameter that is returned as it is has a step, too
+        return Program(inputs=self.names, steps=tuple(self.tape.steps), result=returned)
 
     def _fake_arguments(self) -> dict[str, Any]:
         return rebuild(
@@ -217,7 +226,8 @@ class _Recording:
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
         # Contiguous: an input's memory layout must not appear in the sizes of the program.
-        context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * leaf.dim())
+        kinds = [DimDynamic.STATIC if size in self._fixed else DimDynamic.DYNAMIC for size in leaf.shape]
+        context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
         # A source of its own name: symbols are named and ordered by it, and so the same in every recording.
         source = ConstantSource(name)
         fake: torch.Tensor = self.fake_mode.from_tensor(

@@ -26,12 +26,14 @@ _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
 _MAX_POOLS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 
+_FIRST = ("input", "src", "tgt")  # names of what the result's sizes follow from
+
 _Sizes = Sequence[Any]
 
 
 def result_by_rule(module: nn.Module, args: Sequence[Any], kwargs: Any) -> Any:
     """A fake result of a stock module, or None if the module has to be run to know."""
-    first: Any = next(iter((*args, *kwargs.values())), None)
+    first: Any = args[0] if args else next((kwargs[name] for name in _FIRST if name in kwargs), None)
     if not isinstance(first, torch.Tensor):
         return None
     if type(module) is nn.LSTMCell and first.dim():
@@ -40,6 +42,8 @@ def result_by_rule(module: nn.Module, args: Sequence[Any], kwargs: Any) -> Any:
         return _recurrent(module, first)
     if type(module) is nn.Embedding:
         return module.weight.new_empty((*first.shape, module.embedding_dim))
+    if type(module) in _TRANSPOSED and (len(args) > 1 or len(kwargs) > (not args)):
+        return None  # it is told its result's size
     sizes = _after(module, first.shape)
     return None if sizes is None else first.new_empty(sizes)
 

@@ -112,6 +112,7 @@ class SymbolTable:
         self._shape_env = shape_env
         self._meaning: dict[sympy.Symbol, Dim | Ref] = {}
         self._sizes: dict[str, int] = {}
+        self._ones: list[Expr] = []
 
     def add_input(self, name: str, fake: torch.Tensor) -> None:
         """Register the sizes of an input."""
@@ -119,6 +120,8 @@ class SymbolTable:
             if isinstance(size, torch.SymInt):
                 self._meaning.setdefault(size.node.expr, Dim(name, axis))
                 self._sizes[str(size.node.expr)] = size.node.hint
+            elif size == 1:
+                self._ones.append(Expr("eq", (Dim(name, axis), 1)))
 
     def add_value(self, name: str, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> None:
         """Register the number that a step results in, ``x.item()`` say."""
@@ -143,7 +146,7 @@ class SymbolTable:
     def guards(self) -> tuple[Expr | Dim | Ref | int | float, ...]:
         """The conditions on input sizes that the recording relied on, each once."""
         kept = (expr for expr in self._shape_env.conditions() if expr not in {sympy.true, True})
-        return tuple(dict.fromkeys(self.translate(expr) for expr in kept))
+        return tuple(dict.fromkeys([*self._ones, *(self.translate(expr) for expr in kept)]))
 
     def dims(self) -> dict[Dim, sympy.Expr]:
         """Each input dimension as an expression of those that are still free."""

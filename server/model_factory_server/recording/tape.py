@@ -17,7 +17,6 @@ import sympy
 import torch
 from torch import nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 from model_factory.descriptor.stock import is_stock, torch_name
@@ -39,6 +38,7 @@ from model_factory.graph.records import Record, RecordTuple
 from model_factory_server.recording.dtypes import ReadDtype
 from model_factory_server.recording.modes import noted_modes
 from model_factory_server.recording.rules import result_by_rule
+from model_factory_server.recording.surroundings import as_in_use
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
 
 _OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(list(OPS.items()))}
@@ -59,7 +59,7 @@ _KERNELS = frozenset(
     ).split()
 )
 # Torch's C++ rules for these take sizes for plain numbers, and its Python ones do not; so inside stock modules (RNNs).
-_COMPOSITES = frozenset("interpolate upsample bilinear".split())
+_COMPOSITES = frozenset("interpolate upsample bilinear pad constant_pad_nd".split())
 # Ops that return the tensor itself where it has the wanted dtype or layout already.
 _MAYBE_ITSELF = frozenset("to type type_as float double half bfloat16 long int bool contiguous cpu cuda".split())
 _SQUEEZES = frozenset("squeeze squeeze_".split())
@@ -160,23 +160,10 @@ class Tape(TorchFunctionMode):
         self.shape_env.inside_op = 0
         try:
             modes = noted_modes(self.steps, lambda: self._paused > 0)
-            with patch.object(nn.Module, "__call__", recorded_call), self._unseen(), modes, self:
+            with patch.object(nn.Module, "__call__", recorded_call), as_in_use(self.shape_env), modes, self:
                 yield
         finally:
             self.shape_env.inside_op = 1
-
-    @contextmanager
-    def _unseen(self) -> Iterator[None]:
-        """Hide from the forward that its tensors are fake: some do something else where they are traced."""
-        shape_env = self.shape_env
-
-        class Hidden(type):
-            def __instancecheck__(cls, instance: Any) -> bool:
-                return shape_env.inside_op > 0 and isinstance(instance, FakeTensor)
-
-        subclasses: Any = torch._subclasses  # noqa: SLF001  where libraries look FakeTensor up
-        with patch.object(subclasses, "FakeTensor", Hidden("FakeTensor", (), {})):
-            yield
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -219,6 +206,10 @@ class Tape(TorchFunctionMode):
             return self._decide("bool", Ref(f"v{len(self.steps) - 1}"))
         if name in _VALUE_QUESTIONS:
             raise DecidesByValuesError
+        if func is torch.Tensor.type and len(args) == 2 and isinstance(args[1], torch.dtype):
+            return self._record_op(torch.Tensor.to, "to", args, kwargs)
+        if func is torch._is_all_true:  # noqa: SLF001  which torch.distributions call
+            return self._record_op(torch.all, "all", args, kwargs)
         if name in _DTYPE_QUESTIONS or (func is torch.Tensor.type and len(args) == 1 and not kwargs):
             self._note_dtype(args[0])
             return func(*args, **kwargs)
@@ -278,6 +269,8 @@ class Tape(TorchFunctionMode):
             raise NotPortableError("its forward changes the autocast mode, which a program cannot carry")
         if name in _SQUEEZES:
             self._fix_squeezed(args, kwargs)
+        if name.endswith("_") and not name.endswith("__"):
+            self._check_written(args[0])
         step_args = tuple(self.argument(arg) for arg in args)
         step_kwargs = {
             key: Device() if key == "device" and arg is not None else self.argument(arg) for key, arg in kwargs.items()
@@ -288,6 +281,15 @@ class Tape(TorchFunctionMode):
         if name in _MAYBE_ITSELF and any(result is arg for arg in args):
             result = torch.ops.aten.alias(result)  # with another dtype it would be another tensor: so have two here
         return self._store(Step(call=f"op:{op}", args=step_args, kwargs=step_kwargs), result)
+
+    def _check_written(self, tensor: torch.Tensor) -> None:
+        """Refuse an op in place on what is a parameter's, though ``.data`` may hide that from autograd."""
+        written = tensor.untyped_storage()._cdata  # noqa: SLF001  which one it is
+        for path, parameter in self.root.named_parameters(remove_duplicate=False):
+            if parameter.untyped_storage()._cdata == written:  # noqa: SLF001
+                raise NotPortableError(
+                    f"its forward writes to the parameter {path!r}. Remedy: keep what the forward writes in a buffer"
+                )
 
     def _fix_squeezed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Squeezing changes the rank by sizes being 1: make that decision a guard."""

@@ -85,6 +85,8 @@ def untouched(module: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for tensor, value in before:
                     tensor.copy_(value)
+                    if tensor.grad_fn is not None and not tensor._is_view():  # noqa: SLF001
+                        tensor.detach_()  # of what was written to it
     for name, parameter, version in versions:
         if parameter._version != version and not is_lazy(parameter):  # noqa: SLF001
             raise NotPortableError(

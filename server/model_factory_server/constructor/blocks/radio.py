@@ -32,7 +32,7 @@ class RadioV3(nn.Module):
 
     def __init__(self, model: nn.Module, channels: Sequence[int] = (1024, 3072), resize_method: str = AUTO) -> None:
         super().__init__()
-        self.channels = [check_count(f"channels[{index}]", width) for index, width in enumerate(channels)]
+        self.channels = check_channels(channels)
         self.resize_method = resize_method
         self.model: Any = model  # with a method of its own, see LoadRadio
 
@@ -53,6 +53,17 @@ class RadioV3(nn.Module):
         return features, summary
 
 
+def check_channels(channels: Sequence[int]) -> list[int]:
+    """Return the widths of features and summary.
+
+    Raises:
+        ValueError: they are no list of positive integers.
+    """
+    if not isinstance(channels, list | tuple):
+        raise ValueError(f"channels must be a list of positive integers, got {channels!r}")  # noqa: TRY004
+    return [check_count(f"channels[{index}]", width) for index, width in enumerate(channels)]
+
+
 def radiov3_factory(load_radio: LoadRadio | None) -> Callable[..., RadioV3]:
     """Return what configs call as ``radiov3``: where its model comes from is the operator's affair, not a config's."""
 
@@ -60,6 +71,7 @@ def radiov3_factory(load_radio: LoadRadio | None) -> Callable[..., RadioV3]:
         """The pretrained vision backbone RADIO: features and summary of images."""
         if load_radio is None:
             raise BuildError("radiov3 takes its model from the operator's hub settings, and this registry has none")
+        check_channels(channels)  # before anything large is loaded
         return RadioV3(load_radio(), channels, resize_method)
 
     return radiov3

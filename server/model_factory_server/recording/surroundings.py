@@ -1,0 +1,74 @@
+"""What is around a forward while it is recorded: as it is in use or, where a program could not have it, refused."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import Function
+
+from model_factory.errors import NotPortableError
+from model_factory_server.recording.symbols import DecisionShapeEnv
+
+_APPLY: Any = vars(Function)["apply"]
+
+
+@contextmanager
+def as_in_use(shape_env: DecisionShapeEnv) -> Iterator[None]:
+    """Have a forward meet, while this is entered, what it meets in use.
+
+    Its tensors are no fake ones if it asks: some forwards do something else where they are traced. The text of a size
+    is that of a number; who asks for it, as for a key, decides by it.
+
+    Raises:
+        NotPortableError: the forward has gradients of its own, or random numbers that are not torch's.
+    """
+
+    class Hidden(type):
+        def __instancecheck__(cls, instance: Any) -> bool:
+            return shape_env.inside_op > 0 and isinstance(instance, FakeTensor)
+
+    def text(size: torch.SymInt) -> str:
+        return repr(size) if shape_env.inside_op else str(int(size))
+
+    subclasses: Any = torch._subclasses  # noqa: SLF001  where libraries look FakeTensor up
+    with (
+        patch.object(subclasses, "FakeTensor", Hidden("FakeTensor", (), {})),
+        patch.object(torch.SymInt, "__str__", text),
+        patch.object(Function, "apply", classmethod(_refuse_function)),
+        _only_torch_draws(),
+    ):
+        yield
+
+
+def _refuse_function(cls: type, *args: Any, **kwargs: Any) -> Any:
+    """In the place of ``torch.autograd.Function.apply``; torch's own, as checkpointing has, are let through."""
+    if cls.__module__.partition(".")[0] == "torch":
+        return _APPLY.__func__(cls, *args, **kwargs)
+    raise NotPortableError(
+        f"its forward calls {cls.__module__}.{cls.__qualname__}, an autograd.Function, whose backward a program cannot "
+        "carry. Remedy: write it with torch's ops; a straight-through gradient is x + (y - x).detach()"
+    )
+
+
+@contextmanager
+def _only_torch_draws() -> Iterator[None]:
+    """Refuse random numbers of Python's and NumPy's: two runs may agree by chance."""
+    numpy_random: Any = sys.modules.get("numpy.random")
+
+    def states() -> tuple[Any, ...]:
+        return random.getstate(), "" if numpy_random is None else str(numpy_random.get_state())
+
+    before = states()
+    yield
+    if states() != before:
+        raise NotPortableError(
+            "its forward draws random numbers of Python's or NumPy's, which a program cannot. Remedy: draw them with "
+            "torch"
+        )

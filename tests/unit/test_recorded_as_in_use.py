@@ -1,0 +1,290 @@
+"""Forwards that a recording could take for something else than in use: they travel the same, or are refused."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+
+from matrix.travel import travel_recorded
+from model_factory import CallFormError, NotPortableError
+from support.compare import assert_same, assert_same_runs
+
+WIDTH = 4
+
+
+class Block(nn.Module):
+    """A layer, and an example of its forward."""
+
+    example: ClassVar[dict[str, Any]] = {"x": torch.randn(3, 5, WIDTH)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def example_inputs(self) -> list[dict[str, Any]]:
+        return [self.example]
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x)
+
+
+class ScaledByAnInput(Block):
+    example: ClassVar[dict[str, Any]] = {"x": torch.randn(3, 5, WIDTH), "weight": torch.rand(3, 5, 1)}
+
+    def forward(self, x: Tensor, weight: Tensor) -> Any:
+        return self.linear(x) * weight
+
+
+class PaddedToEight(Block):
+    def forward(self, x: Tensor) -> Any:
+        return functional.pad(self.linear(x), (0, 0, 0, -x.shape[1] % 8))
+
+
+class ReturnsAParameter(Block):
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x), self.linear.bias
+
+
+class WritesToItsInput(Block):
+    def forward(self, x: Tensor) -> Any:
+        x -= x.mean()
+        return self.linear(x)
+
+
+class OfProbabilities(Block):
+    example: ClassVar[dict[str, Any]] = {"x": torch.rand(3, WIDTH), "target": torch.rand(3, WIDTH)}
+
+    def forward(self, x: Tensor, target: Tensor) -> Any:
+        return functional.binary_cross_entropy(self.linear(x).sigmoid(), target)
+
+
+class RunningMean(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Any:
+        if self.training:
+            self.mean.mul_(0.9).add_(x.detach().mean((0, 1)), alpha=0.1)
+        return self.linear(x - self.mean)
+
+
+class ToTheSizeOfAnother(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(3, 3, 3, stride=2, padding=1)
+
+    def example_inputs(self) -> list[dict[str, Any]]:
+        return [{"x": torch.randn(2, 3, 5, 6), "skip": torch.randn(2, 3, 10, 11)}]
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([self.up(x, output_size=skip.shape[-2:]), skip], 1)
+
+
+class ByKeywordInAnotherOrder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 1)
+        self.gru = nn.GRU(8, 8, batch_first=True)
+
+    def example_inputs(self) -> list[dict[str, Any]]:
+        return [{"x": torch.randn(2, 5, 8), "memory": torch.randn(2, 3, 8)}]
+
+    def forward(self, x: Tensor, memory: Tensor) -> Any:
+        return self.decoder(memory=memory, tgt=x), self.gru(hx=torch.zeros(1, x.shape[0], 8), input=x)[0]
+
+
+class WithoutAutocastAsDecorator(Block):
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x)
+
+
+class CastsByType(Block):
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x.type(self.linear.weight.dtype))
+
+
+class DrawsFromADistribution(Block):
+    def forward(self, x: Tensor) -> Any:
+        return torch.distributions.Normal(self.linear(x), functional.softplus(x) + 0.1).rsample()
+
+
+class CachesPositions(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self._positions: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Any:
+        if self._positions is None or len(self._positions) < x.shape[1]:
+            self._positions = torch.arange(x.shape[1]).float()[:, None]
+        return self.linear(x) + self._positions[: x.shape[1]]
+
+
+class ByTheTextOfASize(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict({"5": nn.Linear(WIDTH, WIDTH)})
+
+    def forward(self, x: Tensor) -> Any:
+        key = str(x.shape[1])
+        return self.adapters[key](x) if key in self.adapters else self.linear(x)
+
+
+SAME = [
+    *(ScaledByAnInput, PaddedToEight, ReturnsAParameter, WritesToItsInput, OfProbabilities, RunningMean),
+    *(ToTheSizeOfAnother, ByKeywordInAnotherOrder, WithoutAutocastAsDecorator, CastsByType, DrawsFromADistribution),
+    *(CachesPositions, ByTheTextOfASize),
+]
+
+
+@pytest.mark.parametrize("block", SAME)
+def test_they_travel(block: type[Any]) -> None:
+    original = block()
+    twin = travel_recorded(copy.deepcopy(original))
+    for training in (False, True):
+        for module in (original, twin):
+            module.train(training)
+        (inputs,) = original.example_inputs()
+        if block is WritesToItsInput:  # which a leaf of autograd's does not allow
+            assert_same(*(module(inputs["x"].clone()) for module in (original, twin)))
+        else:
+            assert_same_runs(original, twin, inputs)
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient.clamp(-100, 100)
+
+
+class OwnGradient(Block):
+    def forward(self, x: Tensor) -> Any:
+        return StraightThrough.apply(self.linear(x))
+
+
+class MovesATarget(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.target = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Any:
+        self.target.weight.data.lerp_(self.linear.weight.data, 0.01)
+        return self.linear(x)
+
+
+class SkipsSeldom(Block):
+    def forward(self, x: Tensor) -> Any:
+        return x if random.random() < 1e-6 else self.linear(x)
+
+
+class GathersIfDistributed(Block):
+    def forward(self, x: Tensor) -> Any:
+        y = self.linear(x)
+        if distributed.is_initialized():
+            distributed.all_reduce(y)
+        return y
+
+
+class RemembersItsState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(WIDTH, WIDTH)
+        self._state: Tensor | None = None
+
+    def example_inputs(self) -> list[dict[str, Any]]:
+        return [{"x": torch.randn(3, WIDTH)}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._state = self.cell(x, None if self._state is None else self._state.detach())
+        return self._state
+
+
+class WarmsUp(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self._step = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self._step += 1
+        return self.linear(x) * min(1, self._step / 10)
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (OwnGradient, "StraightThrough, an autograd.Function"),
+        (MovesATarget, "writes to the parameter 'target.weight'"),
+        (SkipsSeldom, "random numbers of Python's"),
+        (GathersIfDistributed, r"asks torch.distributed.is_initialized\(\)"),
+        (RemembersItsState, "keeps something in _state that changes the next call"),
+        (WarmsUp, "keeps something in _step that changes the next call"),
+    ],
+)
+def test_they_are_refused(block: type[nn.Module], reason: str) -> None:
+    module = block()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(NotPortableError, match=reason):
+        travel_recorded(module)
+    assert_same(dict(module.state_dict()), dict(before))
+
+
+class UnlessThereAreNone(Block):
+    example: ClassVar[dict[str, Any]] = {"x": torch.randn(3, WIDTH), "boxes": torch.randn(2, WIDTH)}
+
+    def forward(self, x: Tensor, boxes: Tensor) -> Any:
+        return self.linear(x) if boxes.shape[0] == 0 else self.linear(x) + boxes.mean(0)
+
+
+class NoneOfThem(UnlessThereAreNone):
+    example: ClassVar[dict[str, Any]] = {"x": torch.randn(3, WIDTH), "boxes": torch.randn(0, WIDTH)}
+
+
+class OfBytesOrUnits(Block):
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x.float() / 255 if x.dtype == torch.uint8 else x)
+
+
+class BooleanOrAddedMask(Block):
+    example: ClassVar[dict[str, Any]] = {"x": torch.randn(3, WIDTH), "mask": torch.randn(3, WIDTH)}
+
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        y = self.linear(x)
+        return y.masked_fill(mask, -1e9) if mask.dtype == torch.bool else y + mask
+
+
+@pytest.mark.parametrize(
+    ("block", "inputs", "form"),
+    [
+        (UnlessThereAreNone, {"boxes": torch.randn(0, WIDTH)}, r"boxes=Tensor\[rank 2, size 0 at 0\]"),
+        (NoneOfThem, {"boxes": torch.randn(2, WIDTH)}, r"boxes=Tensor\[rank 2\]"),
+        (OfBytesOrUnits, {"x": torch.zeros(3, 5, WIDTH, dtype=torch.uint8)}, r"x=Tensor\[rank 3, uint8\]"),
+        (BooleanOrAddedMask, {"mask": torch.ones(3, WIDTH) > 0}, r"mask=Tensor\[rank 2, bool\]"),
+    ],
+)
+def test_a_program_is_not_run_for_what_its_forward_decides_by(
+    block: type[Block], inputs: dict[str, Tensor], form: str
+) -> None:
+    original = block()
+    twin = travel_recorded(copy.deepcopy(original))
+    assert_same_runs(original, twin, original.example_inputs()[0])
+    with pytest.raises(CallFormError, match=f"no program for the call.*{form}"):
+        twin(**original.example_inputs()[0] | inputs)
+
+
+def test_sizes_of_zero_are_recorded() -> None:
+    original = NoneOfThem()
+    twin = travel_recorded(copy.deepcopy(original))
+    inputs = {"x": torch.randn(7, WIDTH), "boxes": torch.randn(0, WIDTH)}
+    assert_same_runs(original.train(), twin.train(), inputs)
+    assert_same(twin(**inputs), original.linear(inputs["x"]))
