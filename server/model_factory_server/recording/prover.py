@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,16 @@ from model_factory_server.recording.untouched import plain_tensors, tensors_as, 
 from model_factory_server.recording.values import PROOF_SEED, draws, unreached
 
 Shapes = list[list[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Observed:
+    """One run of a forward or its program."""
+
+    seen: dict[str, Any]
+    """What has to be the same in both."""
+    kept: str
+    """An attribute that has another value afterwards, if there is one: the next call may be another."""
 
 
 def prove(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -> None:
@@ -106,12 +117,9 @@ def _prove_mode(
             if not isinstance(actual, OtherSideError):
                 expected = _observe(original, module, leaves, seed)
                 proven += _compare_runs(expected, actual, shapes)
-                kept = "" if isinstance(expected, Exception) else expected["kept"]
-                if kept and not _alike(*(_observe(_twice(call), module, leaves, seed) for call in (original, replay))):
-                    raise NotPortableError(
-                        f"its forward keeps something in {kept} that changes the next call, which a program cannot. "
-                        "Remedy: keep it in a buffer, and write to that in place"
-                    )
+                if isinstance(expected, _Observed) and expected.kept:
+                    twice = [_observe(_twice(call), module, leaves, seed) for call in (original, replay)]
+                    _compare_second_calls(expected.kept, *twice)
                 break
     if not proven:
         if decides:
@@ -134,22 +142,26 @@ def _twice(call: Callable[[list[torch.Tensor]], Any]) -> Callable[[list[torch.Te
     return lambda leaves: [call(leaves), call(leaves)]
 
 
-def _alike(expected: Exception | dict[str, Any], actual: Exception | dict[str, Any]) -> bool:
-    """Whether two runs agree."""
+def _compare_second_calls(kept: str, expected: Exception | _Observed, actual: Exception | _Observed) -> None:
     try:
-        return _compare_runs(expected, actual, [])
-    except NotPortableError:
-        return False
+        _compare_runs(expected, actual, [])
+    except NotPortableError as error:
+        raise NotPortableError(
+            f"its forward keeps something in {kept} that changes the next call, which a program cannot. Remedy: keep "
+            "it in a buffer, and write to that in place"
+        ) from error
 
 
-def _compare_runs(expected: Exception | dict[str, Any], actual: Exception | dict[str, Any], shapes: Shapes) -> bool:
+def _compare_runs(expected: Exception | _Observed, actual: Exception | _Observed, shapes: Shapes) -> bool:
     """Whether original and replay agree at some sizes; False if they agree in refusing them."""
     if isinstance(expected, Exception) and isinstance(actual, Exception):
         return False
     if isinstance(expected, Exception) or isinstance(actual, Exception):
         failure = expected if isinstance(expected, Exception) else actual
         raise _disproved(f"only one of the two failed at sizes {shapes}: {failure}")
-    _compare(expected, actual, shapes)
+    assert isinstance(expected, _Observed)
+    assert isinstance(actual, _Observed)
+    _compare(expected.seen, actual.seen, shapes)
     return True
 
 
@@ -254,7 +266,7 @@ def _observe(
     module: nn.Module,
     leaves: Sequence[torch.Tensor],
     seed: int = PROOF_SEED,
-) -> Exception | dict[str, Any]:
+) -> Exception | _Observed:
     """Run once from a seed; everything that can be seen of the run, or its error. The module is as before."""
     inputs = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     given = [item.clone() for item in inputs]  # no leaves of autograd's, since a forward may write to its inputs
@@ -273,31 +285,32 @@ def _observe(
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
             after = {name: item.detach().clone() for name, item in [*module.named_buffers(), *plain.items()]}
             random = torch.rand(2)
-            kept = [
-                f"{path}.{name}".removeprefix(".")
-                for path, attributes, before in state
-                for name, value in attributes.items()
-                if before.get(name) is not value
-            ]
+            kept = next(_changed(state), "")
         except Exception as error:  # the forward is the operator's code; its refusal is an answer
             if is_out_of_memory(error):
                 raise
             return error
-    return {
+    seen = {
         "output structure": str(structure),
         "outputs": outputs,
         "inputs afterwards": [item.detach() for item in given],
         "gradients": gradients,
         "buffers": after,
         "random": random,
-        "kept": ", ".join(kept[:1]),
     }
+    return _Observed(seen=seen, kept=kept)
+
+
+def _changed(state: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> Iterator[str]:
+    """The attributes that have other values than before, of each module's path, attributes now, and those before."""
+    for path, attributes, before in state:
+        for name, value in attributes.items():
+            if before.get(name) is not value:
+                yield f"{path}.{name}".removeprefix(".")
 
 
 def _compare(expected: dict[str, Any], actual: dict[str, Any], shapes: Shapes) -> None:
     for what, value in expected.items():
-        if what == "kept":  # a program keeps nothing
-            continue
         try:
             if what == "output structure":
                 if value != actual[what]:
@@ -337,7 +350,7 @@ def prove_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[st
     form, examples = call_form(arguments)
     flags = [(item, item.training) for module in (original, rebuilt) for item in module.modules()]
 
-    def observe(module: nn.Module) -> Exception | dict[str, Any]:
+    def observe(module: nn.Module) -> Exception | _Observed:
         def call(leaves: list[torch.Tensor]) -> Any:
             args, kwargs = signature.call(rebuild(form, leaves))
             return module(*args, **kwargs)
@@ -351,7 +364,7 @@ def prove_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[st
                 raise NotPortableError(f"its source fails where it is rebuilt: {type(actual).__name__}: {actual}")
             if not isinstance(expected, Exception) and not isinstance(actual, Exception):
                 try:
-                    _compare(expected, actual, [list(example.shape) for example in examples])
+                    _compare(expected.seen, actual.seen, [list(example.shape) for example in examples])
                 except NotPortableError as error:
                     raise NotPortableError(
                         f"its source does something else where it is rebuilt: {error}. Remedy: keep what the forward "
