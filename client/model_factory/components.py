@@ -58,6 +58,8 @@ def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str,
     if not model_cfg:
         raise ValueError(f"model_cfg is empty; {_FORMS}")
     ((key, value), *others) = model_cfg.items()
+    if not others and key == "config_path" and not isinstance(value, str | PathLike | Mapping):
+        raise ConfigError(f"'config_path' is a path, found {type(value).__name__}; {_FORMS}")
     if not others and (key, isinstance(value, Mapping)) in {("config", True), ("config_path", False)}:
         return Request(components=(_component(SINGLE, value, base_dir, env, "<config>"),), single=True)
     if len(model_cfg) > MAX_COMPONENTS:

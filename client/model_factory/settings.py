@@ -83,7 +83,7 @@ def default_cache_dir() -> Path:
     """Where a node keeps blobs: ``$MODEL_FACTORY_CACHE``, else ``model-factory`` in the user's cache folder."""
     explicit = os.environ.get(_CACHE)
     if explicit:
-        return Path(explicit)
+        return Path(explicit).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "model-factory"
 
 

@@ -390,3 +390,5 @@ def test_a_remote_factory_refuses_before_it_connects(tmp_path: Path) -> None:
         factory.build({})
     with pytest.raises(ConfigError, match="must be 1"):
         factory.build({"config": TINY | {"schema_version": 9}})
+    with pytest.raises(ConfigError, match="'config_path' is a path, found NoneType"):
+        factory.build({"config_path": None})

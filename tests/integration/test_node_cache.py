@@ -165,3 +165,10 @@ def test_a_bound_that_is_none(text: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MODEL_FACTORY_CACHE_GIB", text)
     with pytest.raises(ModelFactoryError, match="MODEL_FACTORY_CACHE_GIB is a size in GiB"):
         RemoteModelFactory("127.0.0.1:1", cache_dir=tmp_path)
+
+
+def test_the_cache_may_be_in_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MODEL_FACTORY_CACHE", "~/models")
+    RemoteModelFactory("127.0.0.1:1").close()
+    assert (tmp_path / "models" / "blobs").is_dir()
