@@ -25,8 +25,8 @@ FORWARD = "forward"
 CONSTANT_TYPES = (type(None), bool, int, float, str)
 
 _DTYPES: Mapping[torch.dtype, str] = {
-    dtype: "" if dtype.is_floating_point else name
-    for name, dtype in vars(torch).items()
+    dtype: "" if dtype.is_floating_point else str(dtype).removeprefix("torch.")
+    for dtype in vars(torch).values()
     if isinstance(dtype, torch.dtype)
 }
 """As they stand in forms. Forwards often decide by kinds of numbers (a mask's, an image's), and seldom by precision."""
