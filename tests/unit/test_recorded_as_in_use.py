@@ -137,10 +137,39 @@ class ByTheTextOfASize(Block):
         return self.adapters[key](x) if key in self.adapters else self.linear(x)
 
 
+class ByTheTextOfSizes(ByTheTextOfASize):
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict({"(3, 5)": nn.Linear(WIDTH, WIDTH)})
+
+    def forward(self, x: Tensor) -> Any:
+        key = str(tuple(x.shape[:2]))
+        return self.adapters[key](x) if key in self.adapters else self.linear(x)
+
+
+class InPlaceByKeyword(Block):
+    def forward(self, x: Tensor) -> Any:
+        return torch.relu_(input=self.linear(x))
+
+
+class CachesBesideABuffer(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+        self._cache: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Any:
+        self._cache = torch.arange(x.shape[1])
+        if self.seen.item() == 0:
+            self.seen.fill_(1)
+            return self.linear(x)
+        return self.linear(x) * 2
+
+
 SAME = [
     *(ScaledByAnInput, PaddedToEight, ReturnsAParameter, WritesToItsInput, OfProbabilities, RunningMean),
     *(ToTheSizeOfAnother, ByKeywordInAnotherOrder, WithoutAutocastAsDecorator, CastsByType, DrawsFromADistribution),
-    *(CachesPositions, ByTheTextOfASize),
+    *(CachesPositions, ByTheTextOfASize, ByTheTextOfSizes, InPlaceByKeyword),
 ]
 
 
@@ -183,6 +212,18 @@ class MovesATarget(Block):
         return self.linear(x)
 
 
+class MovesATargetAtOnce(MovesATarget):
+    def forward(self, x: Tensor) -> Any:
+        self.target.weight.data[:] = self.linear.weight.data
+        return self.linear(x)
+
+
+class MovesATargetAsOut(MovesATarget):
+    def forward(self, x: Tensor) -> Any:
+        torch.add(self.target.weight.data, 1.0, out=self.target.weight.data)
+        return self.linear(x)
+
+
 class SkipsSeldom(Block):
     def forward(self, x: Tensor) -> Any:
         return x if random.random() < 1e-6 else self.linear(x)
@@ -220,6 +261,25 @@ class WarmsUp(Block):
         return self.linear(x) * min(1, self._step / 10)
 
 
+class ChangesAtTheFifth(WarmsUp):
+    def forward(self, x: Tensor) -> Any:
+        self._step += 1
+        return self.linear(x) if self._step < 5 else self.linear(x) * 2
+
+
+class WarmsUpOnProbabilities(WarmsUp):
+    example = OfProbabilities.example
+
+    def forward(self, x: Tensor, target: Tensor) -> Any:
+        self._step += 1
+        return functional.binary_cross_entropy(self.linear(x).sigmoid(), target) * min(1, self._step / 10)
+
+
+class AsksForTheDtypeOfAutocast(Block):
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x).to(torch.get_autocast_dtype(device_type="cpu"))
+
+
 @pytest.mark.parametrize(
     ("block", "reason"),
     [
@@ -229,6 +289,11 @@ class WarmsUp(Block):
         (GathersIfDistributed, r"asks torch.distributed.is_initialized\(\)"),
         (RemembersItsState, "keeps something in _state that changes the next call"),
         (WarmsUp, "keeps something in _step that changes the next call"),
+        (ChangesAtTheFifth, "keeps something in _step"),
+        (WarmsUpOnProbabilities, "keeps something in _step"),
+        (MovesATargetAtOnce, "writes to the parameter 'target.weight'"),
+        (MovesATargetAsOut, "writes to the parameter 'target.weight'"),
+        (AsksForTheDtypeOfAutocast, r"asks torch.get_autocast_dtype\(\)"),
     ],
 )
 def test_they_are_refused(block: type[nn.Module], reason: str) -> None:
@@ -288,3 +353,24 @@ def test_sizes_of_zero_are_recorded() -> None:
     inputs = {"x": torch.randn(7, WIDTH), "boxes": torch.randn(0, WIDTH)}
     assert_same_runs(original.train(), twin.train(), inputs)
     assert_same(twin(**inputs), original.linear(inputs["x"]))
+
+
+class RefusesNegatives(Block):
+    example: ClassVar[dict[str, Any]] = {"x": torch.randn(1, 5, WIDTH)}
+
+    def forward(self, x: Tensor) -> Any:
+        if not (x >= 0).all():
+            raise ValueError("negative")
+        return self.linear(x)
+
+
+def test_a_refusal_by_values_is_not_laid_to_a_size_of_one() -> None:
+    original = RefusesNegatives()
+    inputs = {"x": torch.rand(4, 3, WIDTH)}
+    assert_same(travel_recorded(copy.deepcopy(original))(**inputs), original(**inputs))
+
+
+def test_a_second_call_that_takes_another_side_is_not_compared() -> None:
+    original = CachesBesideABuffer()
+    twin = travel_recorded(copy.deepcopy(original))
+    assert_same(twin(**original.example), original(**original.example))

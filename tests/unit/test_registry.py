@@ -201,7 +201,7 @@ def test_keywords_of_ops_written_in_c_are_known(name: str, keyword: str, hint: s
 
 @pytest.mark.parametrize(
     ("name", "keyword"),
-    [("cat", "axis"), ("sum", "keepdims"), ("where", "input"), ("torch.Tensor.to", "dtype"), ("arange", "device")],
+    [("cat", "axis"), ("sum", "keepdims"), ("where", "input"), ("torch.Tensor.to", "dtype"), ("nonzero", "as_tuple")],
 )
 def test_what_torch_takes_besides_is_let_through(name: str, keyword: str) -> None:
     default_registry().resolve_op(name, (), {keyword: ("k",)})

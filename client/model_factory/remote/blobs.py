@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -15,6 +16,8 @@ from model_factory.remote.patience import Patience, went_away
 from model_factory.remote.shared import open_shared
 from model_factory.store import Blob, Holder, Store
 from model_factory.v1 import blob_pb2, wire
+
+log = logging.getLogger(__name__)
 
 OnBytes = Callable[[int], None]
 OnWait = Callable[[Holder | None], None]
@@ -49,7 +52,10 @@ def fetch_blob(
             if file is not None and cache.adopt(file, blob):
                 file.close()
                 file = cache.open(blob)
-                cache.keep_bound()
+                try:
+                    cache.keep_bound()
+                except StoreError as error:  # nothing that is needed now
+                    log.warning("%s stays larger than its bound: %s", cache.root, error)
             if file is not None:
                 return file
         cache.make_room(blob.size)

@@ -22,7 +22,12 @@ TORCH = "torch"
 """Who registers torch's own modules."""
 
 _FAMILIES = ("linalg", "fft", "special")  # in the names of whose ops torch's C++ has theirs
-_ALIASES = frozenset("axis keepdims x a x1 x2 requires_grad".split())  # that torch takes for NumPy's sake, and its own
+# What torch takes besides: for NumPy's sake, and what its Python side adds.
+_ALIASES = frozenset(
+    (
+        "axis keepdims x a x1 x2 requires_grad as_tuple non_blocking memory_format pin_memory names out device from_"
+    ).split()
+)
 
 NOT_STOCK = ("Module", "Container")
 """Names in ``torch.nn`` that build nothing of use: the base class, and a deprecated one that warns."""

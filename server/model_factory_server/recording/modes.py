@@ -130,10 +130,10 @@ class _Regions:
 def _refusing(ask: Callable[..., Any], name: str) -> Callable[..., Any]:
     """``ask``, for torch and the recording alone."""
 
-    def asked(*args: Any) -> Any:
+    def asked(*args: Any, **kwargs: Any) -> Any:
         caller = str(sys._getframe(1).f_globals.get("__name__", ""))  # noqa: SLF001  there is no other way
         if caller.partition(".")[0] not in _MAY_ASK:
             raise NotPortableError(f"its forward asks {name}(), which can differ where the program is run")
-        return ask(*args)
+        return ask(*args, **kwargs)
 
     return asked

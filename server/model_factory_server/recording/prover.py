@@ -113,22 +113,18 @@ def _prove_mode(
     proven = 0
     for shapes in [*candidates, *([example_shapes] if decides else [])]:
         for seed, leaves in enumerate(_inputs(examples, shapes, decides), PROOF_SEED):
-            actual = _observe(replay, module, leaves, seed)
-            if not isinstance(actual, OtherSideError):
-                expected = _observe(original, module, leaves, seed)
-                proven += _compare_runs(expected, actual, shapes)
-                if isinstance(expected, _Observed) and expected.kept:
-                    twice = [_observe(_twice(call), module, leaves, seed) for call in (original, replay)]
-                    _compare_second_calls(expected.kept, *twice)
+            agreed = _agree(original, replay, module, leaves, seed)
+            if agreed is not None:
+                proven += agreed
                 break
     if not proven:
         if decides:
             raise unreached()
         # Perhaps it takes no numbers but such as the call's own: probabilities, say.
-        expected = _observe(original, module, examples, PROOF_SEED)
-        if not _compare_runs(expected, _observe(replay, module, examples, PROOF_SEED), example_shapes):
-            assert isinstance(expected, Exception)
-            raise CallFormError(f"{REFUSED_CALL}: {type(expected).__name__}: {expected}") from expected
+        if not _agree(original, replay, module, examples, PROOF_SEED):
+            refusal = _observe(original, module, examples, PROOF_SEED)
+            assert isinstance(refusal, Exception)
+            raise CallFormError(f"{REFUSED_CALL}: {type(refusal).__name__}: {refusal}") from refusal
 
 
 def _inputs(examples: Sequence[torch.Tensor], shapes: Shapes, decides: bool) -> Iterator[list[torch.Tensor]]:
@@ -138,18 +134,56 @@ def _inputs(examples: Sequence[torch.Tensor], shapes: Shapes, decides: bool) -> 
     yield from draws(examples, shapes)
 
 
-def _twice(call: Callable[[list[torch.Tensor]], Any]) -> Callable[[list[torch.Tensor]], Any]:
-    return lambda leaves: [call(leaves), call(leaves)]
+_Call = Callable[[list[torch.Tensor]], Any]
 
 
-def _compare_second_calls(kept: str, expected: Exception | _Observed, actual: Exception | _Observed) -> None:
+def _agree(original: _Call, replay: _Call, module: nn.Module, leaves: Sequence[torch.Tensor], seed: int) -> bool | None:
+    """Whether the two do the same; False if both refuse, None if the values lead to the side of another program.
+
+    Raises:
+        NotPortableError: they do not.
+    """
+    actual = _observe(replay, module, leaves, seed)
+    if isinstance(actual, OtherSideError):
+        return None
+    expected = _observe(original, module, leaves, seed)
+    alike = _compare_runs(expected, actual, [list(leaf.shape) for leaf in leaves])
+    if isinstance(expected, _Observed) and expected.kept:
+        counted: list[str] = []
+        twice = _observe(_twice(original, module, counted), module, leaves, seed)
+        replayed = _observe(_twice(replay, module, []), module, leaves, seed)
+        if not isinstance(replayed, OtherSideError):
+            _compare_second_calls(next(iter(counted), expected.kept), twice, replayed, counts=bool(counted))
+    return alike
+
+
+def _twice(call: _Call, module: nn.Module, counted: list[str]) -> _Call:
+    """A call and another; ``counted`` gets the attributes whose numbers the second one changes again."""
+
+    def both(leaves: list[torch.Tensor]) -> list[Any]:
+        first = call(leaves)
+        between = _state(module)
+        second = call(leaves)
+        counted.extend(name for name, value in _changed(between) if type(value) in {bool, int, float})
+        return [first, second]
+
+    return both
+
+
+def _compare_second_calls(
+    kept: str, expected: Exception | _Observed, actual: Exception | _Observed, *, counts: bool
+) -> None:
+    """Refuse what two calls in a row show to be kept for the next one; a number that goes on changing in any case."""
+    cause: NotPortableError | None = None
     try:
         _compare_runs(expected, actual, [])
     except NotPortableError as error:
+        cause = error
+    if counts or cause is not None:
         raise NotPortableError(
             f"its forward keeps something in {kept} that changes the next call, which a program cannot. Remedy: keep "
             "it in a buffer, and write to that in place"
-        ) from error
+        ) from cause
 
 
 def _compare_runs(expected: Exception | _Observed, actual: Exception | _Observed, shapes: Shapes) -> bool:
@@ -272,7 +306,7 @@ def _observe(
     given = [item.clone() for item in inputs]  # no leaves of autograd's, since a forward may write to its inputs
     plain = plain_tensors(module)
     parameters = [item for item in [*module.parameters(), *plain.values()] if item.requires_grad]
-    state = [(path, item.__dict__, dict(item.__dict__)) for path, item in module.named_modules()]
+    state = _state(module)
     with torch.random.fork_rng(), torch.enable_grad(), untouched(module):
         torch.manual_seed(seed)
         try:
@@ -285,7 +319,7 @@ def _observe(
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
             after = {name: item.detach().clone() for name, item in [*module.named_buffers(), *plain.items()]}
             random = torch.rand(2)
-            kept = next(_changed(state), "")
+            kept = next((name for name, _ in _changed(state)), "")
         except Exception as error:  # the forward is the operator's code; its refusal is an answer
             if is_out_of_memory(error):
                 raise
@@ -301,12 +335,19 @@ def _observe(
     return _Observed(seen=seen, kept=kept)
 
 
-def _changed(state: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> Iterator[str]:
-    """The attributes that have other values than before, of each module's path, attributes now, and those before."""
+_State = list[tuple[str, dict[str, Any], dict[str, Any]]]  # path, attributes and a copy of them, of each module
+
+
+def _state(module: nn.Module) -> _State:
+    return [(path, item.__dict__, dict(item.__dict__)) for path, item in module.named_modules()]
+
+
+def _changed(state: _State) -> Iterator[tuple[str, Any]]:
+    """The attributes that have other values by now, and those."""
     for path, attributes, before in state:
         for name, value in attributes.items():
             if before.get(name) is not value:
-                yield f"{path}.{name}".removeprefix(".")
+                yield f"{path}.{name}".removeprefix("."), value
 
 
 def _compare(expected: dict[str, Any], actual: dict[str, Any], shapes: Shapes) -> None:

@@ -134,6 +134,7 @@ def _run_decided(
             if not fixes_ones and any(1 in leaf.shape for leaf in recording.leaves):
                 fixes_ones = True  # an op may have to know that a size is 1, to broadcast it
                 continue
+            fixes_ones = False  # that was not it
             # A side that refuses, of an assertion say. The values here may be none but stand-ins: so the other side.
             if len(outcomes) in {told, refusing} or outcomes[-1] not in {True, False}:
                 raise

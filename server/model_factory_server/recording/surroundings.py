@@ -34,13 +34,16 @@ def as_in_use(shape_env: DecisionShapeEnv) -> Iterator[None]:
         def __instancecheck__(cls, instance: Any) -> bool:
             return shape_env.inside_op > 0 and isinstance(instance, FakeTensor)
 
+    symbol: Any = torch.SymInt.__repr__
+
     def text(size: torch.SymInt) -> str:
-        return repr(size) if shape_env.inside_op else str(int(size))
+        return symbol(size) if shape_env.inside_op else str(int(size))
 
     subclasses: Any = torch._subclasses  # noqa: SLF001  where libraries look FakeTensor up
     with (
         patch.object(subclasses, "FakeTensor", Hidden("FakeTensor", (), {})),
         patch.object(torch.SymInt, "__str__", text),
+        patch.object(torch.SymInt, "__repr__", text),
         patch.object(Function, "apply", classmethod(_refuse_function)),
         _only_torch_draws(),
     ):

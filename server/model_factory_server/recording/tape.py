@@ -269,8 +269,7 @@ class Tape(TorchFunctionMode):
             raise NotPortableError("its forward changes the autocast mode, which a program cannot carry")
         if name in _SQUEEZES:
             self._fix_squeezed(args, kwargs)
-        if name.endswith("_") and not name.endswith("__"):
-            self._check_written(args[0])
+        self._check_written(name, args, kwargs)
         step_args = tuple(self.argument(arg) for arg in args)
         step_kwargs = {
             key: Device() if key == "device" and arg is not None else self.argument(arg) for key, arg in kwargs.items()
@@ -282,11 +281,17 @@ class Tape(TorchFunctionMode):
             result = torch.ops.aten.alias(result)  # with another dtype it would be another tensor: so have two here
         return self._store(Step(call=f"op:{op}", args=step_args, kwargs=step_kwargs), result)
 
-    def _check_written(self, tensor: torch.Tensor) -> None:
-        """Refuse an op in place on what is a parameter's, though ``.data`` may hide that from autograd."""
-        written = tensor.untyped_storage()._cdata  # noqa: SLF001  which one it is
+    def _check_written(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse an op that writes to what is a parameter's, though ``.data`` may hide that from autograd."""
+        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
+        out = kwargs.get("out")
+        written = [args[0] if args else kwargs.get("input")] if in_place else []
+        written += out if isinstance(out, tuple | list) else [out]
+        memory = {item.untyped_storage()._cdata for item in written if isinstance(item, torch.Tensor)}  # noqa: SLF001
+        if not memory:
+            return
         for path, parameter in self.root.named_parameters(remove_duplicate=False):
-            if parameter.untyped_storage()._cdata == written:  # noqa: SLF001
+            if parameter.untyped_storage()._cdata in memory:  # noqa: SLF001
                 raise NotPortableError(
                     f"its forward writes to the parameter {path!r}. Remedy: keep what the forward writes in a buffer"
                 )
