@@ -40,6 +40,7 @@ from model_factory_server.recording.modes import noted_modes
 from model_factory_server.recording.rules import result_by_rule
 from model_factory_server.recording.surroundings import as_in_use
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
+from model_factory_server.recording.untouched import writes_to_parameter
 
 _OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(list(OPS.items()))}
 
@@ -292,9 +293,7 @@ class Tape(TorchFunctionMode):
             return
         for path, parameter in self.root.named_parameters(remove_duplicate=False):
             if parameter.untyped_storage()._cdata in memory:  # noqa: SLF001
-                raise NotPortableError(
-                    f"its forward writes to the parameter {path!r}. Remedy: keep what the forward writes in a buffer"
-                )
+                raise writes_to_parameter(path)
 
     def _fix_squeezed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Squeezing changes the rank by sizes being 1: make that decision a guard."""

@@ -89,9 +89,14 @@ def untouched(module: nn.Module) -> Iterator[None]:
                         tensor.detach_()  # of what was written to it
     for name, parameter, version in versions:
         if parameter._version != version and not is_lazy(parameter):  # noqa: SLF001
-            raise NotPortableError(
-                f"its forward writes to the parameter {name!r}. Remedy: keep what the forward writes in a buffer"
-            )
+            raise writes_to_parameter(name)
+
+
+def writes_to_parameter(path: str) -> NotPortableError:
+    """What to say of a forward that does."""
+    return NotPortableError(
+        f"its forward writes to the parameter {path!r}. Remedy: keep what the forward writes in a buffer"
+    )
 
 
 def _is_writable(tensor: torch.Tensor) -> bool:
