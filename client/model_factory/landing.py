@@ -14,6 +14,14 @@ WRITE_BACK_BYTES = 32 * MIB
 
 _SYNC_FILE_RANGE_WRITE = 2
 
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # of Linux
+
+
+def begin_write_back(file: BinaryIO, start: int, size: int) -> None:
+    """Have the disk begin with a part of a file. This does not wait; an error is the flush's to tell."""
+    if _sync_file_range is not None:
+        _sync_file_range(file.fileno(), ctypes.c_int64(start), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
+
 
 class Landing:
     """Writes a file from its beginning, and knows its digest and size at the end.
@@ -27,7 +35,6 @@ class Landing:
         self._file = file
         self._hasher = blake3(max_threads=threads)
         self._begun = self._written = 0
-        self._call = getattr(ctypes.CDLL(None), "sync_file_range", None)  # of Linux
 
     @property
     def size(self) -> int:
@@ -44,10 +51,9 @@ class Landing:
         self._file.write(data)
         self._written += len(data)
         size = self._written - self._begun
-        if self._call is not None and size >= WRITE_BACK_BYTES:
+        if size >= WRITE_BACK_BYTES:
             self._file.flush()
-            where = ctypes.c_int64(self._begun), ctypes.c_int64(size)
-            self._call(self._file.fileno(), *where, _SYNC_FILE_RANGE_WRITE)  # does not wait; an error is the flush's
+            begin_write_back(self._file, self._begun, size)
             self._begun = self._written
 
     def digest(self) -> str:

@@ -174,11 +174,11 @@ class Builder:
     async def _build(self, asked: Asked, key: str, seed: int, report: OnStage) -> Any:
         architecture = architecture_key(self._backend, asked.config, asked.dtype)
         known = await self._complete(architecture, "descriptor", "programs")
-        descriptor = None if known is None else tuple(known["descriptor"])
-        result = await self._run(asked, report, kind="build", seed=seed, known=descriptor)
+        result = await self._run(asked, report, kind="build", seed=seed, known=known)
         record = (known or {}) | result
         if known is None:
             await self._keep(architecture, {name: record[name] for name in record if name != "weights"})
+        record.pop("placement", None)  # builds alone need it
         await self._keep(key, record)
         return record
 

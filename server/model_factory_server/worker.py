@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -24,7 +24,6 @@ from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.tree import Descriptor, SourceClass
-from model_factory.descriptor.weights import write_weights
 from model_factory.documents import encode_document
 from model_factory.errors import (
     BuildError,
@@ -45,6 +44,7 @@ from model_factory_server.backends import Backend
 from model_factory_server.backends.loading import load_backend
 from model_factory_server.backends.sources import operator_files, operator_roots, stamp_of_files
 from model_factory_server.construction import check_size, construct, planned, size_of
+from model_factory_server.in_place import Allocations, Placement, WeightsFile
 from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.portable import Portable, record_call, survey_model
@@ -94,8 +94,9 @@ class Job:
     """What this process may reach."""
     threads: int = 1
     """Threads for torch's kernels, so that builders at the same time do not wait for each other."""
-    known: tuple[str, int] | None = None
-    """The descriptor under another seed: what is recorded need not be so again. None where nothing is known."""
+    known: Mapping[str, Sequence[Any]] | None = None
+    """Blobs of a build under another seed: its descriptor, since what is recorded need not be so again, and how it is
+    made in place. None where nothing is known."""
     travel: bool = False
     """Of a description: whether to find out how each module travels."""
     path: str = ""
@@ -183,32 +184,46 @@ def _build(job: Job, tell: Tell) -> dict[str, Any]:
     tell("stage", "constructing")
     backend, config = _load_backend(job), parse_config(job.config)
     store = Store(job.store, job.limits.max_store_bytes)
-    data = None if job.known is None else store.read(Blob(*job.known))
+    data, placed = (_read(store, (job.known or {}).get(name)) for name in ("descriptor", "placement"))
     known = None if data is None else decode_descriptor(data)  # evicted since it was looked up, it is made again
     if known is None:
-        _check_plan(job, backend, config)
+        placed = _check_plan(job, backend, config)
     else:
         check_size(job.limits, (Architecture(known).bytes, len(known.modules)))
-    model = construct(backend, config, job.seed, job.device_kind)
-    check_size(job.limits, size_of(model, job.dtype))
-    result: dict[str, Any] = {}
-    if known is None:
-        tell("stage", "recording")
-        with _hinting(job):
-            portable = survey_model(model, config.model, _shared(job))
-        result |= _put_portable(store, portable)
-        classes, bundle = _classes(portable)
-    else:
-        classes, bundle = _known_classes(model, known)
-    _cast(model, job.dtype)
-    tell("stage", "writing")
-    descriptor = describe(model, classes, bundle)
-    result["descriptor"] = _blob(store.put(encode_descriptor(descriptor)))
-    tell("evicted", sum(entry.size for entry in store.make_room(size_of(model, job.dtype)[0])))
+    placement = None if placed is None else Placement.decode(placed)
+    if placement is not None:
+        _make_room(store, placement.size, tell)  # before the file takes it
     with store.stage() as (file, publish):
-        blob = Blob(*write_weights(file, named_tensors(model, descriptor)))
+        weights = WeightsFile(file, placement)
+        with weights.constructing():
+            model = construct(backend, config, job.seed, job.device_kind)
+        check_size(job.limits, size_of(model, job.dtype))
+        result = {} if placed is None or known is not None else {"placement": _blob(store.put(placed))}
+        if known is None:
+            tell("stage", "recording")
+            with _hinting(job):
+                portable = survey_model(model, config.model, _shared(job))
+            result |= _put_portable(store, portable)
+            classes, bundle = _classes(portable)
+        else:
+            classes, bundle = _known_classes(model, known)
+        _cast(model, job.dtype)
+        tell("stage", "writing")
+        descriptor = describe(model, classes, bundle)
+        result["descriptor"] = _blob(store.put(encode_descriptor(descriptor)))
+        if placement is None:
+            _make_room(store, size_of(model, job.dtype)[0], tell)
+        blob = weights.write(named_tensors(model, descriptor))
         publish(blob)
     return result | {"weights": _blob(blob)}
+
+
+def _read(store: Store, blob: Sequence[Any] | None) -> bytes | None:
+    return None if blob is None else store.read(Blob(*blob))
+
+
+def _make_room(store: Store, size: int, tell: Tell) -> None:
+    tell("evicted", sum(entry.size for entry in store.make_room(size)))
 
 
 def _shared(job: Job) -> tuple[Root, ...]:
@@ -315,15 +330,20 @@ def _load_backend(job: Job) -> Backend:
     return load_backend(job.backend)
 
 
-def _check_plan(job: Job, backend: Backend, config: ResolvedConfig) -> None:
-    """Refuse a model that is too large, before any of its tensors is made."""
+def _check_plan(job: Job, backend: Backend, config: ResolvedConfig) -> bytes | None:
+    """Refuse a model that is too large, before any of its tensors is made; return what of it can be made in place."""
 
-    def size_of_plan() -> tuple[int, int]:
-        return size_of(construct(backend, config, job.seed, "meta"), job.dtype)
+    def plan() -> tuple[tuple[int, int], bytes | None]:
+        with Allocations() as made:
+            model = construct(backend, config, job.seed, "meta")
+        return size_of(model, job.dtype), made.placement(model)
 
-    size = planned(job.limits, job.device_kind, size_of_plan)
-    if size is not None:
-        check_size(job.limits, size)
+    found = planned(job.limits, job.device_kind, plan)
+    if found is None:
+        return None
+    size, placement = found
+    check_size(job.limits, size)
+    return placement if job.device_kind == "cpu" and not job.dtype else None  # what is moved or cast is made anew
 
 
 def _cast(model: nn.Module, dtype: str) -> None:

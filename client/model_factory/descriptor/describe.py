@@ -79,14 +79,21 @@ def named_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torch.
     Raises:
         NotPortableError: one is on the meta device.
     """
+    tensors = planned_tensors(module, descriptor)
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise NotPortableError(f"the tensor {name!r} is on the meta device. Remedy: give it values")
+    return tensors
+
+
+def planned_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torch.Tensor]:
+    """As :func:`named_tensors`, of a module that may be on the meta device."""
     tensors = {}
     for node in descriptor.tensors:
         owner, _, name = node.name.rpartition(".")
         holder = get_module(module, owner)
         tables: tuple[Mapping[str, Any], ...] = (holder._parameters, holder._buffers, holder.__dict__)
         value: torch.Tensor = next(table[name] for table in tables if name in table)
-        if value.is_meta:
-            raise NotPortableError(f"the tensor {node.name!r} is on the meta device. Remedy: give it values")
         if node.shape is not None:
             tensors[node.name] = value.permute(node.order) if node.order else value
     return tensors

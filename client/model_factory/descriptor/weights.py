@@ -56,13 +56,28 @@ def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[
     Raises:
         FormatError: a tensor's dtype has no written form.
     """
-    # Whole multiples of the alignment first, so that all of them stay aligned, then by size of element for the same.
-    ordered = sorted(tensors.items(), key=lambda item: (item[1].nbytes % ALIGNMENT != 0, -item[1].itemsize))
+    ordered = _ordered(tensors)
     landing = Landing(file, threads=torch.get_num_threads())
     landing.write(_header(ordered))
     for data in _bytes(tensor for _, tensor in ordered):
         landing.write(data)
     return landing.digest(), landing.size
+
+
+def offsets(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Where in their weights file tensors begin, in bytes; of those on the meta device, too.
+
+    Raises:
+        FormatError: a tensor's dtype has no written form.
+    """
+    ordered = _ordered(tensors)
+    ends = itertools.accumulate((tensor.nbytes for _, tensor in ordered), initial=len(_header(ordered)))
+    return dict(zip((name for name, _ in ordered), ends, strict=False))
+
+
+def _ordered(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    # Whole multiples of the alignment first, so that all of them stay aligned, then by size of element for the same.
+    return sorted(tensors.items(), key=lambda item: (item[1].nbytes % ALIGNMENT != 0, -item[1].itemsize))
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> Iterator[memoryview]:

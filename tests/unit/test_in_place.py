@@ -1,0 +1,134 @@
+"""Models constructed in their weights file: it holds what it would hold otherwise, whatever a constructor does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from model_factory.descriptor.describe import describe, named_tensors
+from model_factory.digest import Blob
+from model_factory_server.in_place import Allocations, Placement, WeightsFile
+
+SIZE = 160  # of a side: more bytes than are placed at least
+
+
+class Owner(nn.Module):
+    """Two layers, and whatever is done to them."""
+
+    def __init__(self, change: Callable[[Owner], object] = lambda _: None) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE)
+        change(self)
+
+
+def _swapped(owner: Owner) -> None:
+    owner.one, owner.two = owner.two, owner.one
+
+
+def _swapped_in_the_build(owner: Owner) -> None:
+    if not owner.one.weight.is_meta:
+        owner.one.weight, owner.two.weight = owner.two.weight, owner.one.weight
+
+
+def _turned(owner: Owner) -> None:
+    owner.one.weight.data = owner.one.weight.data.t()
+
+
+def _cut(owner: Owner) -> None:
+    owner.one.weight.data = owner.one.weight.data[: SIZE // 2]
+
+
+def _tied(owner: Owner) -> None:
+    owner.two.weight = owner.one.weight
+
+
+def _doubled(owner: Owner) -> None:
+    owner.double()
+
+
+def _other_shapes_in_the_build(owner: Owner) -> None:
+    if not owner.one.weight.is_meta:
+        owner.two = nn.Linear(SIZE, 2 * SIZE)
+
+
+def _more_in_the_build(owner: Owner) -> None:
+    if not owner.one.weight.is_meta:
+        torch.empty(SIZE, SIZE).fill_(7)
+        owner.two = nn.Linear(SIZE, SIZE)
+
+
+def _less_in_the_build(owner: Owner) -> None:
+    if not owner.one.weight.is_meta:
+        owner.two = nn.Linear(1, 1)
+
+
+def _asked_otherwise(owner: Owner) -> None:
+    owner.one.weight = nn.Parameter(torch.empty(size=(SIZE, SIZE), dtype=torch.float64).normal_())
+    owner.two.weight = nn.Parameter(torch.empty([SIZE, SIZE], pin_memory=False, requires_grad=True))
+    nn.init.ones_(owner.two.weight)
+
+
+def _written_late(owner: Owner) -> None:
+    owner.one.weight.data.mul_(3)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "plain": Owner,
+    "stack": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(SIZE, 4, SIZE), 3, enable_nested_tensor=False),
+    "small": lambda: nn.Linear(2, 2),
+    "odd": lambda: nn.Sequential(nn.Linear(SIZE, SIZE), nn.BatchNorm1d(SIZE + 1), nn.Embedding(SIZE * SIZE, 3)),
+    **{
+        change.__name__: lambda change=change: Owner(change)  # type: ignore[misc]
+        for change in (
+            *(_swapped, _swapped_in_the_build, _turned, _cut, _tied, _doubled, _other_shapes_in_the_build),
+            *(_more_in_the_build, _less_in_the_build, _asked_otherwise, _written_late),
+        )
+    },
+}
+PLACED = {"plain": 2, "stack": 12, "small": 0, "odd": 2, "_swapped": 2, "_tied": 1}
+
+
+def _plan(make: Callable[[], nn.Module]) -> Placement | None:
+    with Allocations() as made, torch.device("meta"):
+        model = make()
+    document = made.placement(model)
+    return None if document is None else Placement.decode(document)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_file_is_as_it_would_be_otherwise(name: str, tmp_path: Path) -> None:
+    make = MODELS[name]
+    placement = _plan(make)
+    if name in PLACED:
+        assert len(placement.places if placement else ()) == PLACED[name]
+    for path, wanted in ((tmp_path / "plain", None), (tmp_path / "placed", placement)):
+        torch.manual_seed(0)
+        with path.open("w+b") as file:
+            weights = WeightsFile(file, wanted)
+            with weights.constructing(), torch.device("cpu"):
+                model = make()
+            blob = weights.write(named_tensors(model, describe(model)))
+        assert Blob.of(path.read_bytes()) == blob
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "placed").read_bytes()
+
+
+def test_what_is_placed_is_in_the_file_before_it_is_written(tmp_path: Path) -> None:
+    placement = _plan(Owner)
+    assert placement is not None
+    with (tmp_path / "file").open("w+b") as file:
+        with WeightsFile(file, placement).constructing():
+            model = Owner()
+        with torch.no_grad():
+            model.two.weight.fill_(2)  # as a second initialisation does
+        for weight, place in zip((model.one.weight, model.two.weight), placement.places.values(), strict=True):
+            assert os.pread(file.fileno(), weight.nbytes, place.offset) == weight.detach().numpy().tobytes()
+
+
+def test_no_room_on_the_disk_is_known_before_anything_is_made(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file, pytest.raises(OSError, match=r"File too large|No space"):
+        WeightsFile(file, Placement(1 << 62, {}))
