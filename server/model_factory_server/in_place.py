@@ -31,7 +31,9 @@ from model_factory.landing import WRITE_BACK_BYTES, begin_write_back
 from model_factory.limits import KIB, MIB
 
 _LEAST_BYTES = 64 * KIB
-_AHEAD_BYTES = 8 * MIB
+_AHEAD_BYTES = 256 * MIB
+_STEP_BYTES = 8 * MIB
+_PAUSE_SECONDS = 0.005
 _MADV_POPULATE_WRITE = 23  # of Linux 5.14
 
 _libc = ctypes.CDLL(None)  # its madvise, for that of Python's mmap holds the interpreter meanwhile
@@ -180,12 +182,17 @@ class _FileMemory(TorchFunctionMode):
 
     @contextmanager
     def provided_ahead(self) -> Iterator[None]:
-        """Have the kernel provide the memory in a thread beside the block; it takes about as long as to fill it."""
+        """Have the kernel provide the memory in a thread beside the block; it takes about as long as to fill it.
+
+        Not too much ahead: the kernel would begin to write it to the disk as it is.
+        """
         enough = Event()
 
         def provide() -> None:
-            for start in range(0, len(self._mapping), _AHEAD_BYTES):
-                size = min(_AHEAD_BYTES, len(self._mapping) - start)
+            for start in range(0, len(self._mapping), _STEP_BYTES):
+                while start > self._given + _AHEAD_BYTES and not enough.wait(_PAUSE_SECONDS):
+                    pass
+                size = min(_STEP_BYTES, len(self._mapping) - start)
                 where = ctypes.c_void_p(self._start + start), ctypes.c_size_t(size)
                 if enough.is_set() or _libc.madvise(*where, _MADV_POPULATE_WRITE):  # or the kernel knows no such thing
                     return

@@ -119,7 +119,8 @@ class LimitSettings:
     )
     max_memory_bytes: int | None = setting(
         None,
-        "what a build may allocate beside its weights file; by default the node's or container's memory, on CUDA no limit",
+        "what a build may allocate beside its weights file; by default the node's or container's memory, on CUDA no "
+        "limit",
         minimum=256 * MIB,
     )
     plan_timeout: float = setting(60.0, "wall time of finding out a component's size", minimum=0.001)
