@@ -8,7 +8,7 @@ import random
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -437,12 +437,79 @@ class ByDtype(Block):
         return self.linear(x) + torch.finfo(x.dtype).eps
 
 
-def test_a_decision_by_dtype_holds_for_that_dtype_only() -> None:
-    original = ByDtype()
+class ByHalf(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y.clamp(max=1000) if y.dtype is torch.float16 else y
+
+
+HALF_DTYPES = {torch.bfloat16: 1}
+
+
+class ByHalfElsewhere(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + HALF_DTYPES.get(x.dtype, 0)
+
+
+class BySizeOfElement(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (2 if x.element_size() == 2 else 3)
+
+
+@pytest.mark.parametrize(
+    ("block", "dtype"),
+    [
+        (ByDtype, torch.float64),
+        (ByHalf, torch.float16),
+        (ByHalfElsewhere, torch.bfloat16),
+        (BySizeOfElement, torch.bfloat16),
+    ],
+)
+def test_a_decision_by_dtype_holds_for_that_dtype_only(block: type[nn.Module], dtype: torch.dtype) -> None:
+    original = block()
     twin = ported(original, x(2, 5, FEATURES))
     assert_same(observe(twin, x(3, 2, FEATURES)), observe(original, x(3, 2, FEATURES)))
     with pytest.raises(CallFormError):
-        twin.double()(**x(3, 2, FEATURES, dtype=torch.float64))
+        twin.to(dtype)(**x(3, 2, FEATURES, dtype=dtype))
+
+
+class Masked(Block):
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        scores = self.linear(x) @ x.transpose(1, 2)
+        limits = torch.finfo(scores.dtype)
+        masked = scores.masked_fill(scores < 0, limits.min) + scores.masked_fill(scores > 0, -limits.max)
+        return {
+            "weights": masked.softmax(-1),
+            "raw": masked,
+            "small": scores.clamp(min=limits.tiny) + limits.eps + 1e-6,
+        }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_limits_of_a_dtype_are_those_of_the_value_at_run_time(dtype: torch.dtype, autocast: bool) -> None:
+    original = Masked().to(dtype)
+    twin = ported(Masked(), x(2, 5, FEATURES)).to(dtype)
+    twin.load_state_dict(original.state_dict())
+    arguments = x(3, 2, FEATURES, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        assert_same(observe(twin, arguments), observe(original, arguments))
+
+
+class Limits(NamedTuple):
+    least: float
+    step: float
+
+
+class LimitsAsResult(Block):
+    def forward(self, x: Tensor) -> tuple[Tensor, Limits]:
+        return self.linear(x), Limits(torch.finfo(x.dtype).min, 1e-6)
+
+
+def test_a_result_has_limits_of_a_dtype_too() -> None:
+    twin = ported(LimitsAsResult(), x(2, 5, FEATURES)).double()
+    _, limits = twin(**x(2, 5, FEATURES, dtype=torch.float64))
+    assert (limits.least, limits.step) == (torch.finfo(torch.float64).min, 1e-6)
 
 
 class ByTrainingOfAChild(nn.Module):

@@ -20,6 +20,7 @@ from model_factory.graph.program import (
     DtypeOf,
     Expr,
     Fields,
+    LimitOf,
     Out,
     Program,
     Ref,
@@ -61,6 +62,8 @@ def encode_value(value: Argument) -> Json:  # noqa: C901, PLR0912  one arm per k
         return {"torch": value.name}
     if isinstance(value, DtypeOf):
         return {"dtype_of": value.name}
+    if isinstance(value, LimitOf):
+        return {"limit_of": [value.name, value.limit]}
     if isinstance(value, Device):
         return {"device": True}
     if isinstance(value, Fields):
@@ -261,6 +264,7 @@ _VALUES: Mapping[str, Callable[[Json], Argument]] = {
     "size": lambda body: Size(decode_expression(body)),
     "torch": lambda body: TorchConst(_text(body)),
     "dtype_of": lambda body: DtypeOf(_text(body)),
+    "limit_of": lambda body: LimitOf(*map(_text, _items(body, 2))),
     "device": lambda _body: Device(),
     "record": lambda body: _decode_fields(body, is_tuple=False),
     "named_tuple": lambda body: _decode_fields(body, is_tuple=True),

@@ -20,6 +20,9 @@ Argument: TypeAlias = Any
 GUARD = "guard:"
 """How the call of a guard begins."""
 
+FLOAT_LIMITS = ("min", "max", "eps", "tiny", "resolution")
+"""Of ``torch.finfo``."""
+
 GuardKind: TypeAlias = Literal["bool", "int"]
 """Whether a guard asks if a value is true, or which integer it is."""
 
@@ -72,6 +75,16 @@ class DtypeOf:
     """The dtype that a value has at run time."""
 
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class LimitOf:
+    """A limit of the floating dtype that a value has at run time, as ``torch.finfo`` has it."""
+
+    name: str
+    """Of the value."""
+    limit: str
+    """One of ``FLOAT_LIMITS``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from model_factory.graph.checked import CHECKED_MODULES, CHECKED_OPS, check_call
 from model_factory.graph.expressions import Env, Evaluate, compile_expression
 from model_factory.graph.ops import AUTOCAST_KINDS, CONSTANTS, OPS, SET_AUTOCAST_ENABLED, SET_GRAD_ENABLED
 from model_factory.graph.program import (
+    FLOAT_LIMITS,
     GUARD,
     Argument,
     Device,
@@ -25,6 +26,7 @@ from model_factory.graph.program import (
     DtypeOf,
     Expr,
     Fields,
+    LimitOf,
     Out,
     Outcome,
     Program,
@@ -43,7 +45,7 @@ _MODES: Any = object()
 # Asked of every part of every step: a union written out would be made anew each time.
 _ATOMS = (Ref, Dim, str, int)
 _LISTS = (list, tuple)
-_NAMED = (Ref, DtypeOf, Dim)
+_NAMED = (Ref, DtypeOf, LimitOf, Dim)
 _PLAIN = (bool, int, float, str)
 
 _Action = Callable[[Env], Any]
@@ -255,7 +257,7 @@ def _compile_guard(value: Evaluate, kind: type[bool] | type[int], wanted: Outcom
     return check
 
 
-def _compile(argument: Argument) -> Evaluate:  # noqa: C901  one arm per kind of argument
+def _compile(argument: Argument) -> Evaluate:  # noqa: C901, PLR0912  one arm per kind of argument
     if isinstance(argument, Ref):
         name = argument.name
         return lambda env: env[name]
@@ -267,6 +269,9 @@ def _compile(argument: Argument) -> Evaluate:  # noqa: C901  one arm per kind of
     if isinstance(argument, DtypeOf):
         name = argument.name
         return lambda env: env[name].dtype
+    if isinstance(argument, LimitOf) and argument.limit in FLOAT_LIMITS:
+        name, limit = argument.name, argument.limit
+        return lambda env: getattr(torch.finfo(env[name].dtype), limit)
     if isinstance(argument, Device):
         return lambda env: env[_DEVICE]
     if isinstance(argument, slice):

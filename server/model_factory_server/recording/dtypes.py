@@ -1,12 +1,14 @@
-"""Finds out what a forward's dtypes stand for, by comparing recordings in two dtypes."""
+"""Finds out what a forward's dtypes stand for, by comparing recordings in several."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model_factory.graph.program import DtypeOf, Program, Step, TorchConst
+import torch
+
+from model_factory.graph.program import FLOAT_LIMITS, DtypeOf, Fields, LimitOf, Program, Step, TorchConst
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,54 +21,102 @@ class ReadDtype:
     """Those whose dtype was read before and is this one, in order."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReadLimit:
+    """A number that may be a limit of a value's dtype, as ``torch.finfo(value.dtype).min``; likewise."""
+
+    number: float
+    """What it is."""
+    limit: str
+    """Which limit, one of ``FLOAT_LIMITS``."""
+    values: tuple[str, ...]
+    """As in :class:`ReadDtype`."""
+
+
 class DtypeDecidesError(Exception):
-    """Two recordings in different dtypes differ in more than dtype arguments."""
+    """Recordings in different dtypes differ in more than dtype arguments."""
 
 
-def merge_dtypes(first: Program, second: Program) -> Program:
-    """Merge recordings of one forward in two dtypes: dtype arguments that differ become "the dtype of that value".
+def read_number(number: float, sources: Mapping[torch.dtype, Mapping[str, None]]) -> float | ReadLimit:
+    """What a number of a recording may stand for, whose forward has read the dtypes of values (``sources``)."""
+    for dtype, values in sources.items():
+        if dtype.is_floating_point:
+            for limit in FLOAT_LIMITS:
+                if number == getattr(torch.finfo(dtype), limit):
+                    return ReadLimit(number, limit, tuple(values))
+    return number
+
+
+def merge_dtypes(*recordings: Program) -> Program:
+    """Merge recordings of one forward in several dtypes.
+
+    Dtype arguments that differ become "the dtype of that value", and numbers that differ as the limits of dtypes do
+    become "that limit of the dtype of that value".
 
     Raises:
         DtypeDecidesError: they differ in anything else.
     """
-    return Program(
-        inputs=first.inputs, steps=_merge(first.steps, second.steps), result=_merge(first.result, second.result)
-    )
+    steps = _merge(*(program.steps for program in recordings))
+    return Program(inputs=recordings[0].inputs, steps=steps, result=_merge(*(item.result for item in recordings)))
 
 
 def settle_dtypes(program: Program) -> Program:
-    """Take every dtype as the constant it was."""
-    return merge_dtypes(program, program)
+    """Take every dtype, and every number, as the constant it was."""
+    return merge_dtypes(program)
 
 
-def _merge(first: Any, second: Any) -> Any:
-    if isinstance(first, ReadDtype | TorchConst) and isinstance(second, ReadDtype | TorchConst):
-        return _merge_dtype(first, second)
-    if type(first) is not type(second):
-        raise DtypeDecidesError
+def _merge(*parts: Any) -> Any:
+    first = parts[0]
+    if all(isinstance(part, ReadDtype | TorchConst) for part in parts):
+        return _merge_dtypes(*parts)
+    if all(isinstance(part, ReadLimit | float) for part in parts):
+        return _merge_numbers(*parts)
+    _check_alike(map(type, parts))
     if isinstance(first, Step):
-        if first.call != second.call or first.out != second.out:
-            raise DtypeDecidesError
-        return replace(first, args=_merge(first.args, second.args), kwargs=_merge(first.kwargs, second.kwargs))
+        _check_alike((part.call, part.out) for part in parts)
+        args, kwargs = (_merge(*(getattr(part, name) for part in parts)) for name in ("args", "kwargs"))
+        return replace(first, args=args, kwargs=kwargs)
+    if isinstance(first, Fields):
+        _check_alike((part.names, part.is_tuple) for part in parts)
+        return replace(first, values=_merge(*(part.values for part in parts)))
     if isinstance(first, list | tuple):
-        if len(first) != len(second):
-            raise DtypeDecidesError
-        return type(first)(_merge(one, other) for one, other in zip(first, second, strict=True))
+        _check_alike(map(len, parts))
+        return type(first)(_merge(*items) for items in zip(*parts, strict=True))
     if isinstance(first, Mapping):
-        if list(first) != list(second):
-            raise DtypeDecidesError
-        return {key: _merge(value, second[key]) for key, value in first.items()}
-    if first != second:
-        raise DtypeDecidesError
+        _check_alike(map(list, parts))
+        return {key: _merge(*(part[key] for part in parts)) for key in first}
+    _check_alike(parts)
     return first
 
 
-def _merge_dtype(first: ReadDtype | TorchConst, second: ReadDtype | TorchConst) -> TorchConst | DtypeOf:
-    names = [item.dtype if isinstance(item, ReadDtype) else item.name for item in (first, second)]
-    if names[0] == names[1]:
-        return TorchConst(names[0])
-    if isinstance(first, ReadDtype) and isinstance(second, ReadDtype):
-        common = [value for value in first.values if value in second.values]
-        if common:
-            return DtypeOf(common[-1])
-    raise DtypeDecidesError
+def _check_alike(things: Iterable[Any]) -> None:
+    first, *others = things
+    if any(other != first for other in others):
+        raise DtypeDecidesError
+
+
+def _merge_dtypes(*parts: ReadDtype | TorchConst) -> TorchConst | DtypeOf:
+    names = {part.dtype if isinstance(part, ReadDtype) else part.name for part in parts}
+    if len(names) == 1:
+        return TorchConst(names.pop())
+    return DtypeOf(_common_value(parts))
+
+
+def _merge_numbers(*parts: ReadLimit | float) -> float | LimitOf:
+    numbers = {repr(part.number if isinstance(part, ReadLimit) else part) for part in parts}  # NaN is NaN here
+    if len(numbers) == 1:
+        return float(numbers.pop())
+    limits = {part.limit if isinstance(part, ReadLimit) else "" for part in parts}
+    if len(limits) > 1:
+        raise DtypeDecidesError
+    return LimitOf(_common_value(parts), limits.pop())
+
+
+def _common_value(parts: tuple[Any, ...]) -> str:
+    """The last value whose dtype was read in all recordings and could be meant in each."""
+    if not all(isinstance(part, ReadDtype | ReadLimit) for part in parts):
+        raise DtypeDecidesError
+    common = [value for value in parts[0].values if all(value in part.values for part in parts)]
+    if not common:
+        raise DtypeDecidesError
+    return common[-1]  # type: ignore[no-any-return]

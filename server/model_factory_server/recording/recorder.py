@@ -39,7 +39,7 @@ from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
 from model_factory_server.recording.results import travelling
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
-from model_factory_server.recording.tape import DecidesByValuesError, Tape, UndecidedError, foreign_tensor
+from model_factory_server.recording.tape import HALVES, DecidesByValuesError, Tape, UndecidedError, foreign_tensor
 from model_factory_server.recording.untouched import tensors_as
 from model_factory_server.recording.values import outcome_on, takes_side
 
@@ -93,7 +93,7 @@ def _for_both(evaluating: _Recording, evaluated: Program, other: _Recording, tra
     """What a recording in eval mode and one in train mode and another dtype are both, if they are."""
     guards = evaluating.symbols.guards()
     with suppress(DtypeDecidesError):
-        program = merge_dtypes(evaluated, trained)
+        program = merge_dtypes(evaluated, trained, *_in_halves(evaluating))
         if guards == other.symbols.guards() and takes_side(other.module, program, other.leaves):  # in train mode, too
             return Recorded(form=evaluating.form, program=program, guards=guards)
     return None
@@ -106,11 +106,20 @@ def _settled(first: _Recording, program: Program, other: Program | None = None) 
         # Where only dtype arguments follow a change of dtype, they mean "the dtype of that value". Where anything else
         # does, or the forward refuses the other dtype, the program is limited to the dtypes it was recorded with.
         try:
-            program = merge_dtypes(program, other or first.again(first.other_dtype).run())
+            program = merge_dtypes(program, other or first.again(first.other_dtype).run(), *_in_halves(first))
         except (DtypeDecidesError, NotPortableError, CallFormError):
             program, dtypes = settle_dtypes(program), first.float_dtypes()
     flags = training_flags(first.module)
     return Recorded(form=first.form, program=program, training=flags, dtypes=dtypes, guards=first.symbols.guards())
+
+
+def _in_halves(first: _Recording) -> list[Program]:
+    """Recordings in half precision, if it may be that the forward decides by that.
+
+    What the forward refuses then it will refuse when it is run so.
+    """
+    halves = HALVES if first.tape.half_named else ()
+    return [program for dtype in halves if (program := _run_if_possible(first.again(dtype))) is not None]
 
 
 def training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:

@@ -7,9 +7,12 @@ their answers are symbols, which arguments of later steps then hold as expressio
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -35,7 +38,7 @@ from model_factory.graph.program import (
     TorchConst,
 )
 from model_factory.graph.records import Record, RecordTuple
-from model_factory_server.recording.dtypes import ReadDtype
+from model_factory_server.recording.dtypes import ReadDtype, read_number
 from model_factory_server.recording.modes import noted_modes
 from model_factory_server.recording.rules import result_by_rule
 from model_factory_server.recording.surroundings import as_in_use
@@ -70,6 +73,10 @@ _VALUE_QUESTIONS = frozenset("__float__ __complex__ __contains__ tolist numpy".s
 # Questions about values whose answer becomes a guard of the program.
 _DECISIONS: Mapping[str, GuardKind] = {"__bool__": "bool", "is_nonzero": "bool", "__int__": "int", "__index__": "int"}
 _DECIDING_OPS = frozenset("equal allclose".split())
+
+HALVES = (torch.float16, torch.bfloat16)
+_HALF_NAMES = frozenset("float16 bfloat16 half element_size itemsize".split())
+_NOT_OF_FORWARDS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 MAX_DECISIONS = 64
 """Decisions by values in one program."""
@@ -125,6 +132,8 @@ class Tape(TorchFunctionMode):
     attributes: dict[int, str] = field(default_factory=dict)
     """``id`` of a parameter, buffer or plain tensor -> its path."""
     dtype_read: bool = False
+    half_named: bool = False
+    """Whether what has read a dtype has half precision in its code: some decide by that alone."""
     decisions: list[Outcome] = field(default_factory=list)
     """The outcomes that were taken."""
     undecided: UndecidedError | None = None
@@ -257,6 +266,7 @@ class Tape(TorchFunctionMode):
 
     def _note_dtype(self, tensor: torch.Tensor) -> None:
         self.dtype_read = True
+        self.half_named = self.half_named or _names_half(sys._getframe(1))  # noqa: SLF001  there is no other way
         sources = self._dtype_sources.setdefault(tensor.dtype, {})
         name = self._tensor_name(tensor)
         sources.pop(name, None)
@@ -386,13 +396,15 @@ class Tape(TorchFunctionMode):
         self.know(tensor, name)
         return name
 
-    def argument(self, value: Any) -> Argument:  # noqa: C901  one arm per kind of argument
+    def argument(self, value: Any) -> Argument:  # noqa: C901, PLR0912  one arm per kind of argument
         """Write a run-time value as a program's argument."""
         if isinstance(value, torch.Tensor):
             return Ref(self._tensor_name(value))
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
             return Size(self.symbols.expression(value))
-        if value is None or value is Ellipsis or type(value) in {bool, int, float, str}:
+        if type(value) is float:
+            return read_number(value, self._dtype_sources)
+        if value is None or value is Ellipsis or type(value) in {bool, int, str}:
             return value
         if isinstance(value, torch.dtype):
             sources = self._dtype_sources.get(value)
@@ -416,6 +428,21 @@ class Tape(TorchFunctionMode):
         raise NotPortableError(
             f"its forward passes a {type(value).__module__}.{type(value).__qualname__}, which is not plain data"
         )
+
+
+def _names_half(frame: FrameType | None) -> bool:
+    """Whether the innermost code outside torch and the recording names dtypes of half precision, or asks for sizes."""
+    while frame is not None and frame.f_code.co_filename.startswith(_NOT_OF_FORWARDS):
+        frame = frame.f_back
+    if frame is None:
+        return False
+    names = frame.f_code.co_names
+    return not _HALF_NAMES.isdisjoint(names) or any(_has_half(frame.f_globals.get(name)) for name in names)
+
+
+def _has_half(value: Any) -> bool:
+    items = value if isinstance(value, set | frozenset | list | tuple | dict) else (value,)
+    return any(item is dtype for item in items for dtype in HALVES)  # not ==, which a tensor would answer
 
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:
