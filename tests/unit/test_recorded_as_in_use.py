@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import deque
 from typing import Any, ClassVar
 
 import pytest
@@ -127,6 +128,40 @@ class CachesPositions(Block):
         return self.linear(x) + self._positions[: x.shape[1]]
 
 
+class CachesMasks(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self._masks: dict[Any, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[1] not in self._masks:
+            self._masks[x.shape[1]] = torch.ones(x.shape[1], x.shape[1]).tril()
+        return self._masks[x.shape[1]].to(x.dtype) @ self.linear(x)
+
+
+class CachesInAList(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache: dict[str, list[Tensor]] = {"frequencies": []}
+
+    def forward(self, x: Tensor) -> Any:
+        if not self._cache["frequencies"]:
+            self._cache["frequencies"].append(torch.arange(WIDTH).float())
+        return self.linear(x) * self._cache["frequencies"][0].sin()
+
+
+class KeepsALog(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+        self.last: deque[str] = deque(maxlen=2)
+
+    def forward(self, x: Tensor) -> Any:
+        self.seen.add("called")
+        self.last.append("called")
+        return self.linear(x)
+
+
 class ByTheTextOfASize(Block):
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +204,7 @@ class CachesBesideABuffer(Block):
 SAME = [
     *(ScaledByAnInput, PaddedToEight, ReturnsAParameter, WritesToItsInput, OfProbabilities, RunningMean),
     *(ToTheSizeOfAnother, ByKeywordInAnotherOrder, WithoutAutocastAsDecorator, CastsByType, DrawsFromADistribution),
-    *(CachesPositions, ByTheTextOfASize, ByTheTextOfSizes, InPlaceByKeyword),
+    *(CachesPositions, CachesMasks, CachesInAList, KeepsALog, ByTheTextOfASize, ByTheTextOfSizes, InPlaceByKeyword),
 ]
 
 
@@ -251,6 +286,27 @@ class RemembersItsState(nn.Module):
         return self._state
 
 
+class RemembersInADict(RemembersItsState):
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: dict[str, list[Tensor]] = {"all": []}
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = self.states["all"]
+        states.append(self.cell(x, states[-1].detach() if states else None))
+        return states[-1]
+
+
+class CountsInADict(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = {"calls": 0}
+
+    def forward(self, x: Tensor) -> Any:
+        self.counts["calls"] += 1
+        return self.linear(x)
+
+
 class WarmsUp(Block):
     def __init__(self) -> None:
         super().__init__()
@@ -288,6 +344,8 @@ class AsksForTheDtypeOfAutocast(Block):
         (SkipsSeldom, "random numbers of Python's"),
         (GathersIfDistributed, r"asks torch.distributed.is_initialized\(\)"),
         (RemembersItsState, "keeps something in _state that changes the next call"),
+        (RemembersInADict, r"keeps something in states\['all'\]\[\d\] that changes the next call"),
+        (CountsInADict, r"keeps something in counts\['calls'\]"),
         (WarmsUp, "keeps something in _step that changes the next call"),
         (ChangesAtTheFifth, "keeps something in _step"),
         (WarmsUpOnProbabilities, "keeps something in _step"),

@@ -473,6 +473,14 @@ def test_a_decision_by_dtype_holds_for_that_dtype_only(block: type[nn.Module], d
         twin.to(dtype)(**x(3, 2, FEATURES, dtype=dtype))
 
 
+def test_a_decision_by_dtype_warns_under_autocast() -> None:
+    twin = ported(ByHalf(), x(2, 5, FEATURES))
+    with warnings.catch_warnings(action="error"):
+        twin(**x(2, 5, FEATURES))
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.warns(UserWarning, match="under autocast what it does"):
+        twin(**x(2, 5, FEATURES))
+
+
 class Masked(Block):
     def forward(self, x: Tensor) -> dict[str, Any]:
         scores = self.linear(x) @ x.transpose(1, 2)
@@ -709,7 +717,7 @@ class LooksAtGrad(Block):
         (CountsCalls, "assigns CountsCalls.calls"),
         (ReplacesBuffer, "assigns ReplacesBuffer._buffers.mean"),
         (InnerAssigns, "assigns CountsCalls.calls"),
-        (GrowsAList, "does not reproduce its forward"),
+        (GrowsAList, "keeps something in"),
         (CallsAStranger, "calls a Linear that is not one of its children"),
         (UsesAGlobalTensor, "neither an input nor one of its parameters or buffers"),
         (PythonsRandom, "random numbers of Python's"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, MethodType
 from typing import Any, Protocol, Self, TypeAlias
@@ -261,6 +262,8 @@ class ProgramModule(nn.Module):
                 break
         else:
             ready = self._learn(method, form, leaves, arguments)
+        if ready.dtypes:
+            self._warn_of_autocast(leaves)
         if not ready.decides:
             return ready.runner.run(self, leaves)
         side = ready
@@ -295,6 +298,15 @@ class ProgramModule(nn.Module):
             if other.goes_on(ready, step, outcome) and other.accepts(self, *call[:3]):
                 return other
         return self._learn(*call, after=(ready, step, outcome))
+
+    def _warn_of_autocast(self, leaves: Sequence[torch.Tensor]) -> None:
+        """Say once that a forward that decides by dtypes does not know those that autocast makes."""
+        if any(torch.is_autocast_enabled(leaf.device.type) for leaf in leaves) and not torch.compiler.is_compiling():
+            warnings.warn(
+                f"{self._path or 'the model'} ({self._type_name}) decides by dtypes, and does under autocast what it "
+                "does without (docs/portability.md)",
+                stacklevel=6,  # who called the module
+            )
 
     def _learn(
         self,

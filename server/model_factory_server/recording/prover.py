@@ -25,7 +25,7 @@ from model_factory.graph.signature import Signature
 from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.recorder import REFUSED_CALL
 from model_factory_server.recording.results import travelling
-from model_factory_server.recording.untouched import plain_tensors, tensors_as, untouched
+from model_factory_server.recording.untouched import plain_containers, plain_tensors, tensors_as, untouched
 from model_factory_server.recording.values import PROOF_SEED, draws, unreached
 
 Shapes = list[list[int]]
@@ -335,19 +335,30 @@ def _observe(
     return _Observed(seen=seen, kept=kept)
 
 
-_State = list[tuple[str, dict[str, Any], dict[str, Any]]]  # path, attributes and a copy of them, of each module
+_State = list[tuple[str, Any, dict[Any, Any]]]
+"""Of attributes and containers: how to write an entry's name, the table, and what was in it."""
 
 
 def _state(module: nn.Module) -> _State:
-    return [(path, item.__dict__, dict(item.__dict__)) for path, item in module.named_modules()]
+    attributes = [(f"{path}.{{}}".removeprefix("."), item.__dict__) for path, item in module.named_modules()]
+    containers = [(f"{_literal(path)}[{{!r}}]", container) for path, container in plain_containers(module)]
+    return [(name, table, _entries(table)) for name, table in [*attributes, *containers]]
 
 
 def _changed(state: _State) -> Iterator[tuple[str, Any]]:
-    """The attributes that have other values by now, and those."""
-    for path, attributes, before in state:
-        for name, value in attributes.items():
-            if before.get(name) is not value:
-                yield f"{path}.{name}".removeprefix("."), value
+    """The attributes, and what is in their containers, that have other values by now, and those."""
+    for name, table, before in state:
+        for key, value in _entries(table).items():
+            if before.get(key) is not value:
+                yield name.format(key), value
+
+
+def _entries(table: Any) -> dict[Any, Any]:
+    return dict(table) if isinstance(table, dict) else dict(enumerate(table))
+
+
+def _literal(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _compare(expected: dict[str, Any], actual: dict[str, Any], shapes: Shapes) -> None:

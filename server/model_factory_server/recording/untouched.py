@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +11,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from model_factory.descriptor.stock import is_stock
 from model_factory.errors import NotPortableError
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_INTERNALS = frozenset(nn.Module().__dict__)
 
 
 def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -25,19 +28,39 @@ def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def plain_containers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Lists, dicts, sets and deques in attributes of modules that are none of torch's, and in each other, by path."""
+    pending = [
+        (f"{path}.{name}" if path else name, value)
+        for path, item in module.named_modules()
+        if not is_stock(item)
+        for name, value in item.__dict__.items()
+        if name not in _INTERNALS
+    ]
+    seen: set[int] = set()
+    while pending:
+        path, value = pending.pop()
+        if type(value) in {list, dict, set, deque} and id(value) not in seen:
+            seen.add(id(value))
+            yield path, value
+            entries = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += [(f"{path}[{key!r}]", entry) for key, entry in entries]
+
+
 @contextmanager
 def attributes_kept(module: nn.Module) -> Iterator[None]:
     """Undo afterwards what is assigned meanwhile: training flags, a mask that a forward caches, another parameter.
 
     Hooks, too, which some libraries register when they are first asked for hidden states.
     """
-    before = [(table, dict(table)) for item in module.modules() for table in (*_tables(item), *_hooks(item))]
+    tables = [table for item in module.modules() for table in (*_tables(item), *_hooks(item))]
+    before = [(table, table.copy()) for table in [*tables, *(container for _, container in plain_containers(module))]]
     try:
         yield
     finally:
         for table, kept in before:
             table.clear()
-            table.update(kept)
+            (table.extend if isinstance(table, list | deque) else table.update)(kept)
 
 
 @contextmanager
