@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 
 from model_factory.graph.program import FLOAT_LIMITS, DtypeOf, Fields, LimitOf, Program, Step, TorchConst
+
+HALVES = (torch.float16, torch.bfloat16)
+_HALF_NAMES = frozenset("float16 bfloat16 half element_size itemsize".split())
+_NOT_OF_FORWARDS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +126,18 @@ def _common_value(parts: tuple[Any, ...]) -> str:
     if not common:
         raise DtypeDecidesError
     return common[-1]  # type: ignore[no-any-return]
+
+
+def names_half(frame: FrameType | None) -> bool:
+    """Whether the innermost code outside torch and the recording names dtypes of half precision, or asks for sizes."""
+    while frame is not None and frame.f_code.co_filename.startswith(_NOT_OF_FORWARDS):
+        frame = frame.f_back
+    if frame is None:
+        return False
+    names = frame.f_code.co_names
+    return not _HALF_NAMES.isdisjoint(names) or any(_has_half(frame.f_globals.get(name)) for name in names)
+
+
+def _has_half(value: Any) -> bool:
+    items = value if isinstance(value, set | frozenset | list | tuple | dict) else (value,)
+    return any(item is dtype for item in items for dtype in HALVES)  # not ==, which a tensor would answer

@@ -36,10 +36,10 @@ from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebui
 from model_factory.graph.program import Outcome, Program
 from model_factory.graph.signature import Signature
 from model_factory_server.out_of_memory import is_out_of_memory
-from model_factory_server.recording.dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
+from model_factory_server.recording.dtypes import HALVES, DtypeDecidesError, merge_dtypes, settle_dtypes
 from model_factory_server.recording.results import travelling
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
-from model_factory_server.recording.tape import HALVES, DecidesByValuesError, Tape, UndecidedError, foreign_tensor
+from model_factory_server.recording.tape import DecidesByValuesError, Tape, UndecidedError, foreign_tensor
 from model_factory_server.recording.untouched import tensors_as
 from model_factory_server.recording.values import outcome_on, takes_side
 

@@ -11,8 +11,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -38,7 +36,7 @@ from model_factory.graph.program import (
     TorchConst,
 )
 from model_factory.graph.records import Record, RecordTuple
-from model_factory_server.recording.dtypes import ReadDtype, read_number
+from model_factory_server.recording.dtypes import ReadDtype, names_half, read_number
 from model_factory_server.recording.modes import noted_modes
 from model_factory_server.recording.rules import result_by_rule
 from model_factory_server.recording.surroundings import as_in_use
@@ -73,10 +71,6 @@ _VALUE_QUESTIONS = frozenset("__float__ __complex__ __contains__ tolist numpy".s
 # Questions about values whose answer becomes a guard of the program.
 _DECISIONS: Mapping[str, GuardKind] = {"__bool__": "bool", "is_nonzero": "bool", "__int__": "int", "__index__": "int"}
 _DECIDING_OPS = frozenset("equal allclose".split())
-
-HALVES = (torch.float16, torch.bfloat16)
-_HALF_NAMES = frozenset("float16 bfloat16 half element_size itemsize".split())
-_NOT_OF_FORWARDS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 MAX_DECISIONS = 64
 """Decisions by values in one program."""
@@ -266,7 +260,7 @@ class Tape(TorchFunctionMode):
 
     def _note_dtype(self, tensor: torch.Tensor) -> None:
         self.dtype_read = True
-        self.half_named = self.half_named or _names_half(sys._getframe(1))  # noqa: SLF001  there is no other way
+        self.half_named = self.half_named or names_half(sys._getframe(1))  # noqa: SLF001  there is no other way
         sources = self._dtype_sources.setdefault(tensor.dtype, {})
         name = self._tensor_name(tensor)
         sources.pop(name, None)
@@ -428,21 +422,6 @@ class Tape(TorchFunctionMode):
         raise NotPortableError(
             f"its forward passes a {type(value).__module__}.{type(value).__qualname__}, which is not plain data"
         )
-
-
-def _names_half(frame: FrameType | None) -> bool:
-    """Whether the innermost code outside torch and the recording names dtypes of half precision, or asks for sizes."""
-    while frame is not None and frame.f_code.co_filename.startswith(_NOT_OF_FORWARDS):
-        frame = frame.f_back
-    if frame is None:
-        return False
-    names = frame.f_code.co_names
-    return not _HALF_NAMES.isdisjoint(names) or any(_has_half(frame.f_globals.get(name)) for name in names)
-
-
-def _has_half(value: Any) -> bool:
-    items = value if isinstance(value, set | frozenset | list | tuple | dict) else (value,)
-    return any(item is dtype for item in items for dtype in HALVES)  # not ==, which a tensor would answer
 
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:
