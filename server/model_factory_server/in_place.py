@@ -12,7 +12,7 @@ import ctypes
 import itertools
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any, BinaryIO, NamedTuple
@@ -26,6 +26,7 @@ from model_factory.descriptor.stock import torch_name
 from model_factory.descriptor.weights import ALIGNMENT, offsets, write_weights
 from model_factory.digest import Blob
 from model_factory.documents import decode_document, encode_document
+from model_factory.errors import ModelFactoryError
 from model_factory.graph.runner import torch_const
 from model_factory.landing import WRITE_BACK_BYTES, begin_write_back
 from model_factory.limits import KIB, MIB
@@ -38,6 +39,7 @@ _MADV_POPULATE_WRITE = 23  # of Linux 5.14
 
 _libc = ctypes.CDLL(None)  # its madvise, for that of Python's mmap holds the interpreter meanwhile
 
+_RESIZED = "resize storage that is not resizable"  # in what torch says: a file's memory does not grow
 _MAKERS = (torch.empty, torch.Tensor.clone)
 
 
@@ -79,13 +81,17 @@ class Allocations(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._count = 0
-        self._made: dict[int, torch.Tensor] = {}  # kept, since their memory is what they are known by
+        self._made: dict[int, tuple[int, tuple[int, ...], torch.dtype]] = {}  # memory, shape and dtype, by the call
+        self._memories: dict[int, torch.UntypedStorage] = {}  # kept, so that each has a number of its own
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _MAKERS:
-            if result.is_meta:
-                self._made[self._count] = result
+            if type(result) is torch.Tensor and result.is_meta and _is_whole(result):
+                memory = _memory(result)
+                if memory not in self._memories:  # else it is the memory of one made before
+                    self._memories[memory] = result.untyped_storage()
+                    self._made[self._count] = (memory, tuple(result.shape), result.dtype)
             self._count += 1
         return result
 
@@ -94,15 +100,15 @@ class Allocations(TorchFunctionMode):
         try:
             tensors = planned_tensors(model, describe(model, refused={}))
             starts = offsets(tensors)
+            owners = {_memory(tensor): name for name, tensor in tensors.items() if _is_whole(tensor)}
         except Exception:  # noqa: BLE001  its build comes to it again, where it is an error
             return None
-        owners = {_memory(tensor): name for name, tensor in tensors.items() if _is_whole(tensor)}
         places = {
-            number: Place(starts[name], tuple(made.shape), made.dtype)
-            for number, made in self._made.items()
-            if (name := owners.get(_memory(made))) is not None
-            and (tensors[name].shape, tensors[name].dtype) == (made.shape, made.dtype)
-            and made.nbytes >= _LEAST_BYTES
+            number: Place(starts[name], shape, dtype)
+            for number, (memory, shape, dtype) in self._made.items()
+            if (name := owners.get(memory)) is not None
+            and (tuple(tensors[name].shape), tensors[name].dtype) == (shape, dtype)
+            and tensors[name].nbytes >= _LEAST_BYTES
             and starts[name] % ALIGNMENT == 0
         }
         size = max((place.offset + _bytes(place) for place in places.values()), default=0)
@@ -110,40 +116,50 @@ class Allocations(TorchFunctionMode):
 
 
 class WeightsFile:
-    """A weights file, and a construction that happens in it where that can be."""
+    """A weights file, and a construction that happens in it as far as that can be."""
 
     def __init__(self, file: BinaryIO, placement: Placement | None) -> None:
-        """Take the room for what is placed, so that none is missing later where no error could say so.
-
-        Raises:
-            OSError: there is none.
-        """
         self._file = file
         self._memory = None if placement is None else _mapped(file, placement)
+        self.reserved = 0 if self._memory is None or placement is None else placement.size
+        """Bytes that it takes on the disk already."""
 
-    @contextmanager
-    def constructing(self) -> Iterator[None]:
-        """Have what is placed made in its place while this is entered."""
-        if self._memory is None:
-            yield
-        else:
-            with self._memory.provided_ahead(), self._memory:
-                yield
+    def construct(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """Return the model that ``make`` constructs, in the file what is placed."""
+        if self._memory is not None:
+            try:
+                with self._memory.provided_ahead(), self._memory:
+                    return make()
+            except ModelFactoryError as error:
+                if _RESIZED not in str(error):
+                    raise
+            self._memory = None
+        return make()
 
     def write(self, tensors: Mapping[str, torch.Tensor]) -> Blob:
-        """Write all that is not in its place already; return what the file is then."""
+        """Write all that is not in its place already; return what the file is then.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         if self._memory is None:
-            return Blob(*write_weights(self._file, tensors))
-        blob = Blob(*write_weights(self._memory, self._memory.settled(tensors)))  # type: ignore[arg-type]
+            blob = Blob(*write_weights(self._file, tensors))
+        else:
+            blob = Blob(*write_weights(self._memory, self._memory.settled(tensors)))  # type: ignore[arg-type]
         self._file.truncate(blob.size)
         return blob
 
 
 def _mapped(file: BinaryIO, placement: Placement) -> _FileMemory | None:
-    os.posix_fallocate(file.fileno(), 0, placement.size)
+    """The file's memory, with its room on the disk, for none may be missing where no error could say so.
+
+    None where there is no room, which has to be made first, or on a file system that maps no files.
+    """
     try:
+        os.posix_fallocate(file.fileno(), 0, placement.size)
         return _FileMemory(file, mmap.mmap(file.fileno(), placement.size), placement.places)
-    except OSError:  # a file system that maps no files
+    except OSError:
+        file.truncate(0)
         return None
 
 
@@ -167,8 +183,8 @@ class _FileMemory(TorchFunctionMode):
         place = self._places.get(next(self._numbers)) if func in _MAKERS else None
         if place is not None and func is torch.empty and _is_empty_for(place, args, kwargs):
             return self._give(place)
-        if place is not None and func is torch.Tensor.clone and _is_original_for(place, args[0]):
-            return self._give(place).copy_(args[0])
+        if place is not None and func is torch.Tensor.clone and _is_clone_for(place, args, kwargs):
+            return self._give(place).copy_(args[0]).data
         return func(*args, **kwargs)
 
     def _give(self, place: Place) -> torch.Tensor:
@@ -178,7 +194,7 @@ class _FileMemory(TorchFunctionMode):
         self._given = max(self._given, place.offset)
         count = _bytes(place) // place.dtype.itemsize
         flat = torch.frombuffer(self._mapping, dtype=place.dtype, count=count, offset=place.offset)
-        return flat.view(place.shape)
+        return flat.view(place.shape).data  # no view, as which it could not be detached in place
 
     @contextmanager
     def provided_ahead(self) -> Iterator[None]:
@@ -238,16 +254,20 @@ class _FileMemory(TorchFunctionMode):
 
 def _is_empty_for(place: Place, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call of ``torch.empty`` is for a plain tensor as planned."""
-    if any(kwargs.get(name) for name in ("out", "pin_memory", "requires_grad", "names")):
+    given = {name: value for name, value in kwargs.items() if value is not None and value is not False}
+    if not given.keys() <= {"size", "dtype", "device"} or torch.are_deterministic_algorithms_enabled():  # which fill it
         return False
-    if torch.device(kwargs.get("device") or "cpu").type != "cpu":
+    if torch.device(given.get("device", torch.get_default_device())).type != "cpu":
         return False
-    asked = torch.empty(*args, **dict(kwargs) | {"device": "meta"})
-    return (tuple(asked.shape), asked.dtype) == (place.shape, place.dtype) and _is_whole(asked)
+    asked = torch.empty(*args, **given | {"device": "meta"})
+    return (tuple(asked.shape), asked.dtype) == (place.shape, place.dtype)
 
 
-def _is_original_for(place: Place, tensor: torch.Tensor) -> bool:
-    """Whether the copy of a tensor is a plain one as planned."""
+def _is_clone_for(place: Place, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of ``clone`` is for a plain tensor as planned."""
+    tensor, *others = args
+    if others or kwargs not in ({}, {"memory_format": torch.preserve_format}):
+        return False
     if type(tensor) is not torch.Tensor or tensor.requires_grad or tensor.device.type != "cpu":
         return False
     return (tuple(tensor.shape), tensor.dtype) == (place.shape, place.dtype) and _is_whole(tensor)
@@ -256,7 +276,10 @@ def _is_original_for(place: Place, tensor: torch.Tensor) -> bool:
 def _is_whole(tensor: torch.Tensor) -> bool:
     """Whether a tensor is all of its memory, as it lies."""
     plain = tensor.layout is torch.strided and not tensor.is_conj() and not tensor.is_neg()
-    return plain and tensor.is_contiguous() and tensor.nbytes == tensor.untyped_storage().nbytes()
+    try:
+        return plain and tensor.is_contiguous() and tensor.nbytes == tensor.untyped_storage().nbytes()
+    except (NotImplementedError, RuntimeError):  # it has no memory: one of vmap, say
+        return False
 
 
 def _bytes(place: Place) -> int:

@@ -62,6 +62,7 @@ _FOUND_AT_BUILDS = (
     "This server shares source: a block whose examples, its own or those of the config's signature, no program can "
     "stand for travels as source (docs/portability.md)"
 )
+_FAILED = "the builder failed with {}; the server's log has the details"
 _NOT_ISOLATED = (
     "this system gives builds no network namespace of their own: a build can reach the network. Remedy: allow "
     "unshare in the container's seccomp profile, or keep the server from the network (docs/operations.md#security)"
@@ -157,8 +158,7 @@ def _told(error: Exception) -> tuple[str, str, tuple[str | int, ...]]:
         return type(error).__name__, plain_text(error.reason), error.path
     if isinstance(error, ModelFactoryError):
         return type(error).__name__, plain_text(error), ()
-    text = f"the builder failed with {type(error).__name__}; the server's log has the details"
-    return ServerError.__name__, text, ()
+    return ServerError.__name__, _FAILED.format(type(error).__name__), ()
 
 
 def _confine(job: Job) -> bool:
@@ -190,40 +190,48 @@ def _build(job: Job, tell: Tell) -> dict[str, Any]:
         placed = _check_plan(job, backend, config)
     else:
         check_size(job.limits, (Architecture(known).bytes, len(known.modules)))
-    placement = None if placed is None else Placement.decode(placed)
-    if placement is not None:
-        _make_room(store, placement.size, tell)  # before the file takes it
     with store.stage() as (file, publish):
-        weights = WeightsFile(file, placement)
-        with weights.constructing():
-            model = construct(backend, config, job.seed, job.device_kind)
-        check_size(job.limits, size_of(model, job.dtype))
-        result = {} if placed is None or known is not None else {"placement": _blob(store.put(placed))}
-        if known is None:
-            tell("stage", "recording")
-            with _hinting(job):
-                portable = survey_model(model, config.model, _shared(job))
-            result |= _put_portable(store, portable)
-            classes, bundle = _classes(portable)
-        else:
-            classes, bundle = _known_classes(model, known)
-        _cast(model, job.dtype)
-        tell("stage", "writing")
-        descriptor = describe(model, classes, bundle)
-        result["descriptor"] = _blob(store.put(encode_descriptor(descriptor)))
-        if placement is None:
-            _make_room(store, size_of(model, job.dtype)[0], tell)
+        weights = WeightsFile(file, None if placed is None else Placement.decode(placed))
+        with _no_error_of_the_store():
+            model = weights.construct(lambda: construct(backend, config, job.seed, job.device_kind))
+            check_size(job.limits, size_of(model, job.dtype))
+            documents, classes, bundle = _architecture(job, model, config, known, tell)
+            _cast(model, job.dtype)
+            tell("stage", "writing")
+            descriptor = describe(model, classes, bundle)
+        if known is None and placed is not None:
+            documents["placement"] = placed
+        result = _put(store, documents | {"descriptor": encode_descriptor(descriptor)})
+        evicted = store.make_room(size_of(model, job.dtype)[0], weights.reserved)
+        tell("evicted", sum(entry.size for entry in evicted))
         blob = weights.write(named_tensors(model, descriptor))
         publish(blob)
     return result | {"weights": _blob(blob)}
 
 
+def _architecture(
+    job: Job, model: nn.Module, config: ResolvedConfig, known: Descriptor | None, tell: Tell
+) -> tuple[dict[str, bytes], Mapping[nn.Module, SourceClass], Blob | None]:
+    """What of a model is the same under another seed, if it is not known; its source classes; where their source is."""
+    if known is not None:
+        return {}, *_known_classes(model, known)
+    tell("stage", "recording")
+    with _hinting(job):
+        portable = survey_model(model, config.model, _shared(job))
+    return _documents(portable), *_classes(portable)
+
+
+@contextmanager
+def _no_error_of_the_store() -> Iterator[None]:
+    """Tell what the operator's code raises from what a store does."""
+    try:
+        yield
+    except OSError as error:
+        raise ServerError(_FAILED.format(type(error).__name__)) from error
+
+
 def _read(store: Store, blob: Sequence[Any] | None) -> bytes | None:
     return None if blob is None else store.read(Blob(*blob))
-
-
-def _make_room(store: Store, size: int, tell: Tell) -> None:
-    tell("evicted", sum(entry.size for entry in store.make_room(size)))
 
 
 def _shared(job: Job) -> tuple[Root, ...]:
@@ -240,11 +248,13 @@ def _hinting(job: Job) -> Iterator[None]:
         raise NotPortableError(f"{error}. {hint}") from error
 
 
-def _put_portable(store: Store, portable: Portable) -> dict[str, Any]:
-    blobs = {"programs": encode_programs(portable.programs)}
-    if portable.sources is not None:
-        blobs["source"] = portable.sources.bundle
-    return {name: _blob(store.put(data)) for name, data in blobs.items()}
+def _put(store: Store, documents: Mapping[str, bytes]) -> dict[str, Any]:
+    return {name: _blob(store.put(data)) for name, data in documents.items()}
+
+
+def _documents(portable: Portable) -> dict[str, bytes]:
+    source = {} if portable.sources is None else {"source": portable.sources.bundle}
+    return {"programs": encode_programs(portable.programs)} | source
 
 
 def _classes(portable: Portable) -> tuple[Mapping[nn.Module, SourceClass], Blob | None]:
@@ -290,13 +300,13 @@ def _travels(job: Job, backend: Backend, config: ResolvedConfig, tell: Tell) -> 
     classes, bundle = _classes(portable)
     _cast(model, job.dtype)
     store = Store(job.store)
-    result = _put_portable(store, portable)
+    result = _put(store, _documents(portable))
     result["descriptor"] = _blob(store.put(encode_descriptor(describe(model, classes, bundle, refused=refused))))
     return result | _put_refused(store, refused)
 
 
 def _put_refused(store: Store, refused: dict[str, str]) -> dict[str, Any]:
-    return {"refused": _blob(store.put(encode_document(refused)))} if refused else {}
+    return _put(store, {"refused": encode_document(refused)} if refused else {})
 
 
 def _record(job: Job, tell: Tell) -> dict[str, Any]:

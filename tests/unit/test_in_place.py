@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.digest import Blob
+from model_factory.errors import BuildError
 from model_factory_server.in_place import Allocations, Placement, WeightsFile
 
 SIZE = 160  # of a side: more bytes than are placed at least
@@ -77,6 +79,67 @@ def _written_late(owner: Owner) -> None:
     owner.one.weight.data.mul_(3)
 
 
+def _one_memory_for_two(owner: Owner) -> None:
+    owner.register_buffer("late", torch.empty(SIZE, SIZE).normal_())
+    old = owner.late.detach()
+    owner.late.data = owner.late.clone()
+    owner.late.mul_(2)
+    owner.register_buffer("old", old)
+
+
+def _set_to_another(owner: Owner) -> None:
+    owner.register_buffer("late", torch.empty(SIZE, SIZE).fill_(1))
+    owner.register_buffer("old", owner.late.detach())
+    owner.late.set_(torch.empty(SIZE, SIZE))
+    owner.late.fill_(2)
+
+
+def _in_another_layout(owner: Owner) -> None:
+    plain = torch.empty(20, 20, 20, 20).normal_()
+    owner.register_buffer("late", plain.clone(memory_format=torch.channels_last))
+
+
+def _on_another_default_device(owner: Owner) -> None:
+    device = torch.get_default_device()
+    torch.set_default_device("meta")
+    try:
+        owner.one = nn.Linear(SIZE, SIZE)
+    finally:
+        torch.set_default_device(None)
+    if device.type != "meta":
+        owner.one.to_empty(device=device)
+        nn.init.ones_(owner.one.weight)
+        nn.init.ones_(owner.one.bias)
+
+
+def _into_one_that_is_there(owner: Owner) -> None:
+    owner.register_buffer("late", torch.empty((SIZE, SIZE), out=torch.zeros(SIZE, SIZE)).fill_(3))
+
+
+def _resized(owner: Owner) -> None:
+    memory = owner.one.weight.untyped_storage()
+    size = memory.nbytes()
+    try:
+        memory.resize_(0)
+    except RuntimeError as error:
+        raise BuildError(f"building failed: {error}") from error
+    memory.resize_(size)
+    owner.one.weight.data.fill_(1)
+
+
+def _sparse_and_mapped(owner: Owner) -> None:
+    torch.empty(3, 3, layout=torch.sparse_coo)
+    torch.func.vmap(lambda row: row.clone())(owner.one.weight)
+
+
+def _filled_with_nan(owner: Owner) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        owner.register_buffer("late", torch.empty(SIZE, SIZE))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": Owner,
     "stack": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(SIZE, 4, SIZE), 3, enable_nested_tensor=False),
@@ -86,11 +149,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         change.__name__: lambda change=change: Owner(change)  # type: ignore[misc]
         for change in (
             *(_swapped, _swapped_in_the_build, _turned, _cut, _tied, _doubled, _other_shapes_in_the_build),
-            *(_more_in_the_build, _less_in_the_build, _asked_otherwise, _written_late),
+            *(_more_in_the_build, _less_in_the_build, _asked_otherwise, _written_late, _one_memory_for_two),
+            *(_set_to_another, _in_another_layout, _on_another_default_device, _into_one_that_is_there, _resized),
+            *(_sparse_and_mapped, _filled_with_nan),
         )
     },
 }
-PLACED = {"plain": 2, "stack": 12, "small": 0, "odd": 2, "_swapped": 2, "_tied": 1}
+PLACED = {"plain": 2, "stack": 12, "small": 0, "odd": 2, "_swapped": 2, "_tied": 1, "_sparse_and_mapped": 2}
 
 
 def _plan(make: Callable[[], nn.Module]) -> Placement | None:
@@ -100,6 +165,12 @@ def _plan(make: Callable[[], nn.Module]) -> Placement | None:
     return None if document is None else Placement.decode(document)
 
 
+def _made(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    with torch.device("cpu"):
+        return make()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_file_is_as_it_would_be_otherwise(name: str, tmp_path: Path) -> None:
     make = MODELS[name]
@@ -107,11 +178,9 @@ def test_the_file_is_as_it_would_be_otherwise(name: str, tmp_path: Path) -> None
     if name in PLACED:
         assert len(placement.places if placement else ()) == PLACED[name]
     for path, wanted in ((tmp_path / "plain", None), (tmp_path / "placed", placement)):
-        torch.manual_seed(0)
         with path.open("w+b") as file:
             weights = WeightsFile(file, wanted)
-            with weights.constructing(), torch.device("cpu"):
-                model = make()
+            model = weights.construct(lambda: _made(make))
             blob = weights.write(named_tensors(model, describe(model)))
         assert Blob.of(path.read_bytes()) == blob
     assert (tmp_path / "plain").read_bytes() == (tmp_path / "placed").read_bytes()
@@ -121,14 +190,34 @@ def test_what_is_placed_is_in_the_file_before_it_is_written(tmp_path: Path) -> N
     placement = _plan(Owner)
     assert placement is not None
     with (tmp_path / "file").open("w+b") as file:
-        with WeightsFile(file, placement).constructing():
-            model = Owner()
+        model = WeightsFile(file, placement).construct(Owner)
+        assert isinstance(model, Owner)
         with torch.no_grad():
             model.two.weight.fill_(2)  # as a second initialisation does
         for weight, place in zip((model.one.weight, model.two.weight), placement.places.values(), strict=True):
             assert os.pread(file.fileno(), weight.nbytes, place.offset) == weight.detach().numpy().tobytes()
 
 
-def test_no_room_on_the_disk_is_known_before_anything_is_made(tmp_path: Path) -> None:
-    with (tmp_path / "file").open("w+b") as file, pytest.raises(OSError, match=r"File too large|No space"):
-        WeightsFile(file, Placement(1 << 62, {}))
+def test_without_room_or_a_mapping_it_is_written_as_always(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = _plan(Owner)
+    assert plan is not None
+    for placement in (Placement(1 << 62, plan.places), plan):
+        with (tmp_path / "file").open("w+b") as file:
+            weights = WeightsFile(file, placement)
+            model = weights.construct(lambda: nn.Linear(2, 2))
+            blob = weights.write(named_tensors(model, describe(model)))
+        assert (weights.reserved, Blob.of((tmp_path / "file").read_bytes())) == (0, blob)
+        monkeypatch.setattr(mmap, "mmap", _refuse)
+
+
+def _refuse(*_: object) -> None:
+    raise OSError
+
+
+def test_what_a_forward_writes_to_is_as_elsewhere(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        model = WeightsFile(file, _plan(Owner)).construct(Owner)
+    weight = model.one.weight.data
+    assert (weight._version, weight._is_view()) == (0, False)
+    weight.mul_(model.two.weight.sum())
+    weight.detach_()

@@ -31,6 +31,7 @@ class Staged:
             os.utime(self.file.fileno(), ns=(self._path.stat().st_mtime_ns, modified))
         os.fsync(self.file.fileno())
         self._path.rename(place)
+        fcntl.flock(self.file.fileno(), fcntl.LOCK_UN)  # a fork may have it open for longer
         folder = os.open(place.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

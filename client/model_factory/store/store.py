@@ -202,17 +202,17 @@ class Store:
                 stack.enter_context(held(self.root / "locks" / key, doing, on_wait))
             yield
 
-    def make_room(self, size: int) -> list[Entry]:
+    def make_room(self, size: int, staged: int = 0) -> list[Entry]:
         """Evict what is not in use, least recently used first, so that ``size`` more bytes fit the bound and the disk.
 
-        Without a bound nothing is evicted.
+        Without a bound nothing is evicted. ``staged`` of the bytes are on the disk already.
 
         Raises:
             StoreError: that many never fit; then nothing was evicted.
         """
         if self.max_bytes is None:
             return []
-        free = shutil.disk_usage(self.root).free
+        free = shutil.disk_usage(self.root).free + staged
         taken = sum(entry.size for entry in contents.entries(self.root / "blobs"))
         most = min(self.max_bytes, taken + free)
         if size > most:
