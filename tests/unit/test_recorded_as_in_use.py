@@ -134,9 +134,10 @@ class CachesMasks(Block):
         self._masks: dict[Any, Tensor] = {}
 
     def forward(self, x: Tensor) -> Any:
-        if x.shape[1] not in self._masks:
-            self._masks[x.shape[1]] = torch.ones(x.shape[1], x.shape[1]).tril()
-        return self._masks[x.shape[1]].to(x.dtype) @ self.linear(x)
+        length = int(x.shape[1])
+        if length not in self._masks:
+            self._masks[length] = torch.ones(length, length).tril()
+        return self._masks[length].to(x.dtype) @ self.linear(x)
 
 
 class CachesInAList(Block):

@@ -24,7 +24,8 @@ def as_in_use(shape_env: DecisionShapeEnv) -> Iterator[None]:
     """Have a forward meet, while this is entered, what it meets in use.
 
     Its tensors are no fake ones if it asks: some forwards do something else where they are traced. The text of a size
-    is that of a number, and a size can be a key; who asks for that decides by it.
+    is that of a number; who asks for it, as for a key, decides by it. A size itself is no key, as torch has it: caches
+    beyond the forward would keep symbols, and einops asks.
 
     Raises:
         NotPortableError: the forward has gradients of its own, or random numbers that are not torch's.
@@ -39,16 +40,11 @@ def as_in_use(shape_env: DecisionShapeEnv) -> Iterator[None]:
     def text(size: torch.SymInt) -> str:
         return symbol(size) if shape_env.inside_op else str(int(size))
 
-    def hashed(size: torch.SymInt) -> int:
-        return number(size) if shape_env.inside_op else hash(int(size))
-
-    number: Any = torch.SymInt.__hash__
     subclasses: Any = torch._subclasses  # noqa: SLF001  where libraries look FakeTensor up
     with (
         patch.object(subclasses, "FakeTensor", Hidden("FakeTensor", (), {})),
         patch.object(torch.SymInt, "__str__", text),
         patch.object(torch.SymInt, "__repr__", text),
-        patch.object(torch.SymInt, "__hash__", hashed),
         patch.object(Function, "apply", classmethod(_refuse_function)),
         _only_torch_draws(),
     ):
