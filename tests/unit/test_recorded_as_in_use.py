@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Any, ClassVar
 
 import pytest
@@ -151,6 +151,16 @@ class CachesInAList(Block):
         return self.linear(x) * self._cache["frequencies"][0].sin()
 
 
+class WritesTheSameNumber(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = OrderedDict(scale=0.0)
+
+    def forward(self, x: Tensor) -> Any:
+        self.settings["scale"] = 1 / WIDTH**0.5
+        return self.linear(x) * self.settings["scale"]
+
+
 class KeepsALog(Block):
     def __init__(self) -> None:
         super().__init__()
@@ -205,7 +215,16 @@ class CachesBesideABuffer(Block):
 SAME = [
     *(ScaledByAnInput, PaddedToEight, ReturnsAParameter, WritesToItsInput, OfProbabilities, RunningMean),
     *(ToTheSizeOfAnother, ByKeywordInAnotherOrder, WithoutAutocastAsDecorator, CastsByType, DrawsFromADistribution),
-    *(CachesPositions, CachesMasks, CachesInAList, KeepsALog, ByTheTextOfASize, ByTheTextOfSizes, InPlaceByKeyword),
+    *(
+        CachesPositions,
+        CachesMasks,
+        CachesInAList,
+        WritesTheSameNumber,
+        KeepsALog,
+        ByTheTextOfASize,
+        ByTheTextOfSizes,
+        InPlaceByKeyword,
+    ),
 ]
 
 
@@ -298,6 +317,35 @@ class RemembersInADict(RemembersItsState):
         return states[-1]
 
 
+class OnceByRemoval(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = {"first": True}
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x) * (2 if self.state.pop("first", False) else 1)
+
+
+class KeepsTheFirstMean(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Any:
+        if "mean" not in self.statistics:
+            self.statistics["mean"] = x.detach()[0].mean()
+        return self.linear(x - self.statistics["mean"])
+
+
+class KeepsTheFirstSize(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[str, int] = {}
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x) * self.sizes.setdefault("batch", x.shape[0])
+
+
 class CountsInADict(Block):
     def __init__(self) -> None:
         super().__init__()
@@ -346,6 +394,9 @@ class AsksForTheDtypeOfAutocast(Block):
         (GathersIfDistributed, r"asks torch.distributed.is_initialized\(\)"),
         (RemembersItsState, "keeps something in _state that changes the next call"),
         (RemembersInADict, r"keeps something in states\['all'\]\[\d\] that changes the next call"),
+        (OnceByRemoval, r"keeps something in state\['first'\]"),
+        (KeepsTheFirstMean, r"keeps something in statistics\['mean'\]"),
+        (KeepsTheFirstSize, r"keeps something in sizes\['batch'\]"),
         (CountsInADict, r"keeps something in counts\['calls'\]"),
         (WarmsUp, "keeps something in _step that changes the next call"),
         (ChangesAtTheFifth, "keeps something in _step"),

@@ -451,6 +451,19 @@ class ByHalfElsewhere(Block):
         return self.linear(x) + HALF_DTYPES.get(x.dtype, 0)
 
 
+class ByHalfAndValues(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        if y.dtype == torch.float16 and torch.isinf(y).any():
+            y = y.clamp(max=torch.finfo(y.dtype).max - 1000)
+        return y
+
+
+class ByHalfInTraining(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (2 if self.training and x.dtype == torch.float16 else 1)
+
+
 class BySizeOfElement(Block):
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) * (2 if x.element_size() == 2 else 3)
@@ -462,6 +475,8 @@ class BySizeOfElement(Block):
         (ByDtype, torch.float64),
         (ByHalf, torch.float16),
         (ByHalfElsewhere, torch.bfloat16),
+        (ByHalfAndValues, torch.float16),
+        (ByHalfInTraining, torch.float16),
         (BySizeOfElement, torch.bfloat16),
     ],
 )
@@ -502,6 +517,24 @@ def test_limits_of_a_dtype_are_those_of_the_value_at_run_time(dtype: torch.dtype
     arguments = x(3, 2, FEATURES, dtype=dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         assert_same(observe(twin, arguments), observe(original, arguments))
+
+
+class LimitsAskedForEarly(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        least, h = torch.finfo(x.dtype).min, x
+        for _ in range(2):
+            query = self.linear(h)
+            weights = (query.float() @ query.float().mT).softmax(-1).to(query.dtype)
+            h = h + weights @ query
+        return h.masked_fill(h < 0, least)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_limit_is_that_of_the_value_it_was_asked_for(dtype: torch.dtype) -> None:
+    original = LimitsAskedForEarly()
+    twin = ported(original, x(2, 5, FEATURES))
+    with torch.autocast("cpu", dtype=dtype):
+        assert_same(observe(twin, x(3, 2, FEATURES)), observe(original, x(3, 2, FEATURES)))
 
 
 class Limits(NamedTuple):

@@ -14,7 +14,7 @@ from torch.utils import checkpoint
 from model_factory.errors import CallFormError, FormatError, GraphExecutionError
 from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names
 from model_factory.graph.expressions import compile_expression, expression_names
-from model_factory.graph.ops import short_op
+from model_factory.graph.ops import AUTOCAST_KINDS, short_op
 from model_factory.graph.program import Outcome, Program
 from model_factory.graph.runner import Runner, find_module, get_module, get_tensor, torch_const
 from model_factory.graph.signature import Signature
@@ -301,7 +301,8 @@ class ProgramModule(nn.Module):
 
     def _warn_of_autocast(self, leaves: Sequence[torch.Tensor]) -> None:
         """Say once that a forward that decides by dtypes does not know those that autocast makes."""
-        if any(torch.is_autocast_enabled(leaf.device.type) for leaf in leaves) and not torch.compiler.is_compiling():
+        kinds = {leaf.device.type for leaf in leaves}.intersection(AUTOCAST_KINDS)
+        if any(map(torch.is_autocast_enabled, kinds)) and not torch.compiler.is_compiling():
             warnings.warn(
                 f"{self._path or 'the model'} ({self._type_name}) decides by dtypes, and does under autocast what it "
                 "does without (docs/portability.md)",

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from model_factory.descriptor.stock import torch_name
 from model_factory.graph.program import FLOAT_LIMITS, DtypeOf, Fields, LimitOf, Program, Step, TorchConst
 
 HALVES = (torch.float16, torch.bfloat16)
-_HALF_NAMES = frozenset("float16 bfloat16 half element_size itemsize".split())
-_NOT_OF_FORWARDS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_PRECISION_NAMES = frozenset("float16 bfloat16 half float64 finfo bits element_size itemsize".split())
+_NOT_OF_FORWARDS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+_FINFO: Any = torch.finfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +49,55 @@ class DtypeDecidesError(Exception):
     """Recordings in different dtypes differ in more than dtype arguments."""
 
 
-def read_number(number: float, sources: Mapping[torch.dtype, Mapping[str, None]]) -> float | ReadLimit:
-    """What a number of a recording may stand for, whose forward has read the dtypes of values (``sources``)."""
-    for dtype, values in sources.items():
-        if dtype.is_floating_point:
-            for limit in FLOAT_LIMITS:
-                if number == getattr(torch.finfo(dtype), limit):
-                    return ReadLimit(number, limit, tuple(values))
-    return number
+class DtypeReads:
+    """What a forward has read of its values' dtypes while it is recorded."""
+
+    def __init__(self) -> None:
+        self.any = False
+        """Whether it has read one."""
+        self.names_precision = False
+        """Whether code that has names dtypes, as what decides by half precision alone does."""
+        self._values: dict[torch.dtype, dict[str, None]] = {}
+        self._limits: dict[int, ReadLimit] = {}
+        self._numbers: list[float] = []  # kept, since an id is only good while its number lives
+
+    def note(self, dtype: torch.dtype, value: str) -> None:
+        """Note that the dtype of a value was read."""
+        self.any = True
+        self.names_precision = self.names_precision or _names_precision(sys._getframe(1))  # noqa: SLF001  no other way
+        values = self._values.setdefault(dtype, {})
+        values.pop(value, None)
+        values[value] = None  # the last one read is the last
+
+    def dtype(self, dtype: torch.dtype) -> ReadDtype | TorchConst:
+        """What a dtype may stand for."""
+        values = self._values.get(dtype)
+        name = torch_name(dtype)
+        return ReadDtype(name, tuple(values)) if values else TorchConst(name)
+
+    def number(self, number: float) -> float | ReadLimit:
+        """What a number may stand for: a limit that the forward asked for, or the same by another way, as ``-max``."""
+        asked = self._limits.get(id(number))
+        alike = (limit for limit in reversed(self._limits.values()) if limit.number == number)
+        return asked or next(alike, number)
+
+    @contextmanager
+    def noted_limits(self) -> Iterator[None]:
+        """Note the limits that are asked for while this is entered."""
+        with patch.object(torch, "finfo", self._finfo):
+            yield
+
+    def _finfo(self, *args: Any, **kwargs: Any) -> Any:
+        """In the place of ``torch.finfo``."""
+        found = _FINFO(*args, **kwargs)
+        about = {name: getattr(found, name) for name in (*FLOAT_LIMITS, "smallest_normal", "bits", "dtype")}
+        values = self._values.get(getattr(torch, found.dtype))
+        if values:
+            for name in FLOAT_LIMITS:
+                self._numbers.append(about[name])
+                self._limits[id(about[name])] = ReadLimit(about[name], name, (next(reversed(values)),))
+            about["smallest_normal"] = about["tiny"]
+        return SimpleNamespace(**about)
 
 
 def merge_dtypes(*recordings: Program) -> Program:
@@ -128,14 +175,16 @@ def _common_value(parts: tuple[Any, ...]) -> str:
     return common[-1]  # type: ignore[no-any-return]
 
 
-def names_half(frame: FrameType | None) -> bool:
-    """Whether the innermost code outside torch and the recording names dtypes of half precision, or asks for sizes."""
+def _names_precision(frame: FrameType | None) -> bool:
+    """Whether the innermost code outside torch and the recording names dtypes, or asks for their sizes."""
     while frame is not None and frame.f_code.co_filename.startswith(_NOT_OF_FORWARDS):
         frame = frame.f_back
     if frame is None:
         return False
-    names = frame.f_code.co_names
-    return not _HALF_NAMES.isdisjoint(names) or any(_has_half(frame.f_globals.get(name)) for name in names)
+    names, texts = frame.f_code.co_names, [text for text in frame.f_code.co_consts if type(text) is str]
+    if not _PRECISION_NAMES.isdisjoint(names) or any("float16" in text for text in texts):
+        return True
+    return any(_has_half(frame.f_globals.get(name)) for name in names)
 
 
 def _has_half(value: Any) -> bool:

@@ -23,9 +23,10 @@ from model_factory.graph.program import Dim, Expr
 from model_factory.graph.runner import OtherSideError, Runner, get_module
 from model_factory.graph.signature import Signature
 from model_factory_server.out_of_memory import is_out_of_memory
+from model_factory_server.recording.kept import changed, state_of
 from model_factory_server.recording.recorder import REFUSED_CALL
 from model_factory_server.recording.results import travelling
-from model_factory_server.recording.untouched import plain_containers, plain_tensors, tensors_as, untouched
+from model_factory_server.recording.untouched import plain_tensors, tensors_as, untouched
 from model_factory_server.recording.values import PROOF_SEED, draws, unreached
 
 Shapes = list[list[int]]
@@ -113,7 +114,8 @@ def _prove_mode(
     proven = 0
     for shapes in [*candidates, *([example_shapes] if decides else [])]:
         for seed, leaves in enumerate(_inputs(examples, shapes, decides), PROOF_SEED):
-            agreed = _agree(original, replay, module, leaves, seed)
+            others = next(draws(examples, example_shapes if shapes != example_shapes else candidates[0]), leaves)
+            agreed = _agree(original, replay, module, leaves, seed, others)
             if agreed is not None:
                 proven += agreed
                 break
@@ -121,7 +123,7 @@ def _prove_mode(
         if decides:
             raise unreached()
         # Perhaps it takes no numbers but such as the call's own: probabilities, say.
-        if not _agree(original, replay, module, examples, PROOF_SEED):
+        if not _agree(original, replay, module, examples, PROOF_SEED, examples):
             refusal = _observe(original, module, examples, PROOF_SEED)
             assert isinstance(refusal, Exception)
             raise CallFormError(f"{REFUSED_CALL}: {type(refusal).__name__}: {refusal}") from refusal
@@ -137,8 +139,17 @@ def _inputs(examples: Sequence[torch.Tensor], shapes: Shapes, decides: bool) -> 
 _Call = Callable[[list[torch.Tensor]], Any]
 
 
-def _agree(original: _Call, replay: _Call, module: nn.Module, leaves: Sequence[torch.Tensor], seed: int) -> bool | None:
+def _agree(
+    original: _Call,
+    replay: _Call,
+    module: nn.Module,
+    leaves: Sequence[torch.Tensor],
+    seed: int,
+    others: Sequence[torch.Tensor],
+) -> bool | None:
     """Whether the two do the same; False if both refuse, None if the values lead to the side of another program.
+
+    Where a call leaves something behind, so must another call after it, with ``others`` of other sizes, too.
 
     Raises:
         NotPortableError: they do not.
@@ -149,22 +160,26 @@ def _agree(original: _Call, replay: _Call, module: nn.Module, leaves: Sequence[t
     expected = _observe(original, module, leaves, seed)
     alike = _compare_runs(expected, actual, [list(leaf.shape) for leaf in leaves])
     if isinstance(expected, _Observed) and expected.kept:
-        counted: list[str] = []
-        twice = _observe(_twice(original, module, counted), module, leaves, seed)
-        replayed = _observe(_twice(replay, module, []), module, leaves, seed)
-        if not isinstance(replayed, OtherSideError):
-            _compare_second_calls(next(iter(counted), expected.kept), twice, replayed, counts=bool(counted))
+        flipped = [leaf.flip(0) if leaf.dim() else leaf for leaf in leaves]
+        for second, of_other_sizes in ((flipped, False), (others, True)):
+            counted: list[str] = []
+            twice = _observe(_twice(original, module, counted, second), module, leaves, seed)
+            replayed = _observe(_twice(replay, module, [], second), module, leaves, seed)
+            if isinstance(replayed, OtherSideError) or (of_other_sizes and isinstance(twice, Exception)):
+                continue  # what is kept may go with its size alone
+            counts = bool(counted) and not of_other_sizes  # a size is kept, too
+            _compare_second_calls(next(iter(counted), expected.kept), twice, replayed, counts=counts)
     return alike
 
 
-def _twice(call: _Call, module: nn.Module, counted: list[str]) -> _Call:
-    """A call and another; ``counted`` gets the attributes whose numbers the second one changes again."""
+def _twice(call: _Call, module: nn.Module, counted: list[str], others: Sequence[torch.Tensor]) -> _Call:
+    """A call, and a second one with ``others``; ``counted`` gets what has numbers that this changes again."""
 
     def both(leaves: list[torch.Tensor]) -> list[Any]:
         first = call(leaves)
-        between = _state(module)
-        second = call(leaves)
-        counted.extend(name for name, value in _changed(between) if type(value) in {bool, int, float})
+        between = state_of(module)
+        second = call([leaf.detach().clone() for leaf in others])
+        counted.extend(name for name, old, new in changed(between) if {type(old), type(new)} <= {bool, int, float})
         return [first, second]
 
     return both
@@ -306,7 +321,7 @@ def _observe(
     given = [item.clone() for item in inputs]  # no leaves of autograd's, since a forward may write to its inputs
     plain = plain_tensors(module)
     parameters = [item for item in [*module.parameters(), *plain.values()] if item.requires_grad]
-    state = _state(module)
+    state = state_of(module)
     with torch.random.fork_rng(), torch.enable_grad(), untouched(module):
         torch.manual_seed(seed)
         try:
@@ -319,7 +334,7 @@ def _observe(
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
             after = {name: item.detach().clone() for name, item in [*module.named_buffers(), *plain.items()]}
             random = torch.rand(2)
-            kept = next((name for name, _ in _changed(state)), "")
+            kept = next((name for name, _, _ in changed(state)), "")
         except Exception as error:  # the forward is the operator's code; its refusal is an answer
             if is_out_of_memory(error):
                 raise
@@ -333,32 +348,6 @@ def _observe(
         "random": random,
     }
     return _Observed(seen=seen, kept=kept)
-
-
-_State = list[tuple[str, Any, dict[Any, Any]]]
-"""Of attributes and containers: how to write an entry's name, the table, and what was in it."""
-
-
-def _state(module: nn.Module) -> _State:
-    attributes = [(f"{path}.{{}}".removeprefix("."), item.__dict__) for path, item in module.named_modules()]
-    containers = [(f"{_literal(path)}[{{!r}}]", container) for path, container in plain_containers(module)]
-    return [(name, table, _entries(table)) for name, table in [*attributes, *containers]]
-
-
-def _changed(state: _State) -> Iterator[tuple[str, Any]]:
-    """The attributes, and what is in their containers, that have other values by now, and those."""
-    for name, table, before in state:
-        for key, value in _entries(table).items():
-            if before.get(key) is not value:
-                yield name.format(key), value
-
-
-def _entries(table: Any) -> dict[Any, Any]:
-    return dict(table) if isinstance(table, dict) else dict(enumerate(table))
-
-
-def _literal(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
 
 
 def _compare(expected: dict[str, Any], actual: dict[str, Any], shapes: Shapes) -> None:

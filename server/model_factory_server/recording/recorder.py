@@ -93,7 +93,7 @@ def _for_both(evaluating: _Recording, evaluated: Program, other: _Recording, tra
     """What a recording in eval mode and one in train mode and another dtype are both, if they are."""
     guards = evaluating.symbols.guards()
     with suppress(DtypeDecidesError):
-        program = merge_dtypes(evaluated, trained, *_in_halves(evaluating))
+        program = merge_dtypes(evaluated, trained, *_in_halves(evaluating, other))
         if guards == other.symbols.guards() and takes_side(other.module, program, other.leaves):  # in train mode, too
             return Recorded(form=evaluating.form, program=program, guards=guards)
     return None
@@ -102,7 +102,7 @@ def _for_both(evaluating: _Recording, evaluated: Program, other: _Recording, tra
 def _settled(first: _Recording, program: Program, other: Program | None = None) -> Recorded:
     """A recording with its dtypes settled by one in another dtype; of the module's training flags as they are."""
     dtypes: tuple[tuple[str, str], ...] = ()
-    if first.tape.dtype_read:
+    if first.tape.dtypes.any:
         # Where only dtype arguments follow a change of dtype, they mean "the dtype of that value". Where anything else
         # does, or the forward refuses the other dtype, the program is limited to the dtypes it was recorded with.
         try:
@@ -113,13 +113,21 @@ def _settled(first: _Recording, program: Program, other: Program | None = None) 
     return Recorded(form=first.form, program=program, training=flags, dtypes=dtypes, guards=first.symbols.guards())
 
 
-def _in_halves(first: _Recording) -> list[Program]:
-    """Recordings in half precision, if it may be that the forward decides by that.
+def _in_halves(*recordings: _Recording) -> list[Program]:
+    """More recordings in half precision, if it may be that the forward decides by that.
 
-    What the forward refuses then it will refuse when it is run so.
+    Raises:
+        DtypeDecidesError: it does something then that cannot be compared.
     """
-    halves = HALVES if first.tape.half_named else ()
-    return [program for dtype in halves if (program := _run_if_possible(first.again(dtype))) is not None]
+    found = []
+    for dtype in HALVES if any(recording.tape.dtypes.names_precision for recording in recordings) else ():
+        try:
+            found.append(recordings[0].again(dtype).run())
+        except CallFormError:  # what it refuses in that precision it will refuse when it is run so
+            continue
+        except NotPortableError as error:
+            raise DtypeDecidesError from error
+    return found
 
 
 def training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:

@@ -7,7 +7,6 @@ their answers are symbols, which arguments of later steps then hold as expressio
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -36,7 +35,7 @@ from model_factory.graph.program import (
     TorchConst,
 )
 from model_factory.graph.records import Record, RecordTuple
-from model_factory_server.recording.dtypes import ReadDtype, names_half, read_number
+from model_factory_server.recording.dtypes import DtypeReads
 from model_factory_server.recording.modes import noted_modes
 from model_factory_server.recording.rules import result_by_rule
 from model_factory_server.recording.surroundings import as_in_use
@@ -125,9 +124,7 @@ class Tape(TorchFunctionMode):
     steps: list[Step] = field(default_factory=list)
     attributes: dict[int, str] = field(default_factory=dict)
     """``id`` of a parameter, buffer or plain tensor -> its path."""
-    dtype_read: bool = False
-    half_named: bool = False
-    """Whether what has read a dtype has half precision in its code: some decide by that alone."""
+    dtypes: DtypeReads = field(default_factory=DtypeReads)
     decisions: list[Outcome] = field(default_factory=list)
     """The outcomes that were taken."""
     undecided: UndecidedError | None = None
@@ -139,7 +136,6 @@ class Tape(TorchFunctionMode):
         self._numbers: dict[Any, Any] = {}
         self._names: dict[int, str] = {}
         self._alive: list[Any] = []  # an id is only good while its tensor lives
-        self._dtype_sources: dict[torch.dtype, dict[str, None]] = {}
         self._paths: dict[nn.Module, str] = {module: path for path, module in self.root.named_modules()}
         self._paused = 0
         self._autocast = _autocast_state()
@@ -164,7 +160,8 @@ class Tape(TorchFunctionMode):
         self.shape_env.inside_op = 0
         try:
             modes = noted_modes(self.steps, lambda: self._paused > 0)
-            with patch.object(nn.Module, "__call__", recorded_call), as_in_use(self.shape_env), modes, self:
+            calls = patch.object(nn.Module, "__call__", recorded_call)
+            with calls, as_in_use(self.shape_env), self.dtypes.noted_limits(), modes, self:
                 yield
         finally:
             self.shape_env.inside_op = 1
@@ -215,7 +212,7 @@ class Tape(TorchFunctionMode):
         if func is torch._is_all_true:  # noqa: SLF001  which torch.distributions call
             return self._record_op(torch.all, "all", args, kwargs)
         if name in _DTYPE_QUESTIONS or (func is torch.Tensor.type and len(args) == 1 and not kwargs):
-            self._note_dtype(args[0])
+            self.dtypes.note(args[0].dtype, self._tensor_name(args[0]))
             return func(*args, **kwargs)
         return self._record_op(func, name, args, kwargs)
 
@@ -250,21 +247,13 @@ class Tape(TorchFunctionMode):
         owner = getter.__self__
         name = getattr(owner, "fget", owner).__name__
         if name in _DTYPE_PROPERTIES:
-            self._note_dtype(args[0])
+            self.dtypes.note(args[0].dtype, self._tensor_name(args[0]))
             return getter(*args)
         if name in _SIZE_PROPERTIES:
             return getter(*args)
         if f"torch.Tensor.{name}" in OPS:
             return self._store(Step(call=f"op:torch.Tensor.{name}", args=(self.argument(args[0]),)), getter(*args))
         raise NotPortableError(f"its forward reads .{name} of a tensor, which can differ where the program is run")
-
-    def _note_dtype(self, tensor: torch.Tensor) -> None:
-        self.dtype_read = True
-        self.half_named = self.half_named or names_half(sys._getframe(1))  # noqa: SLF001  there is no other way
-        sources = self._dtype_sources.setdefault(tensor.dtype, {})
-        name = self._tensor_name(tensor)
-        sources.pop(name, None)
-        sources[name] = None  # the last one read is the last
 
     def _record_op(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = _OP_NAMES.get(func)
@@ -397,12 +386,11 @@ class Tape(TorchFunctionMode):
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
             return Size(self.symbols.expression(value))
         if type(value) is float:
-            return read_number(value, self._dtype_sources)
+            return self.dtypes.number(value)
         if value is None or value is Ellipsis or type(value) in {bool, int, str}:
             return value
         if isinstance(value, torch.dtype):
-            sources = self._dtype_sources.get(value)
-            return ReadDtype(torch_name(value), tuple(sources)) if sources else TorchConst(torch_name(value))
+            return self.dtypes.dtype(value)
         if isinstance(value, torch.memory_format | torch.layout):
             return TorchConst(torch_name(value))
         if isinstance(value, torch.device):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +16,7 @@ from model_factory.errors import NotPortableError
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _INTERNALS = frozenset(nn.Module().__dict__)
+_CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 
 
 def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -35,16 +36,16 @@ def plain_containers(module: nn.Module) -> Iterator[tuple[str, Any]]:
         for path, item in module.named_modules()
         if not is_stock(item)
         for name, value in item.__dict__.items()
-        if name not in _INTERNALS
+        if name not in _INTERNALS and type(value) in _CONTAINERS
     ]
     seen: set[int] = set()
     while pending:
         path, value = pending.pop()
-        if type(value) in {list, dict, set, deque} and id(value) not in seen:
+        if id(value) not in seen:
             seen.add(id(value))
             yield path, value
             entries = value.items() if isinstance(value, dict) else enumerate(value)
-            pending += [(f"{path}[{key!r}]", entry) for key, entry in entries]
+            pending += [(f"{path}[{key!r}]", entry) for key, entry in entries if type(entry) in _CONTAINERS]
 
 
 @contextmanager
