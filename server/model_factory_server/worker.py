@@ -287,7 +287,7 @@ def _describe(job: Job, tell: Tell) -> dict[str, Any]:
         data = described(construct(backend, config, job.seed, job.device_kind))
     if len(data) > MAX_DOCUMENT_BYTES:
         raise LimitError(f"the descriptor takes {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
-    return {"descriptor": _blob(store.put(data))} | _put_refused(store, refused)
+    return _put(store, {"descriptor": data} | _refusals(refused))
 
 
 def _travels(job: Job, backend: Backend, config: ResolvedConfig, tell: Tell) -> dict[str, Any]:
@@ -299,14 +299,12 @@ def _travels(job: Job, backend: Backend, config: ResolvedConfig, tell: Tell) -> 
     portable = survey_model(model, config.model, _shared(job), refused)
     classes, bundle = _classes(portable)
     _cast(model, job.dtype)
-    store = Store(job.store)
-    result = _put(store, _documents(portable))
-    result["descriptor"] = _blob(store.put(encode_descriptor(describe(model, classes, bundle, refused=refused))))
-    return result | _put_refused(store, refused)
+    descriptor = encode_descriptor(describe(model, classes, bundle, refused=refused))
+    return _put(Store(job.store), _documents(portable) | {"descriptor": descriptor} | _refusals(refused))
 
 
-def _put_refused(store: Store, refused: dict[str, str]) -> dict[str, Any]:
-    return _put(store, {"refused": encode_document(refused)} if refused else {})
+def _refusals(refused: dict[str, str]) -> dict[str, bytes]:
+    return {"refused": encode_document(refused)} if refused else {}
 
 
 def _record(job: Job, tell: Tell) -> dict[str, Any]:
@@ -341,19 +339,20 @@ def _load_backend(job: Job) -> Backend:
 
 
 def _check_plan(job: Job, backend: Backend, config: ResolvedConfig) -> bytes | None:
-    """Refuse a model that is too large, before any of its tensors is made; return what of it can be made in place."""
+    """Refuse a model that is too large, before any of its tensors is made; return what a build can make in place."""
+    places = job.kind == "build" and job.device_kind == "cpu" and not job.dtype  # what is moved or cast is made anew
 
     def plan() -> tuple[tuple[int, int], bytes | None]:
         with Allocations() as made:
             model = construct(backend, config, job.seed, "meta")
-        return size_of(model, job.dtype), made.placement(model)
+        return size_of(model, job.dtype), made.placement(model) if places else None
 
     found = planned(job.limits, job.device_kind, plan)
     if found is None:
         return None
     size, placement = found
     check_size(job.limits, size)
-    return placement if job.device_kind == "cpu" and not job.dtype else None  # what is moved or cast is made anew
+    return placement
 
 
 def _cast(model: nn.Module, dtype: str) -> None:

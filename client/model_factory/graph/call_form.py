@@ -143,3 +143,9 @@ def _text(form: Form) -> str:
         case kind:
             opening, closing = ("[", "]") if kind == "list" else ("(", ")")
             return opening + ", ".join(_text(item) for item in form[1]) + closing
+
+
+def under_autocast(leaves: Iterable[torch.Tensor]) -> bool:
+    """Whether autocast is on for the device of one of a call's tensors."""
+    kinds = {leaf.device.type for leaf in leaves}
+    return any(torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) for kind in kinds)

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils import checkpoint
 
 from model_factory.errors import CallFormError, FormatError, GraphExecutionError
-from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names
+from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names, under_autocast
 from model_factory.graph.expressions import compile_expression, expression_names
-from model_factory.graph.ops import AUTOCAST_KINDS, short_op
+from model_factory.graph.ops import short_op
 from model_factory.graph.program import Outcome, Program
 from model_factory.graph.runner import Runner, find_module, get_module, get_tensor, torch_const
 from model_factory.graph.signature import Signature
@@ -301,8 +301,7 @@ class ProgramModule(nn.Module):
 
     def _warn_of_autocast(self, leaves: Sequence[torch.Tensor]) -> None:
         """Say once that a forward that decides by dtypes does not know those that autocast makes."""
-        kinds = {leaf.device.type for leaf in leaves}.intersection(AUTOCAST_KINDS)
-        if any(map(torch.is_autocast_enabled, kinds)) and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and under_autocast(leaves):
             warnings.warn(
                 f"{self._path or 'the model'} ({self._type_name}) decides by dtypes, and does under autocast what it "
                 "does without (docs/portability.md)",

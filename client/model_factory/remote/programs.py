@@ -15,7 +15,7 @@ from model_factory.digest import digest_of
 from model_factory.documents import encode_document
 from model_factory.errors import CallFormError, FormatError, ServerError, StoreError, UnavailableError
 from model_factory.graph.call_example import encode_call
-from model_factory.graph.call_form import FORWARD, Recorded, call_form
+from model_factory.graph.call_form import FORWARD, Recorded, call_form, under_autocast
 from model_factory.graph.program import Outcome
 from model_factory.remote.connection import Connection
 from model_factory.store import Blob, Store
@@ -68,8 +68,7 @@ class RemotePrograms:
             NotPortableError: the forward cannot be written down for this call.
         """
         # Under autocast the inputs' dtype may differ from the parameters'; the server records without autocast.
-        autocast = any(torch.is_autocast_enabled(leaf.device.type) for leaf in call_form(arguments)[1])
-        call = encode_call(arguments, dtype if autocast else None, outcomes, method)
+        call = encode_call(arguments, dtype if under_autocast(call_form(arguments)[1]) else None, outcomes, method)
         programs = decode_programs(self._ask(path, call, training, dtype))
         if [(at, item.method) for at, item in programs] != [(path, method)]:
             raise ServerError(f"the server at {self._connection.address} answered with programs for something else")

@@ -58,8 +58,7 @@ class DtypeReads:
         self.names_precision = False
         """Whether code that has names dtypes, as what decides by half precision alone does."""
         self._values: dict[torch.dtype, dict[str, None]] = {}
-        self._limits: dict[int, ReadLimit] = {}
-        self._numbers: list[float] = []  # kept, since an id is only good while its number lives
+        self._limits: dict[int, ReadLimit] = {}  # by the id of the number, which lives in it
 
     def note(self, dtype: torch.dtype, value: str) -> None:
         """Note that the dtype of a value was read."""
@@ -90,14 +89,12 @@ class DtypeReads:
     def _finfo(self, *args: Any, **kwargs: Any) -> Any:
         """In the place of ``torch.finfo``."""
         found = _FINFO(*args, **kwargs)
-        about = {name: getattr(found, name) for name in (*FLOAT_LIMITS, "smallest_normal", "bits", "dtype")}
+        about = {name: getattr(found, name) for name in (*FLOAT_LIMITS, "bits", "dtype")}
         values = self._values.get(getattr(torch, found.dtype))
         if values:
             for name in FLOAT_LIMITS:
-                self._numbers.append(about[name])
                 self._limits[id(about[name])] = ReadLimit(about[name], name, (next(reversed(values)),))
-            about["smallest_normal"] = about["tiny"]
-        return SimpleNamespace(**about)
+        return SimpleNamespace(**about, smallest_normal=about["tiny"])
 
 
 def merge_dtypes(*recordings: Program) -> Program:

@@ -114,7 +114,7 @@ def _prove_mode(
     proven = 0
     for shapes in [*candidates, *([example_shapes] if decides else [])]:
         for seed, leaves in enumerate(_inputs(examples, shapes, decides), PROOF_SEED):
-            others = next(draws(examples, example_shapes if shapes != example_shapes else candidates[0]), leaves)
+            others = draws(examples, example_shapes if shapes != example_shapes else candidates[0])
             agreed = _agree(original, replay, module, leaves, seed, others)
             if agreed is not None:
                 proven += agreed
@@ -123,7 +123,7 @@ def _prove_mode(
         if decides:
             raise unreached()
         # Perhaps it takes no numbers but such as the call's own: probabilities, say.
-        if not _agree(original, replay, module, examples, PROOF_SEED, examples):
+        if not _agree(original, replay, module, examples, PROOF_SEED, iter([examples])):
             refusal = _observe(original, module, examples, PROOF_SEED)
             assert isinstance(refusal, Exception)
             raise CallFormError(f"{REFUSED_CALL}: {type(refusal).__name__}: {refusal}") from refusal
@@ -145,11 +145,11 @@ def _agree(
     module: nn.Module,
     leaves: Sequence[torch.Tensor],
     seed: int,
-    others: Sequence[torch.Tensor],
+    others: Iterator[Sequence[torch.Tensor]],
 ) -> bool | None:
     """Whether the two do the same; False if both refuse, None if the values lead to the side of another program.
 
-    Where a call leaves something behind, so must another call after it, with ``others`` of other sizes, too.
+    Where a call leaves something behind, so must another one after it, with the first of ``others`` (other sizes), too.
 
     Raises:
         NotPortableError: they do not.
@@ -161,7 +161,7 @@ def _agree(
     alike = _compare_runs(expected, actual, [list(leaf.shape) for leaf in leaves])
     if isinstance(expected, _Observed) and expected.kept:
         flipped = [leaf.flip(0) if leaf.dim() else leaf for leaf in leaves]
-        for second, of_other_sizes in ((flipped, False), (others, True)):
+        for second, of_other_sizes in ((flipped, False), (next(others, leaves), True)):
             counted: list[str] = []
             twice = _observe(_twice(original, module, counted, second), module, leaves, seed)
             replayed = _observe(_twice(replay, module, [], second), module, leaves, seed)
