@@ -75,6 +75,7 @@ class WorkerPool:
             BusyError: too many jobs wait already.
             ModelFactoryError: it failed.
         """
+        cores = len(os.sched_getaffinity(0))
         job = {
             "store": self._store.root,
             "backend": self._settings.backend,
@@ -82,7 +83,7 @@ class WorkerPool:
             "device_kind": self._backend.device_kind,
             "limits": self._settings.limits,
             "isolation": self._settings.isolation,
-            "threads": max(1, len(os.sched_getaffinity(0)) // self._settings.builders),
+            "threads": max(1, cores // self._settings.builders),
             **job,
         }
         loop = asyncio.get_running_loop()
@@ -93,6 +94,7 @@ class WorkerPool:
         seconds = max(seconds, self._settings.limits.build_timeout)
         async with self._admission.builder(client):
             receiver, sender = self._forks.context.Pipe(duplex=False)  # here, so that what waits has none
+            job["drawing_threads"] = max(1, cores // (1 + self.running))
             attempt = Attempt(self._forks, job, sender)
             # In this call's context, so that what the thread logs belongs to it.
             context, attend = contextvars.copy_context(), functools.partial(self._attend, attempt, receiver, sender)

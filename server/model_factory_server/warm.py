@@ -15,6 +15,7 @@ import model_factory.cli.main  # noqa: F401  multiprocessing imports what the se
 import model_factory_server.forks
 import model_factory_server.worker  # noqa: F401  what is forked runs it
 from model_factory_server.constructor import default_registry
+from model_factory_server.draws import is_as_expected
 from model_factory_server.recording.portable import record_model
 
 
@@ -41,6 +42,7 @@ def _warm_up() -> None:
     torch.set_num_threads(1)
     record_model(_Block())
     default_registry()
+    is_as_expected()
     torch.set_num_threads(threads)
 
 

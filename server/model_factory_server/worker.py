@@ -44,6 +44,7 @@ from model_factory_server.backends import Backend
 from model_factory_server.backends.loading import load_backend
 from model_factory_server.backends.sources import operator_files, operator_roots, stamp_of_files
 from model_factory_server.construction import check_size, construct, planned, size_of
+from model_factory_server.draws import in_threads
 from model_factory_server.in_place import Allocations, Placement, WeightsFile
 from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.bundling import Root
@@ -95,6 +96,8 @@ class Job:
     """What this process may reach."""
     threads: int = 1
     """Threads for torch's kernels, so that builders at the same time do not wait for each other."""
+    drawing_threads: int = 1
+    """Threads that fill large tensors with random numbers; what they draw does not depend on how many there are."""
     known: Mapping[str, Sequence[Any]] | None = None
     """Blobs of a build under another seed: its descriptor, since what is recorded need not be so again, and how it is
     made in place. None where nothing is known."""
@@ -193,7 +196,8 @@ def _build(job: Job, tell: Tell) -> dict[str, Any]:
     with store.stage() as (file, publish):
         weights = WeightsFile(file, None if placed is None else Placement.decode(placed))
         with _no_error_of_the_store():
-            model = weights.construct(lambda: construct(backend, config, job.seed, job.device_kind))
+            with in_threads(job.drawing_threads):
+                model = weights.construct(lambda: construct(backend, config, job.seed, job.device_kind))
             check_size(job.limits, size_of(model, job.dtype))
             documents, classes, bundle = _architecture(job, model, config, known, tell)
             _cast(model, job.dtype)
