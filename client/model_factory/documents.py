@@ -7,6 +7,7 @@ digest of the bytes is an identity.
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, NoReturn
 
 from model_factory.errors import FormatError
@@ -31,7 +32,7 @@ def decode_document(data: bytes, what: str) -> Any:
     if len(data) > MAX_DOCUMENT_BYTES:
         raise FormatError(f"{what} has {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
     try:
-        return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is not a JSON document: {error}") from None
 
@@ -41,6 +42,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key is given twice")
     return result
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits} is too large for a float")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

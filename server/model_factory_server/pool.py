@@ -120,7 +120,7 @@ class WorkerPool:
                 with sender:
                     started = attempt.start()
                 if not started:
-                    return None
+                    raise errors.ServerError("the server ended before this job began")
                 try:
                     result = _listen(receiver, self._hearers(report), seconds)
                 except EOFError:

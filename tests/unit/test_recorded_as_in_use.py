@@ -42,6 +42,13 @@ class ScaledByAnInput(Block):
         return self.linear(x) * weight
 
 
+class FilledWithNan(Block):
+    example: ClassVar[dict[str, Any]] = {"x": torch.randn(3, 5, WIDTH), "fill": float("nan")}
+
+    def forward(self, x: Tensor, fill: float = 0.0) -> Any:
+        return self.linear(x).clamp_max(0) if fill != fill else self.linear(x) + fill  # noqa: PLR0124
+
+
 class PaddedToEight(Block):
     def forward(self, x: Tensor) -> Any:
         return functional.pad(self.linear(x), (0, 0, 0, -x.shape[1] % 8))
@@ -213,7 +220,7 @@ class CachesBesideABuffer(Block):
 
 
 SAME = [
-    *(ScaledByAnInput, PaddedToEight, ReturnsAParameter, WritesToItsInput, OfProbabilities, RunningMean),
+    *(FilledWithNan, ScaledByAnInput, PaddedToEight, ReturnsAParameter, WritesToItsInput, OfProbabilities, RunningMean),
     *(ToTheSizeOfAnother, ByKeywordInAnotherOrder, WithoutAutocastAsDecorator, CastsByType, DrawsFromADistribution),
     *(
         CachesPositions,

@@ -58,6 +58,16 @@ class Ordered(Block):
         return OrderedDict([("out.1", self.layer(x)), ("values", {"inner": Prediction(x, x)})])
 
 
+class KeyedByStep(Block):
+    def forward(self, x: Tensor) -> dict[Any, Any]:
+        return {1: self.layer(x), None: x, False: OrderedDict({2.5: x * 2})}
+
+
+class KeyedByTuples(Block):
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"at": {(0, 1): x}}
+
+
 class MaxOverAxis(Block):
     def forward(self, x: Tensor) -> Any:
         return torch.max(self.layer(x), dim=1)
@@ -104,6 +114,16 @@ def test_mappings_and_what_torch_returns() -> None:
     values, indices = rebuilt(x)
     assert_same(values, original(x).values)
     assert_same(rebuilt(x).indices, indices)
+
+
+def test_keys_of_mappings_are_as_they_were() -> None:
+    rebuilt, original, x = pair(KeyedByStep)
+    ours, theirs = rebuilt(x), original(x)
+    assert list(ours) == list(theirs) == [1, None, False]
+    assert_same(ours[1], theirs[1])
+    assert_same(ours[0][2.5], theirs[0][2.5])
+    with pytest.raises(NotPortableError, match=r"a mapping with a tuple as a key in \['at'\]"):
+        pair(KeyedByTuples)
 
 
 @pytest.mark.parametrize(

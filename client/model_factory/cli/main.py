@@ -143,6 +143,8 @@ def _named_configs(arguments: argparse.Namespace) -> dict[str, str]:
         name, separator, path = item.partition("=")
         if not separator:
             name, path = Path(item).stem, item
+        if name == "config_path":
+            raise ModelFactoryError(f"no model can be called {name!r} here; give it another name: NAME={path}")
         if name in named:
             raise ModelFactoryError(f"two configs are called {name!r}; give one another name: NAME={path}")
         named[name] = path

@@ -9,6 +9,7 @@ is nested plain tuples, so that comparing two is cheap and ``torch.compile`` can
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -65,7 +66,7 @@ def _form(value: Any, where: str, leaves: list[torch.Tensor]) -> Form:
         leaves.append(value)
         return ("tensor", value.dim(), _DTYPES[value.dtype], _empty_axes(value))
     if value is None or type(value) in CONSTANT_TYPES:
-        return ("const", type(value).__name__, value)
+        return constant_form(value)
     if type(value) is list or type(value) is tuple:
         items = tuple([_form(item, f"{where}.{index}", leaves) for index, item in enumerate(value)])
         return ("list" if type(value) is list else "tuple", items)
@@ -80,6 +81,11 @@ def _form(value: Any, where: str, leaves: list[torch.Tensor]) -> Form:
         f"argument {where!r} is a {type(value).__name__}; a remotely built module takes tensors, None, bool, int, "
         "float, str and lists, tuples and dicts of them"
     )
+
+
+def constant_form(value: bool | float | str | None) -> Form:
+    """The form of a constant; NaN is one object in all of them, for it equals nothing but is itself."""
+    return ("const", type(value).__name__, value if value == value else math.nan)  # noqa: PLR0124
 
 
 def _empty_axes(tensor: torch.Tensor) -> tuple[int, ...]:

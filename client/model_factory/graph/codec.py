@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from model_factory.errors import FormatError
-from model_factory.graph.call_form import CONSTANT_TYPES, Form, Recorded
+from model_factory.graph.call_form import CONSTANT_TYPES, Form, Recorded, constant_form
 from model_factory.graph.program import (
     Argument,
     Device,
@@ -212,7 +212,7 @@ def decode_form(data: Json) -> Form:
             value = decode_value(body)
             if type(value) not in CONSTANT_TYPES:
                 raise FormatError(f"a call form's constant is a {type(value).__name__}")
-            return ("const", type(value).__name__, value)
+            return constant_form(value)
         case "dict":
             return ("dict", tuple((_text(key), decode_form(item)) for key, item in _pairs(body)))
         case "list" | "tuple":
@@ -271,8 +271,8 @@ _VALUES: Mapping[str, Callable[[Json], Argument]] = {
 }
 
 
-def _key(data: Json) -> str | int | float | None:
-    return _typed(data, str, int, float, type(None))  # type: ignore[no-any-return]
+def _key(data: Json) -> bool | float | str | None:
+    return _typed(data, *CONSTANT_TYPES)  # type: ignore[no-any-return]
 
 
 def _tagged(data: Json) -> tuple[str, Json]:

@@ -11,6 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from model_factory.errors import NotPortableError
+from model_factory.graph.call_form import CONSTANT_TYPES
 from model_factory.graph.records import Record, RecordTuple
 
 _PLAIN = (
@@ -36,7 +37,9 @@ def travelling(value: Any, where: str = "") -> Any:
         return items if isinstance(value, list) else tuple(items)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _record(_fields(value), where)
-    if isinstance(value, OrderedDict):
+    if isinstance(value, Mapping):
+        _check_keys(value, where)
+    if isinstance(value, OrderedDict) and all(isinstance(key, str) for key in value):
         return Record((key, travelling(item, f"{where}[{key!r}]")) for key, item in value.items())
     if isinstance(value, Mapping):
         return {key: travelling(item, f"{where}[{key!r}]") for key, item in value.items()}
@@ -45,6 +48,15 @@ def travelling(value: Any, where: str = "") -> Any:
         f"{f' in {where}' if where else ''}, which is not plain data. Remedy: return tensors, numbers, texts and None, "
         "in lists, tuples, mappings, dataclasses and named tuples"
     )
+
+
+def _check_keys(value: Mapping[Any, Any], where: str) -> None:
+    for key in value:
+        if type(key) not in CONSTANT_TYPES:
+            raise NotPortableError(
+                f"its forward returns a mapping with a {type(key).__name__} as a key{f' in {where}' if where else ''}. "
+                "Remedy: keys that are texts, numbers or None"
+            )
 
 
 def _fields(value: Any) -> dict[str, Any]:

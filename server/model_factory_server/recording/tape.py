@@ -406,7 +406,7 @@ class Tape(TorchFunctionMode):
         if isinstance(value, RecordTuple):
             return Fields(value._fields, tuple(map(self.argument, value)), is_tuple=True)
         if isinstance(value, dict):
-            return {str(key): self.argument(item) for key, item in value.items()}
+            return {self.argument(key): self.argument(item) for key, item in value.items()}
         raise NotPortableError(
             f"its forward passes a {type(value).__module__}.{type(value).__qualname__}, which is not plain data"
         )
