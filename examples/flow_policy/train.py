@@ -33,7 +33,7 @@ def main() -> None:
     """Build, train, print what happened."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", metavar="HOST:PORT", help="default: one of its own")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3)
     arguments = parser.parse_args()
     with nullcontext(arguments.server) if arguments.server else own_server() as address:
         print(f"server       {address}")

@@ -10,7 +10,7 @@ from torch import nn
 
 from model_factory.config import ResolvedConfig
 from model_factory.errors import LimitError
-from model_factory.graph.runner import torch_const
+from model_factory.graph.constants import torch_dtype
 from model_factory.limits import MIB
 from model_factory_server.apart import apart
 from model_factory_server.backends import Backend
@@ -61,7 +61,7 @@ def planned(limits: LimitSettings, device_kind: str, plan: Callable[[], T]) -> T
 
 def size_of(model: nn.Module, dtype: str) -> tuple[int, int]:
     """Bytes of parameters and buffers once they are cast, and modules; what is used twice counts once."""
-    cast: int = torch_const(dtype).itemsize if dtype else 0
+    cast = torch_dtype(dtype).itemsize if dtype else 0
     tensors = {id(item): item for item in [*model.parameters(), *model.buffers()]}
 
     def itemsize(tensor: torch.Tensor) -> int:

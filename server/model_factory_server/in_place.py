@@ -22,12 +22,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from model_factory.descriptor.describe import describe, planned_tensors
-from model_factory.descriptor.stock import torch_name
 from model_factory.descriptor.weights import ALIGNMENT, offsets, write_weights
 from model_factory.digest import Blob
 from model_factory.documents import decode_document, encode_document
 from model_factory.errors import ModelFactoryError
-from model_factory.graph.runner import torch_const
+from model_factory.graph.constants import torch_dtype, torch_name
 from model_factory.landing import WRITE_BACK_BYTES, begin_write_back
 from model_factory.limits import KIB, MIB
 
@@ -69,7 +68,7 @@ class Placement(NamedTuple):
         """The inverse of :meth:`encode`."""
         document = decode_document(data, "a placement")
         places = {
-            number: Place(offset, tuple(shape), torch_const(dtype))
+            number: Place(offset, tuple(shape), torch_dtype(dtype))
             for number, offset, shape, dtype in document["places"]
         }
         return cls(document["size"], places)

@@ -35,7 +35,8 @@ from model_factory.errors import (
     plain_text,
 )
 from model_factory.graph.call_example import decode_call
-from model_factory.graph.runner import get_module, torch_const
+from model_factory.graph.constants import torch_dtype
+from model_factory.graph.runner import get_module
 from model_factory.limits import MAX_DOCUMENT_BYTES
 from model_factory.settings import keep_variables
 from model_factory.store import Blob, Store
@@ -361,7 +362,7 @@ def _check_plan(job: Job, backend: Backend, config: ResolvedConfig) -> bytes | N
 
 def _cast(model: nn.Module, dtype: str) -> None:
     if dtype:
-        model.to(dtype=torch_const(dtype))
+        model.to(dtype=torch_dtype(dtype))
 
 
 def _blob(blob: Blob) -> list[str | int]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from model_factory.blocks import BlockArgument
@@ -14,14 +13,14 @@ from model_factory.descriptor.codec import encode_descriptor
 from model_factory.descriptor.describe import describe as describe_module
 from model_factory.descriptor.weights import write_weights
 from model_factory.errors import ModelFactoryError
-from model_factory.graph.runner import torch_const
+from model_factory.graph.constants import torch_dtype
 from model_factory.remote.factory import RemoteModelFactory
 from model_factory.store.staging import whole_file
 
 
 def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: str | None, output: Path | None) -> int:
     """Build models and say what came of it; write them to ``output`` if given."""
-    factory = RemoteModelFactory(server, seed=seed, dtype=None if dtype is None else _dtype(dtype))
+    factory = RemoteModelFactory(server, seed=seed, dtype=None if dtype is None else torch_dtype(dtype))
     started = time.monotonic()
     models = factory.build(configs)
     assert isinstance(models, dict)
@@ -64,13 +63,6 @@ def blocks(server: str, names: Sequence[str]) -> int:
 
 def _argument(argument: BlockArgument) -> str:
     return argument.name if not argument.default else f"{argument.name}={argument.default}"
-
-
-def _dtype(name: str) -> torch.dtype:
-    value = torch_const(name)
-    if not isinstance(value, torch.dtype):
-        raise ModelFactoryError(f"{name!r} is not a dtype")
-    return value
 
 
 def _write(output: Path, name: str, model: nn.Module) -> list[Path]:

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from model_factory.descriptor.codec import Programs
-from model_factory.descriptor.tree import PROGRAM, Descriptor, ModuleNode, TensorNode, TensorRef
-from model_factory.errors import FormatError
+from model_factory.descriptor.tree import PROGRAM, Descriptor, ModuleNode, TensorRef
 from model_factory.graph.call_form import FORWARD, Recorded
-from model_factory.graph.runner import torch_const
 
 _CONTAINERS = frozenset({"nn.ModuleList", "nn.ModuleDict"})
 
@@ -91,7 +87,7 @@ class Architecture:
             kind=NONE if self.travel is not None and path in self.travel.refused else node.kind,
             shapes=tuple((name, tensors[index].shape) for name, index in parameters + buffers + plain),
             parameters=sum(tensors[index].elements for _, index in parameters if index in fresh),
-            bytes=sum(tensor_bytes(tensors[index]) for index in fresh),
+            bytes=sum(tensors[index].nbytes for index in fresh),
             reason=reason,
         )
 
@@ -159,15 +155,3 @@ def _unrecorded_text(path: str, nodes: Mapping[str, ModuleNode]) -> str:
 
 def _shapes_text(row: ModuleRow) -> str:
     return " ".join(f"{name}{'(lazy)' if shape is None else list(shape)}" for name, shape in row.shapes)
-
-
-def tensor_bytes(node: TensorNode) -> int:
-    """What a described tensor takes; nothing as long as it has no shape.
-
-    Raises:
-        FormatError: its dtype is none.
-    """
-    dtype = torch_const(node.dtype)
-    if not isinstance(dtype, torch.dtype):
-        raise FormatError(f"tensor {node.name!r} has {node.dtype!r} for a dtype")
-    return node.elements * dtype.itemsize

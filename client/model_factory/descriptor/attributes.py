@@ -18,9 +18,9 @@ from torch.nn.utils import parametrizations
 
 from model_factory.descriptor.tree import StockValue, TensorRef
 from model_factory.errors import FormatError
+from model_factory.graph.constants import torch_const, torch_name
 from model_factory.graph.ops import OPS
 from model_factory.graph.program import TorchConst
-from model_factory.graph.runner import torch_const
 
 _ACTIVATIONS = "relu gelu silu elu selu celu leaky_relu mish hardswish softplus sigmoid tanh"
 _ORTHOGONAL_MAPS: Any = vars(parametrizations)["_OrthMaps"]  # an enum that torch keeps to itself
@@ -201,8 +201,3 @@ def _typed(data: Any, kind: type) -> Any:
     if type(data) is not kind:
         raise FormatError(f"expected {kind.__name__}, got {type(data).__name__}")
     return data
-
-
-def torch_name(value: torch.dtype | torch.memory_format | torch.layout) -> str:
-    """The name of a torch constant without the ``torch.`` before it."""
-    return str(value).removeprefix("torch.")

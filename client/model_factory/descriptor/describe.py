@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from model_factory.descriptor.attributes import described, settable, torch_name
+from model_factory.descriptor.attributes import described, settable
 from model_factory.descriptor.derived import derived_hooks
 from model_factory.descriptor.methods import declared_methods
 from model_factory.descriptor.modes import frozen_modules
@@ -40,6 +40,7 @@ from model_factory.descriptor.tree import (
 from model_factory.digest import Blob
 from model_factory.errors import FormatError, NotPortableError
 from model_factory.graph.codec import encode_value
+from model_factory.graph.constants import torch_name
 from model_factory.graph.modules import GraphModel, ProgramModule
 from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Parameter, Signature

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from model_factory.collection import no_collection
-from model_factory.descriptor.architecture import tensor_bytes
 from model_factory.descriptor.attributes import live, settable
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.derived import derive
@@ -28,8 +27,9 @@ from model_factory.descriptor.tree import (
     TensorRef,
 )
 from model_factory.errors import FormatError, SourceError
+from model_factory.graph.constants import torch_dtype
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel, ProgramModule, ProgramSource, Ready
-from model_factory.graph.runner import Runner, torch_const
+from model_factory.graph.runner import Runner
 
 _LAZY: Any = nn.parameter  # its declared types lack the arguments of the lazy tensors
 
@@ -51,7 +51,7 @@ class Blueprint:
             FormatError: one of them is malformed, or a tensor's dtype is none.
         """
         self.descriptor = descriptor
-        self.tensor_bytes = sum(tensor_bytes(node) for node in descriptor.tensors)
+        self.tensor_bytes = sum(node.nbytes for node in descriptor.tensors)
         self._paths = descriptor.paths()
         self._runners = {
             index: Runner(node.program) for index, node in enumerate(descriptor.modules) if node.program is not None
@@ -122,7 +122,7 @@ def rebuild(
 
 
 def _tensor(node: TensorNode, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    dtype = torch_const(node.dtype)
+    dtype = torch_dtype(node.dtype)
     if node.requires_grad and not (dtype.is_floating_point or dtype.is_complex):
         raise FormatError(f"tensor {node.name!r} of dtype {node.dtype} cannot require gradients")
     if node.shape is None:

@@ -13,11 +13,9 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, parametrize
 
-from model_factory.descriptor.attributes import described, settable, torch_name
+from model_factory.descriptor.attributes import described, settable
 from model_factory.descriptor.derived import derived_names, is_parametrized
 from model_factory.errors import FormatError
-
-__all__ = ["STOCK_CLASSES", "STOCK_NAMES", "is_stock", "stock_attributes", "stock_type", "torch_name"]
 
 
 def _stock_classes() -> dict[str, type[nn.Module]]:

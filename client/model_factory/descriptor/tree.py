@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_factory.digest import Blob
+from model_factory.errors import FormatError
+from model_factory.graph.constants import torch_dtype
 from model_factory.graph.program import Program
 from model_factory.graph.signature import Signature
 
@@ -68,6 +70,18 @@ class TensorNode:
     add up in the order of memory. The weights file holds it with its axes in this order."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Plain attributes of the tensor object, such as the ``_no_weight_decay`` that optimisers look for."""
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes; nothing as long as it has no shape.
+
+        Raises:
+            FormatError: its dtype is none.
+        """
+        try:
+            return self.elements * torch_dtype(self.dtype).itemsize
+        except FormatError as error:
+            raise FormatError(f"tensor {self.name!r}: {error}") from None
 
     @property
     def elements(self) -> int:

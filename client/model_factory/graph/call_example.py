@@ -21,8 +21,8 @@ from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError, plain_text
 from model_factory.graph.call_form import FORWARD, call_form, rebuild
 from model_factory.graph.codec import decode_form, encode_form
+from model_factory.graph.constants import torch_dtype, torch_name
 from model_factory.graph.program import Outcome
-from model_factory.graph.runner import torch_const
 from model_factory.limits import MAX_EXAMPLE_RANK
 
 MAX_EXAMPLE_ELEMENTS = 1 << 28
@@ -109,7 +109,7 @@ def _elements(shape: list[int]) -> int:
 
 def _encode_tensor(tensor: torch.Tensor, floating: torch.dtype | None, *, with_range: bool) -> dict[str, Any]:
     dtype = floating if floating is not None and tensor.is_floating_point() else tensor.dtype
-    entry: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+    entry: dict[str, Any] = {"dtype": torch_name(dtype), "shape": list(tensor.shape)}
     if not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel():
         # Index tensors: the range is what keeps them inside an embedding.
         entry["range"] = [int(tensor.min()), int(tensor.max())]
@@ -119,9 +119,7 @@ def _encode_tensor(tensor: torch.Tensor, floating: torch.dtype | None, *, with_r
 
 
 def _make_tensor(entry: Mapping[str, Any], shape: list[int]) -> torch.Tensor:
-    dtype = torch_const(entry["dtype"])
-    if not isinstance(dtype, torch.dtype):
-        raise FormatError(f"{entry['dtype']!r} is not a dtype")
+    dtype = torch_dtype(entry["dtype"])
     if "range" not in entry or dtype.is_complex:
         return (
             torch.randn(shape).to(dtype)

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 
 from model_factory.errors import CallFormError
+from model_factory.graph.constants import torch_name
 from model_factory.graph.program import Dim, Expr, Program, Ref
 
 Form: TypeAlias = tuple[Any, ...]
@@ -26,7 +27,7 @@ FORWARD = "forward"
 CONSTANT_TYPES = (type(None), bool, int, float, str)
 
 _DTYPES: Mapping[torch.dtype, str] = {
-    dtype: "" if dtype.is_floating_point else str(dtype).removeprefix("torch.")
+    dtype: "" if dtype.is_floating_point else torch_name(dtype)
     for dtype in vars(torch).values()
     if isinstance(dtype, torch.dtype)
 }

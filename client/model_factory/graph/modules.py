@@ -13,10 +13,11 @@ from torch.utils import checkpoint
 
 from model_factory.errors import CallFormError, FormatError, GraphExecutionError
 from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names, under_autocast
+from model_factory.graph.constants import torch_dtype
 from model_factory.graph.expressions import compile_expression, expression_names
 from model_factory.graph.ops import short_op
 from model_factory.graph.program import Outcome, Program
-from model_factory.graph.runner import Runner, find_module, get_module, get_tensor, torch_const
+from model_factory.graph.runner import Runner, find_module, get_module, get_tensor
 from model_factory.graph.signature import Signature
 from model_factory.limits import MAX_SIDES
 from model_factory.wording import nearest, quoted
@@ -133,7 +134,7 @@ class Ready:
         self.decides = bool(recorded.program.outcomes())
         self.names = leaf_names(recorded.form)
         self.guards = [compile_expression(guard) for guard in recorded.guards]
-        self.dtypes = [(name, torch_const(dtype)) for name, dtype in recorded.dtypes]
+        self.dtypes = [(name, torch_dtype(dtype)) for name, dtype in recorded.dtypes]
         self._check_names()
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Ready:

@@ -112,13 +112,6 @@ digamma entr erf erfc erfcx erfinv exp2 expit expm1 gammainc gammaincc gammaln i
 logit logsumexp multigammaln ndtr ndtri polygamma psi round sinc softmax xlog1py xlogy zeta
 """
 
-# Dense tensors of numbers alone: kernels of other layouts, and of quantised and packed dtypes, trust their arguments.
-_CONSTANTS = """
-bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex32 complex64 complex128
-float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu strided preserve_format contiguous_format
-channels_last channels_last_3d
-"""
-
 # Read-only tensor attributes whose value is a tensor.
 _PROPERTIES = "T mT H mH real imag data"
 
@@ -174,12 +167,6 @@ def _table() -> dict[str, Op]:
 
 OPS: Mapping[str, Op] = MappingProxyType(_table())
 """Canonical name -> callable."""
-
-
-CONSTANTS: Mapping[str, Any] = MappingProxyType(
-    {name: getattr(torch, name) for name in _CONSTANTS.split() if hasattr(torch, name)}
-)
-"""Name -> dtype, memory format or layout."""
 
 
 def resolve_op(name: str, others: Iterable[str] = ()) -> str:

@@ -15,8 +15,9 @@ from torch import nn
 
 from model_factory.errors import FormatError, GraphExecutionError
 from model_factory.graph.checked import CHECKED_MODULES, CHECKED_OPS, check_call
+from model_factory.graph.constants import torch_const
 from model_factory.graph.expressions import Env, Evaluate, compile_expression
-from model_factory.graph.ops import AUTOCAST_KINDS, CONSTANTS, OPS, SET_AUTOCAST_ENABLED, SET_GRAD_ENABLED
+from model_factory.graph.ops import AUTOCAST_KINDS, OPS, SET_AUTOCAST_ENABLED, SET_GRAD_ENABLED
 from model_factory.graph.program import (
     FLOAT_LIMITS,
     GUARD,
@@ -202,18 +203,6 @@ def _device(module: nn.Module, values: list[Any]) -> torch.device:
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-def torch_const(name: str) -> Any:
-    """Return the dtype, memory format or layout of that name.
-
-    Raises:
-        FormatError: it is not one that may be named.
-    """
-    value = CONSTANTS.get(name)
-    if value is None:
-        raise FormatError(f"{name!r} is not a dtype, memory format or layout that may be named here")
-    return value
 
 
 def _compile_step(step: Step) -> _Action:

@@ -19,10 +19,10 @@ from model_factory.components import SEED_RANGE, Component, Request, read_reques
 from model_factory.descriptor.architecture import Architecture, Travel
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
 from model_factory.descriptor.rebuild import Blueprint
-from model_factory.descriptor.stock import torch_name
 from model_factory.descriptor.tree import Descriptor, SourceClass
 from model_factory.descriptor.weights import map_weights
 from model_factory.errors import FormatError, MissingBlobError, ServerError
+from model_factory.graph.constants import torch_name
 from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_SOURCE_BYTES
 from model_factory.remote.blobs import fetch_blob, read_blob
 from model_factory.remote.connection import RETRY_ATTEMPTS, Connection

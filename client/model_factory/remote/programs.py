@@ -10,12 +10,12 @@ import torch
 
 from model_factory.components import Component
 from model_factory.descriptor.codec import Programs, decode_programs, encode_programs
-from model_factory.descriptor.stock import torch_name
 from model_factory.digest import digest_of
 from model_factory.documents import encode_document
 from model_factory.errors import CallFormError, FormatError, ServerError, StoreError, UnavailableError
 from model_factory.graph.call_example import encode_call
 from model_factory.graph.call_form import FORWARD, Recorded, call_form, under_autocast
+from model_factory.graph.constants import torch_name
 from model_factory.graph.program import Outcome
 from model_factory.remote.connection import Connection
 from model_factory.store import Blob, Store

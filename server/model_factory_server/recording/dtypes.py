@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 
-from model_factory.descriptor.stock import torch_name
+from model_factory.graph.constants import torch_name
 from model_factory.graph.program import FLOAT_LIMITS, DtypeOf, Fields, LimitOf, Program, Step, TorchConst
 
 HALVES = (torch.float16, torch.bfloat16)

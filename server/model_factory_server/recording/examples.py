@@ -12,7 +12,7 @@ from torch import nn
 from model_factory.config import ModelConfig
 from model_factory.errors import CallFormError, ConfigError, plain_text
 from model_factory.graph.call_form import call_form, rebuild
-from model_factory.graph.runner import torch_const
+from model_factory.graph.constants import torch_dtype
 from model_factory.graph.signature import Signature
 from model_factory_server.recording.untouched import untouched
 
@@ -114,7 +114,7 @@ def _example(value: Any, device: torch.device) -> Any:
 
 
 def _tensor(shape: list[int], dtype_name: str, device: torch.device) -> torch.Tensor:
-    dtype = torch_const(dtype_name)
+    dtype = torch_dtype(dtype_name)
     if not (dtype.is_floating_point or dtype.is_complex):
         return torch.zeros(shape, dtype=dtype, device=device)  # an index that every table has
     generator = torch.Generator(device="cpu").manual_seed(0)

@@ -30,9 +30,10 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from model_factory.descriptor.stock import is_stock, torch_name
+from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
+from model_factory.graph.constants import torch_name
 from model_factory.graph.program import Outcome, Program
 from model_factory.graph.signature import Signature
 from model_factory_server.out_of_memory import is_out_of_memory

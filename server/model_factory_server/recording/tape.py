@@ -19,8 +19,9 @@ from torch import nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch.overrides import TorchFunctionMode
 
-from model_factory.descriptor.stock import is_stock, torch_name
+from model_factory.descriptor.stock import is_stock
 from model_factory.errors import NotPortableError
+from model_factory.graph.constants import torch_name
 from model_factory.graph.ops import AUTOCAST_KINDS, OPS
 from model_factory.graph.program import (
     Argument,

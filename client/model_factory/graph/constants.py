@@ -1,0 +1,50 @@
+"""Torch's dtypes, memory formats and layouts by name: those that a program, a descriptor or a call may name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from model_factory.errors import FormatError
+
+# Dense tensors of numbers alone: kernels of other layouts, and of quantised and packed dtypes, trust their arguments.
+_NAMES = """
+bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex32 complex64 complex128
+float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu strided preserve_format contiguous_format
+channels_last channels_last_3d
+"""
+_CONSTANTS: Mapping[str, Any] = MappingProxyType(
+    {name: getattr(torch, name) for name in _NAMES.split() if hasattr(torch, name)}
+)
+
+
+def torch_name(value: torch.dtype | torch.memory_format | torch.layout) -> str:
+    """The name of a constant without the ``torch.`` before it."""
+    return str(value).removeprefix("torch.")
+
+
+def torch_const(name: str) -> Any:
+    """The inverse of :func:`torch_name`.
+
+    Raises:
+        FormatError: it is not one that may be named.
+    """
+    value = _CONSTANTS.get(name)
+    if value is None:
+        raise FormatError(f"{name!r} is not a dtype, memory format or layout that may be named here")
+    return value
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """As :func:`torch_const`, for dtypes alone.
+
+    Raises:
+        FormatError: it is not the name of a dtype.
+    """
+    value = _CONSTANTS.get(name)
+    if not isinstance(value, torch.dtype):
+        raise FormatError(f"{name!r} is not a dtype")
+    return value
