@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from blake3 import blake3
 
 from model_factory.config import ResolvedConfig, resolve_file, resolve_mapping
 from model_factory.errors import ConfigError
 from model_factory.limits import MAX_COMPONENTS
+
+T = TypeVar("T")
 
 SINGLE = "model"
 """The name of the component where a trainer asks for one model without naming it."""
@@ -41,7 +43,11 @@ class Request:
     components: tuple[Component, ...]
     """In the order of the config."""
     single: bool
-    """Whether the answer is one module rather than a dict."""
+    """Whether the answer is one model rather than a dict."""
+
+    def answer(self, models: dict[str, T]) -> T | dict[str, T]:
+        """Return models by name as they were asked for."""
+        return next(iter(models.values())) if self.single else models
 
 
 def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str, str]) -> Request:

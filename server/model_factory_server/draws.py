@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,36 +16,43 @@ from torch import nn
 from model_factory_server.twister import MOST_STEPS, STEP, later
 
 _FILLS = ("uniform_", "normal_")
-_MOST_THREADS = 8  # each may reserve address space, of which a build has so much
+_MOST_THREADS = 8
+_LEAST_STEPS = 2  # of one thread: to get ahead takes it almost as long as a step
 _BLOCK = 16  # numbers; fewer normally distributed ones are made by torch in another way
 
 
 @contextmanager
 def in_threads(count: int) -> Iterator[None]:
-    """Have ``uniform_`` and ``normal_`` fill large tensors in ``count`` threads meanwhile, or a few if that is more.
+    """Have ``uniform_`` and ``normal_`` fill large tensors in ``count`` threads meanwhile, 8 at most.
 
-    The generator draws on as it would, though the bytes of its state are others.
+    Those of the thread that enters this, that is, and where nobody else has put something in the place of torch's.
     """
-    if count < 2 or not is_as_expected():
+    if count < 2 or vars(torch.Tensor).keys() & set(_FILLS) or not is_as_expected():
         yield
         return
-    fills = {name: getattr(torch.Tensor, name) for name in _FILLS}
     count = min(count, _MOST_THREADS)
-    with ThreadPoolExecutor(count) as pool:
-        for name, fill in fills.items():
-            setattr(torch.Tensor, name, _in_parts(fill, count, pool.map))
-        try:
-            yield
-        finally:
-            for name in fills:
-                delattr(torch.Tensor, name)  # its base has it
+    ours = {name: _in_parts(getattr(torch.Tensor, name), count, _do_together) for name in _FILLS}
+    for name, fill in ours.items():
+        setattr(torch.Tensor, name, fill)
+    try:
+        yield
+    finally:
+        for name, fill in ours.items():
+            if vars(torch.Tensor).get(name) is fill:
+                delattr(torch.Tensor, name)  # its base has torch's
+
+
+def _do_together(part: Callable[..., Any], parts: Sequence[torch.Tensor], *arguments: Any) -> list[Any]:
+    with ThreadPoolExecutor(len(parts)) as pool:  # of this fill alone, for a constructor may fork
+        return list(pool.map(part, parts, *arguments))
 
 
 def _in_parts(fill: Callable[..., Any], count: int, do: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``fill`` for large tensors in ``count`` parts at a time, which ``do`` does as ``map`` would."""
+    owner = threading.get_ident()  # others may draw at the same time, and torch has a lock for that
 
     @functools.wraps(fill)
-    def filled(tensor: torch.Tensor, *args: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Any:
+    def filled(tensor: torch.Tensor, /, *args: Any, generator: torch.Generator | None = None, **kwargs: Any) -> Any:
         def part(flat: torch.Tensor, state: torch.Tensor, steps: int) -> torch.Tensor:
             own = torch.Generator()
             own.set_state(later(state, steps))
@@ -52,14 +60,15 @@ def _in_parts(fill: Callable[..., Any], count: int, do: Callable[..., Any]) -> C
             return own.get_state()
 
         rest = tensor
-        if generator is None and _is_plain(tensor):
+        if generator is None and threading.get_ident() == owner and _is_plain(tensor):
             rest = tensor.detach().view(-1)
-            while steps := _steps(rest.numel(), count):
-                parts = torch.split(rest, steps * STEP)[: min(count, MOST_STEPS // steps + 1)]
-                starts = range(0, steps * len(parts), steps)
-                *_, last = do(part, parts, itertools.repeat(torch.get_rng_state()), starts)
-                torch.set_rng_state(last)
-                rest = rest[steps * STEP * len(parts) :]
+            with suppress(RuntimeError):  # torch's own comes again below; and there may be no room for a thread
+                while sizes := _parts(rest.numel(), count):
+                    *parts, after = torch.split(rest, [*sizes, rest.numel() - sum(sizes)])
+                    starts = itertools.count(0, sizes[0] // STEP)
+                    *_, last = do(part, parts, itertools.repeat(torch.get_rng_state()), starts)
+                    torch.set_rng_state(last)
+                    rest = after
         fill(rest, *args, generator=generator, **kwargs)
         return tensor
 
@@ -70,18 +79,28 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether each number of a tensor takes one draw, in the order that they lie in, and any thread may write it."""
     return (
         type(tensor) in {torch.Tensor, nn.Parameter}
+        and not tensor.is_nested
+        and tensor.layout is torch.strided
         and tensor.device.type == "cpu"
         and tensor.dtype == torch.float32
         and tensor.is_contiguous()
         and not tensor.is_inference()
         and not (tensor.requires_grad and torch.is_grad_enabled())  # which is an error
+        # Of transforms such as vmap, and of what looks at every op, other threads know nothing.
+        and torch._C._functorch.peek_interpreter_stack() is None  # noqa: SLF001
+        and not torch._C._len_torch_dispatch_stack()  # noqa: SLF001
     )
 
 
-def _steps(numbers: int, count: int) -> int:
-    """How many steps of so many numbers one of ``count`` threads takes; 0 where one thread takes all."""
-    steps = min(-(-numbers // (count * STEP)), MOST_STEPS)
-    return 0 if numbers <= steps * STEP or 0 < numbers % (steps * STEP) < _BLOCK else steps
+def _parts(numbers: int, count: int) -> list[int]:
+    """How many of so many numbers each of ``count`` threads draws now; none where one thread draws what is left."""
+    steps = -(-numbers // (count * STEP))
+    size = STEP * max(_LEAST_STEPS, min(steps, MOST_STEPS // (count - 1)))
+    whole, rest = divmod(numbers, size)
+    if 0 < rest < _BLOCK:
+        whole, rest = whole - 1, 0  # they are drawn with some that come before
+    parts = [*[size] * whole, *([rest] if rest else [])][:count]
+    return parts if len(parts) > 1 else []
 
 
 @functools.cache
@@ -101,5 +120,5 @@ def _is_same(fill: Callable[..., Any]) -> bool:
     for way in (fill, _in_parts(fill, 2, map)):
         torch.default_generator.manual_seed(0)
         torch.empty(3).normal_()  # so that it begins amid a state, with a number in reserve
-        found.append((way(torch.empty(STEP + _BLOCK + 1)), torch.empty(3).normal_(), torch.empty(2000).uniform_()))
+        found.append((way(torch.empty(_LEAST_STEPS * STEP + _BLOCK + 1)), torch.get_rng_state()))
     return all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -74,7 +74,7 @@ class PolicyConstructorModelFactory:
             with torch.random.fork_rng(), _placing(component):
                 module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
             modules[component.name] = module.to(device=self._device, dtype=self._dtype)
-        return next(iter(modules.values())) if request.single else modules
+        return request.answer(modules)
 
     def describe(self, model_cfg: Mapping[str, Any]) -> Architecture | dict[str, Architecture]:
         """Return the architecture and sizes of the models of a config."""
@@ -84,7 +84,7 @@ class PolicyConstructorModelFactory:
             with torch.random.fork_rng(), _placing(component):
                 module = self._without_weights(component.config)
             found[component.name] = Architecture(describe(module.to(dtype=self._dtype)))
-        return next(iter(found.values())) if request.single else found
+        return request.answer(found)
 
     def _without_weights(self, config: ResolvedConfig) -> nn.Module:
         """Build a component on the meta device, or on the CPU if a constructor needs real tensors."""

@@ -96,6 +96,7 @@ class WorkerPool:
             receiver, sender = self._forks.context.Pipe(duplex=False)  # here, so that what waits has none
             job["drawing_threads"] = max(1, cores // (1 + self.running))
             attempt = Attempt(self._forks, job, sender)
+            self._attempts.add(attempt)
             # In this call's context, so that what the thread logs belongs to it.
             context, attend = contextvars.copy_context(), functools.partial(self._attend, attempt, receiver, sender)
             attending = loop.run_in_executor(self._threads, context.run, attend, relay, seconds)
@@ -112,7 +113,6 @@ class WorkerPool:
         self, attempt: Attempt, receiver: Connection, sender: Connection, report: OnStage, seconds: float
     ) -> Any:
         """Start a worker and listen to it until it ends; runs in a thread."""
-        self._attempts.add(attempt)
         last = threading.Timer(seconds + _EXIT_SECONDS, attempt.end)  # of one that stops in the middle of a word
         last.start()
         try:

@@ -17,43 +17,41 @@ import torch
 Words = npt.NDArray[np.uint32]
 Bits = npt.NDArray[np.uint8]
 
-STEP = 1 << 19
-"""Draws. To get any number of steps ahead takes about half as long as to make so many."""
-MOST_STEPS = 16
-"""How far ahead is known."""
-
 _WORDS, _MIDDLE, _BITS, _LOWER_BITS, _TWIST = 624, 397, 32, 31, 0x9908B0DF  # n, m, w, r and a of MT19937
 _DEGREE = _WORDS * _BITS - _LOWER_BITS
+_DOUBLINGS = 10
+
+STEP = _WORDS << _DOUBLINGS
+"""Draws; to get any number of steps ahead takes about as long as to draw one. A state's words come in turn, so after
+a step the same one is next."""
+MOST_STEPS = 28
+"""How far ahead can be looked."""
+
 _TEMPERING = (
     (np.right_shift, 11, 0xFFFFFFFF),
     (np.left_shift, 7, 0x9D2C5680),
     (np.left_shift, 15, 0xEFC60000),
     (np.right_shift, 18, 0xFFFFFFFF),
 )
-_GENERATOR = (  # as torch gives its state: how many words are left, and one more; the next one; all of them
-    (slice(8, 12), np.int32),
-    (slice(16, 24), np.uint64),
-    (slice(24, 24 + 8 * _WORDS), np.uint64),
-)
+# Of the bytes that torch gives for a generator: which word is next, and all of them, 8 bytes each.
+_NEXT, _STATE = slice(16, 24), slice(24, 24 + 8 * _WORDS)
 _GROUP = 4  # words that are neighbours
 _ROWS = 256  # of words that are summed at once, to stay in the processor's cache
 
 
 def later(state: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return the state of a generator, as torch gives it, ``steps`` times ``STEP`` draws on.
-
-    What it draws is the same, but its words may be others than had it drawn, for they may begin at another one.
-    """
+    """Return the state of a generator, as torch gives it, ``steps`` times ``STEP`` draws on."""
     if not steps:
         return state
     ahead = state.numpy().copy()
-    left, following, words = (ahead[at].view(kind) for at, kind in _GENERATOR)
+    following, words = ahead[_NEXT].view(np.uint64), ahead[_STATE].view(np.uint64)
     twister = np.random.MT19937()
-    # From the last word that was drawn: so the state that is made begins.
-    twister.state = {"bit_generator": "MT19937", "state": {"key": words.astype(np.uint32), "pos": _WORDS - left[0]}}
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words.astype(np.uint32), "pos": 0}}
     drawn = twister.random_raw(_DEGREE + _WORDS).astype(np.uint32)
-    words[:] = _untempered(_sums(drawn, jumps()[steps]))
-    left[0], following[0] = _WORDS, 1
+    if not following[0]:  # of a generator that never drew, whose first word is in no relation to the others
+        drawn[0] = np.bitwise_xor.reduce(drawn[_terms(_characteristic())[1:]])
+        following[0] = _WORDS
+    words[:] = _untempered(_sums(drawn, jumps()[steps - 1]))
     return torch.from_numpy(ahead)
 
 
@@ -86,14 +84,14 @@ def _untempered(drawn: Words) -> Words:
 
 @functools.cache
 def jumps() -> tuple[Bits, ...]:
-    """The coefficients of x^n modulo the characteristic polynomial, for n of 0 steps, of 1 and so on."""
+    """The coefficients of x^n modulo the characteristic polynomial, for n of one step, of two and so on."""
     modulus = _characteristic()
-    power = 1 << (1 << 14)  # x^n itself, as long as n is below the degree
-    for _ in range(STEP.bit_length() - 15):
-        power = _remainder(_product(power, power), modulus)
-    powers = [1]
-    for _ in range(MOST_STEPS):
-        powers.append(_remainder(_product(powers[-1], power), modulus))
+    step = 1 << _WORDS  # x^n itself
+    for _ in range(_DOUBLINGS):
+        step = _remainder(_product(step, step), modulus)
+    powers = [step]
+    while len(powers) < MOST_STEPS:
+        powers.append(_remainder(_product(powers[-1], step), modulus))
     return tuple(_bits(power) for power in powers)
 
 
@@ -109,6 +107,11 @@ def _bits(polynomial: int) -> Bits:
     return np.unpackbits(np.frombuffer(polynomial.to_bytes(size, "little"), np.uint8), bitorder="little")
 
 
+def _terms(polynomial: int) -> list[int]:
+    exponents: list[int] = np.flatnonzero(_bits(polynomial)).tolist()
+    return exponents
+
+
 def _product(left: int, right: int) -> int:
     size = 2 * _DEGREE + 126  # 40,000, for which the transform is fast
     sums = np.fft.irfft(np.fft.rfft(_bits(left), size) * np.fft.rfft(_bits(right), size), size)
@@ -117,7 +120,7 @@ def _product(left: int, right: int) -> int:
 
 
 def _remainder(polynomial: int, modulus: int) -> int:
-    *_, second, first = terms = np.flatnonzero(_bits(modulus)).tolist()
+    *_, second, first = terms = _terms(modulus)
     while (size := polynomial.bit_length()) > first:
         low = max(first, size - (first - second))
         high = polynomial >> low

@@ -16,10 +16,12 @@ from support.server import ServerProcess, running_server
 
 PAIR_SEED = 7
 EXAMPLE_PLUGINS = Path(__file__).parents[2] / "examples" / "plugins"
+TEST_PLUGINS = Path(__file__).parents[1] / "support" / "plugins"
 PLUGINS = {
     "policies": EXAMPLE_PLUGINS,
     "transformers_models": EXAMPLE_PLUGINS,
-    "branching": Path(__file__).parents[1] / "support" / "plugins",
+    "branching": TEST_PLUGINS,
+    "drawing": TEST_PLUGINS,
 }
 """Plug-in -> where it lies."""
 

@@ -115,11 +115,6 @@ def test_containers_of_torch_take_specs(registry: Registry) -> None:
     ("spec", "message"),
     [
         ({"_type_": "nn.Liner"}, rf"^{AT}\._type_: Unknown module type 'nn.Liner'; did you mean 'nn.Linear'"),
-        ({"_type_": 3}, rf"^{AT}\._type_: _type_ must be a string, found 3"),
-        ({"_type_": "keep", "_target_": "x"}, rf"^{AT}\._target_: a spec has '_type_' or '_target_', not both"),
-        ({"_type_": "keep", "_args_": "x"}, rf"^{AT}\._args_: _args_ must be a list"),
-        ({"_type_": "keep", "_kwargs_": []}, rf"^{AT}\._kwargs_: _kwargs_ must be a mapping"),
-        ({"_type_": "keep", "a": 1, "_kwargs_": {"a": 1}}, rf"^{AT}\._kwargs_\.a: the keyword 'a' is given"),
         ({**LINEAR, "biass": True}, rf"^{AT}\.biass: Unknown kwargs for 'nn.Linear': 'biass'; did you mean 'bias'"),
         ({**LINEAR, "_kwargs_": {"biass": 1}}, rf"^{AT}\._kwargs_\.biass: Unknown kwargs"),
         ({**LINEAR, "_kwargs_": {"_x_": 1}}, rf"^{AT}\._kwargs_\._x_: Unknown kwargs"),

@@ -88,8 +88,8 @@ class Signature:
             raise TypeError(f"{method}() got an unexpected keyword argument {next(iter(left))!r}")
         return bound
 
-    def call(self, bound: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Turn bound values back into the positional and keyword arguments of a call.
+    def call(self, function: Callable[..., Any], bound: Mapping[str, Any]) -> Any:
+        """Call a function of this signature with bound values.
 
         By name where that is possible: decorators of a forward look for options among the keyword arguments.
         """
@@ -106,7 +106,7 @@ class Signature:
                 args.append(value)
             else:
                 kwargs[parameter.name] = value
-        return tuple(args), kwargs
+        return function(*args, **kwargs)
 
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

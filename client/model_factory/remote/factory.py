@@ -120,7 +120,7 @@ class RemoteModelFactory:
             component.name: self._module(component, built, inline)
             for component, built in zip(request.components, manifest.components, strict=True)
         }
-        return next(iter(modules.values())) if request.single else modules
+        return request.answer(modules)
 
     def describe(self, model_cfg: Mapping[str, Any], *, travel: bool = False) -> Architecture | dict[str, Architecture]:
         """Return the architecture and sizes of the models of a config, without building their weights.
@@ -139,7 +139,7 @@ class RemoteModelFactory:
         if [item.name for item in response.components] != [item.name for item in request.components]:
             raise ServerError(f"the server at {self._connection.address} described other components than asked for")
         found = {item.name: _architecture(item, travel=travel) for item in response.components}
-        return next(iter(found.values())) if request.single else found
+        return request.answer(found)
 
     def read_source(self, bundle: Blob) -> bytes:
         """Return a bundle that a descriptor names, as text to look at: nothing of it is run, whatever is trusted.

@@ -13,14 +13,14 @@ from typing import Any
 from torch import nn
 
 from model_factory.errors import BuildError, FormatError
+from model_factory.graph.call_form import CONSTANT_TYPES
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.ops import OPS
 from model_factory.graph.program import Argument, Out, Program, Ref, Step
-from model_factory_server.constructor.build import PluginOp
+from model_factory_server.constructor.build import add_op
 
 _MODEL_PARTS = ("inputs", GRAPH_MODULES, "_steps", "_outputs", "_return_policy", "_ops")
 _STEP_PARTS = ("call_kind", "call_name", "args", "kwargs", "out")
-_CONSTANTS = (type(None), bool, int, float, str)
 _REMEDY = f"Remedy: mount a version of the checkout whose models have {', '.join(_MODEL_PARTS)} as documented"
 
 
@@ -67,9 +67,7 @@ class _Calls:
         op = self._ops[name]
         if id(op) in self._table:  # by identity: an op of theirs may be called like another one of ours
             return f"op:{self._table[id(op)]}"
-        child = f"op:{name.replace('.', ':')}"
-        self._modules.setdefault(child, PluginOp(op))
-        return f"module:{GRAPH_MODULES}.{child}"
+        return add_op(self._modules, name, op)
 
 
 def _step(index: int, step: Any, calls: _Calls) -> Step:
@@ -89,7 +87,7 @@ def _step(index: int, step: Any, calls: _Calls) -> Step:
 
 
 def _argument(value: Any, where: str) -> Argument:
-    if isinstance(value, _CONSTANTS):
+    if isinstance(value, CONSTANT_TYPES):
         return value
     if isinstance(value, list | tuple):
         return type(value)(_argument(item, where) for item in value)

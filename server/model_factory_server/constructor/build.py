@@ -70,6 +70,11 @@ def _resolve_call(step: Step, registry: Registry, modules: dict[str, nn.Module],
     if plugin is None:
         return f"op:{registry.resolve_op(name, path, kwargs)}"
     plugin.check_arguments(step.args, kwargs, path)
+    return add_op(modules, name, plugin.call)
+
+
+def add_op(modules: dict[str, nn.Module], name: str, op: Callable[..., Any]) -> str:
+    """Add an operator's op to the modules of a graph, unless it is there; return a step's call of it."""
     child = plugin_op_child(name)
-    modules.setdefault(child, PluginOp(plugin.call))
+    modules.setdefault(child, PluginOp(op))
     return f"module:{GRAPH_MODULES}.{child}"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from model_factory.config import ConfigPath
+from model_factory.config.specs import is_spec
 from model_factory.errors import BuildError, ConfigError, ModelFactoryError, PlacedError, plain_text
 from model_factory.wording import quoted
 from model_factory_server.constructor.factory import Factory
@@ -41,7 +42,7 @@ def instantiate(spec: Any, registry: Registry, policy: Policy, *, path: ConfigPa
     order, plain mappings in written order. Strings stay strings.
 
     Args:
-        spec: Plain data.
+        spec: Plain data, of a config that has been checked.
         registry: What ``_type_`` can name.
         policy: Whether, and for what, ``_target_`` may be used.
         path: The place of ``spec`` in the config, for errors.
@@ -52,7 +53,7 @@ def instantiate(spec: Any, registry: Registry, policy: Policy, *, path: ConfigPa
         BuildError: a factory fails in another way.
     """
     if isinstance(spec, Mapping):
-        if "_type_" in spec or "_target_" in spec:
+        if is_spec(spec):
             return _build(spec, registry, policy, path)
         return {key: instantiate(value, registry, policy, path=(*path, key)) for key, value in spec.items()}
     if isinstance(spec, list | tuple):
@@ -62,7 +63,7 @@ def instantiate(spec: Any, registry: Registry, policy: Policy, *, path: ConfigPa
 
 def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: ConfigPath) -> Any:
     factory = _factory(spec, registry, policy, path)
-    positional = _part(spec, "_args_", list, path)
+    positional = spec.get("_args_", [])
     keywords = _keywords(spec, path)
     factory.check_arguments(positional, {name: place for name, (place, _) in keywords.items()}, path)
     args = instantiate(positional, registry, policy, path=(*path, "_args_"))
@@ -121,33 +122,15 @@ def _check_device(kwargs: dict[str, Any], path: ConfigPath) -> None:
 
 
 def _factory(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: ConfigPath) -> Factory:
-    if "_type_" in spec and "_target_" in spec:
-        raise ConfigError("a spec has '_type_' or '_target_', not both", path=(*path, "_target_"))
-    key = "_type_" if "_type_" in spec else "_target_"
-    name = spec[key]
-    if not isinstance(name, str):
-        raise ConfigError(f"{key} must be a string, found {quoted(name)}", path=(*path, key))
-    if key == "_type_":
-        return registry.module(name, (*path, key))
-    call = policy.import_target(name, (*path, key))
-    return Factory(name=name, call=call, signature_policy="best_effort")
+    if "_type_" in spec:
+        return registry.module(spec["_type_"], (*path, "_type_"))
+    name = spec["_target_"]
+    return Factory(name=name, call=policy.import_target(name, (*path, "_target_")), signature_policy="best_effort")
 
 
 def _keywords(spec: Mapping[str, Any], path: ConfigPath) -> dict[str, tuple[ConfigPath, Any]]:
     """Return each keyword argument's place and plain value."""
     # Of other keys with an underscore only strict mode makes an error; a keyword that has one stands in _kwargs_.
     keywords = {key: ((*path, key), value) for key, value in spec.items() if not key.startswith("_")}
-    for key, value in _part(spec, "_kwargs_", dict, path).items():
-        place = (*path, "_kwargs_", key)
-        if key in keywords:
-            raise ConfigError(f"the keyword {quoted(key)} is given in the spec as well", path=place)
-        keywords[key] = (place, value)
-    return keywords
-
-
-def _part(spec: Mapping[str, Any], key: str, kind: type, path: ConfigPath) -> Any:
-    value = spec.get(key, kind())
-    if not isinstance(value, kind):
-        expected = "a list" if kind is list else "a mapping"
-        raise ConfigError(f"{key} must be {expected}, found {quoted(value)}", path=(*path, key))
-    return value
+    extra = spec.get("_kwargs_", {})
+    return keywords | {key: ((*path, "_kwargs_", key), value) for key, value in extra.items()}

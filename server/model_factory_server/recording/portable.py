@@ -35,9 +35,10 @@ from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.examples import Call, calls_of_blocks, noted_calls
 from model_factory_server.recording.methods import as_forward
 from model_factory_server.recording.prover import prove
-from model_factory_server.recording.recorder import REFUSED_CALL, record, record_modes, training_flags
+from model_factory_server.recording.recorder import record, record_modes, training_flags
 from model_factory_server.recording.sources import Sources, bundle_sources, prove_sources, shareable, source_classes
 from model_factory_server.recording.untouched import untouched
+from model_factory_server.recording.values import REFUSED_CALL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +162,7 @@ class _Survey:
         except CallFormError as error:
             if not _runs(view, arguments):
                 raise
-            detail = str(error).removeprefix(REFUSED_CALL).removeprefix(": ").removeprefix(" ")
+            detail = str(error).removeprefix(REFUSED_CALL).lstrip(": ")
             raise NotPortableError(
                 f"its forward runs on real tensors, but not on the symbols of a recording: {detail}"
             ) from error
@@ -260,20 +261,18 @@ def _calls_inside(
     inside = {name: item for name, item in blocks.items() if name.startswith(prefix) and item is not block}
     if not inside:
         return []
-    args, kwargs = Signature.of(block.forward).call(dict(arguments))
     with noted_calls(inside) as calls, untouched(block), torch.random.fork_rng(), torch.no_grad():
         block.eval()
         with suppress(Exception):  # the recording of the call itself will tell
-            block(*args, **kwargs)
+            Signature.of(block.forward).call(block, arguments)
     return calls
 
 
 def _runs(block: nn.Module, arguments: Mapping[str, Any]) -> bool:
     """Whether a forward accepts a call that its recording failed for."""
-    args, kwargs = Signature.of(block.forward).call(dict(arguments))
     try:
         with untouched(block), torch.random.fork_rng(), torch.no_grad():
-            block(*args, **kwargs)
+            Signature.of(block.forward).call(block, arguments)
     except Exception as error:  # the forward is the operator's code; its refusal is an answer
         if is_out_of_memory(error):
             raise
@@ -320,9 +319,8 @@ def _is_lazy(block: nn.Module) -> bool:
 
 def _materialise(block: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Run a block with lazy parameters once, so that they get their shapes."""
-    args, kwargs = Signature.of(block.forward).call(dict(arguments))
     with torch.no_grad():
-        block(*args, **kwargs)
+        Signature.of(block.forward).call(block, arguments)
 
 
 @contextmanager

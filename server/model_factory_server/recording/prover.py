@@ -24,10 +24,9 @@ from model_factory.graph.runner import OtherSideError, Runner, get_module
 from model_factory.graph.signature import Signature
 from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.kept import changed, state_of
-from model_factory_server.recording.recorder import REFUSED_CALL
 from model_factory_server.recording.results import travelling
-from model_factory_server.recording.untouched import plain_tensors, tensors_as, untouched
-from model_factory_server.recording.values import PROOF_SEED, draws, unreached
+from model_factory_server.recording.untouched import attributes_kept, plain_tensors, tensors_as, untouched
+from model_factory_server.recording.values import PROOF_SEED, REFUSED_CALL, draws, unreached
 
 Shapes = list[list[int]]
 
@@ -50,13 +49,8 @@ def prove(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -
     Raises:
         NotPortableError: it does not, or no replay could be made.
     """
-    flags = [(item, item.training) for item in module.modules()]
-    try:
-        with _shallow_stacks(module, recorded):
-            _prove_modes(module, recorded, arguments)
-    finally:
-        for item, flag in flags:
-            item.training = flag
+    with attributes_kept(module), _shallow_stacks(module, recorded):
+        _prove_modes(module, recorded, arguments)
 
 
 @contextmanager
@@ -103,8 +97,7 @@ def _prove_mode(
     runner = Runner(recorded.program)
 
     def original(leaves: list[torch.Tensor]) -> Any:
-        args, kwargs = signature.call(rebuild(recorded.form, leaves))
-        return travelling(module(*args, **kwargs))
+        return travelling(signature.call(module, rebuild(recorded.form, leaves)))
 
     def replay(leaves: list[torch.Tensor]) -> Any:
         return runner.run(module, leaves)
@@ -260,8 +253,7 @@ def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.
         return on_meta.setdefault(id(tensor), tensor.to("meta"))
 
     def call(leaves: list[torch.Tensor]) -> Any:
-        args, kwargs = signature.call(rebuild(recorded.form, leaves))
-        return module(*args, **kwargs)
+        return signature.call(module, rebuild(recorded.form, leaves))
 
     def accepts_really(shapes: Shapes) -> bool:
         leaves = next(draws(examples, shapes), [])
@@ -274,10 +266,9 @@ def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.
             torch.empty(shape, dtype=example.dtype, device="meta")
             for example, shape in zip(examples, shapes, strict=True)
         ]
-        args, kwargs = signature.call(rebuild(recorded.form, leaves))
         try:
             with torch.no_grad(), tensors_as(module, to_meta):
-                module(*args, **kwargs)
+                signature.call(module, rebuild(recorded.form, leaves))
         except Exception:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
             return False
         return True
@@ -389,16 +380,14 @@ def prove_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[st
     """
     signature = Signature.of(original.forward)
     form, examples = call_form(arguments)
-    flags = [(item, item.training) for module in (original, rebuilt) for item in module.modules()]
 
     def observe(module: nn.Module) -> Exception | _Observed:
         def call(leaves: list[torch.Tensor]) -> Any:
-            args, kwargs = signature.call(rebuild(form, leaves))
-            return module(*args, **kwargs)
+            return signature.call(module, rebuild(form, leaves))
 
         return _observe(call, module, examples)
 
-    try:
+    with attributes_kept(original), attributes_kept(rebuilt):
         for mode in (False, True):
             expected, actual = observe(original.train(mode)), observe(rebuilt.train(mode))
             if isinstance(actual, Exception) and not isinstance(expected, Exception):
@@ -411,6 +400,3 @@ def prove_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[st
                         f"its source does something else where it is rebuilt: {error}. Remedy: keep what the forward "
                         "needs in parameters, buffers and plain attributes, and nothing in module-level variables"
                     ) from None
-    finally:
-        for item, flag in flags:
-            item.training = flag

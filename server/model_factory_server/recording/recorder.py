@@ -41,15 +41,14 @@ from model_factory_server.recording.dtypes import HALVES, DtypeDecidesError, mer
 from model_factory_server.recording.results import travelling
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.recording.tape import DecidesByValuesError, Tape, UndecidedError, foreign_tensor
-from model_factory_server.recording.untouched import tensors_as
-from model_factory_server.recording.values import outcome_on, takes_side
+from model_factory_server.recording.untouched import attributes_kept, tensors_as
+from model_factory_server.recording.values import REFUSED_CALL, outcome_on, takes_side
 
 _SYMBOLIC_CONFIG: Any = symbolic_config  # a module whose type torch does not declare
 _BY_VALUES = (
     *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
     DecidesByValuesError,
 )
-REFUSED_CALL = "the forward refused the call"
 _REMEDY = "decide with torch.where, or by an argument of the forward, so that the forward is the same for all values"
 
 
@@ -68,8 +67,7 @@ def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[O
 
 def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Recorded]:
     """Record in eval and in train mode; one program where the two do not differ. Flags are restored."""
-    before = [(item, item.training) for item in module.modules()]
-    try:
+    with attributes_kept(module):
         evaluating, evaluated = _run_decided(module.eval(), arguments)
         # Usually neither mode nor dtype decides anything: two recordings that differ in both show that for both.
         module.train()
@@ -83,9 +81,6 @@ def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Record
         second = _settled(training, native, trained)
         module.eval()
         first = _settled(evaluating, evaluated)
-    finally:
-        for item, flag in before:
-            item.training = flag
     alike = replace(first, training=())
     return [alike] if alike == replace(second, training=()) else [first, second]
 
@@ -272,10 +267,9 @@ class _Recording:
             return fake.detach().to(self._dtype).requires_grad_(fake.requires_grad)
 
     def _run_forward(self, arguments: dict[str, Any]) -> Any:
-        args, kwargs = self.signature.call(arguments)
         try:
             with torch.enable_grad(), tensors_as(self.module, self._fake_own), self.fake_mode, self.tape.recording():
-                result = self.module(*args, **kwargs)
+                result = self.signature.call(self.module, arguments)
         except _BY_VALUES as error:
             raise NotPortableError(
                 f"its forward decides by the values of a tensor{_user_line(error)}; a program is the same for all "

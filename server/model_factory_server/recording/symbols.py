@@ -148,14 +148,6 @@ class SymbolTable:
         kept = (expr for expr in self._shape_env.conditions() if expr not in {sympy.true, True})
         return tuple(dict.fromkeys([*self._ones, *(self.translate(expr) for expr in kept)]))
 
-    def dims(self) -> dict[Dim, sympy.Expr]:
-        """Each input dimension as an expression of those that are still free."""
-        return {
-            meaning: self._shape_env.replace(symbol)
-            for symbol, meaning in self._meaning.items()
-            if isinstance(meaning, Dim)
-        }
-
     def translate(self, expr: Any) -> Expr | Dim | Ref | int | float:
         """Write an expression of symbols as a program's."""
         if isinstance(expr, sympy.Symbol):

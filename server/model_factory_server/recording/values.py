@@ -19,6 +19,9 @@ from model_factory_server.recording.untouched import untouched
 MAX_DRAWS = 200
 """Inputs that are tried to find some that take one side of a decision."""
 
+REFUSED_CALL = "the forward refused the call"
+"""What an error says where it did."""
+
 PROOF_SEED = 20
 """The first of those that a forward draws its random numbers from."""
 
@@ -59,7 +62,7 @@ def _run(module: nn.Module, program: Program, leaves: Sequence[torch.Tensor], se
         except OtherSideError:
             raise
         except Exception as error:  # the forward is the operator's code: whatever its steps raise is its refusal
-            raise CallFormError(f"the forward refused the call: {type(error).__name__}: {error}") from error
+            raise CallFormError(f"{REFUSED_CALL}: {type(error).__name__}: {error}") from error
 
 
 def unreached() -> NotPortableError:
