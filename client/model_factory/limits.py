@@ -1,4 +1,4 @@
-"""Bounds on everything that can grow, each with its unit. Checked before the thing grows."""
+"""Bounds on what crosses the wire and lies on the disk, each with its unit. Checked before the thing grows."""
 
 from __future__ import annotations
 

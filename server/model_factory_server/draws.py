@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_factory_server.twister import MOST_STEPS, STEP, later
+from model_factory_server.twister import STEP, jump, later
 
 _FILLS = ("uniform_", "normal_")
 _MOST_THREADS = 8
-_LEAST_STEPS = 2  # of one thread: to get ahead takes it almost as long as a step
+_LEAST_STEPS, _MOST_STEPS = 2, 4  # of one thread: to get ahead takes it almost as long as a step
 _BLOCK = 16  # numbers; fewer normally distributed ones are made by torch in another way
 
 
@@ -94,13 +95,19 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 def _parts(numbers: int, count: int) -> list[int]:
     """How many of so many numbers each of ``count`` threads draws now; none where one thread draws what is left."""
-    steps = -(-numbers // (count * STEP))
-    size = STEP * max(_LEAST_STEPS, min(steps, MOST_STEPS // (count - 1)))
+    size = STEP * max(_LEAST_STEPS, min(-(-numbers // (count * STEP)), _MOST_STEPS))
     whole, rest = divmod(numbers, size)
     if 0 < rest < _BLOCK:
         whole, rest = whole - 1, 0  # they are drawn with some that come before
     parts = [*[size] * whole, *([rest] if rest else [])][:count]
     return parts if len(parts) > 1 else []
+
+
+def prepare() -> None:
+    """Find out what :func:`in_threads` has to know, as long as nobody waits."""
+    threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    if threads > 1 and is_as_expected():
+        jump(_MOST_STEPS * (threads - 1))
 
 
 @functools.cache

@@ -24,8 +24,6 @@ _DOUBLINGS = 10
 STEP = _WORDS << _DOUBLINGS
 """Draws; to get any number of steps ahead takes about as long as to draw one. A state's words come in turn, so after
 a step the same one is next."""
-MOST_STEPS = 28
-"""How far ahead can be looked."""
 
 _TEMPERING = (
     (np.right_shift, 11, 0xFFFFFFFF),
@@ -49,9 +47,9 @@ def later(state: torch.Tensor, steps: int) -> torch.Tensor:
     twister.state = {"bit_generator": "MT19937", "state": {"key": words.astype(np.uint32), "pos": 0}}
     drawn = twister.random_raw(_DEGREE + _WORDS).astype(np.uint32)
     if not following[0]:  # of a generator that never drew, whose first word is in no relation to the others
-        drawn[0] = np.bitwise_xor.reduce(drawn[_terms(_characteristic())[1:]])
+        drawn[0] = np.bitwise_xor.reduce(drawn[_characteristic()[1:]])
         following[0] = _WORDS
-    words[:] = _untempered(_sums(drawn, jumps()[steps - 1]))
+    words[:] = _untempered(_sums(drawn, _bits(jump(steps))))
     return torch.from_numpy(ahead)
 
 
@@ -83,23 +81,23 @@ def _untempered(drawn: Words) -> Words:
 
 
 @functools.cache
-def jumps() -> tuple[Bits, ...]:
-    """The coefficients of x^n modulo the characteristic polynomial, for n of one step, of two and so on."""
-    modulus = _characteristic()
-    step = 1 << _WORDS  # x^n itself
-    for _ in range(_DOUBLINGS):
-        step = _remainder(_product(step, step), modulus)
-    powers = [step]
-    while len(powers) < MOST_STEPS:
-        powers.append(_remainder(_product(powers[-1], step), modulus))
-    return tuple(_bits(power) for power in powers)
+def jump(steps: int) -> int:
+    """x^n modulo the characteristic polynomial, for so many steps of n: a few milliseconds for each, once."""
+    if steps == 1:
+        power = 1 << (_WORDS << 4)  # x^n itself, for an n below the degree
+        for _ in range(4, _DOUBLINGS):
+            power = _remainder(_product(power, power))
+        return power
+    return _remainder(_product(jump(steps - 1), jump(1)))
 
 
-def _characteristic() -> int:
+@functools.cache
+def _characteristic() -> list[int]:
+    """The terms of the characteristic polynomial."""
     total = 1
     for bit in range(_LOWER_BITS):
         total = total << (_WORDS - 1) ^ total << (_MIDDLE - 1) ^ (_TWIST >> bit & 1)
-    return total << _WORDS ^ total << _MIDDLE ^ (_TWIST >> _LOWER_BITS & 1)
+    return _terms(total << _WORDS ^ total << _MIDDLE ^ (_TWIST >> _LOWER_BITS & 1))
 
 
 def _bits(polynomial: int) -> Bits:
@@ -119,8 +117,8 @@ def _product(left: int, right: int) -> int:
     return int.from_bytes(np.packbits(odd, bitorder="little").tobytes(), "little")
 
 
-def _remainder(polynomial: int, modulus: int) -> int:
-    *_, second, first = terms = _terms(modulus)
+def _remainder(polynomial: int) -> int:
+    *_, second, first = terms = _characteristic()
     while (size := polynomial.bit_length()) > first:
         low = max(first, size - (first - second))
         high = polynomial >> low

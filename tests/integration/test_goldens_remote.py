@@ -58,7 +58,7 @@ def test_state_outputs_and_gradients(golden: Golden, models: dict[str, nn.Module
 
 def test_no_golden_needs_the_server_to_be_asked_again(tmp_path: Path, models: dict[str, nn.Module]) -> None:
     """Every call above is one that the blocks' own examples cover: a trainer need not wait for a recording."""
-    recorded = [module for model in models.values() for module in model.modules() if hasattr(module, "_source")]
+    recorded = [module for model in models.values() for module in model.modules() if hasattr(module, "_recorder")]
     assert recorded
     for module in recorded:
-        assert list(module._source.known(module._path)) == [], module
+        assert list(module._recorder.known(module._path)) == [], module

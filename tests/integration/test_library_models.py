@@ -107,7 +107,7 @@ def test_each_runs_as_the_original(
     name: str, remote: nn.Module, local: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outputs, gradients, buffers and random numbers, at sizes not recorded, without asking the server for more."""
-    monkeypatch.setattr(remote[name], "_source", None)
+    monkeypatch.setattr(remote[name], "_recorder", None)
     for training in (False, True):
         ours, theirs = remote[name].train(training), local[name].train(training)
         for batch, size in ((2, 5), (3, 9)):
@@ -221,10 +221,10 @@ def test_a_block_that_decides_by_values(
     block = ours.graph_modules["block"]
     assert {ready.recorded.program.outcomes() for ready in block._programs} == {(True,), (False,)}
     again = make_remote(plugin_server.address).build(BRANCHING).graph_modules["block"]
-    monitored = again._source.record
-    again._source.record = None  # both sides are in the node's cache
+    monitored = again._recorder.record
+    again._recorder.record = None  # both sides are in the node's cache
     try:
         for scale in (255, 1):
             again(images[:2] * scale)
     finally:
-        again._source.record = monitored
+        again._recorder.record = monitored

@@ -94,8 +94,8 @@ def test_each_is_the_in_process_policy(
     assert_same_state(ours, theirs)
     assert_on_page(name, ours)
     for module in ours.modules():
-        if hasattr(module, "_source"):
-            monkeypatch.setattr(module, "_source", None)
+        if hasattr(module, "_recorder"):
+            monkeypatch.setattr(module, "_recorder", None)
     for training in (False, True):
         for batch, seq in ((2, 3), (3, 9)):
             assert_same_runs(ours.train(training), theirs.train(training), inputs(name, batch, seq))

@@ -64,5 +64,5 @@ def test_block_travels(name: str) -> None:
     assert_same_module(make(name), rebuilt)  # recording left no trace in what was described
     for module in rebuilt.modules():
         if isinstance(module, ProgramModule):
-            module._source = Server(name) if name == "Lazy" else None
+            module._recorder = Server(name) if name == "Lazy" else None
     assert_same_runs(make(name), rebuilt, inputs)

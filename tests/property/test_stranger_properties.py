@@ -27,6 +27,7 @@ from model_factory.descriptor.weights import map_weights, write_weights
 from model_factory.errors import ConfigError, FormatError, ModelFactoryError, ServerError
 from model_factory.graph.call_example import decode_call, encode_call
 from model_factory.remote import blobs, patience
+from model_factory.remote.connection import Connection
 from model_factory.store import Blob, Store
 from model_factory.v1 import wire
 from model_factory_server import PolicyConstructorModelFactory
@@ -220,12 +221,11 @@ class Break(grpc.RpcError):
         return ()
 
 
-class Stream:
+class Stream(Connection):
     """A connection whose streams do what was drawn; then they break for ever."""
 
-    address = "stranger:1"
-
     def __init__(self, events: list[tuple[str, Any]]) -> None:
+        super().__init__("stranger:1")
         self._events = iter(events)
         self.good = 0
         self.lied = False
@@ -260,7 +260,7 @@ def test_a_blob_arrives_whole_or_not_at_all(
     """Whatever the streams do: a file in the cache is the blob, and nothing else is left."""
     store = Store(tmp_path_factory.mktemp("stream", numbered=True) / "cache")
     blob = Blob.of(CONTENT)
-    stream: Any = Stream(events)
+    stream = Stream(events)
     told: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patience, "RESUME_SECONDS", 0.002)

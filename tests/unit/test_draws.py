@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model_factory_server import draws
-from model_factory_server.twister import MOST_STEPS, STEP, later
+from model_factory_server.twister import STEP, later
 
 FILLS: dict[str, Callable[[torch.Tensor], object]] = {
     "uniform": torch.nn.init.uniform_,
@@ -70,21 +70,20 @@ def test_threads_begin_ahead(shared: list[int]) -> None:
     assert sorted(shared) == [0, 3 * STEP]
 
 
-@pytest.mark.parametrize(("count", "begun"), [(2, [0, 28]), (3, [0, 14, 28]), (8, [0, 4, 8, 12, 16, 20, 24, 28])])
-def test_what_is_larger_than_can_be_looked_ahead(count: int, begun: list[int], shared: list[int]) -> None:
-    size = 2 * (begun[1] * count) * STEP + 3 * STEP + 20
-    _check_same(lambda: torch.empty(size).uniform_(), count=count)
-    assert sorted(shared)[-2 * 2 :] == [MOST_STEPS * STEP] * 4  # in two rounds under two seeds
-    assert set(begun) <= {ahead // STEP for ahead in shared}
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_what_takes_several_rounds(count: int, shared: list[int]) -> None:
+    _check_same(lambda: torch.empty((2 * 4 * count + 3) * STEP + 20).uniform_(), count=count)
+    assert max(shared) == 4 * (count - 1) * STEP
+    assert shared.count(0) >= 2 * 2  # under two seeds
 
 
 def test_more_threads_than_are_used(shared: list[int]) -> None:
     with draws.in_threads(100):
         torch.empty(32 * STEP).normal_()
-    assert len(shared) == 8
+    assert max(shared) == 4 * 7 * STEP
 
 
-@pytest.mark.parametrize("steps", [1, 2, MOST_STEPS])
+@pytest.mark.parametrize("steps", [1, 2, 28])
 @pytest.mark.parametrize("before", [0, 1, 623, 624, 625])
 def test_a_generator_anywhere_in_its_words(steps: int, before: int) -> None:
     generator = torch.Generator().manual_seed(3)

@@ -58,7 +58,7 @@ def pair(block: type[nn.Module]) -> tuple[nn.Module, ProgramModule, Server]:
     original = block()
     rebuilt = travel(copy.deepcopy(original))
     assert isinstance(rebuilt, ProgramModule)
-    rebuilt._source = server = Server(original)
+    rebuilt._recorder = server = Server(original)
     return original, rebuilt, server
 
 

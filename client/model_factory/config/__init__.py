@@ -1,7 +1,7 @@
 """Component configs: from a YAML file or a mapping to a checked model and its canonical bytes.
 
 ``resolve_file`` and ``resolve_mapping`` do it on the trainer; ``parse_config`` reads the result on a server. Data
-goes one way: ``load`` -> ``merge`` -> ``templates`` -> ``interpolate`` -> ``check`` -> ``canonical``.
+goes one way: ``load`` and ``merge`` -> ``templates`` -> ``settle`` -> ``interpolate`` -> ``check`` -> ``canonical``.
 """
 
 from model_factory.config.bounds import MAX_CONFIG_BYTES

@@ -1,4 +1,4 @@
-"""The way of a config: load, defaults, merge, templates, interpolate, check, canonical bytes."""
+"""The way of a config: load and merge its files, templates, list directives, interpolate, check, canonical bytes."""
 
 from __future__ import annotations
 

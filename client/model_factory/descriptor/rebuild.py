@@ -28,7 +28,7 @@ from model_factory.descriptor.tree import (
 )
 from model_factory.errors import FormatError, SourceError
 from model_factory.graph.constants import torch_dtype
-from model_factory.graph.modules import GRAPH_MODULES, GraphModel, ProgramModule, ProgramSource, Ready
+from model_factory.graph.modules import GRAPH_MODULES, GraphModel, ProgramModule, ProgramRecorder, Ready
 from model_factory.graph.runner import Runner
 
 _LAZY: Any = nn.parameter  # its declared types lack the arguments of the lazy tensors
@@ -64,14 +64,14 @@ class Blueprint:
     def build(
         self,
         tensors: Mapping[str, torch.Tensor],
-        source: ProgramSource | None = None,
+        recorder: ProgramRecorder | None = None,
         find_class: FindClass | None = None,
     ) -> nn.Module:
         """Make the module, as :func:`rebuild` does."""
         nodes = self.descriptor.modules
         values = [_tensor(node, tensors) for node in self.descriptor.tensors]
         modules: list[nn.Module] = [
-            _bare_source(node, find_class) if node.kind == SOURCE else self._bare(index, node, source)
+            _bare_source(node, find_class) if node.kind == SOURCE else self._bare(index, node, recorder)
             for index, node in enumerate(nodes)
         ]
         for module, node in zip(modules, nodes, strict=True):
@@ -80,7 +80,7 @@ class Blueprint:
             _finish(module, node)
         return modules[0]
 
-    def _bare(self, index: int, node: ModuleNode, source: ProgramSource | None) -> Any:
+    def _bare(self, index: int, node: ModuleNode, recorder: ProgramRecorder | None) -> Any:
         if node.kind == STOCK:
             cls = STOCK_CLASSES.get(node.type)
             if cls is None:
@@ -96,7 +96,7 @@ class Blueprint:
         assert node.signature is not None
         path = self._paths.get(index, "")
         programs = self._programs.get(path, ())
-        module.become(node.type, node.signature, path, source, programs, node.frozen, dict(node.methods))
+        module.become(node.type, node.signature, path, recorder, programs, node.frozen, dict(node.methods))
         return module
 
 
@@ -105,12 +105,12 @@ def rebuild(
     descriptor: Descriptor,
     tensors: Mapping[str, torch.Tensor],
     programs: Programs = (),
-    source: ProgramSource | None = None,
+    recorder: ProgramRecorder | None = None,
     find_class: FindClass | None = None,
 ) -> nn.Module:
     """Build the module a descriptor describes, over ``tensors`` (by name; used as they are, not copied).
 
-    ``programs`` are the recorded forwards by module path; ``source`` is asked for those that are missing.
+    ``programs`` are the recorded forwards by module path; ``recorder`` is asked for those that are missing.
     ``find_class`` gives the classes of source modules, where they are trusted.
 
     Raises:
@@ -118,7 +118,7 @@ def rebuild(
         FormatError: the descriptor names a class, function or attribute outside the closed tables, or a tensor is
             missing or not as described.
     """
-    return Blueprint(descriptor, programs).build(tensors, source, find_class)
+    return Blueprint(descriptor, programs).build(tensors, recorder, find_class)
 
 
 def _tensor(node: TensorNode, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -42,9 +42,9 @@ def torch_dtype(name: str) -> torch.dtype:
     """As :func:`torch_const`, for dtypes alone.
 
     Raises:
-        FormatError: it is not the name of a dtype.
+        FormatError: it is not one, or not one that may be named.
     """
-    value = _CONSTANTS.get(name)
+    value = torch_const(name)
     if not isinstance(value, torch.dtype):
         raise FormatError(f"{name!r} is not a dtype")
     return value

@@ -97,7 +97,7 @@ def _written(call: str) -> str:
     return _OP + name.removeprefix(_OP).replace(_DOT, ".") if name.startswith(_OP) else f"module:{name}"
 
 
-class ProgramSource(Protocol):
+class ProgramRecorder(Protocol):
     """Where a module asks for the program of a call form it has none for."""
 
     def known(self, path: str) -> Sequence[Recorded]:
@@ -191,7 +191,7 @@ class ProgramModule(nn.Module):
     """A module whose class stayed on the server: real children and parameters, and recorded programs as its forward.
 
     Methods that its class declares as portable are there too. A call of a form that no program stands for is sent to
-    ``source``, which records one.
+    ``recorder``, which records one.
     """
 
     def __init__(
@@ -199,18 +199,18 @@ class ProgramModule(nn.Module):
         type_name: str,
         signature: Signature,
         path: str,
-        source: ProgramSource | None,
+        recorder: ProgramRecorder | None,
         programs: Sequence[Recorded],
     ) -> None:
         super().__init__()
-        self.become(type_name, signature, path, source, [Ready(recorded) for recorded in programs])
+        self.become(type_name, signature, path, recorder, [Ready(recorded) for recorded in programs])
 
     def become(
         self,
         type_name: str,
         signature: Signature,
         path: str,
-        source: ProgramSource | None,
+        recorder: ProgramRecorder | None,
         programs: Sequence[Ready],
         frozen: tuple[str, ...] = (),
         methods: Mapping[str, Signature] = MappingProxyType({}),
@@ -230,7 +230,7 @@ class ProgramModule(nn.Module):
         self._type_name = type_name
         self._signature = signature
         self._path = path
-        self._source = source
+        self._recorder = recorder
         self._programs = list(programs)
         self._frozen = frozen
 
@@ -324,7 +324,7 @@ class ProgramModule(nn.Module):
             return ready.accepts(self, method, form, leaves) and (after is None or ready.goes_on(*after))
 
         where = f"{self._path or 'the model'} ({self._type_name}){'' if method == FORWARD else f'.{method}'}"
-        if self._source is None:
+        if self._recorder is None:
             raise CallFormError(f"{where} has no program for the call ({form_text(form)}) and no server to record one")
         flags = tuple(
             (path, module.training)
@@ -332,7 +332,7 @@ class ProgramModule(nn.Module):
             if isinstance(module, ProgramModule)
         )
         before = [ready.recorded for ready in self._programs]
-        for recorded in self._source.known(self._path):
+        for recorded in self._recorder.known(self._path):
             if recorded not in before:
                 self._programs.append(Ready(recorded))
                 if fits(self._programs[-1]):
@@ -343,7 +343,7 @@ class ProgramModule(nn.Module):
                 f"{where} has decided by values in {MAX_SIDES} ways already for the call ({form_text(form)}), and each "
                 "is a program of its own. Remedy: decide with torch.where, or by an argument of the forward"
             )
-        ready = Ready(self._source.record(self._path, arguments, flags, _floating_dtype(self), outcomes, method))
+        ready = Ready(self._recorder.record(self._path, arguments, flags, _floating_dtype(self), outcomes, method))
         if not fits(ready):
             raise CallFormError(f"{where}: the server's program is not for the call ({form_text(form)})")
         self._programs.append(ready)

@@ -85,7 +85,7 @@ def read_blob(connection: Connection, cache: Store, blob: Blob, inline: dict[str
 def _transfer(connection: Connection, blob: Blob, file: BinaryIO, on_bytes: OnBytes) -> None:
     """Write the blob's bytes to ``file``, resuming where a broken stream stopped, and check them."""
     landing = Landing(file)
-    with reusing_memory():
+    with reusing_memory(), connection.errors():
         _receive(connection, blob, landing, on_bytes)
     if landing.digest() != blob.digest:
         raise IntegrityError(f"the server at {connection.address} sent other bytes than blob {blob.digest}")
@@ -111,4 +111,4 @@ def _receive(connection: Connection, blob: Blob, landing: Landing, on_bytes: OnB
                 raise UnavailableError(f"the server at {connection.address} {ended}")
         except grpc.RpcError as error:
             if not went_away(error) or not patience.wait():
-                raise wire.from_rpc_error(error, connection.address, lambda component, _path: component) from None
+                raise

@@ -111,12 +111,11 @@ class Connection:
         Raises:
             grpc.RpcError: the stream broke.
         """
-        with self._lock:
-            call: Any = self._open().unary_stream(
-                wire.READ_BLOB,
-                request_serializer=blob_pb2.ReadBlobRequest.SerializeToString,
-                response_deserializer=wire.chunk_of,
-            )
+        call: Any = self.channel.unary_stream(
+            wire.READ_BLOB,
+            request_serializer=blob_pb2.ReadBlobRequest.SerializeToString,
+            response_deserializer=wire.chunk_of,
+        )
         return _watched(call(request), STALL_SECONDS)
 
     def health(self, timeout: float) -> str:
@@ -125,10 +124,9 @@ class Connection:
         Raises:
             ServerError: there is no answer, or none of a health service.
         """
-        with self._lock:
-            call: Any = self._open().unary_unary(
-                wire.HEALTH_CHECK, request_serializer=bytes, response_deserializer=wire.health_of
-            )
+        call: Any = self.channel.unary_unary(
+            wire.HEALTH_CHECK, request_serializer=bytes, response_deserializer=wire.health_of
+        )
         with self.errors():
             status: str = call(b"", timeout=timeout)
         return status

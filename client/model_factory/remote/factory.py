@@ -220,9 +220,9 @@ class RemoteModelFactory:
             (descriptor_blob, programs_blob), lambda: self._blueprint(descriptor_blob, programs_blob, inline)
         )
         find_class = self._trusted_classes(component.name, blueprint.descriptor)  # before anything large is fetched
-        source = RemotePrograms(self._connection, self._cache, component, self._dtype, descriptor_blob)
+        recorder = RemotePrograms(self._connection, self._cache, component, self._dtype, descriptor_blob)
         _check_size(weights_blob, blueprint.tensor_bytes)
-        return blueprint.build(self._weights(component.name, weights_blob), source, find_class)
+        return blueprint.build(self._weights(component.name, weights_blob), recorder, find_class)
 
     def _blueprint(self, descriptor: Blob, programs: Blob, inline: dict[str, bytes]) -> Blueprint:
         for blob in (descriptor, programs):

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class RemotePrograms:
-    """A ``ProgramSource`` for the modules of one built component."""
+    """A ``ProgramRecorder`` for the modules of one built component."""
 
     def __init__(
         self, connection: Connection, cache: Store, component: Component, dtype: str, descriptor: Blob
