@@ -18,7 +18,7 @@ from model_factory_server.twister import STEP, jump, later
 
 _FILLS = ("uniform_", "normal_")
 _MOST_THREADS = 8
-_LEAST_STEPS, _MOST_STEPS = 2, 4  # of one thread: to get ahead takes it almost as long as a step
+_LEAST_STEPS = 2  # of one thread: to get ahead takes it almost as long as a step
 _BLOCK = 16  # numbers; fewer normally distributed ones are made by torch in another way
 
 
@@ -95,7 +95,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 def _parts(numbers: int, count: int) -> list[int]:
     """How many of so many numbers each of ``count`` threads draws now; none where one thread draws what is left."""
-    size = STEP * max(_LEAST_STEPS, min(-(-numbers // (count * STEP)), _MOST_STEPS))
+    size = STEP * max(_LEAST_STEPS, min(-(-numbers // (count * STEP)), _most_steps(count)))
     whole, rest = divmod(numbers, size)
     if 0 < rest < _BLOCK:
         whole, rest = whole - 1, 0  # they are drawn with some that come before
@@ -103,11 +103,16 @@ def _parts(numbers: int, count: int) -> list[int]:
     return parts if len(parts) > 1 else []
 
 
+def _most_steps(count: int) -> int:
+    """How many steps one of ``count`` threads takes, for looking ahead far takes long the first time."""
+    return max(4, 8 // (count - 1))
+
+
 def prepare() -> None:
     """Find out what :func:`in_threads` has to know, as long as nobody waits."""
     threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
     if threads > 1 and is_as_expected():
-        jump(_MOST_STEPS * (threads - 1))
+        jump(_most_steps(threads) * (threads - 1))
 
 
 @functools.cache
