@@ -37,6 +37,33 @@ def decode_document(data: bytes, what: str) -> Any:
         raise FormatError(f"{what} is not a JSON document: {error}") from None
 
 
+def typed(data: Any, *types: type) -> Any:
+    """Return a part of a document that is of exactly one of these types.
+
+    Raises:
+        FormatError: it is of another.
+    """
+    if type(data) not in types:
+        raise FormatError(f"expected {' or '.join(item.__name__ for item in types)}, got {type(data).__name__}")
+    return data
+
+
+def text(data: Any) -> str:
+    """As :func:`typed`, for text."""
+    return typed(data, str)  # type: ignore[no-any-return]
+
+
+def named_float(data: Any) -> float:
+    """Read a float that JSON has no number for by what ``repr`` calls it.
+
+    Raises:
+        FormatError: it is not called so.
+    """
+    if data not in {"nan", "inf", "-inf"}:
+        raise FormatError(f"{data!r} is not nan, inf or -inf")
+    return float(data)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):

@@ -13,6 +13,7 @@ from model_factory.config import ResolvedConfig, parse_config
 from model_factory.documents import encode_document
 from model_factory.store import Blob, Store
 from model_factory_server.backends.identity import BackendIdentity
+from model_factory_server.job import Task
 from model_factory_server.keys import architecture_key, build_key, call_key, outline_key
 from model_factory_server.observe.call import current_call
 from model_factory_server.observe.jobs import JobWatch
@@ -145,15 +146,17 @@ class Builder:
         key = call_key(self._backend, asked.config, asked.dtype, path, call, training)
         record = await self._complete(key, "programs")
         if record is None:
-            job: dict[str, Any] = {"kind": "record", "path": path, "call": call, "training": tuple(training.items())}
-            record = await self._once("record", key, lambda report: self._run(asked, report, **job))
+            task = Task(
+                kind="record", config=asked.config.wire, dtype=asked.dtype, path=path, call=call, training=training
+            )
+            record = await self._once("record", key, lambda report: self._run(asked, task, report))
             await self._keep(key, record)
         return self._read(record["programs"])
 
     async def blocks(self) -> list[dict[str, Any]]:
         """Return what configs may name."""
         return await self._once(  # type: ignore[no-any-return]
-            "list", "list", lambda report: self._pool.run({"kind": "list"}, report, seconds=_OWN_SECONDS)
+            "list", "list", lambda report: self._pool.run(Task(kind="list"), report, seconds=_OWN_SECONDS)
         )
 
     async def warm_up(self) -> None:
@@ -174,7 +177,8 @@ class Builder:
     async def _build(self, asked: Asked, key: str, seed: int, report: OnStage) -> Any:
         architecture = architecture_key(self._backend, asked.config, asked.dtype)
         known = await self._complete(architecture, "descriptor", "programs")
-        result = await self._run(asked, report, kind="build", seed=seed, known=known)
+        task = Task(kind="build", config=asked.config.wire, dtype=asked.dtype, seed=seed, known=known)
+        result = await self._run(asked, task, report)
         record = (known or {}) | result
         if known is None:
             await self._keep(architecture, {name: record[name] for name in record if name != "weights"})
@@ -183,14 +187,14 @@ class Builder:
         return record
 
     async def _describe(self, asked: Asked, key: str, report: OnStage, *, travel: bool) -> Any:
-        record = await self._run(asked, report, kind="describe", travel=travel)
+        task = Task(kind="describe", config=asked.config.wire, dtype=asked.dtype, travel=travel)
+        record = await self._run(asked, task, report)
         if "refused" not in record:  # what is refused depends on limits that are in no key
             await self._keep(key, record)
         return record
 
-    async def _run(self, asked: Asked, report: OnStage, **job: Any) -> Any:
-        job |= {"config": asked.config.wire, "dtype": asked.dtype}
-        return await self._pool.run(job, report, client=asked.client, seconds=asked.seconds)
+    async def _run(self, asked: Asked, task: Task, report: OnStage) -> Any:
+        return await self._pool.run(task, report, client=asked.client, seconds=asked.seconds)
 
     async def _once(self, kind: str, key: str, work: _Work, on_stage: OnStage = lambda _stage: None) -> Any:
         """Do ``work`` unless it is being done already; all who ask meanwhile get its result or its error."""

@@ -6,16 +6,16 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
 
 from model_factory.settings import only_variables
 from model_factory_server.confine import kill_session
+from model_factory_server.job import Job
 
 _PRELOADED = "model_factory_server.warm"
 _NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
@@ -69,8 +69,8 @@ def _has_ended(child: int) -> bool:
 class Attempt:
     """A worker process doing a job; may be given up from another thread at any time."""
 
-    def __init__(self, forks: ForkServer, job: Mapping[str, Any], sender: Connection) -> None:
-        """Prepare a process that does a job, by the fields of ``worker.Job``, and sends what comes of it."""
+    def __init__(self, forks: ForkServer, job: Job, sender: Connection) -> None:
+        """Prepare a process that does a job, and sends what comes of it."""
         self._forks = forks
         self._process = forks.context.Process(target=_enter_worker, args=(job, sender), daemon=True)
         self._lock = threading.Lock()
@@ -117,7 +117,7 @@ class Attempt:
             self._process.close()  # its pipes stay open until garbage is collected otherwise
 
 
-def _enter_worker(job: Mapping[str, Any], sender: Connection) -> None:
+def _enter_worker(job: Job, sender: Connection) -> None:
     """Where a worker begins: in this module, since the module of what it is told to call is imported there first.
 
     Importing one that knows gRPC would cost every worker almost a tenth of a second.
@@ -125,4 +125,4 @@ def _enter_worker(job: Mapping[str, Any], sender: Connection) -> None:
     os.dup2(2, 1)  # what blocks print is for the log; standard output says where the server listens
     from model_factory_server import worker  # noqa: PLC0415  torch, which only the fork server and its workers import
 
-    worker.main(worker.Job(**job), sender)
+    worker.main(job, sender)

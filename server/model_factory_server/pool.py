@@ -23,6 +23,7 @@ from model_factory.store import Store
 from model_factory_server.admission import Admission
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.forks import Attempt, ForkServer
+from model_factory_server.job import Job, Task
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.settings import Settings
 
@@ -66,8 +67,8 @@ class WorkerPool:
             attempt.end()
         self._threads.shutdown(wait=True)
 
-    async def run(self, job: Mapping[str, Any], report: OnStage, *, client: str = "", seconds: float = 0.0) -> Any:
-        """Do one job, which are fields of ``worker.Job``, within the operator's time for a build or ``seconds``.
+    async def run(self, task: Task, report: OnStage, *, client: str = "", seconds: float = 0.0) -> Any:
+        """Do a task within the operator's time for a build or ``seconds``.
 
         ``client`` is whose share of builders it takes. When it is cancelled the process is killed before this returns.
 
@@ -75,17 +76,6 @@ class WorkerPool:
             BusyError: too many jobs wait already.
             ModelFactoryError: it failed.
         """
-        cores = len(os.sched_getaffinity(0))
-        job = {
-            "store": self._store.root,
-            "backend": self._settings.backend,
-            "code_stamp": self._backend.code_stamp,
-            "device_kind": self._backend.device_kind,
-            "limits": self._settings.limits,
-            "isolation": self._settings.isolation,
-            "threads": max(1, cores // self._settings.builders),
-            **job,
-        }
         loop = asyncio.get_running_loop()
 
         def relay(stage: str) -> None:
@@ -94,8 +84,7 @@ class WorkerPool:
         seconds = max(seconds, self._settings.limits.build_timeout)
         async with self._admission.builder(client):
             receiver, sender = self._forks.context.Pipe(duplex=False)  # here, so that what waits has none
-            job["drawing_threads"] = max(1, cores // (1 + self.running))
-            attempt = Attempt(self._forks, job, sender)
+            attempt = Attempt(self._forks, self._job(task), sender)
             self._attempts.add(attempt)
             # In this call's context, so that what the thread logs belongs to it.
             context, attend = contextvars.copy_context(), functools.partial(self._attend, attempt, receiver, sender)
@@ -108,6 +97,20 @@ class WorkerPool:
                 attempt.end()
                 await asyncio.wait({attending})
                 raise
+
+    def _job(self, task: Task) -> Job:
+        cores = len(os.sched_getaffinity(0))
+        return Job(
+            task=task,
+            store=self._store.root,
+            backend=self._settings.backend,
+            code_stamp=self._backend.code_stamp,
+            device_kind=self._backend.device_kind,
+            limits=self._settings.limits,
+            isolation=self._settings.isolation,
+            threads=max(1, cores // self._settings.builders),
+            drawing_threads=max(1, cores // (1 + self.running)),
+        )
 
     def _attend(
         self, attempt: Attempt, receiver: Connection, sender: Connection, report: OnStage, seconds: float

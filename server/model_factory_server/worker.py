@@ -11,10 +11,9 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,10 +46,10 @@ from model_factory_server.backends.sources import operator_files, operator_roots
 from model_factory_server.construction import check_size, construct, planned, size_of
 from model_factory_server.draws import in_threads
 from model_factory_server.in_place import Allocations, Placement, WeightsFile
+from model_factory_server.job import Job
 from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.portable import Portable, record_call, survey_model
-from model_factory_server.settings import BackendSettings, IsolationSettings, LimitSettings
 
 Tell = Callable[[str, Any], None]
 """Told what happens in a job: what kind of thing, and which; see :func:`main`."""
@@ -71,47 +70,6 @@ _NOT_ISOLATED = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What a builder process is to do."""
-
-    kind: Literal["build", "describe", "record", "list"]
-    """Which of the functions below."""
-    store: Path
-    """Where blobs go."""
-    backend: BackendSettings
-    """What builds."""
-    code_stamp: str
-    """Of the operator's files when the server started."""
-    config: bytes = b""
-    """The component's config as on the wire."""
-    seed: int = 0
-    """The component's own seed."""
-    dtype: str = ""
-    """What floating tensors are cast to; empty: left."""
-    device_kind: str = "cpu"
-    """Where the model is initialised."""
-    limits: LimitSettings
-    """What the model may grow to."""
-    isolation: IsolationSettings
-    """What this process may reach."""
-    threads: int = 1
-    """Threads for torch's kernels, so that builders at the same time do not wait for each other."""
-    drawing_threads: int = 1
-    """Threads that fill large tensors with random numbers; what they draw does not depend on how many there are."""
-    known: Mapping[str, Sequence[Any]] | None = None
-    """Blobs of a build under another seed: its descriptor, since what is recorded need not be so again, and how it is
-    made in place. None where nothing is known."""
-    travel: bool = False
-    """Of a description: whether to find out how each module travels."""
-    path: str = ""
-    """Of the module to record."""
-    call: bytes = b""
-    """The call to record it for."""
-    training: tuple[tuple[str, bool], ...] = ()
-    """Training flags at that call."""
-
-
 def main(job: Job, connection: Connection) -> None:
     """Do a job and send what comes of it: documents, for the server unpickles nothing that a build may have written.
 
@@ -127,7 +85,7 @@ def main(job: Job, connection: Connection) -> None:
     torch.set_num_threads(job.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     try:
-        result = _JOBS[job.kind](job, tell)
+        result = _JOBS[job.task.kind](job, tell)
     except Exception as error:  # noqa: BLE001  every one is told, of ours the text and of others the class
         if _is_for_the_log(error):
             tell("log", _encodable("".join(traceback.format_exception(error))[-_LOG_CHARACTERS:]))
@@ -186,9 +144,9 @@ def _confine(job: Job) -> bool:
 
 def _build(job: Job, tell: Tell) -> dict[str, Any]:
     tell("stage", "constructing")
-    backend, config = _load_backend(job), parse_config(job.config)
+    backend, config = _load_backend(job), parse_config(job.task.config)
     store = Store(job.store, job.limits.max_store_bytes)
-    data, placed = (_read(store, (job.known or {}).get(name)) for name in ("descriptor", "placement"))
+    data, placed = (_read(store, (job.task.known or {}).get(name)) for name in ("descriptor", "placement"))
     known = None if data is None else decode_descriptor(data)  # evicted since it was looked up, it is made again
     if known is None:
         placed = _check_plan(job, backend, config)
@@ -198,16 +156,16 @@ def _build(job: Job, tell: Tell) -> dict[str, Any]:
         weights = WeightsFile(file, None if placed is None else Placement.decode(placed))
         with _no_error_of_the_store():
             with in_threads(job.drawing_threads):
-                model = weights.construct(lambda: construct(backend, config, job.seed, job.device_kind))
-            check_size(job.limits, size_of(model, job.dtype))
+                model = weights.construct(lambda: construct(backend, config, job.task.seed, job.device_kind))
+            check_size(job.limits, size_of(model, job.task.dtype))
             documents, classes, bundle = _architecture(job, model, config, known, tell)
-            _cast(model, job.dtype)
+            _cast(model, job.task.dtype)
             tell("stage", "writing")
             descriptor = describe(model, classes, bundle)
         if known is None and placed is not None:
             documents["placement"] = placed
         result = _put(store, documents | {"descriptor": encode_descriptor(descriptor)})
-        evicted = store.make_room(size_of(model, job.dtype)[0], weights.reserved)
+        evicted = store.make_room(size_of(model, job.task.dtype)[0], weights.reserved)
         tell("evicted", sum(entry.size for entry in evicted))
         blob = weights.write(named_tensors(model, descriptor))
         publish(blob)
@@ -273,10 +231,10 @@ def _known_classes(model: nn.Module, known: Descriptor) -> tuple[Mapping[nn.Modu
 
 def _describe(job: Job, tell: Tell) -> dict[str, Any]:
     tell("stage", "constructing")
-    backend, config = _load_backend(job), parse_config(job.config)
+    backend, config = _load_backend(job), parse_config(job.task.config)
     store = Store(job.store)
     refused: dict[str, str] = {}
-    if job.travel:
+    if job.task.travel:
         try:
             _check_plan(job, backend, config)
             return _travels(job, backend, config, tell)
@@ -284,12 +242,12 @@ def _describe(job: Job, tell: Tell) -> dict[str, Any]:
             refused[""] = str(error)
 
     def described(model: nn.Module) -> bytes:
-        _cast(model, job.dtype)
+        _cast(model, job.task.dtype)
         return encode_descriptor(describe(model, refused={} if job.backend.share_source else None))
 
-    data = planned(job.limits, job.device_kind, lambda: described(construct(backend, config, job.seed, "meta")))
+    data = planned(job.limits, job.device_kind, lambda: described(construct(backend, config, job.task.seed, "meta")))
     if data is None:  # a constructor needs real tensors, or something is wrong: now it is said what
-        data = described(construct(backend, config, job.seed, job.device_kind))
+        data = described(construct(backend, config, job.task.seed, job.device_kind))
     if len(data) > MAX_DOCUMENT_BYTES:
         raise LimitError(f"the descriptor takes {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
     return _put(store, {"descriptor": data} | _refusals(refused))
@@ -297,13 +255,13 @@ def _describe(job: Job, tell: Tell) -> dict[str, Any]:
 
 def _travels(job: Job, backend: Backend, config: ResolvedConfig, tell: Tell) -> dict[str, Any]:
     """What a build does, without writing weights; what would be refused there is noted."""
-    model = construct(backend, config, job.seed, job.device_kind)
-    check_size(job.limits, size_of(model, job.dtype))
+    model = construct(backend, config, job.task.seed, job.device_kind)
+    check_size(job.limits, size_of(model, job.task.dtype))
     tell("stage", "recording")
     refused: dict[str, str] = {}
     portable = survey_model(model, config.model, _shared(job), refused)
     classes, bundle = _classes(portable)
-    _cast(model, job.dtype)
+    _cast(model, job.task.dtype)
     descriptor = encode_descriptor(describe(model, classes, bundle, refused=refused))
     return _put(Store(job.store), _documents(portable) | {"descriptor": descriptor} | _refusals(refused))
 
@@ -313,16 +271,16 @@ def _refusals(refused: dict[str, str]) -> dict[str, bytes]:
 
 
 def _record(job: Job, tell: Tell) -> dict[str, Any]:
-    call = decode_call(job.call)
+    call = decode_call(job.task.call)
     tell("stage", "constructing")
-    backend, config = _load_backend(job), parse_config(job.config)
+    backend, config = _load_backend(job), parse_config(job.task.config)
     _check_plan(job, backend, config)
-    model = construct(backend, config, job.seed, "cpu")
-    check_size(job.limits, size_of(model, job.dtype))
-    _cast(model, job.dtype)
+    model = construct(backend, config, job.task.seed, "cpu")
+    check_size(job.limits, size_of(model, job.task.dtype))
+    _cast(model, job.task.dtype)
     tell("stage", "recording")
-    recorded = record_call(model, job.path, call, dict(job.training))
-    return {"programs": _blob(Store(job.store).put(encode_programs(((job.path, recorded),))))}
+    recorded = record_call(model, job.task.path, call, dict(job.task.training or {}))
+    return {"programs": _blob(Store(job.store).put(encode_programs(((job.task.path, recorded),))))}
 
 
 def _list(job: Job, _tell: Tell) -> list[dict[str, Any]]:
@@ -345,12 +303,13 @@ def _load_backend(job: Job) -> Backend:
 
 def _check_plan(job: Job, backend: Backend, config: ResolvedConfig) -> bytes | None:
     """Refuse a model that is too large, before any of its tensors is made; return what a build can make in place."""
-    places = job.kind == "build" and job.device_kind == "cpu" and not job.dtype  # what is moved or cast is made anew
+    # What is moved or cast is made anew.
+    places = job.task.kind == "build" and job.device_kind == "cpu" and not job.task.dtype
 
     def plan() -> tuple[tuple[int, int], bytes | None]:
         with Allocations() as made:
-            model = construct(backend, config, job.seed, "meta")
-        return size_of(model, job.dtype), made.placement(model) if places else None
+            model = construct(backend, config, job.task.seed, "meta")
+        return size_of(model, job.task.dtype), made.placement(model) if places else None
 
     found = planned(job.limits, job.device_kind, plan)
     if found is None:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from model_factory.descriptor.tree import StockValue, TensorRef
+from model_factory.documents import named_float, typed
 from model_factory.errors import FormatError
 from model_factory.graph.constants import torch_const, torch_name
 from model_factory.graph.ops import OPS
@@ -162,18 +163,12 @@ def decode_attribute(data: Any) -> Any:
     return decode(body)
 
 
-def _decode_float(body: Any) -> float:
-    if body not in {"nan", "inf", "-inf"}:
-        raise FormatError(f"{body!r} is not nan, inf or -inf")
-    return float(body)
-
-
 def _decode_size(body: Any) -> torch.Size:
-    return torch.Size([_typed(size, int) for size in _typed(body, list)])
+    return torch.Size([typed(size, int) for size in typed(body, list)])
 
 
 def _decode_dict(body: Any) -> dict[Any, Any]:
-    entries = {_decode_key(key): decode_attribute(item) for key, item in _typed(body, list)}
+    entries = {_decode_key(key): decode_attribute(item) for key, item in typed(body, list)}
     if len(entries) != len(body):
         raise FormatError("a key of an attribute is given twice")
     return entries
@@ -187,17 +182,11 @@ def _decode_key(data: Any) -> Any:
 
 
 _DECODERS: Mapping[str, Callable[[Any], Any]] = {
-    "float": _decode_float,
-    "tuple": lambda body: tuple([decode_attribute(item) for item in _typed(body, list)]),
+    "float": named_float,
+    "tuple": lambda body: tuple([decode_attribute(item) for item in typed(body, list)]),
     "size": _decode_size,
     "dict": _decode_dict,
-    "torch": lambda body: TorchConst(_typed(body, str)),
-    "stock": lambda body: StockValue(_typed(body, str)),
-    "tensor": lambda body: TensorRef(_typed(body, int)),
+    "torch": lambda body: TorchConst(typed(body, str)),
+    "stock": lambda body: StockValue(typed(body, str)),
+    "tensor": lambda body: TensorRef(typed(body, int)),
 }
-
-
-def _typed(data: Any, kind: type) -> Any:
-    if type(data) is not kind:
-        raise FormatError(f"expected {kind.__name__}, got {type(data).__name__}")
-    return data

@@ -18,7 +18,7 @@ from model_factory.descriptor.tree import (
     TensorRef,
 )
 from model_factory.digest import Blob, check_digest
-from model_factory.documents import FORMAT, decode_document, encode_document
+from model_factory.documents import FORMAT, decode_document, encode_document, text, typed
 from model_factory.errors import FormatError
 from model_factory.graph.call_form import Recorded
 from model_factory.graph.codec import (
@@ -92,7 +92,7 @@ def decode_programs(data: bytes) -> Programs:
     """
     document = _document(data, "set of programs", {"format", "programs"})
     try:
-        return tuple((_text(entry["path"]), decode_recorded(entry["recorded"])) for entry in document["programs"])
+        return tuple((text(entry["path"]), decode_recorded(entry["recorded"])) for entry in document["programs"])
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise FormatError(f"malformed set of programs: {error!r}") from None
 
@@ -149,15 +149,17 @@ def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
         raise FormatError(f"a {kind} module has exactly the keys {', '.join(sorted(_KEYS_BY_KIND[kind]))}")
     node = ModuleNode(
         kind=kind,
-        type=_text(data["type"]),
-        training=_flag(data["training"]),
+        type=text(data["type"]),
+        training=typed(data["training"], bool),
         attributes=_decode_attributes(data["attributes"]),
         children=tuple((_member(name), _index(child, modules)) for name, child in data["children"]),
         parameters=tuple((_member(name), _index(item, tensors)) for name, item in data["parameters"]),
-        buffers=tuple((_member(name), _index(item, tensors), _flag(kept)) for name, item, kept in data["buffers"]),
+        buffers=tuple(
+            (_member(name), _index(item, tensors), typed(kept, bool)) for name, item, kept in data["buffers"]
+        ),
         signature=decode_signature(data["signature"]) if kind == PROGRAM else None,
         program=decode_program(data["program"]) if kind == GRAPH else None,
-        frozen=tuple(_text(path) for path in data.get("frozen", ())),
+        frozen=tuple(text(path) for path in data.get("frozen", ())),
         methods=tuple((_member(name), decode_signature(item)) for name, item in data.get("methods", ())),
         source=_decode_source(data["source"]) if kind == SOURCE else None,
     )
@@ -183,7 +185,7 @@ def _encode_attributes(attributes: Mapping[str, Any]) -> list[Any]:
 
 
 def _decode_attributes(data: Any) -> dict[str, Any]:
-    attributes = {_text(name): decode_attribute(value) for name, value in data}
+    attributes = {text(name): decode_attribute(value) for name, value in data}
     if len(attributes) != len(data):
         raise FormatError("an attribute is given twice")
     return attributes
@@ -200,24 +202,24 @@ def _decode_tensor(data: Any) -> TensorNode:
     if order and (shape is None or sorted(map(_size, order)) != list(range(len(shape)))):
         raise FormatError(f"{order!r} is not an order of the axes of {name!r}")
     return TensorNode(
-        name=_text(name),
-        dtype=_text(dtype),
+        name=text(name),
+        dtype=text(dtype),
         shape=None if shape is None else tuple(_size(size) for size in shape),
-        requires_grad=_flag(requires_grad),
-        parameter=_flag(parameter),
+        requires_grad=typed(requires_grad, bool),
+        parameter=typed(parameter, bool),
         order=tuple(order),
         attributes=_decode_attributes(attributes),
     )
 
 
 def _decode_source(data: Any) -> SourceClass:
-    module, qualname, reason = map(_text, data)
+    module, qualname, reason = map(text, data)
     return SourceClass(module=module, qualname=qualname, reason=reason)
 
 
 def _decode_bundle(data: Any) -> Blob:
     digest, size = data
-    return Blob(check_digest(_text(digest)), _size(size))
+    return Blob(check_digest(text(digest)), _size(size))
 
 
 def _check_tree(descriptor: Descriptor) -> None:
@@ -245,21 +247,9 @@ def _check_tree(descriptor: Descriptor) -> None:
         raise FormatError(f"a walk over the modules of a descriptor takes more than {MAX_MODULES} visits")
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise FormatError(f"expected a string, got {type(value).__name__}")
-    return value
-
-
 def _member(value: Any) -> str:
     if not isinstance(value, str) or "." in value:
         raise FormatError(f"{value!r} cannot be the name of a child, parameter or buffer")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise FormatError(f"expected true or false, got {value!r}")
     return value
 
 

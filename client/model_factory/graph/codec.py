@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from model_factory.documents import named_float, text, typed
 from model_factory.errors import FormatError
 from model_factory.graph.call_form import CONSTANT_TYPES, Form, Recorded, constant_form
 from model_factory.graph.program import (
@@ -103,11 +104,11 @@ def decode_expression(data: Json) -> Expr | Dim | Ref | int | float:
     kind, body = _tagged(data)
     if kind == "dim":
         name, axis = _items(body, 2)
-        return Dim(_text(name), _integer(axis))
+        return Dim(text(name), _integer(axis))
     if kind == "ref":
-        return Ref(_text(body))
+        return Ref(text(body))
     if kind == "op" and isinstance(body, list) and body:
-        return Expr(_text(body[0]), tuple(decode_expression(arg) for arg in body[1:]))
+        return Expr(text(body[0]), tuple(decode_expression(arg) for arg in body[1:]))
     raise FormatError(f"unknown kind of expression {kind!r}")
 
 
@@ -135,7 +136,7 @@ def decode_program(data: Json) -> Program:
     if len(steps) > MAX_STEPS:
         raise FormatError(f"a program has {len(steps)} steps; at most {MAX_STEPS} are allowed")
     return Program(
-        inputs=tuple(_text(name) for name in _list(fields["inputs"])),
+        inputs=tuple(text(name) for name in _list(fields["inputs"])),
         steps=tuple(_decode_step(step) for step in steps),
         result=decode_value(fields["result"]),
     )
@@ -144,9 +145,9 @@ def decode_program(data: Json) -> Program:
 def _decode_step(data: Json) -> Step:
     fields = _fields(data, "call", "args", "kwargs", "out")
     return Step(
-        call=_text(fields["call"]),
+        call=text(fields["call"]),
         args=tuple(decode_value(arg) for arg in _list(fields["args"])),
-        kwargs={_text(name): decode_value(arg) for name, arg in _pairs(fields["kwargs"])},
+        kwargs={text(name): decode_value(arg) for name, arg in _pairs(fields["kwargs"])},
         out=_decode_out(fields["out"]),
     )
 
@@ -156,9 +157,9 @@ def _decode_out(data: Json) -> Out:
         return data
     out = decode_value(data)
     if isinstance(out, tuple):
-        return tuple(_text(name) for name in out)
+        return tuple(text(name) for name in out)
     if isinstance(out, dict):
-        return {_text(key): _text(name) for key, name in out.items()}
+        return {text(key): text(name) for key, name in out.items()}
     raise FormatError("a step's out is a name, a tuple of names or a mapping to names")
 
 
@@ -178,12 +179,12 @@ def decode_recorded(data: Json) -> Recorded:
     """The inverse of :func:`encode_recorded`."""
     fields = _fields(data, "form", "training", "dtypes", "guards", "program", "method")
     return Recorded(
-        form=tuple((_text(name), decode_form(form)) for name, form in _pairs(fields["form"])),
-        training=tuple((_text(path), _typed(flag, bool)) for path, flag in _pairs(fields["training"])),
-        dtypes=tuple((_text(name), _text(dtype)) for name, dtype in _pairs(fields["dtypes"])),
+        form=tuple((text(name), decode_form(form)) for name, form in _pairs(fields["form"])),
+        training=tuple((text(path), typed(flag, bool)) for path, flag in _pairs(fields["training"])),
+        dtypes=tuple((text(name), text(dtype)) for name, dtype in _pairs(fields["dtypes"])),
         guards=tuple(decode_expression(guard) for guard in _list(fields["guards"])),
         program=decode_program(fields["program"]),
-        method=_text(fields["method"]),
+        method=text(fields["method"]),
     )
 
 
@@ -207,14 +208,14 @@ def decode_form(data: Json) -> Form:
     match kind:
         case "tensor":
             rank, dtype, empty = _items(body, 3) if isinstance(body, list) else (body, "", [])
-            return ("tensor", _integer(rank), _text(dtype), tuple(_integer(axis) for axis in _list(empty)))
+            return ("tensor", _integer(rank), text(dtype), tuple(_integer(axis) for axis in _list(empty)))
         case "const":
             value = decode_value(body)
             if type(value) not in CONSTANT_TYPES:
                 raise FormatError(f"a call form's constant is a {type(value).__name__}")
             return constant_form(value)
         case "dict":
-            return ("dict", tuple((_text(key), decode_form(item)) for key, item in _pairs(body)))
+            return ("dict", tuple((text(key), decode_form(item)) for key, item in _pairs(body)))
         case "list" | "tuple":
             return (kind, tuple(decode_form(item) for item in _list(body)))
     raise FormatError(f"unknown kind of call form {kind!r}")
@@ -232,7 +233,7 @@ def decode_signature(data: Json) -> Signature:
         name, kind, required, default = _items(entry, 4)
         if kind not in KINDS.values():
             raise FormatError(f"unknown kind of parameter {kind!r}")
-        parameters.append(Parameter(_text(name), kind, _typed(required, bool), decode_value(default)))
+        parameters.append(Parameter(text(name), kind, typed(required, bool), decode_value(default)))
     return Signature(tuple(parameters))
 
 
@@ -242,29 +243,23 @@ def _decode_slice(body: Json) -> slice:
 
 
 def _decode_fields(body: Json, *, is_tuple: bool) -> Fields:
-    entries = {_text(name): decode_value(item) for name, item in _pairs(body)}
+    entries = {text(name): decode_value(item) for name, item in _pairs(body)}
     if len(entries) != len(body):
         raise FormatError("a field of a record is given twice")
     return Fields(tuple(entries), tuple(entries.values()), is_tuple)
 
 
-def _decode_float(body: Json) -> float:
-    if body not in {"nan", "inf", "-inf"}:
-        raise FormatError(f"{body!r} is not nan, inf or -inf")
-    return float(body)
-
-
 _VALUES: Mapping[str, Callable[[Json], Argument]] = {
-    "float": _decode_float,
+    "float": named_float,
     "tuple": lambda body: tuple(decode_value(item) for item in _list(body)),
     "dict": lambda body: {_key(key): decode_value(item) for key, item in _pairs(body)},
     "slice": _decode_slice,
     "ellipsis": lambda _body: Ellipsis,
-    "ref": lambda body: Ref(_text(body)),
+    "ref": lambda body: Ref(text(body)),
     "size": lambda body: Size(decode_expression(body)),
-    "torch": lambda body: TorchConst(_text(body)),
-    "dtype_of": lambda body: DtypeOf(_text(body)),
-    "limit_of": lambda body: LimitOf(*map(_text, _items(body, 2))),
+    "torch": lambda body: TorchConst(text(body)),
+    "dtype_of": lambda body: DtypeOf(text(body)),
+    "limit_of": lambda body: LimitOf(*map(text, _items(body, 2))),
     "device": lambda _body: Device(),
     "record": lambda body: _decode_fields(body, is_tuple=False),
     "named_tuple": lambda body: _decode_fields(body, is_tuple=True),
@@ -272,7 +267,7 @@ _VALUES: Mapping[str, Callable[[Json], Argument]] = {
 
 
 def _key(data: Json) -> bool | float | str | None:
-    return _typed(data, *CONSTANT_TYPES)  # type: ignore[no-any-return]
+    return typed(data, *CONSTANT_TYPES)  # type: ignore[no-any-return]
 
 
 def _tagged(data: Json) -> tuple[str, Json]:
@@ -287,22 +282,12 @@ def _fields(data: Json, *names: str) -> dict[str, Json]:
     return data
 
 
-def _typed(data: Json, *types: type) -> Json:
-    if type(data) not in types:
-        raise FormatError(f"expected {' or '.join(item.__name__ for item in types)}, got {type(data).__name__}")
-    return data
-
-
-def _text(data: Json) -> str:
-    return _typed(data, str)  # type: ignore[no-any-return]
-
-
 def _integer(data: Json) -> int:
-    return _typed(data, int)  # type: ignore[no-any-return]
+    return typed(data, int)  # type: ignore[no-any-return]
 
 
 def _list(data: Json) -> list[Json]:
-    return _typed(data, list)  # type: ignore[no-any-return]
+    return typed(data, list)  # type: ignore[no-any-return]
 
 
 def _items(data: Json, count: int) -> list[Json]:

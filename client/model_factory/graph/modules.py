@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, MethodType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import nn
@@ -29,8 +29,16 @@ _DOT = ":"  # in the name of a child, where a dot would be a step down
 # Of torch, for whoever called: checkpointing stops its second forward so, and trainers try again with a smaller batch.
 _PASSED_ON = (vars(checkpoint)["_StopRecomputationError"], torch.OutOfMemoryError)
 
-_Call: TypeAlias = tuple[str, tuple[Any, ...], Sequence[torch.Tensor], dict[str, Any]]
-"""Form, tensors and bound arguments."""
+
+class _Call(NamedTuple):
+    """A call of a method of a module."""
+
+    method: str
+    form: tuple[Any, ...]
+    leaves: Sequence[torch.Tensor]
+    """Its tensors, in the order of the form."""
+    arguments: dict[str, Any]
+    """By name."""
 
 
 class GraphModel(nn.Module):
@@ -161,14 +169,14 @@ class Ready:
         pairs = zip(ours.steps[: step + 1], theirs.steps[: step + 1], strict=True)
         return all(one.call == two.call and one.out == two.out for one, two in pairs)
 
-    def accepts(self, module: nn.Module, method: str, form: tuple[Any, ...], leaves: Sequence[torch.Tensor]) -> bool:
-        """Whether this program stands for a call of a method of ``module`` with that form and those tensors."""
-        if method != self.recorded.method or form != self.recorded.form:
+    def accepts(self, module: nn.Module, call: _Call) -> bool:
+        """Whether this program stands for a call of ``module``."""
+        if call.method != self.recorded.method or call.form != self.recorded.form:
             return False
         for path, training in self.recorded.training:
             if get_module(module, path).training != training:
                 return False
-        env = dict(zip(self.names, leaves, strict=True))
+        env = dict(zip(self.names, call.leaves, strict=True))
         for name, dtype in self.dtypes:
             tensor = get_tensor(module, name.removeprefix("attr:")) if name.startswith("attr:") else env[name]
             if tensor is None or tensor.dtype != dtype:
@@ -258,11 +266,12 @@ class ProgramModule(nn.Module):
         """Run the program that stands for this way of calling a method; raises as :meth:`forward` does."""
         arguments = signature.bind(args, kwargs, method)
         form, leaves = call_form(arguments)
+        call = _Call(method, form, leaves, arguments)
         for ready in self._programs:
-            if ready.accepts(self, method, form, leaves):
+            if ready.accepts(self, call):
                 break
         else:
-            ready = self._learn(method, form, leaves, arguments)
+            ready = self._learn(call)
         if ready.dtypes:
             self._warn_of_autocast(leaves)
         if not ready.decides:
@@ -271,7 +280,7 @@ class ProgramModule(nn.Module):
 
         def other_side(step: int, outcome: Outcome) -> Runner:
             nonlocal side
-            side = self._other_side(side, step, outcome, (method, form, leaves, arguments))
+            side = self._other_side(side, step, outcome, call)
             return side.runner
 
         return ready.runner.run(self, leaves, other_side=other_side)
@@ -296,9 +305,9 @@ class ProgramModule(nn.Module):
     def _other_side(self, ready: Ready, step: int, outcome: Outcome, call: _Call) -> Ready:
         """Return the program that goes on where a guard of ``ready`` has another outcome."""
         for other in self._programs:
-            if other.goes_on(ready, step, outcome) and other.accepts(self, *call[:3]):
+            if other.goes_on(ready, step, outcome) and other.accepts(self, call):
                 return other
-        return self._learn(*call, after=(ready, step, outcome))
+        return self._learn(call, after=(ready, step, outcome))
 
     def _warn_of_autocast(self, leaves: Sequence[torch.Tensor]) -> None:
         """Say once that a forward that decides by dtypes does not know those that autocast makes."""
@@ -309,23 +318,16 @@ class ProgramModule(nn.Module):
                 stacklevel=6,  # who called the module
             )
 
-    def _learn(
-        self,
-        method: str,
-        form: tuple[Any, ...],
-        leaves: Sequence[torch.Tensor],
-        arguments: dict[str, Any],
-        *,
-        after: tuple[Ready, int, Outcome] | None = None,
-    ) -> Ready:
+    def _learn(self, call: _Call, *, after: tuple[Ready, int, Outcome] | None = None) -> Ready:
         """Get a program for a call, or, ``after`` a guard, the one that goes on with that outcome."""
 
         def fits(ready: Ready) -> bool:
-            return ready.accepts(self, method, form, leaves) and (after is None or ready.goes_on(*after))
+            return ready.accepts(self, call) and (after is None or ready.goes_on(*after))
 
-        where = f"{self._path or 'the model'} ({self._type_name}){'' if method == FORWARD else f'.{method}'}"
+        where = f"{self._path or 'the model'} ({self._type_name}){'' if call.method == FORWARD else f'.{call.method}'}"
+        asked = form_text(call.form)
         if self._recorder is None:
-            raise CallFormError(f"{where} has no program for the call ({form_text(form)}) and no server to record one")
+            raise CallFormError(f"{where} has no program for the call ({asked}) and no server to record one")
         flags = tuple(
             (path, module.training)
             for path, module in self.named_modules(remove_duplicate=False)
@@ -338,14 +340,15 @@ class ProgramModule(nn.Module):
                 if fits(self._programs[-1]):
                     return self._programs[-1]
         outcomes = () if after is None else (*after[0].recorded.program.outcomes(after[1]), after[2])
-        if sum(ready.recorded.form == form for ready in self._programs) >= MAX_SIDES and outcomes:
+        if sum(ready.recorded.form == call.form for ready in self._programs) >= MAX_SIDES and outcomes:
             raise CallFormError(
-                f"{where} has decided by values in {MAX_SIDES} ways already for the call ({form_text(form)}), and each "
+                f"{where} has decided by values in {MAX_SIDES} ways already for the call ({asked}), and each "
                 "is a program of its own. Remedy: decide with torch.where, or by an argument of the forward"
             )
-        ready = Ready(self._recorder.record(self._path, arguments, flags, _floating_dtype(self), outcomes, method))
+        dtype = _floating_dtype(self)
+        ready = Ready(self._recorder.record(self._path, call.arguments, flags, dtype, outcomes, call.method))
         if not fits(ready):
-            raise CallFormError(f"{where}: the server's program is not for the call ({form_text(form)})")
+            raise CallFormError(f"{where}: the server's program is not for the call ({asked})")
         self._programs.append(ready)
         return ready
 
