@@ -61,7 +61,7 @@ def _in_parts(fill: Callable[..., Any], count: int, do: Callable[..., Any]) -> C
             return own.get_state()
 
         rest = tensor
-        if generator is None and threading.get_ident() == owner and _is_plain(tensor):
+        if generator is None and threading.get_ident() == owner and _is_large_and_plain(tensor):
             rest = tensor.detach().view(-1)
             with suppress(RuntimeError):  # torch's own comes again below; and there may be no room for a thread
                 while sizes := _parts(rest.numel(), count):
@@ -76,10 +76,11 @@ def _in_parts(fill: Callable[..., Any], count: int, do: Callable[..., Any]) -> C
     return filled
 
 
-def _is_plain(tensor: torch.Tensor) -> bool:
+def _is_large_and_plain(tensor: torch.Tensor) -> bool:
     """Whether each number of a tensor takes one draw, in the order that they lie in, and any thread may write it."""
     return (
         type(tensor) in {torch.Tensor, nn.Parameter}
+        and tensor.numel() > _LEAST_STEPS * STEP
         and not tensor.is_nested
         and tensor.layout is torch.strided
         and tensor.device.type == "cpu"
