@@ -59,7 +59,7 @@ def named_float(data: Any) -> float:
     Raises:
         FormatError: it is not called so.
     """
-    if data not in {"nan", "inf", "-inf"}:
+    if type(data) is not str or data not in {"nan", "inf", "-inf"}:
         raise FormatError(f"{data!r} is not nan, inf or -inf")
     return float(data)
 

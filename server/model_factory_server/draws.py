@@ -63,7 +63,7 @@ def _in_parts(fill: Callable[..., Any], count: int, do: Callable[..., Any]) -> C
         rest = tensor
         if generator is None and threading.get_ident() == owner and _is_large_and_plain(tensor):
             rest = tensor.detach().view(-1)
-            with suppress(RuntimeError):  # torch's own comes again below; and there may be no room for a thread
+            with suppress(RuntimeError, MemoryError):  # torch's own comes again below; threads may have no room
                 while sizes := _parts(rest.numel(), count):
                     *parts, after = torch.split(rest, [*sizes, rest.numel() - sum(sizes)])
                     starts = itertools.count(0, sizes[0] // STEP)

@@ -153,7 +153,7 @@ def test_two_configs_of_one_name(server: ServerProcess, run: Run, tmp_path: Path
     assert "two configs are called 'mlp'" in done.stderr
     done = run("build", f"config_path={SMALL / 'mlp.yaml'}", "--server", server.address)
     assert done.returncode == 1
-    assert "no model can be called 'config_path' here; give it another name: NAME=" in done.stderr
+    assert "no model can be called 'config_path' here; give it another name: NAME=FILE" in done.stderr
 
 
 def rows(table: str) -> list[list[str]]:

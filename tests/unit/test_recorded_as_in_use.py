@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import random
 from collections import OrderedDict, deque
 from typing import Any, ClassVar
@@ -247,6 +248,13 @@ def test_they_travel(block: type[Any]) -> None:
             assert_same(*(module(inputs["x"].clone()) for module in (original, twin)))
         else:
             assert_same_runs(original, twin, inputs)
+
+
+def test_an_argument_of_nan_after_pickling() -> None:
+    twin = travel_recorded(FilledWithNan())
+    again = pickle.loads(pickle.dumps(twin))  # noqa: S301  written here
+    (inputs,) = FilledWithNan().example_inputs()
+    assert_same(again(**inputs), twin(**inputs))
 
 
 class StraightThrough(torch.autograd.Function):

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections import OrderedDict
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import pytest
@@ -61,6 +62,20 @@ class Ordered(Block):
 class KeyedByStep(Block):
     def forward(self, x: Tensor) -> dict[Any, Any]:
         return {1: self.layer(x), None: x, False: OrderedDict({2.5: x * 2})}
+
+
+class Head(StrEnum):
+    POLICY = "policy"
+
+
+class KeyedByEnum(Block):
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {Head.POLICY: self.layer(x), "ordered": OrderedDict({Head.POLICY: x})}
+
+
+class KeyedByInfinity(Block):
+    def forward(self, x: Tensor) -> dict[float, Any]:
+        return {float("inf"): x}
 
 
 class KeyedByTuples(Block):
@@ -122,8 +137,13 @@ def test_keys_of_mappings_are_as_they_were() -> None:
     assert list(ours) == list(theirs) == [1, None, False]
     assert_same(ours[1], theirs[1])
     assert_same(ours[0][2.5], theirs[0][2.5])
-    with pytest.raises(NotPortableError, match=r"a mapping with a tuple as a key in \['at'\]"):
+    with pytest.raises(NotPortableError, match=r"a mapping with the tuple \(0, 1\) as a key in \['at'\]"):
         pair(KeyedByTuples)
+    with pytest.raises(NotPortableError, match="a mapping with the float inf as a key"):
+        pair(KeyedByInfinity)
+    rebuilt, original, x = pair(KeyedByEnum)
+    assert_same(rebuilt(x)["policy"], original(x)["policy"])
+    assert_same(rebuilt(x)["ordered"]["policy"], x)
 
 
 @pytest.mark.parametrize(

@@ -143,11 +143,16 @@ def _named_configs(arguments: argparse.Namespace) -> dict[str, str]:
         name, separator, path = item.partition("=")
         if not separator:
             name, path = Path(item).stem, item
-        if name == "config_path":
-            raise ModelFactoryError(f"no model can be called {name!r} here; give it another name: NAME={path}")
         if name in named:
             raise ModelFactoryError(f"two configs are called {name!r}; give one another name: NAME={path}")
         named[name] = path
+    return named
+
+
+def _components(arguments: argparse.Namespace) -> dict[str, str]:
+    named = _named_configs(arguments)
+    if named.keys() == {"config_path"}:  # which in a model_cfg asks for a model without a name
+        raise ModelFactoryError("no model can be called 'config_path' here; give it another name: NAME=FILE")
     return named
 
 
@@ -162,21 +167,21 @@ def _build(arguments: argparse.Namespace) -> int:
     from model_factory.cli.models import build  # noqa: PLC0415  torch, which validate can do without
 
     return build(
-        _named_configs(arguments), arguments.server, seed=arguments.seed, dtype=arguments.dtype, output=arguments.output
+        _components(arguments), arguments.server, seed=arguments.seed, dtype=arguments.dtype, output=arguments.output
     )
 
 
 def _describe(arguments: argparse.Namespace) -> int:
     from model_factory.cli.models import describe  # noqa: PLC0415  torch, which validate can do without
 
-    return describe(_named_configs(arguments), arguments.server, travel=not arguments.quick)
+    return describe(_components(arguments), arguments.server, travel=not arguments.quick)
 
 
 def _trust(arguments: argparse.Namespace) -> int:
     from model_factory.cli.trust import trust  # noqa: PLC0415  torch, which validate can do without
 
     return trust(
-        _named_configs(arguments), arguments.server, lock=arguments.output, check=arguments.check, text=arguments.text
+        _components(arguments), arguments.server, lock=arguments.output, check=arguments.check, text=arguments.text
     )
 
 

@@ -5,6 +5,7 @@ tuple or dict of these. Of a tensor it has the rank, the dtype unless that is a 
 is nested plain tuples, so that comparing two is cheap and ``torch.compile`` can trace the comparison::
 
     ("tensor", 3, "", ())   ("const", "NoneType", None)   ("list", (form, ...))   ("dict", ((key, form), ...))
+    ("nan",)
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def _form(value: Any, where: str, leaves: list[torch.Tensor]) -> Form:
 
 
 def constant_form(value: bool | float | str | None) -> Form:
-    """The form of a constant; NaN is one object in all of them, for it equals nothing but is itself."""
-    return ("const", type(value).__name__, value if value == value else math.nan)  # noqa: PLR0124
+    """The form of a constant; NaN has one of its own, as it equals nothing."""
+    return ("const", type(value).__name__, value) if value == value else ("nan",)  # noqa: PLR0124
 
 
 def _empty_axes(tensor: torch.Tensor) -> tuple[int, ...]:
@@ -105,6 +106,8 @@ def _rebuild(form: Form, leaves: Iterator[torch.Tensor]) -> Any:
             return next(leaves)
         case "const":
             return form[2]
+        case "nan":
+            return math.nan
         case "dict":
             return {key: _rebuild(item, leaves) for key, item in form[1]}
         case kind:
@@ -145,6 +148,8 @@ def _text(form: Form) -> str:
             return f"Tensor[{', '.join(about)}]"
         case "const":
             return repr(form[2])
+        case "nan":
+            return "nan"
         case "dict":
             return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in form[1]) + "}"
         case kind:

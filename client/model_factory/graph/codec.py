@@ -196,6 +196,8 @@ def encode_form(form: Form) -> Json:
             return {"tensor": [rank, dtype, list(empty)] if dtype or empty else rank}
         case "const":
             return {"const": encode_value(form[2])}
+        case "nan":
+            return {"const": encode_value(math.nan)}
         case "dict":
             return {"dict": [[key, encode_form(item)] for key, item in form[1]]}
         case kind:
@@ -237,6 +239,13 @@ def decode_signature(data: Json) -> Signature:
     return Signature(tuple(parameters))
 
 
+def _decode_dict(body: Json) -> dict[Any, Argument]:
+    entries = {typed(key, *CONSTANT_TYPES): decode_value(item) for key, item in _pairs(body)}
+    if len(entries) != len(body):
+        raise FormatError("a key of a mapping is given twice")
+    return entries
+
+
 def _decode_slice(body: Json) -> slice:
     start, stop, step = (decode_value(bound) for bound in _items(body, 3))
     return slice(start, stop, step)
@@ -252,7 +261,7 @@ def _decode_fields(body: Json, *, is_tuple: bool) -> Fields:
 _VALUES: Mapping[str, Callable[[Json], Argument]] = {
     "float": named_float,
     "tuple": lambda body: tuple(decode_value(item) for item in _list(body)),
-    "dict": lambda body: {_key(key): decode_value(item) for key, item in _pairs(body)},
+    "dict": _decode_dict,
     "slice": _decode_slice,
     "ellipsis": lambda _body: Ellipsis,
     "ref": lambda body: Ref(text(body)),
@@ -264,10 +273,6 @@ _VALUES: Mapping[str, Callable[[Json], Argument]] = {
     "record": lambda body: _decode_fields(body, is_tuple=False),
     "named_tuple": lambda body: _decode_fields(body, is_tuple=True),
 }
-
-
-def _key(data: Json) -> bool | float | str | None:
-    return typed(data, *CONSTANT_TYPES)  # type: ignore[no-any-return]
 
 
 def _tagged(data: Json) -> tuple[str, Json]:

@@ -20,6 +20,7 @@ _CODE = (
     _SERVER / "backends",
     _SERVER / "recording",
     _SERVER / "construction.py",
+    _SERVER / "constructor" / "build.py",
     _SERVER / "draws.py",
     _SERVER / "in_place.py",
     _SERVER / "twister.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -38,11 +39,11 @@ def travelling(value: Any, where: str = "") -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _record(_fields(value), where)
     if isinstance(value, Mapping):
-        _check_keys(value, where)
-    if isinstance(value, OrderedDict) and all(isinstance(key, str) for key in value):
-        return Record((key, travelling(item, f"{where}[{key!r}]")) for key, item in value.items())
-    if isinstance(value, Mapping):
-        return {key: travelling(item, f"{where}[{key!r}]") for key, item in value.items()}
+        entries: dict[Any, Any] = {
+            plain_key(key, where): travelling(item, f"{where}[{key!r}]") for key, item in value.items()
+        }
+        is_record = isinstance(value, OrderedDict) and all(isinstance(key, str) for key in entries)
+        return Record(entries) if is_record else entries
     raise NotPortableError(
         f"its forward returns a {type(value).__module__}.{type(value).__qualname__}"
         f"{f' in {where}' if where else ''}, which is not plain data. Remedy: return tensors, numbers, texts and None, "
@@ -50,13 +51,20 @@ def travelling(value: Any, where: str = "") -> Any:
     )
 
 
-def _check_keys(value: Mapping[Any, Any], where: str) -> None:
-    for key in value:
-        if type(key) not in CONSTANT_TYPES:
-            raise NotPortableError(
-                f"its forward returns a mapping with a {type(key).__name__} as a key{f' in {where}' if where else ''}. "
-                "Remedy: keys that are texts, numbers or None"
-            )
+def plain_key(key: Any, where: str = "") -> bool | float | str | None:
+    """Return the key of a mapping as a program has it.
+
+    Raises:
+        NotPortableError: it can have none such.
+    """
+    if isinstance(key, str) and str(key) == key:
+        return str(key)  # of an enum of texts, say
+    if type(key) in CONSTANT_TYPES and not (isinstance(key, float) and not math.isfinite(key)):
+        return key  # type: ignore[no-any-return]
+    raise NotPortableError(
+        f"its forward has a mapping with the {type(key).__name__} {key!r} as a key{f' in {where}' if where else ''}. "
+        "Remedy: keys that are texts, finite numbers or None"
+    )
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from model_factory.graph.program import (
 from model_factory.graph.records import Record, RecordTuple
 from model_factory_server.recording.dtypes import DtypeReads
 from model_factory_server.recording.modes import noted_modes
+from model_factory_server.recording.results import plain_key
 from model_factory_server.recording.rules import result_by_rule
 from model_factory_server.recording.surroundings import as_in_use
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
@@ -407,7 +408,7 @@ class Tape(TorchFunctionMode):
         if isinstance(value, RecordTuple):
             return Fields(value._fields, tuple(map(self.argument, value)), is_tuple=True)
         if isinstance(value, dict):
-            return {self.argument(key): self.argument(item) for key, item in value.items()}
+            return {plain_key(key): self.argument(item) for key, item in value.items()}
         raise NotPortableError(
             f"its forward passes a {type(value).__module__}.{type(value).__qualname__}, which is not plain data"
         )
