@@ -214,16 +214,19 @@ def test_torch_is_as_before_at_the_end() -> None:
     assert "uniform_" not in vars(torch.Tensor)
 
 
-def test_what_others_put_there_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_others_put_there_is_left() -> None:
     def theirs(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.zero_()
 
-    with draws.in_threads(2):
-        monkeypatch.setattr(torch.Tensor, "normal_", theirs)
-    assert torch.Tensor.normal_ is theirs
-    with draws.in_threads(2):
+    try:
+        with draws.in_threads(2):
+            torch.Tensor.normal_ = theirs  # type: ignore[assignment]
         assert torch.Tensor.normal_ is theirs
-        assert "uniform_" not in vars(torch.Tensor)
+        with draws.in_threads(2):
+            assert torch.Tensor.normal_ is theirs
+            assert "uniform_" not in vars(torch.Tensor)
+    finally:
+        del torch.Tensor.normal_  # monkeypatch would put back what was there meanwhile, which is not torch's
 
 
 def test_one_thread_changes_nothing() -> None:
