@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import Any, NoReturn, TypeVar
 
 from model_factory.errors import FormatError
 from model_factory.limits import MAX_DOCUMENT_BYTES
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 FORMAT = 1
 """Version of the descriptor, programs and manifest documents; part of every build key."""
@@ -51,6 +55,19 @@ def typed(data: Any, *types: type) -> Any:
 def text(data: Any) -> str:
     """As :func:`typed`, for text."""
     return typed(data, str)  # type: ignore[no-any-return]
+
+
+def mapping(pairs: Iterable[tuple[K, V]], what: str) -> dict[K, V]:
+    """Return the mapping of what is written as pairs; ``what`` is what their keys are.
+
+    Raises:
+        FormatError: one is given twice.
+    """
+    entries = list(pairs)
+    found = dict(entries)
+    if len(found) != len(entries):
+        raise FormatError(f"{what} is given twice")
+    return found
 
 
 def named_float(data: Any) -> float:

@@ -4,23 +4,23 @@ Importing torch's tracing takes seconds, and so does its first use; every worker
 behind it. Nothing here starts a thread or touches a GPU, since neither survives a fork.
 """
 
-# ruff: noqa: E402
-
 from __future__ import annotations
 
 import gc
 
-gc.disable()  # what is imported stays, and looking for what does not takes a tenth of the time
+from model_factory.collection import no_collection
 
-import torch
-from torch import nn
+with no_collection():  # which would take a tenth of the time
+    import torch
+    from torch import nn
 
-import model_factory.cli.main  # noqa: F401  multiprocessing imports what the server's main script does in each worker
-import model_factory_server.forks
-import model_factory_server.worker  # noqa: F401  what is forked runs it
-from model_factory_server.constructor import default_registry
-from model_factory_server.draws import prepare
-from model_factory_server.recording.portable import record_model
+    # multiprocessing imports what the server's main script does in each worker.
+    import model_factory.cli.main  # noqa: F401
+    import model_factory_server.forks
+    import model_factory_server.worker  # noqa: F401  what is forked runs it
+    from model_factory_server.constructor import default_registry
+    from model_factory_server.draws import prepare
+    from model_factory_server.recording.portable import record_model
 
 
 class _Block(nn.Module):
@@ -50,7 +50,7 @@ def _warm_up() -> None:
     torch.set_num_threads(threads)
 
 
-_warm_up()
-gc.enable()
+with no_collection():
+    _warm_up()
 gc.collect()
 gc.freeze()  # or the first collection of every worker would write to, and so copy, all that is here

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from model_factory.descriptor.tree import StockValue, TensorRef
-from model_factory.documents import named_float, typed
+from model_factory.documents import mapping, named_float, typed
 from model_factory.errors import FormatError
 from model_factory.graph.constants import torch_const, torch_name
 from model_factory.graph.ops import OPS
@@ -168,10 +168,8 @@ def _decode_size(body: Any) -> torch.Size:
 
 
 def _decode_dict(body: Any) -> dict[Any, Any]:
-    entries = {_decode_key(key): decode_attribute(item) for key, item in typed(body, list)}
-    if len(entries) != len(body):
-        raise FormatError("a key of an attribute is given twice")
-    return entries
+    pairs = ((_decode_key(key), decode_attribute(item)) for key, item in typed(body, list))
+    return mapping(pairs, "a key of an attribute")
 
 
 def _decode_key(data: Any) -> Any:

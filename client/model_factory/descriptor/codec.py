@@ -18,7 +18,7 @@ from model_factory.descriptor.tree import (
     TensorRef,
 )
 from model_factory.digest import Blob, check_digest
-from model_factory.documents import FORMAT, decode_document, encode_document, text, typed
+from model_factory.documents import FORMAT, decode_document, encode_document, mapping, text, typed
 from model_factory.errors import FormatError
 from model_factory.graph.call_form import Recorded
 from model_factory.graph.codec import (
@@ -185,10 +185,7 @@ def _encode_attributes(attributes: Mapping[str, Any]) -> list[Any]:
 
 
 def _decode_attributes(data: Any) -> dict[str, Any]:
-    attributes = {text(name): decode_attribute(value) for name, value in data}
-    if len(attributes) != len(data):
-        raise FormatError("an attribute is given twice")
-    return attributes
+    return mapping(((text(name), decode_attribute(value)) for name, value in data), "an attribute")
 
 
 def _encode_tensor(node: TensorNode) -> list[Any]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from model_factory.documents import named_float, text, typed
+from model_factory.documents import mapping, named_float, text, typed
 from model_factory.errors import FormatError
 from model_factory.graph.call_form import CONSTANT_TYPES, Form, Recorded, constant_form
 from model_factory.graph.program import (
@@ -240,10 +240,8 @@ def decode_signature(data: Json) -> Signature:
 
 
 def _decode_dict(body: Json) -> dict[Any, Argument]:
-    entries = {typed(key, *CONSTANT_TYPES): decode_value(item) for key, item in _pairs(body)}
-    if len(entries) != len(body):
-        raise FormatError("a key of a mapping is given twice")
-    return entries
+    pairs = ((typed(key, *CONSTANT_TYPES), decode_value(item)) for key, item in _pairs(body))
+    return mapping(pairs, "a key of a mapping")
 
 
 def _decode_slice(body: Json) -> slice:
@@ -252,9 +250,7 @@ def _decode_slice(body: Json) -> slice:
 
 
 def _decode_fields(body: Json, *, is_tuple: bool) -> Fields:
-    entries = {text(name): decode_value(item) for name, item in _pairs(body)}
-    if len(entries) != len(body):
-        raise FormatError("a field of a record is given twice")
+    entries = mapping(((text(name), decode_value(item)) for name, item in _pairs(body)), "a field of a record")
     return Fields(tuple(entries), tuple(entries.values()), is_tuple)
 
 
