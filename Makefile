@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-fast lint types imports stubs soak leaks fuzz faults benchmarks images image-steps alerts clean
+.PHONY: demo test test-cuda test-fast lint types imports stubs soak leaks fuzz faults benchmarks images image-steps alerts clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,22 @@ demo: $(VENV)/installed  ## start a server, build the example policy on it, trai
 
 test: lint types imports  ## every check and every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+CUDA_VENV := .venv-cuda
+CUDA_TESTS := $(addprefix tests/integration/test_,forking.py builds.py call_forms.py policies.py library_models.py \
+	doctor.py plugins.py policy_constructor.py)
+
+# PyPI's own build, whatever else this machine's pip is set up to prefer.
+$(CUDA_VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CUDA_VENV)
+	env -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null \
+		$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check -r constraints.txt
+	$(CUDA_VENV)/bin/python -c 'import torch; assert torch.version.cuda, f"{torch.__version__} is not a CUDA build"'
+	$(CUDA_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' -e ./server
+	touch $@
+
+test-cuda: $(CUDA_VENV)/installed  ## the tests of builds with PyPI's CUDA build of torch (2.5 GB); needs no GPU
+	$(CUDA_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CUDA_TESTS)
 
 test-fast: $(VENV)/installed  ## the suites that start no server
 	$(BIN)/python -m pytest tests/unit tests/property tests/golden

@@ -16,8 +16,9 @@ WORKDIR /src
 COPY constraints.txt ./
 # Empty: the newest versions that fit.
 ARG PIP_CONSTRAINT=/src/constraints.txt
+# Empty: pip's own index, which is PyPI with the CUDA build.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN /opt/model-factory/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" torch
+RUN /opt/model-factory/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch
 COPY pyproject.toml README.md ./
 COPY client ./client
 COPY server ./server

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,3 +36,17 @@ class Block:
     """Words given at its registration."""
     arguments: tuple[BlockArgument, ...]
     """In order; empty also where the signature cannot be read."""
+
+
+SELF_CHECK = "model_factory.SelfCheck"
+"""The registry key of a small block that every server has."""
+
+SELF_CHECK_WIDTH = 3
+
+SELF_CHECK_CONFIG: Mapping[str, Any] = MappingProxyType(
+    {
+        "schema_version": 1,
+        "model": {"sequential": {"layers": [{"_type_": SELF_CHECK, "width": SELF_CHECK_WIDTH}, {"_type_": "nn.ReLU"}]}},
+    }
+)
+"""A model of one block with a recorded program and one torch layer; what a server and the doctor build as a check."""

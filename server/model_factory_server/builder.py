@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_factory import errors
+from model_factory.blocks import SELF_CHECK_CONFIG
 from model_factory.components import component_seed
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.documents import encode_document
@@ -22,10 +23,6 @@ from model_factory_server.observe.spans import Traces
 from model_factory_server.pool import OnStage, WorkerPool
 
 _OWN_SECONDS = 60.0  # for the server's own jobs at least: the operator's limit is for what configs make grow
-_WARM_UP = {
-    "schema_version": 1,
-    "model": {"sequential": {"layers": [{"_type_": "nn.Linear", "in_features": 1, "out_features": 1}]}},
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,23 +157,25 @@ class Builder:
         )
 
     async def warm_up(self) -> None:
-        """Build a small model through all that builds go through, also if it is in the store already.
+        """Construct, record, verify and store a small block, also if the store has the block already.
 
         Raises:
             ServerError: nothing can be built here: because of the backend, a plug-in, a limit or the store, say.
         """
-        asked = Asked(config=parse_config(encode_document(_WARM_UP)), dtype="", client="", seconds=_OWN_SECONDS)
+        config = parse_config(encode_document(dict(SELF_CHECK_CONFIG)))
+        asked = Asked(config=config, dtype="", client="", seconds=_OWN_SECONDS)
         key = build_key(self._backend, asked.config, "", 0)
         try:
-            await self._once("warm_up", key, lambda report: self._build(asked, key, 0, report))
+            await self._once("warm_up", key, lambda report: self._build(asked, key, 0, report, anew=True))
         except errors.ModelFactoryError as error:
             raise errors.ServerError(
                 f"the warm-up build, which shows that builds work here, failed: {error}"
             ) from error
 
-    async def _build(self, asked: Asked, key: str, seed: int, report: OnStage) -> Any:
+    async def _build(self, asked: Asked, key: str, seed: int, report: OnStage, *, anew: bool = False) -> Any:
+        """``anew`` is whether to record and verify also where the store has the architecture."""
         architecture = architecture_key(self._backend, asked.config, asked.dtype)
-        known = await self._complete(architecture, "descriptor", "programs")
+        known = None if anew else await self._complete(architecture, "descriptor", "programs")
         task = Task(kind="build", config=asked.config.wire, dtype=asked.dtype, seed=seed, known=known)
         result = await self._run(asked, task, report)
         record = (known or {}) | result

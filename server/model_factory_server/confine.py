@@ -20,6 +20,9 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
+"""Variables that hide every GPU from a process."""
+
 
 def die_with_parent() -> None:
     """Have the kernel end this process when its parent ends."""

@@ -14,12 +14,15 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from model_factory.settings import only_variables
-from model_factory_server.confine import kill_session
+from model_factory_server.confine import NO_GPUS, kill_session
 from model_factory_server.job import Job
 
-_PRELOADED = "model_factory_server.warm"
-_NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
-_VARIABLES = {"THP_MEM_ALLOC_ENABLE": "1"}  # large tensors take huge pages, with a fraction of the page faults
+# In this order: the last one has the check that this process can be forked, and freezes what is imported.
+_PRELOADED = ["model_factory_server.forks", "model_factory_server.warm"]
+_VARIABLES = {
+    "THP_MEM_ALLOC_ENABLE": "1",  # large tensors take huge pages, with a fraction of the page faults
+    "OPENBLAS_NUM_THREADS": "1",  # NumPy's OpenBLAS would start threads at its import, in the process that forks
+}
 
 
 @contextmanager
@@ -43,9 +46,9 @@ class ForkServer:
     def __init__(self, allows_variable: Callable[[str], bool], *, with_gpus: bool) -> None:
         """``with_gpus`` is whether builds may see any, as far as ``allows_variable`` lets them."""
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([_PRELOADED])
+        self.context.set_forkserver_preload(_PRELOADED)
         self._allows_variable = allows_variable
-        self._variables = _VARIABLES if with_gpus else _VARIABLES | _NO_GPUS
+        self._variables = _VARIABLES if with_gpus else _VARIABLES | NO_GPUS
         self._lock = threading.Lock()
         self._pid: int | None = None
         self.ensure()
@@ -123,6 +126,6 @@ def _enter_worker(job: Job, sender: Connection) -> None:
     Importing one that knows gRPC would cost every worker almost a tenth of a second.
     """
     os.dup2(2, 1)  # what blocks print is for the log; standard output says where the server listens
-    from model_factory_server import worker  # noqa: PLC0415  torch, which only the fork server and its workers import
+    from model_factory_server import warm  # noqa: PLC0415  torch, which only the fork server and its workers import
 
-    worker.main(job, sender)
+    warm.work(job, sender)

@@ -64,14 +64,20 @@ _FOUND_AT_BUILDS = (
     "stand for travels as source (docs/portability.md)"
 )
 _FAILED = "the builder failed with {}; the server's log has the details"
+_NOT_FORKABLE = (
+    "builds cannot run: the process that they are forked from cannot be forked safely: {}. Remedy: remove what starts "
+    "threads or CUDA when this Python starts or imports torch (a sitecustomize module, a .pth file, a profiler)"
+)
 _NOT_ISOLATED = (
     "this system gives builds no network namespace of their own: a build can reach the network. Remedy: allow "
     "unshare in the container's seccomp profile, or keep the server from the network (docs/operations.md#security)"
 )
 
 
-def main(job: Job, connection: Connection) -> None:
+def main(job: Job, connection: Connection, forking_faults: Sequence[str]) -> None:
     """Do a job and send what comes of it: documents, for the server unpickles nothing that a build may have written.
+
+    Nothing is done where the process that this one was forked from had ``forking_faults``.
 
     That is ``["stage", name]``, ``["evicted", bytes]``, ``["log", text]`` or ``["warning", text]`` any number of times,
     and then ``["result", ...]`` or ``["error", ...]``.
@@ -82,6 +88,9 @@ def main(job: Job, connection: Connection) -> None:
 
     if not _confine(job):
         tell("warning", _NOT_ISOLATED)
+    if forking_faults:
+        tell("error", [ServerError.__name__, _NOT_FORKABLE.format("; ".join(forking_faults)), ()])
+        return
     torch.set_num_threads(job.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     try:

@@ -62,7 +62,7 @@ def test_a_good_deployment(server: ServerProcess, examine: Examine, capsys: pyte
     assert status == 0, found
     assert outcomes(found, "OK") == [check.name for check in CHECKS]
     assert "16 MiB" in found["throughput"]["said"]
-    assert "forward and backward are right" in found["build"]["said"]
+    assert "forward and backward of a recorded block are right" in found["build"]["said"]
     assert main(["doctor", "--server", server.address]) == 0
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines()] == ["OK"] * len(CHECKS)

@@ -55,9 +55,9 @@ class ServerProcess:
 
     @cached_property
     def _metrics_url(self) -> str:
-        found = re.search(r'metrics on (http://[^\s"]+)', self.log)
-        assert found is not None, "start it with --metrics-listen and --log-level info"
-        return found[1]
+        found = re.findall(r'metrics on (http://[^\s"]+)', self.log)  # of an earlier server on the same store first
+        assert found, "start it with --metrics-listen and --log-level info"
+        return str(found[-1])
 
     def metrics_page(self) -> str:
         """Return what a scraper is shown."""

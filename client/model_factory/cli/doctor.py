@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from model_factory.blocks import SELF_CHECK_CONFIG, SELF_CHECK_WIDTH
 from model_factory.errors import ModelFactoryError
 from model_factory.limits import MIB
 from model_factory.remote.connection import Connection
@@ -184,22 +185,37 @@ def _cache(visit: Visit) -> str:
 
 
 def _build(visit: Visit) -> str:
-    """A fresh build in the server, one out of its store, and the module rebuilt here with a step through it."""
+    """Build a block with a recorded program, anew and from the server's store; run the block here, forward and back."""
     import torch  # noqa: PLC0415  what comes before must work without waiting for it
 
     factory, seconds = _factory(visit, "build", secrets.randbits(32)), []
     for _ in range(2):
         started = time.monotonic()
-        module: Any = factory.build(_sequential(_linear(3, 2), {"_type_": "nn.ReLU"}))
+        module: Any = factory.build({"config": dict(SELF_CHECK_CONFIG)})
         seconds.append(time.monotonic() - started)
     factory.close()
-    weight, bias = dict(module.named_parameters()).values()
-    x = torch.ones(4, 3)
-    result = module(x)
-    result.sum().backward()
-    if weight.grad is None or not torch.equal(result, torch.relu(torch.nn.functional.linear(x, weight, bias))):
-        raise CheckError("the module computes something else than it should", "report this: it must not happen")
-    return f"{_ms(seconds[0])}, again {_ms(seconds[1])}; forward and backward are right"
+    parameters = list(module.parameters())
+    x = torch.ones(4, 5, SELF_CHECK_WIDTH)
+    result, expected = (
+        module(x),
+        _self_check(x, **{name.split(".")[-1]: item for name, item in module.named_parameters()}),
+    )
+    gradients, right = (torch.autograd.grad(value.square().sum(), parameters) for value in (result, expected))
+    if not all(torch.allclose(one, other) for one, other in zip((result, *gradients), (expected, *right), strict=True)):
+        raise CheckError(
+            "the rebuilt block computes something else than the block's formula",
+            "report this, with the versions of torch on both sides",
+        )
+    return f"{_ms(seconds[0])}, again {_ms(seconds[1])}; forward and backward of a recorded block are right"
+
+
+def _self_check(x: Any, weight: Any, bias: Any, scale: Any) -> Any:
+    """Compute what the model of ``SELF_CHECK_CONFIG`` computes, without the model."""
+    import torch  # noqa: PLC0415  what comes before must work without waiting for it
+
+    steps = torch.nn.functional.linear(x, weight, bias) * scale
+    positions = torch.arange(x.shape[1], device=x.device).to(x.dtype)
+    return torch.relu(torch.cat([steps + torch.sin(positions)[:, None], x[:, :1]], dim=1))
 
 
 def _throughput(visit: Visit) -> str:

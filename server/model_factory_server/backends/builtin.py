@@ -10,8 +10,9 @@ from model_factory.blocks import Block
 from model_factory.config import ResolvedConfig
 from model_factory_server.backends.hub import load_radio
 from model_factory_server.backends.plugins import load_register, plugin_errors
+from model_factory_server.backends.self_check import register as register_self_check
 from model_factory_server.constructor import Policy, build_model, default_registry
-from model_factory_server.settings import BackendSettings
+from model_factory_server.settings import BUILTIN, BackendSettings
 
 
 class BuiltinBackend:
@@ -29,6 +30,7 @@ class BuiltinBackend:
             allowed_import_prefixes=settings.imports,
         )
         self._registry = default_registry(functools.partial(load_radio, settings.hub))
+        self._registry.register_from(BUILTIN, register_self_check)
         for plugin in settings.plugins:
             register = load_register(plugin)
             with plugin_errors(plugin):

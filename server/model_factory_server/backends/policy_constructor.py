@@ -22,6 +22,7 @@ from model_factory.errors import BuildError, ConfigError, ServerError
 from model_factory_server.backends.checkout_model import convert_model
 from model_factory_server.backends.plugins import load_register, plugin_errors
 from model_factory_server.backends.private import without_paths
+from model_factory_server.backends.self_check import register as register_self_check
 from model_factory_server.backends.sources import CHECKOUT_PACKAGE
 from model_factory_server.settings import BackendSettings
 
@@ -44,6 +45,7 @@ class PolicyConstructorBackend:
             self._build_model: Callable[..., Any] = _import(path, "").build_model
             self._config_error: type[Exception] = _import(path, ".errors").ConfigError
             self._registry = _import(path, ".registry.default_registry").get_default_registry()
+            register_self_check(self._registry)
         for plugin in settings.plugins:
             register = load_register(plugin)
             with plugin_errors(plugin):
