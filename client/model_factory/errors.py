@@ -9,6 +9,7 @@
     │       └── NotPortableError a module's forward cannot be written down as a program
     ├── GraphExecutionError      a forward was called wrongly, or one of its steps failed
     │   └── CallFormError        no program exists for this way of calling a module
+    │       └── OutdatedBuildError the server builds another module by now than the one that is called
     ├── FormatError              a descriptor, program or blob is not what it should be
     │   ├── IntegrityError       bytes do not match the digest they were asked for by
     │   └── RangeError           bytes were asked for that a blob does not have
@@ -66,6 +67,10 @@ class GraphExecutionError(ModelFactoryError):
 
 class CallFormError(GraphExecutionError):
     """There is no program for this way of calling a module, and none could be recorded."""
+
+
+class OutdatedBuildError(CallFormError):
+    """A module needs a new program, and the server would build another module by now: other code or other files."""
 
 
 class FormatError(ModelFactoryError):

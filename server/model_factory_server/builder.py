@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model_factory import errors
@@ -12,6 +12,7 @@ from model_factory.blocks import SELF_CHECK_CONFIG
 from model_factory.components import component_seed
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.documents import encode_document
+from model_factory.identity import BuildReference
 from model_factory.store import Blob, Store
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.job import Task
@@ -22,6 +23,7 @@ from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.spans import Traces
 from model_factory_server.pool import OnStage, WorkerPool
 
+_BUILD_AGAIN = "Remedy: build the model again with this server, or ask a server of the version that built the model"
 _OWN_SECONDS = 60.0  # for the server's own jobs at least: the operator's limit is for what configs make grow
 
 
@@ -45,6 +47,8 @@ class Built:
 
     key: str
     """Its build key."""
+    architecture: str
+    """Its build key without the seed."""
     descriptor: Blob
     """The module tree."""
     programs: Blob
@@ -108,16 +112,17 @@ class Builder:
         """
         own_seed = component_seed(seed, name)
         key = build_key(self._backend, asked.config, asked.dtype, own_seed)
+        architecture = architecture_key(self._backend, asked.config, asked.dtype)
         current_call().builds.append(key)
         record = await self._complete(key, "descriptor", "programs", "weights")
         if record is not None:
             self._metrics.lookups.labels("hit").inc()
             on_stage("done")
-            return _built(key, record, now=False)
+            return _built(key, architecture, record, now=False)
         self._metrics.lookups.labels("joined" if key in self._flights else "miss").inc()
         record = await self._once("build", key, lambda report: self._build(asked, key, own_seed, report), on_stage)
         on_stage("done")
-        return _built(key, record, now=True)
+        return _built(key, architecture, record, now=True)
 
     async def describe(self, asked: Asked, *, travel: bool) -> Described:
         """Return a component's descriptor without building its weights; with ``travel`` also how it travels.
@@ -134,17 +139,31 @@ class Builder:
         names = [name for name in ("descriptor", "programs", "refused") if name in record]
         return Described(documents={name: self._read(record[name]) for name in names}, source=_source(record))
 
-    async def record(self, asked: Asked, path: str, call: bytes, training: dict[str, bool]) -> bytes:
-        """Return the program of one module for one call.
+    async def record(
+        self, asked: Asked, built: BuildReference, path: str, call: bytes, training: dict[str, bool]
+    ) -> bytes:
+        """Return the program of one module for one call; ``built`` is the build that the module comes from.
 
         Raises:
+            OutdatedBuildError: this server would build another module.
             ModelFactoryError: the call cannot be recorded.
         """
-        key = call_key(self._backend, asked.config, asked.dtype, path, call, training)
+        self._check_identity(built)
+        architecture, known = await self._architecture(replace(asked, dtype=built.dtype))
+        if architecture != built.architecture_key:
+            raise errors.OutdatedBuildError(f"the config of the call is not that of the build. {_BUILD_AGAIN}")
+        key = call_key(architecture, asked.dtype, path, call, training)
         record = await self._complete(key, "programs")
         if record is None:
             task = Task(
-                kind="record", config=asked.config.wire, dtype=asked.dtype, path=path, call=call, training=training
+                kind="record",
+                config=asked.config.wire,
+                dtype=asked.dtype,
+                path=path,
+                call=call,
+                training=training,
+                built=built,
+                known=known,
             )
             record = await self._once("record", key, lambda report: self._run(asked, task, report))
             await self._keep(key, record)
@@ -155,6 +174,25 @@ class Builder:
         return await self._once(  # type: ignore[no-any-return]
             "list", "list", lambda report: self._pool.run(Task(kind="list"), report, seconds=_OWN_SECONDS)
         )
+
+    def _check_identity(self, built: BuildReference) -> None:
+        """Refuse to go on with a build that a server of other code made."""
+        found = built.identity.differences(self._backend.public)
+        if found:
+            raise errors.OutdatedBuildError(
+                f"the model was built by a server of another version ({'; '.join(found)}), and a program of this "
+                f"server's code is not the model's. {_BUILD_AGAIN}"
+            )
+
+    async def _architecture(self, asked: Asked) -> tuple[str, Any]:
+        """Return the key and the record of what this server would build, described where it is not known."""
+        key = architecture_key(self._backend, asked.config, asked.dtype)
+        record = await self._complete(key, "descriptor", "programs")
+        if record is None:
+            record = await self._once(
+                "describe", f"describe {key}", lambda report: self._describe(asked, key, report, travel=True)
+            )
+        return key, record
 
     async def warm_up(self) -> None:
         """Construct, record, verify and store a small block, also if the store has the block already.
@@ -240,9 +278,9 @@ class Builder:
         return data
 
 
-def _built(key: str, record: dict[str, list[Any]], *, now: bool) -> Built:
+def _built(key: str, architecture: str, record: dict[str, list[Any]], *, now: bool) -> Built:
     blobs = {name: Blob(*record[name]) for name in ("descriptor", "programs", "weights")}
-    return Built(key=key, now=now, source=_source(record), **blobs)
+    return Built(key=key, architecture=architecture, now=now, source=_source(record), **blobs)
 
 
 def _source(record: dict[str, list[Any]]) -> Blob | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from model_factory.identity import BuildReference
 from model_factory_server.settings import BackendSettings, IsolationSettings, LimitSettings
 
 
@@ -33,6 +34,8 @@ class Task:
     """The call to record it for."""
     training: Mapping[str, bool] | None = None
     """Training flags at that call."""
+    built: BuildReference | None = None
+    """The build that the module to record comes from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from model_factory.config import ResolvedConfig
 from model_factory.digest import digest_of
 from model_factory.documents import FORMAT, encode_document
@@ -23,11 +25,9 @@ def build_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str, seed
     return _key("build", backend, config, dtype, seed)
 
 
-def call_key(
-    backend: BackendIdentity, config: ResolvedConfig, dtype: str, path: str, call: bytes, training: dict[str, bool]
-) -> str:
-    """Key of the program of one module for one call."""
-    return _key("call", backend, config, dtype, path, digest_of(call), training)
+def call_key(architecture: str, dtype: str, path: str, call: bytes, training: Mapping[str, bool]) -> str:
+    """Key of the program of one module for one call; ``architecture`` is the key of the build of the module."""
+    return digest_of(encode_document(["call", architecture, dtype, path, digest_of(call), dict(training)]))
 
 
 def _key(kind: str, backend: BackendIdentity, config: ResolvedConfig, *rest: object) -> str:

@@ -17,6 +17,7 @@ from model_factory.config import ResolvedConfig, parse_config
 from model_factory.config.strict_json import json_shape
 from model_factory.documents import FORMAT, decode_document
 from model_factory.errors import FormatError, LimitError, MissingBlobError, RangeError
+from model_factory.identity import BuildReference
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
 from model_factory.wording import quoted
@@ -146,9 +147,10 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         with self._answering(context) as call:
             asked = await call.read([request.component], request.dtype)
             _check_call(request, self._settings.limits)
+            built = _reference(request)
             ((call.component, component),) = asked.items()
             programs = await self._builder.record(
-                component, request.module_path, request.call_json, dict(request.training)
+                component, built, request.module_path, request.call_json, dict(request.training)
             )
             return program_pb2.RecordProgramResponse(programs_json=programs)
 
@@ -231,6 +233,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                     programs=wire.to_digest(built.programs),
                     weights=wire.to_digest(built.weights),
                     built_now=built.now,
+                    architecture_key=built.architecture,
                 )
                 for name, built in builds.items()
             ],
@@ -238,6 +241,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 build_pb2.InlineBlob(digest=wire.to_digest(Blob(digest, len(data))), data=data)
                 for digest, data in small.items()
             ],
+            identity=wire.to_identity(self._backend.public),
         )
 
 
@@ -255,8 +259,7 @@ class _Call:
             raise FormatError("a request names no component. Remedy: name at least one")
         if len(components) > self._limits.max_components:
             raise LimitError(f"a request has at most {self._limits.max_components} components, got {len(components)}")
-        if dtype not in _DTYPES:
-            raise FormatError(f"dtype {quoted(dtype)} is not one of {', '.join(sorted(_DTYPES - {''}))}")
+        _check_dtype(dtype)
         asked: dict[str, Asked] = {}
         for component in components:
             name = component.name
@@ -313,6 +316,23 @@ def _hang_up_later(context: Context, seconds: float) -> asyncio.TimerHandle:
             task.cancel()
 
     return asyncio.get_running_loop().call_later(seconds, end)
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in _DTYPES:
+        raise FormatError(f"dtype {quoted(dtype)} is not one of {', '.join(sorted(_DTYPES - {''}))}")
+
+
+def _reference(request: program_pb2.RecordProgramRequest) -> BuildReference:
+    """Read the build that a module to record comes from."""
+    if not request.HasField("build"):
+        raise FormatError(
+            "a request to record a program refers to no build, so the client is of another version than this server. "
+            "Remedy: install the same version on both"
+        )
+    built = wire.from_reference(request.build)
+    _check_dtype(built.dtype)
+    return built
 
 
 def _check_call(request: program_pb2.RecordProgramRequest, limits: LimitSettings) -> None:

@@ -29,6 +29,7 @@ from model_factory.errors import (
     LimitError,
     ModelFactoryError,
     NotPortableError,
+    OutdatedBuildError,
     PlacedError,
     ServerError,
     plain_text,
@@ -286,10 +287,30 @@ def _record(job: Job, tell: Tell) -> dict[str, Any]:
     _check_plan(job, backend, config)
     model = construct(backend, config, job.task.seed, "cpu")
     check_size(job.limits, size_of(model, job.task.dtype))
+    _check_origin(job, model)
     _cast(model, job.task.dtype)
     tell("stage", "recording")
     recorded = record_call(model, job.task.path, call, dict(job.task.training or {}))
     return {"programs": _blob(Store(job.store).put(encode_programs(((job.task.path, recorded),))))}
+
+
+def _check_origin(job: Job, model: nn.Module) -> None:
+    """Refuse to record a module of another descriptor than the module that the trainer has.
+
+    Code and files are compared by the server already. What is left is a constructor that makes another model each time:
+    of random numbers, of the time, of the environment.
+    """
+    built = job.task.built
+    assert built is not None
+    known = _read(Store(job.store), (job.task.known or {}).get("descriptor"))
+    _cast(model, built.dtype)
+    classes, bundle = ({}, None) if known is None else _known_classes(model, decode_descriptor(known))
+    if Blob.of(encode_descriptor(describe(model, classes, bundle))) != built.descriptor:
+        raise OutdatedBuildError(
+            "the server constructs another model than the one that is called: another descriptor from the same config, "
+            "code and files. Remedy: build the model again; if the error comes back, a constructor of the model "
+            "depends on the time, on the environment or on random numbers"
+        )
 
 
 def _list(job: Job, _tell: Tell) -> list[dict[str, Any]]:

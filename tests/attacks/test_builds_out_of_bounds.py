@@ -24,6 +24,7 @@ from model_factory import BuildError, ConfigError, LimitError, RemoteModelFactor
 from model_factory.limits import KIB, MIB
 from model_factory.v1 import build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc
 from support.server import ServerProcess, descendants
+from support.wire import built_from
 
 A_SECOND = 1.0
 
@@ -137,6 +138,7 @@ def test_a_call_to_record_over_a_bound(
         component=build_pb2.Component(name="m", config_json=json.dumps(MLP).encode()),
         module_path="graph_modules.layer0",
         call_json=call if isinstance(call, bytes) else json.dumps(call).encode(),
+        build=built_from(guarded.address, MLP),
     )
     for field, value in changes.items():
         getattr(request, field).update(value) if isinstance(value, dict) else setattr(request, field, value)

@@ -23,6 +23,7 @@ from model_factory import (
 from model_factory.remote.connection import RETRY_ATTEMPTS, Connection
 from model_factory.v1 import blob_pb2, build_pb2, program_pb2, service_pb2_grpc
 from support.server import ServerProcess
+from support.wire import built_from
 
 LINEAR = {"_type_": "nn.Linear", "in_features": 2, "out_features": 2}
 ASKING: dict[str, Any] = {
@@ -63,11 +64,15 @@ def test_what_torch_adds_to_its_errors_stays_here(attacked: RemoteModelFactory, 
     """Frames of C++, with addresses and the paths of libraries."""
     with pytest.raises(ModelFactoryError) as built:
         attacked.build({"config": layers({"_type_": "nn.Linear", "in_features": 2, "out_features": 2**127})})
-    component = build_pb2.Component(
-        name="m", config_json=json.dumps(layers({"_type_": "mlp", "dims": [4, 2]})).encode()
-    )
+    config = layers({"_type_": "mlp", "dims": [4, 2]})
+    component = build_pb2.Component(name="m", config_json=json.dumps(config).encode())
     call = b'{"form":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1180591620717411303424,0]}]}'
-    request = program_pb2.RecordProgramRequest(component=component, module_path="graph_modules.layer0", call_json=call)
+    request = program_pb2.RecordProgramRequest(
+        component=component,
+        module_path="graph_modules.layer0",
+        call_json=call,
+        build=built_from(guarded.address, config),
+    )
     with grpc.insecure_channel(guarded.address) as channel, pytest.raises(grpc.RpcError) as recorded:
         service_pb2_grpc.ModelFactoryServiceStub(channel).RecordProgram(request, timeout=60)
     for text in (str(built.value), recorded.value.details() or ""):
@@ -139,10 +144,13 @@ def test_a_module_path_is_not_an_attribute_path(attacked: RemoteModelFactory, gu
     """``RecordProgram`` looks modules up, and nothing else that Python would find."""
     component = build_pb2.Component(name="m", config_json=json.dumps(layers(LINEAR)).encode())
     call = b'{"form":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1,2]}]}'
+    built = built_from(guarded.address, layers(LINEAR))
     with grpc.insecure_channel(guarded.address) as channel:
         stub = service_pb2_grpc.ModelFactoryServiceStub(channel)
         for path in ("__class__", "graph_modules.layer0.weight", "\u00e9" * 9999):
-            request = program_pb2.RecordProgramRequest(component=component, module_path=path, call_json=call)
+            request = program_pb2.RecordProgramRequest(
+                component=component, module_path=path, call_json=call, build=built
+            )
             with pytest.raises(grpc.RpcError) as caught:
                 stub.RecordProgram(request, timeout=60)
             assert caught.value.code() in {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION}, path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import socket
 import threading
@@ -26,6 +27,7 @@ from model_factory import (
 from model_factory.v1 import build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc
 from model_factory_server import PolicyConstructorModelFactory
 from support.server import ServerProcess
+from support.wire import built_from
 
 MakeRemote = Callable[..., RemoteModelFactory]
 
@@ -323,12 +325,25 @@ WIRE_NONSENSE: dict[str, tuple[str, Any, grpc.StatusCode]] = {
         ),
         grpc.StatusCode.INVALID_ARGUMENT,
     ),
+    "a call of no build": (
+        "RecordProgram",
+        program_pb2.RecordProgramRequest(
+            component=component(
+                b'{"schema_version":1,"model":{"sequential":{"layers":[{"_type_":"mlp","dims":[2,2]}]}}}'
+            ),
+            module_path="graph_modules.layer0",
+            call_json=b'{"form":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1,2]}]}',
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
 }
 
 
 @pytest.mark.parametrize("what", WIRE_NONSENSE)
-def test_nonsense_on_the_wire(what: str, stub: Any) -> None:
+def test_nonsense_on_the_wire(what: str, stub: Any, server: ServerProcess) -> None:
     method, request, code = WIRE_NONSENSE[what]
+    if method == "RecordProgram" and what != "a call of no build":
+        request.build.CopyFrom(built_from(server.address, json.loads(request.component.config_json)))
     with pytest.raises(grpc.RpcError) as caught:
         _ask(getattr(stub, method), request)
     assert caught.value.code() == code, caught.value.details()

@@ -10,7 +10,7 @@ import grpc
 
 from model_factory.documents import FORMAT
 from model_factory.store import Blob
-from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, service_pb2_grpc, wire
+from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
 
 
 class HostileServer(service_pb2_grpc.ModelFactoryServiceServicer):
@@ -20,6 +20,11 @@ class HostileServer(service_pb2_grpc.ModelFactoryServiceServicer):
         self.descriptor, self.weights, self.programs = descriptor, weights, programs
         self.blobs = blobs
         """Served under these digests, whatever they are."""
+        self.identity = build_pb2.BuildIdentity(format_version=FORMAT)
+        """What the server pretends to build with."""
+        self.architecture_key = "0" * 64
+        self.recorded = b""
+        """The answer to every request to record a program."""
         self.asked: list[str] = []
         """Digests that a client has read."""
         self._server = grpc.server(ThreadPoolExecutor(2))
@@ -32,6 +37,9 @@ class HostileServer(service_pb2_grpc.ModelFactoryServiceServicer):
 
     def GetCapabilities(self, request: Any, context: Any) -> capabilities_pb2.GetCapabilitiesResponse:  # noqa: ARG002, N802
         return capabilities_pb2.GetCapabilitiesResponse(server_version="0", format_version=FORMAT)
+
+    def RecordProgram(self, request: Any, context: Any) -> program_pb2.RecordProgramResponse:  # noqa: ARG002, N802
+        return program_pb2.RecordProgramResponse(programs_json=self.recorded)
 
     def DescribeModels(self, request: Any, context: Any) -> build_pb2.DescribeModelsResponse:  # noqa: ARG002, N802
         return build_pb2.DescribeModelsResponse(
@@ -48,9 +56,12 @@ class HostileServer(service_pb2_grpc.ModelFactoryServiceServicer):
         yield build_pb2.BuildModelsResponse(
             manifest=build_pb2.Manifest(
                 components=[
-                    build_pb2.BuiltComponent(name=item.name, build_key="0" * 64, **contents)
+                    build_pb2.BuiltComponent(
+                        name=item.name, build_key="0" * 64, architecture_key=self.architecture_key, **contents
+                    )
                     for item in request.components
-                ]
+                ],
+                identity=self.identity,
             )
         )
 

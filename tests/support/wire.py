@@ -22,6 +22,31 @@ def build_manifest(
     on_stage: Callable[[str, int], None] = lambda _component, _stage: None,
 ) -> dict[str, build_pb2.BuiltComponent]:
     """Build, and return what the manifest says of each component."""
+    manifest = whole_manifest(address, model_cfg, seed=seed, dtype=dtype, on_stage=on_stage)
+    return {item.name: item for item in manifest.components}
+
+
+def built_from(address: str, config: Mapping[str, Any], *, dtype: str = "") -> build_pb2.BuildReference:
+    """Build one component, and return the reference that a request to record one of its modules carries."""
+    manifest = whole_manifest(address, {"config": config}, dtype=dtype)
+    (built,) = manifest.components
+    return build_pb2.BuildReference(
+        identity=manifest.identity,
+        architecture_key=built.architecture_key,
+        descriptor=built.descriptor,
+        dtype=dtype,
+    )
+
+
+def whole_manifest(
+    address: str,
+    model_cfg: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    dtype: str = "",
+    on_stage: Callable[[str, int], None] = lambda _component, _stage: None,
+) -> build_pb2.Manifest:
+    """Build, and return the manifest."""
     request = build_pb2.BuildModelsRequest(
         components=[
             build_pb2.Component(name=item.name, config_json=item.config.wire)
@@ -39,7 +64,7 @@ def build_manifest(
             else:
                 on_stage(event.progress.component, event.progress.stage)
     (manifest,) = manifests
-    return {item.name: item for item in manifest.components}
+    return manifest
 
 
 def digests(built: Mapping[str, build_pb2.BuiltComponent]) -> dict[str, tuple[str, str, str]]:

@@ -106,7 +106,7 @@ def test_the_code_digest_is_part_of_every_key(checkout: Path) -> None:
         return [
             architecture_key(identity, CONFIG, ""),
             build_key(identity, CONFIG, "", 1),
-            call_key(identity, CONFIG, "", "path", b"{}", {}),
+            call_key(architecture_key(identity, CONFIG, ""), "", "path", b"{}", {}),
         ]
 
     before = keys(identify(settings, "cpu"))

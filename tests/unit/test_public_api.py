@@ -26,6 +26,7 @@ def test_client_names():
         "ModelFactory",
         "ModelFactoryError",
         "NotPortableError",
+        "OutdatedBuildError",
         "RangeError",
         "RemoteModelFactory",
         "ServerError",

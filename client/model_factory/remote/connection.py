@@ -160,6 +160,14 @@ class Connection:
             self._capabilities = answer
         return self._capabilities
 
+    def server_identity(self) -> str:
+        """Return a digest of who answers, as far as the credentials can tell; see ``Credentials.server_identity``.
+
+        Raises:
+            AccessError: a file of the credentials cannot be read.
+        """
+        return self.credentials.server_identity(self.address)
+
     def shared_stores(self) -> list[tuple[str, bool]]:
         """Where the server's store may be seen from here, and whether this node trusts who may write there.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 
 import grpc
 
+from model_factory.digest import digest_of
+from model_factory.documents import encode_document
 from model_factory.errors import AccessError
 from model_factory.settings import client_credentials
 
@@ -53,6 +56,21 @@ class Credentials:
     def encrypts(self) -> bool:
         """Whether connections use TLS."""
         return self.tls or self.ca_file is not None or self.cert_file is not None
+
+    def server_identity(self, address: str) -> str:
+        """Return a digest of who answers at an address, as far as this client can tell one server from another.
+
+        With TLS: the authorities, and the name that the certificate is checked for. Without TLS: the address, and this
+        node's name where the address is this machine's own.
+
+        Raises:
+            AccessError: the file of authorities cannot be read.
+        """
+        if self.encrypts:
+            authorities = digest_of(_read(self.ca_file) or b"") if self.ca_file is not None else "system"
+            return digest_of(encode_document(["tls", authorities, self.server_name or _host(address)]))
+        node = platform.node() if _is_loopback(address) else ""
+        return digest_of(encode_document(["plaintext", address, node]))
 
     def open(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """Open a channel to a server.
@@ -123,11 +141,15 @@ class _SendsToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterc
 def _is_loopback(address: str) -> bool:
     if address.startswith(("unix:", "unix-abstract:")):
         return True
-    host = address.rpartition(":")[0].strip("[]")
+    host = _host(address)
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].strip("[]")
 
 
 def _read(path: str | PathLike[str] | None, most: int = -1) -> bytes | None:

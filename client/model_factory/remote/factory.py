@@ -21,8 +21,11 @@ from model_factory.descriptor.codec import decode_descriptor, decode_programs
 from model_factory.descriptor.rebuild import Blueprint
 from model_factory.descriptor.tree import Descriptor, SourceClass
 from model_factory.descriptor.weights import map_weights
+from model_factory.digest import check_digest
+from model_factory.documents import FORMAT
 from model_factory.errors import FormatError, MissingBlobError, ServerError
 from model_factory.graph.constants import torch_name
+from model_factory.identity import BuildReference
 from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_SOURCE_BYTES
 from model_factory.remote.blobs import fetch_blob, read_blob
 from model_factory.remote.connection import RETRY_ATTEMPTS, Connection
@@ -115,9 +118,8 @@ class RemoteModelFactory:
         request = read_request(model_cfg, self._base_dir, environment())
         self._connection.capabilities()
         manifest = self._build_on_server(request)
-        inline = _inline(manifest)
         modules = {
-            component.name: self._module(component, built, inline)
+            component.name: self._module(component, built, manifest)
             for component, built in zip(request.components, manifest.components, strict=True)
         }
         return request.answer(modules)
@@ -184,6 +186,7 @@ class RemoteModelFactory:
                     report(response.progress.component, _stage_name(response.progress.stage))
         if manifest is None or [item.name for item in manifest.components] != names:
             raise ServerError(f"the server at {self._connection.address} ended a build without its manifest")
+        _check_format(manifest, self._connection.address)
         return manifest
 
     def _build_events(self, message: build_pb2.BuildModelsRequest) -> Iterator[build_pb2.BuildModelsResponse]:
@@ -204,23 +207,32 @@ class RemoteModelFactory:
             else:
                 return
 
-    def _module(self, component: Component, built: build_pb2.BuiltComponent, inline: dict[str, bytes]) -> nn.Module:
+    def _module(self, component: Component, built: build_pb2.BuiltComponent, manifest: build_pb2.Manifest) -> nn.Module:
         try:
-            return self._assemble(component, built, inline)
+            return self._assemble(component, built, manifest)
         except MissingBlobError as error:  # it left the server's store before it was read, to make room for another
             log.info("%s is built again: %s", component.name, error)
         manifest = self._build_on_server(Request(components=(component,), single=True))
-        return self._assemble(component, manifest.components[0], _inline(manifest))
+        return self._assemble(component, manifest.components[0], manifest)
 
-    def _assemble(self, component: Component, built: build_pb2.BuiltComponent, inline: dict[str, bytes]) -> nn.Module:
+    def _assemble(
+        self, component: Component, built: build_pb2.BuiltComponent, manifest: build_pb2.Manifest
+    ) -> nn.Module:
         descriptor_blob, programs_blob, weights_blob = (
             wire.from_digest(item) for item in (built.descriptor, built.programs, built.weights)
         )
         blueprint = _BLUEPRINTS.get(
-            (descriptor_blob, programs_blob), lambda: self._blueprint(descriptor_blob, programs_blob, inline)
+            (descriptor_blob, programs_blob),
+            lambda: self._blueprint(descriptor_blob, programs_blob, _inline(manifest)),
         )
         find_class = self._trusted_classes(component.name, blueprint.descriptor)  # before anything large is fetched
-        recorder = RemotePrograms(self._connection, self._cache, component, self._dtype, descriptor_blob)
+        build = BuildReference(
+            identity=wire.from_identity(manifest.identity),
+            architecture_key=check_digest(built.architecture_key),
+            descriptor=descriptor_blob,
+            dtype=self._dtype,
+        )
+        recorder = RemotePrograms(self._connection, self._cache, component, build, programs_blob)
         _check_size(weights_blob, blueprint.tensor_bytes)
         return blueprint.build(self._weights(component.name, weights_blob), recorder, find_class)
 
@@ -289,6 +301,16 @@ def _architecture(item: build_pb2.DescribedComponent, *, travel: bool) -> Archit
 
 def _components(request: Request) -> list[build_pb2.Component]:
     return [build_pb2.Component(name=item.name, config_json=item.config.wire) for item in request.components]
+
+
+def _check_format(manifest: build_pb2.Manifest, address: str) -> None:
+    """Refuse a manifest of another format: the address may have another server than the one that said its format."""
+    found = manifest.identity.format_version
+    if found != FORMAT:
+        raise ServerError(
+            f"the server at {address} built with format {found}, this client reads format {FORMAT}. Remedy: install "
+            "the same version on both"
+        )
 
 
 def _check_size(weights: Blob, tensor_bytes: int) -> None:

@@ -17,9 +17,10 @@ from model_factory.graph.call_example import encode_call
 from model_factory.graph.call_form import FORWARD, Recorded, call_form, under_autocast
 from model_factory.graph.constants import torch_name
 from model_factory.graph.program import Outcome
+from model_factory.identity import BuildReference
 from model_factory.remote.connection import Connection
 from model_factory.store import Blob, Store
-from model_factory.v1 import build_pb2, program_pb2
+from model_factory.v1 import build_pb2, program_pb2, wire
 
 log = logging.getLogger(__name__)
 
@@ -28,17 +29,14 @@ class RemotePrograms:
     """A ``ProgramRecorder`` for the modules of one built component."""
 
     def __init__(
-        self, connection: Connection, cache: Store, component: Component, dtype: str, descriptor: Blob
+        self, connection: Connection, cache: Store, component: Component, build: BuildReference, programs: Blob
     ) -> None:
+        """``build`` is the build that the modules come from, and ``programs`` what that build recorded."""
         self._connection = connection
         self._cache = cache
         self._component = component
-        self._dtype = dtype
-        config = component.config
-        code = connection.capabilities().backend.code_digest
-        self._key = digest_of(
-            encode_document(["recorded", code, descriptor.digest, config.digest, config.order_digest])
-        )
+        self._build = build
+        self._key = _cache_key(connection.server_identity(), component, build, programs)
         self._read: tuple[Any, Programs] = (None, ())
 
     def __deepcopy__(self, _memo: Mapping[int, Any]) -> RemotePrograms:
@@ -65,6 +63,8 @@ class RemotePrograms:
 
         Raises:
             CallFormError: the server cannot be reached, or the forward refuses the call.
+            OutdatedBuildError: the server builds another module by now: its code, or a file that the build read,
+                has changed.
             NotPortableError: the forward cannot be written down for this call.
         """
         # Under autocast the inputs' dtype may differ from the parameters'; the server records without autocast.
@@ -98,10 +98,11 @@ class RemotePrograms:
     def _ask(self, path: str, call: bytes, training: tuple[tuple[str, bool], ...], dtype: torch.dtype | None) -> bytes:
         request = program_pb2.RecordProgramRequest(
             component=build_pb2.Component(name=self._component.name, config_json=self._component.config.wire),
-            dtype=self._dtype if dtype is None else torch_name(dtype),
+            dtype=self._build.dtype if dtype is None else torch_name(dtype),
             module_path=path,
             call_json=call,
             training=dict(training),
+            build=wire.to_reference(self._build),
         )
         try:
             with self._connection.errors({self._component.name: self._component.config}):
@@ -113,3 +114,15 @@ class RemotePrograms:
             ) from error
         data: bytes = response.programs_json
         return data
+
+
+def _cache_key(server: str, component: Component, build: BuildReference, programs: Blob) -> str:
+    """Key of a component's programs in the node's cache: who recorded them, for which build, of which config.
+
+    Everything in a manifest is public, and a hostile server can copy all of it. ``server`` keeps the programs of one
+    server from the modules of another.
+    """
+    identity, config = build.identity, component.config
+    parts = [server, identity.backend, identity.code_digest, identity.torch_version, identity.device_kind]
+    parts += [str(identity.format_version), build.architecture_key, build.descriptor.digest, build.dtype]
+    return digest_of(encode_document(["recorded", *parts, programs.digest, config.digest, config.order_digest]))

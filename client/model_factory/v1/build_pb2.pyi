@@ -59,28 +59,58 @@ class BuildProgress(_message.Message):
     def __init__(self, component: _Optional[str] = ..., stage: _Optional[_Union[BuildStage, str]] = ..., elapsed_ms: _Optional[int] = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("components", "inline_blobs")
+    __slots__ = ("components", "inline_blobs", "identity")
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     INLINE_BLOBS_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     components: _containers.RepeatedCompositeFieldContainer[BuiltComponent]
     inline_blobs: _containers.RepeatedCompositeFieldContainer[InlineBlob]
-    def __init__(self, components: _Optional[_Iterable[_Union[BuiltComponent, _Mapping]]] = ..., inline_blobs: _Optional[_Iterable[_Union[InlineBlob, _Mapping]]] = ...) -> None: ...
+    identity: BuildIdentity
+    def __init__(self, components: _Optional[_Iterable[_Union[BuiltComponent, _Mapping]]] = ..., inline_blobs: _Optional[_Iterable[_Union[InlineBlob, _Mapping]]] = ..., identity: _Optional[_Union[BuildIdentity, _Mapping]] = ...) -> None: ...
+
+class BuildIdentity(_message.Message):
+    __slots__ = ("backend", "code_digest", "torch_version", "device_kind", "format_version")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    CODE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TORCH_VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    code_digest: str
+    torch_version: str
+    device_kind: str
+    format_version: int
+    def __init__(self, backend: _Optional[str] = ..., code_digest: _Optional[str] = ..., torch_version: _Optional[str] = ..., device_kind: _Optional[str] = ..., format_version: _Optional[int] = ...) -> None: ...
+
+class BuildReference(_message.Message):
+    __slots__ = ("identity", "architecture_key", "descriptor", "dtype")
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_KEY_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    identity: BuildIdentity
+    architecture_key: str
+    descriptor: _blob_pb2.Digest
+    dtype: str
+    def __init__(self, identity: _Optional[_Union[BuildIdentity, _Mapping]] = ..., architecture_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class BuiltComponent(_message.Message):
-    __slots__ = ("name", "build_key", "descriptor", "programs", "weights", "built_now")
+    __slots__ = ("name", "build_key", "descriptor", "programs", "weights", "built_now", "architecture_key")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BUILD_KEY_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     PROGRAMS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     BUILT_NOW_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_KEY_FIELD_NUMBER: _ClassVar[int]
     name: str
     build_key: str
     descriptor: _blob_pb2.Digest
     programs: _blob_pb2.Digest
     weights: _blob_pb2.Digest
     built_now: bool
-    def __init__(self, name: _Optional[str] = ..., build_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., programs: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., weights: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., built_now: bool = ...) -> None: ...
+    architecture_key: str
+    def __init__(self, name: _Optional[str] = ..., build_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., programs: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., weights: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., built_now: bool = ..., architecture_key: _Optional[str] = ...) -> None: ...
 
 class InlineBlob(_message.Message):
     __slots__ = ("digest", "data")

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Mapping as _Mapping, Optional as _Opti
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RecordProgramRequest(_message.Message):
-    __slots__ = ("component", "dtype", "module_path", "call_json", "training")
+    __slots__ = ("component", "dtype", "module_path", "call_json", "training", "build")
     class TrainingEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -20,12 +20,14 @@ class RecordProgramRequest(_message.Message):
     MODULE_PATH_FIELD_NUMBER: _ClassVar[int]
     CALL_JSON_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
+    BUILD_FIELD_NUMBER: _ClassVar[int]
     component: _build_pb2.Component
     dtype: str
     module_path: str
     call_json: bytes
     training: _containers.ScalarMap[str, bool]
-    def __init__(self, component: _Optional[_Union[_build_pb2.Component, _Mapping]] = ..., dtype: _Optional[str] = ..., module_path: _Optional[str] = ..., call_json: _Optional[bytes] = ..., training: _Optional[_Mapping[str, bool]] = ...) -> None: ...
+    build: _build_pb2.BuildReference
+    def __init__(self, component: _Optional[_Union[_build_pb2.Component, _Mapping]] = ..., dtype: _Optional[str] = ..., module_path: _Optional[str] = ..., call_json: _Optional[bytes] = ..., training: _Optional[_Mapping[str, bool]] = ..., build: _Optional[_Union[_build_pb2.BuildReference, _Mapping]] = ...) -> None: ...
 
 class RecordProgramResponse(_message.Message):
     __slots__ = ("programs_json",)

@@ -144,7 +144,9 @@ class ModelFactoryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RecordProgram(self, request, context):
-        """Records a module's forward for a call form that the manifest has no program for.
+        """Records a module's forward for a call form that the manifest has no program for. BUILD_OUTDATED if this server would
+        build another module than the one that the request refers to: build again with this server, or ask a server of the
+        version that built the module.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -15,7 +15,8 @@ from grpc_status import rpc_status
 from model_factory import errors
 from model_factory.blocks import Block, BlockArgument
 from model_factory.digest import Blob, check_digest
-from model_factory.v1 import blob_pb2, capabilities_pb2
+from model_factory.identity import BuildIdentity, BuildReference
+from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2
 
 ERROR_DOMAIN = "model-factory"
 
@@ -46,6 +47,7 @@ CATALOGUE: tuple[Reason, ...] = (
     Reason(name="CONFIG_INVALID", error=errors.ConfigError, code=code_pb2.INVALID_ARGUMENT),
     Reason(name="NOT_PORTABLE", error=errors.NotPortableError, code=code_pb2.FAILED_PRECONDITION),
     Reason(name="BUILD_FAILED", error=errors.BuildError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(name="BUILD_OUTDATED", error=errors.OutdatedBuildError, code=code_pb2.FAILED_PRECONDITION),
     Reason(name="CALL_REFUSED", error=errors.CallFormError, code=code_pb2.FAILED_PRECONDITION),
     Reason(name="CALL_FAILED", error=errors.GraphExecutionError, code=code_pb2.FAILED_PRECONDITION),
     Reason(
@@ -210,6 +212,52 @@ def from_block(message: capabilities_pb2.Block) -> Block:
 def to_digest(blob: Blob) -> blob_pb2.Digest:
     """Write a blob's identity as a message."""
     return blob_pb2.Digest(blake3=blob.digest, size_bytes=blob.size)
+
+
+def to_identity(identity: BuildIdentity) -> build_pb2.BuildIdentity:
+    """Write what a server builds with as a message."""
+    return build_pb2.BuildIdentity(
+        backend=identity.backend,
+        code_digest=identity.code_digest,
+        torch_version=identity.torch_version,
+        device_kind=identity.device_kind,
+        format_version=identity.format_version,
+    )
+
+
+def from_identity(message: build_pb2.BuildIdentity) -> BuildIdentity:
+    """Read what a server builds with."""
+    return BuildIdentity(
+        backend=message.backend,
+        code_digest=message.code_digest,
+        torch_version=message.torch_version,
+        device_kind=message.device_kind,
+        format_version=message.format_version,
+    )
+
+
+def to_reference(reference: BuildReference) -> build_pb2.BuildReference:
+    """Write a reference to a build as a message."""
+    return build_pb2.BuildReference(
+        identity=to_identity(reference.identity),
+        architecture_key=reference.architecture_key,
+        descriptor=to_digest(reference.descriptor),
+        dtype=reference.dtype,
+    )
+
+
+def from_reference(message: build_pb2.BuildReference) -> BuildReference:
+    """Read a reference to a build.
+
+    Raises:
+        FormatError: the key or the descriptor is not a digest.
+    """
+    return BuildReference(
+        identity=from_identity(message.identity),
+        architecture_key=check_digest(message.architecture_key),
+        descriptor=from_digest(message.descriptor),
+        dtype=message.dtype,
+    )
 
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import model_factory
 from model_factory.digest import digest_of
-from model_factory.documents import encode_document
+from model_factory.documents import FORMAT, encode_document
+from model_factory.identity import BuildIdentity
 from model_factory_server.backends.sources import code_files, digest_of_files, operator_files, stamp_of_files
 from model_factory_server.settings import BUILTIN, BackendSettings
 
@@ -49,6 +50,17 @@ class BackendIdentity:
     """``cpu`` or ``cuda``: random numbers differ between the two."""
     code_stamp: str
     """Over sizes and times of change of the operator's files: by it workers notice changes. In no key."""
+
+    @property
+    def public(self) -> BuildIdentity:
+        """What manifests carry, and requests refer to."""
+        return BuildIdentity(
+            backend=self.name,
+            code_digest=self.code_digest,
+            torch_version=self.torch_version,
+            device_kind=self.device_kind,
+            format_version=FORMAT,
+        )
 
 
 def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
