@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -151,7 +152,21 @@ def test_a_copied_blob_is_checked_once(store: Store) -> None:
     assert path.stat().st_mtime == 1.0
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b'{"a": 1', b"\xff", b'{"a":1,"a":2}', b"[NaN]"])
+def test_a_record_copied_to_another_key_is_not_believed(store: Store) -> None:
+    other = digest_of(b"other key")
+    store.put_record(KEY, {"a": 1})
+    (path,) = (store.root / "records").rglob(KEY)
+    copied = store.root / "records" / other[:2] / other
+    copied.parent.mkdir(exist_ok=True)
+    shutil.copyfile(path, copied)
+    assert store.record(other) is None
+    assert not copied.exists()
+    assert store.record(KEY) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b'{"a": 1', b"\xff", b'{"a":1,"a":2}', b"[NaN]", b'{"a":1}', b"[]", b'{"key":1,"document":2}']
+)
 def test_a_record_that_is_not_whole_is_set_aside(store: Store, data: bytes) -> None:
     store.put_record(KEY, {"a": 1})
     (path,) = (store.root / "records").rglob(KEY)

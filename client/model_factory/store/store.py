@@ -171,11 +171,11 @@ class Store:
         return True
 
     def record(self, key: str) -> Any | None:
-        """Return the document under a key, or None; one that is damaged is removed."""
+        """Return the document under a key, or None; a record that is damaged, or of another key, is removed."""
         path = self._path("records", key)
         with self._errors(f"cannot read {path}"):
             try:
-                return decode_document(path.read_bytes(), f"record {key}")
+                return _document_of(key, path.read_bytes())
             except FileNotFoundError:
                 return None
             except FormatError as error:
@@ -186,7 +186,7 @@ class Store:
         """Store a document under a key, in place of any that is there."""
         place = self._path("records", key)
         with self._errors(f"cannot write to {self.root}"), self._staged() as new:
-            new.file.write(encode_document(document))
+            new.file.write(encode_document({"key": key, "document": document}))
             new.publish(place)
 
     @contextmanager
@@ -270,3 +270,17 @@ class Store:
             yield
         except OSError as error:
             raise StoreError(f"{what}: {error.strerror or error}") from error
+
+
+def _document_of(key: str, data: bytes) -> Any:
+    """Return the document of a record, which names its key: a copy in another place is no record.
+
+    Raises:
+        FormatError: the record is damaged, or of another key.
+    """
+    record = decode_document(data, f"record {key}")
+    if not isinstance(record, dict) or record.keys() != {"key", "document"}:
+        raise FormatError("it is not a record")
+    if record["key"] != key:
+        raise FormatError("it is the record of another key")
+    return record["document"]
