@@ -31,6 +31,7 @@ _CACHE = "MODEL_FACTORY_CACHE"
 _CACHE_GIB = "MODEL_FACTORY_CACHE_GIB"
 _SHARED_STORE = "MODEL_FACTORY_SHARED_STORE"
 _SERVER = "MODEL_FACTORY_SERVER"
+_INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 
 VARIABLES = (_CACHE, _CACHE_GIB, _SHARED_STORE, _SERVER, _TLS, _SERVER_NAME, *_FILES.values())
 """What this package reads beside the variables that configs name."""
@@ -85,6 +86,13 @@ def default_cache_dir() -> Path:
     if explicit:
         return Path(explicit).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "model-factory"
+
+
+def library_caches() -> list[Path]:
+    """Where libraries keep what they derive from code and from the machine: lists of fonts, compiled kernels."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  no error without a home
+    caches = [Path(home, name) for name in ("fontconfig", "matplotlib", "numba")]
+    return caches + [Path(os.environ[_INDUCTOR])] * bool(os.environ.get(_INDUCTOR))
 
 
 def default_cache_bytes() -> int:

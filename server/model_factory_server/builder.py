@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import functools
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +17,24 @@ from model_factory.identity import BuildReference
 from model_factory.store import Blob, Store
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.job import Task
-from model_factory_server.keys import architecture_key, build_key, call_key, outline_key
+from model_factory_server.keys import architecture_key, build_key, call_key, outline_key, reads_key, with_files
 from model_factory_server.observe.call import current_call
 from model_factory_server.observe.jobs import JobWatch
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.spans import Traces
 from model_factory_server.pool import OnStage, WorkerPool
+from model_factory_server.read_files import FileDigests, ReadFile, decode_paths
+from model_factory_server.records import JobRecord
 
 _BUILD_AGAIN = "Remedy: build the model again with this server, or ask a server of the version that built the model"
+_OTHER_ARCHITECTURE = (
+    "the model was built from another config or from other files than this server reads now: a file that its "
+    f"constructors read has changed. {_BUILD_AGAIN}"
+)
+_CHANGING = (
+    "files that the build reads change while the model is built. Remedy: build again once the files are complete"
+)
+_ATTEMPTS = 3  # at a build whose files change while it is made
 _OWN_SECONDS = 60.0  # for the server's own jobs at least: the operator's limit is for what configs make grow
 
 
@@ -57,6 +68,8 @@ class Built:
     """The parameters and buffers."""
     source: Blob | None
     """The bundle that its descriptor names; None where it needs none."""
+    files: tuple[ReadFile, ...]
+    """The files that the build read."""
     now: bool
     """Whether it was built for this request."""
 
@@ -69,6 +82,20 @@ class Described:
     """Its descriptor, and where it was asked for its programs and what is refused."""
     source: Blob | None
     """The bundle that its descriptor names; None where it needs none."""
+    files: tuple[ReadFile, ...]
+    """The files that the constructors read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What the store has for a base key."""
+
+    key: str
+    """The final key, over files as they are now."""
+    base: str
+    """The key without files."""
+    record: JobRecord | None
+    """None where the store does not have all of it."""
 
 
 _Work = Callable[[OnStage], Coroutine[Any, Any, Any]]  # given whom to tell of stages
@@ -103,6 +130,7 @@ class Builder:
         self._metrics = metrics
         self._traces = traces
         self._flights: dict[str, _Flight] = {}
+        self._digests = FileDigests()
 
     async def build(self, asked: Asked, name: str, seed: int, on_stage: OnStage) -> Built:
         """Return the build of the component ``name`` in a request with ``seed``, from the store if it is there.
@@ -111,18 +139,18 @@ class Builder:
             ModelFactoryError: it cannot be built.
         """
         own_seed = component_seed(seed, name)
-        key = build_key(self._backend, asked.config, asked.dtype, own_seed)
-        architecture = architecture_key(self._backend, asked.config, asked.dtype)
-        current_call().builds.append(key)
-        record = await self._complete(key, "descriptor", "programs", "weights")
-        if record is not None:
+        base = build_key(self._backend, asked.config, asked.dtype, own_seed)
+        found = await self._find(base, "descriptor", "programs", "weights")
+        current_call().builds.append(found.key)
+        if found.record is not None:
             self._metrics.lookups.labels("hit").inc()
-            on_stage("done")
-            return _built(key, architecture, record, now=False)
-        self._metrics.lookups.labels("joined" if key in self._flights else "miss").inc()
-        record = await self._once("build", key, lambda report: self._build(asked, key, own_seed, report), on_stage)
+        else:
+            self._metrics.lookups.labels("joined" if found.key in self._flights else "miss").inc()
+        made = await self._made(
+            "build", found, lambda report: self._build(asked, base, own_seed, report), on_stage=on_stage
+        )
         on_stage("done")
-        return _built(key, architecture, record, now=True)
+        return _built(made, self._architecture_key(asked, made), now=found.record is None)
 
     async def describe(self, asked: Asked, *, travel: bool) -> Described:
         """Return a component's descriptor without building its weights; with ``travel`` also how it travels.
@@ -130,14 +158,11 @@ class Builder:
         Raises:
             ModelFactoryError: it cannot be described.
         """
-        key = (architecture_key if travel else outline_key)(self._backend, asked.config, asked.dtype)
-        record = await self._complete(key, "descriptor", *(["programs"] if travel else []))
-        if record is None:
-            record = await self._once(
-                "describe", f"describe {key}", lambda report: self._describe(asked, key, report, travel=travel)
-            )
-        names = [name for name in ("descriptor", "programs", "refused") if name in record]
-        return Described(documents={name: self._read(record[name]) for name in names}, source=_source(record))
+        record = (await self._description(asked, travel=travel)).record
+        assert record is not None
+        names = [name for name in ("descriptor", "programs", "refused") if name in record.blobs]
+        documents = {name: self._read(record.blobs[name]) for name in names}
+        return Described(documents=documents, source=record.source, files=record.files)
 
     async def record(
         self, asked: Asked, built: BuildReference, path: str, call: bytes, training: dict[str, bool]
@@ -149,50 +174,34 @@ class Builder:
             ModelFactoryError: the call cannot be recorded.
         """
         self._check_identity(built)
-        architecture, known = await self._architecture(replace(asked, dtype=built.dtype))
-        if architecture != built.architecture_key:
-            raise errors.OutdatedBuildError(f"the config of the call is not that of the build. {_BUILD_AGAIN}")
-        key = call_key(architecture, asked.dtype, path, call, training)
-        record = await self._complete(key, "programs")
-        if record is None:
-            task = Task(
-                kind="record",
-                config=asked.config.wire,
-                dtype=asked.dtype,
-                path=path,
-                call=call,
-                training=training,
-                built=built,
-                known=known,
-            )
-            record = await self._once("record", key, lambda report: self._run(asked, task, report))
-            await self._keep(key, record)
-        return self._read(record["programs"])
+        architecture = await self._description(replace(asked, dtype=built.dtype), travel=True)
+        assert architecture.record is not None
+        if architecture.key != built.architecture_key:
+            raise errors.OutdatedBuildError(_OTHER_ARCHITECTURE)
+        task = Task(
+            kind="record",
+            config=asked.config.wire,
+            dtype=asked.dtype,
+            path=path,
+            call=call,
+            training=training,
+            built=built,
+            known=_known(architecture.record),
+        )
+        base = call_key(architecture.key, asked.dtype, path, call, training)
+
+        async def work(report: OnStage) -> JobRecord:
+            return await self._keep(base, await self._run(asked, task, report))
+
+        made = await self._made("record", await self._find(base, "programs"), work)
+        assert made.record is not None
+        if not _agree(architecture.record.files, made.record.files):
+            raise errors.OutdatedBuildError(_OTHER_ARCHITECTURE)
+        return self._read(made.record.blobs["programs"])
 
     async def blocks(self) -> list[dict[str, Any]]:
         """Return what configs may name."""
-        return await self._once(  # type: ignore[no-any-return]
-            "list", "list", lambda report: self._pool.run(Task(kind="list"), report, seconds=_OWN_SECONDS)
-        )
-
-    def _check_identity(self, built: BuildReference) -> None:
-        """Refuse to go on with a build that a server of other code made."""
-        found = built.identity.differences(self._backend.public)
-        if found:
-            raise errors.OutdatedBuildError(
-                f"the model was built by a server of another version ({'; '.join(found)}), and a program of this "
-                f"server's code is not the model's. {_BUILD_AGAIN}"
-            )
-
-    async def _architecture(self, asked: Asked) -> tuple[str, Any]:
-        """Return the key and the record of what this server would build, described where it is not known."""
-        key = architecture_key(self._backend, asked.config, asked.dtype)
-        record = await self._complete(key, "descriptor", "programs")
-        if record is None:
-            record = await self._once(
-                "describe", f"describe {key}", lambda report: self._describe(asked, key, report, travel=True)
-            )
-        return key, record
+        return await self._once("list", "list", self._list)  # type: ignore[no-any-return]
 
     async def warm_up(self) -> None:
         """Construct, record, verify and store a small block, also if the store has the block already.
@@ -210,28 +219,117 @@ class Builder:
                 f"the warm-up build, which shows that builds work here, failed: {error}"
             ) from error
 
-    async def _build(self, asked: Asked, key: str, seed: int, report: OnStage, *, anew: bool = False) -> Any:
+    def unchanged(self, files: Iterable[ReadFile]) -> bool:
+        """Whether files are known to be as they were; does not wait for anything to be hashed."""
+        return self._digests.unchanged(files)
+
+    def _check_identity(self, built: BuildReference) -> None:
+        """Refuse to go on with a build that a server of other code made."""
+        found = built.identity.differences(self._backend.public)
+        if found:
+            raise errors.OutdatedBuildError(
+                f"the model was built by a server of another version ({'; '.join(found)}), and a program of this "
+                f"server's code is not the model's. {_BUILD_AGAIN}"
+            )
+
+    def _architecture_key(self, asked: Asked, made: _Found) -> str:
+        """Key of a build without its seed, over the same files."""
+        assert made.record is not None
+        return with_files(architecture_key(self._backend, asked.config, asked.dtype), made.record.files)
+
+    async def _description(self, asked: Asked, *, travel: bool) -> _Found:
+        """Return what this server would build, without weights, described where the store does not have it."""
+        base = (architecture_key if travel else outline_key)(self._backend, asked.config, asked.dtype)
+        found = await self._find(base, "descriptor", *(["programs"] if travel else []))
+        work = functools.partial(self._describe, asked, base, travel=travel)
+        return await self._made("describe", found, work, flight=f"describe {found.key}")
+
+    async def _build(self, asked: Asked, base: str, seed: int, report: OnStage, *, anew: bool = False) -> JobRecord:
         """``anew`` is whether to record and verify also where the store has the architecture."""
         architecture = architecture_key(self._backend, asked.config, asked.dtype)
-        known = None if anew else await self._complete(architecture, "descriptor", "programs")
-        task = Task(kind="build", config=asked.config.wire, dtype=asked.dtype, seed=seed, known=known)
-        result = await self._run(asked, task, report)
-        record = (known or {}) | result
+        known = None if anew else (await self._find(architecture, "descriptor", "programs")).record
+        task = Task(kind="build", config=asked.config.wire, dtype=asked.dtype, seed=seed, known=_known(known))
+        record = await self._run(asked, task, report)
         if known is None:
-            await self._keep(architecture, {name: record[name] for name in record if name != "weights"})
-        record.pop("placement", None)  # builds alone need it
-        await self._keep(key, record)
-        return record
+            await self._keep(architecture, record.without("weights"))
+        else:
+            if not _agree(known.files, record.files):
+                raise errors.BuildError(_CHANGING)
+            record = record.over(known)
+        return await self._keep(base, record.without("placement"))  # which builds alone need
 
-    async def _describe(self, asked: Asked, key: str, report: OnStage, *, travel: bool) -> Any:
+    async def _describe(self, asked: Asked, base: str, report: OnStage, *, travel: bool) -> JobRecord:
         task = Task(kind="describe", config=asked.config.wire, dtype=asked.dtype, travel=travel)
         record = await self._run(asked, task, report)
-        if "refused" not in record:  # what is refused depends on limits that are in no key
-            await self._keep(key, record)
-        return record
+        if "refused" in record.blobs:  # what is refused depends on limits that are in no key
+            return record
+        return await self._keep(base, record)
 
-    async def _run(self, asked: Asked, task: Task, report: OnStage) -> Any:
-        return await self._pool.run(task, report, client=asked.client, seconds=asked.seconds)
+    async def _list(self, report: OnStage) -> list[dict[str, Any]]:
+        result, _ = await self._pool.run(Task(kind="list"), report, seconds=_OWN_SECONDS)
+        return result  # type: ignore[no-any-return]
+
+    async def _run(self, asked: Asked, task: Task, report: OnStage) -> JobRecord:
+        blobs, files = await self._pool.run(task, report, client=asked.client, seconds=asked.seconds)
+        return JobRecord.of({"blobs": blobs, "files": files})
+
+    async def _made(
+        self, kind: str, found: _Found, work: _Work, *, flight: str = "", on_stage: OnStage = lambda _stage: None
+    ) -> _Found:
+        """Return what was found, or what ``work`` makes; made again where files have changed meanwhile.
+
+        A job that began before this request may have read a file that has changed since, and that nobody waits for.
+        """
+        if found.record is not None:
+            return found
+        for _ in range(_ATTEMPTS):
+            record: JobRecord = await self._once(kind, flight or found.key, work, on_stage)
+            if await self._current(file.path for file in record.files) == tuple(sorted(record.files, key=_path_of)):
+                return _Found(key=with_files(found.base, record.files), base=found.base, record=record)
+        raise errors.BuildError(_CHANGING)
+
+    async def _find(self, base: str, *names: str) -> _Found:
+        """Return the final key of a base as files are now, and the record if every blob it names is in the store.
+
+        Files and blobs may have to be hashed, so others are served meanwhile.
+        """
+        return await asyncio.to_thread(self._find_now, base, *names)
+
+    def _find_now(self, base: str, *names: str) -> _Found:
+        key = with_files(base, self._digests.current(self._reads(base)))
+        try:
+            document = self._store.record(key)
+            record = None if document is None else JobRecord.of(document)
+            if record is not None and not (record.blobs.keys() >= set(names) and self._has(record)):
+                record = None
+        except (AttributeError, TypeError, errors.FormatError):  # damaged: it is written anew
+            record = None
+        return _Found(key=key, base=base, record=record)
+
+    def _has(self, record: JobRecord) -> bool:
+        return all(self._store.find(blob) for blob in record.blobs.values())
+
+    def _reads(self, base: str) -> tuple[str, ...]:
+        """Paths that the last job of a key read."""
+        try:
+            return decode_paths(self._store.record(reads_key(base)) or [])
+        except errors.FormatError:  # damaged: the next job writes it anew
+            return ()
+
+    async def _current(self, paths: Iterable[str]) -> tuple[ReadFile, ...]:
+        return await asyncio.to_thread(self._digests.current, list(paths))
+
+    async def _keep(self, base: str, record: JobRecord) -> JobRecord:
+        """Put a record into the store; flushing it to the disk may take a while, and others wait for the loop."""
+
+        def keep() -> None:
+            self._store.put_record(with_files(base, record.files), record.document())
+            paths = tuple(sorted(file.path for file in record.files))
+            if paths != self._reads(base):
+                self._store.put_record(reads_key(base), list(paths))
+
+        await asyncio.to_thread(keep)
+        return record
 
     async def _once(self, kind: str, key: str, work: _Work, on_stage: OnStage = lambda _stage: None) -> Any:
         """Do ``work`` unless it is being done already; all who ask meanwhile get its result or its error."""
@@ -253,35 +351,30 @@ class Builder:
         if self._flights.get(key) is flight:
             del self._flights[key]
 
-    async def _complete(self, key: str, *names: str) -> Any | None:
-        """Return a record if every blob it names is in the store; those may have to be hashed, so others are served."""
-        return await asyncio.to_thread(self._complete_now, key, *names)
-
-    def _complete_now(self, key: str, *names: str) -> Any | None:
-        record = self._store.record(key)
-        try:
-            if record is None or not record.keys() >= set(names):
-                return None
-            found = all(self._store.find(Blob(*entry)) for entry in record.values())
-        except (AttributeError, TypeError, errors.FormatError):  # damaged: it is written anew
-            return None
-        return record if found else None
-
-    async def _keep(self, key: str, record: Any) -> None:
-        """Put a record into the store; flushing it to the disk may take a while, and others wait for the loop."""
-        await asyncio.to_thread(self._store.put_record, key, record)
-
-    def _read(self, entry: list[Any]) -> bytes:
-        data = self._store.read(Blob(*entry))
+    def _read(self, blob: Blob) -> bytes:
+        data = self._store.read(blob)
         if data is None:
-            raise errors.StoreError(f"blob {entry[0]} vanished from the store")
+            raise errors.StoreError(f"blob {blob.digest} vanished from the store")
         return data
 
 
-def _built(key: str, architecture: str, record: dict[str, list[Any]], *, now: bool) -> Built:
-    blobs = {name: Blob(*record[name]) for name in ("descriptor", "programs", "weights")}
-    return Built(key=key, architecture=architecture, now=now, source=_source(record), **blobs)
+def _built(made: _Found, architecture: str, *, now: bool) -> Built:
+    record = made.record
+    assert record is not None
+    blobs = {name: record.blobs[name] for name in ("descriptor", "programs", "weights")}
+    return Built(key=made.key, architecture=architecture, now=now, source=record.source, files=record.files, **blobs)
 
 
-def _source(record: dict[str, list[Any]]) -> Blob | None:
-    return Blob(*record["source"]) if "source" in record else None
+def _known(record: JobRecord | None) -> dict[str, list[str | int]] | None:
+    """What a worker is given of an architecture that the store has."""
+    return None if record is None else {name: [blob.digest, blob.size] for name, blob in record.blobs.items()}
+
+
+def _path_of(file: ReadFile) -> str:
+    return file.path
+
+
+def _agree(before: Iterable[ReadFile], now: Iterable[ReadFile]) -> bool:
+    """Whether two jobs read the same content wherever both of them read."""
+    digests = {file.path: file.digest for file in before}
+    return all(digests.get(file.path, file.digest) == file.digest for file in now)

@@ -15,6 +15,7 @@ from model_factory.limits import MIB
 from model_factory_server.apart import apart
 from model_factory_server.backends import Backend
 from model_factory_server.confine import limit_memory
+from model_factory_server.file_guard import GUARD
 from model_factory_server.recording.examples import materialise
 from model_factory_server.settings import LimitSettings
 
@@ -48,15 +49,19 @@ def planned(limits: LimitSettings, device_kind: str, plan: Callable[[], T]) -> T
         LimitError: it took too long.
     """
     try:
-        found = apart(plan, limits.plan_timeout)
+        found = apart(lambda: (plan(), GUARD.seen()), limits.plan_timeout)
     except TimeoutError:
         raise LimitError(
             f"finding out the model's size took longer than the {limits.plan_timeout:g} seconds, or the "
             f"{limits.build_cpu_timeout:g} of processor time, that this server allows"
         ) from None
-    if found is None and device_kind == "cpu":
-        limit_memory(2 * limits.max_weights_bytes + _ROOM_BYTES)
-    return found
+    if found is None:
+        if device_kind == "cpu":
+            limit_memory(2 * limits.max_weights_bytes + _ROOM_BYTES)
+        return None
+    result, seen = found
+    GUARD.add(seen)
+    return result
 
 
 def size_of(model: nn.Module, dtype: str) -> tuple[int, int]:

@@ -1,13 +1,20 @@
-"""Keys: what a build is, so that equal builds are made once."""
+"""Keys: what a build is, so that equal builds are made once.
+
+A key of this module is the base of a final key: :func:`with_files` adds the names and contents of the files that the
+job of the key reads, which nobody knows before the first job. So under :func:`reads_key` of the base the store has the
+paths that the last job read; a lookup hashes these files as they are now, and finds a result only where one was made
+from just these contents.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from model_factory.config import ResolvedConfig
 from model_factory.digest import digest_of
 from model_factory.documents import FORMAT, encode_document
 from model_factory_server.backends.identity import BackendIdentity
+from model_factory_server.read_files import ReadFile, encode_files
 
 
 def architecture_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str) -> str:
@@ -28,6 +35,16 @@ def build_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str, seed
 def call_key(architecture: str, dtype: str, path: str, call: bytes, training: Mapping[str, bool]) -> str:
     """Key of the program of one module for one call; ``architecture`` is the key of the build of the module."""
     return digest_of(encode_document(["call", architecture, dtype, path, digest_of(call), dict(training)]))
+
+
+def reads_key(base: str) -> str:
+    """Key of the paths that jobs of a key are known to read."""
+    return digest_of(encode_document(["reads", base]))
+
+
+def with_files(base: str, files: Sequence[ReadFile]) -> str:
+    """Key of a result that was made from files; ``base`` is the key of everything else."""
+    return digest_of(encode_document(["files", base, encode_files(files)])) if files else base
 
 
 def _key(kind: str, backend: BackendIdentity, config: ResolvedConfig, *rest: object) -> str:

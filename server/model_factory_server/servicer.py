@@ -62,7 +62,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self._admission = admission
         self._backend = backend
         self._metrics = metrics
-        self._answers = Answers(store)
+        self._answers = Answers(store, builder.unchanged)
         metrics.answers_bytes.set_function(lambda: self._answers.size)
 
     async def GetCapabilities(  # noqa: N802
@@ -106,7 +106,8 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 components=[_described(name, item.documents) for name, item in described.items()]
             )
             if not any(component.refused for component in response.components):  # limits may be why, and time
-                self._answers.keep(request, response, (item.source for item in described.values()))
+                files = chain.from_iterable(item.files for item in described.values())
+                self._answers.keep(request, response, (item.source for item in described.values()), files)
             return response
 
     async def BuildModels(  # noqa: N802
@@ -189,7 +190,8 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         for component in again.manifest.components:
             component.built_now = False
         named = ((item.descriptor, item.programs, item.weights, item.source) for item in built.values())
-        self._answers.keep(request, again, chain.from_iterable(named))
+        files = chain.from_iterable(item.files for item in built.values())
+        self._answers.keep(request, again, chain.from_iterable(named), files)
 
     @contextmanager
     def _sending(self, context: Context) -> Iterator[None]:

@@ -77,6 +77,12 @@ class BackendSettings:
     share_source: bool = setting(
         False, "hand out the source of blocks that cannot travel without it, to trainers who trust it"
     )
+    allow_files: tuple[Path, ...] = setting(
+        (),
+        "a folder of checkpoints and other files that builds may read, beside those of the checkout, of plug-ins, of "
+        "--hub-dir and of TORCH_HOME; may be repeated",
+        metavar="DIR",
+    )
     hub: HubSettings = field(default_factory=HubSettings)
 
     def __post_init__(self) -> None:

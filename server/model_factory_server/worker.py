@@ -46,9 +46,11 @@ from model_factory_server.backends.loading import load_backend
 from model_factory_server.backends.sources import operator_files, operator_roots, stamp_of_files
 from model_factory_server.construction import check_size, construct, planned, size_of
 from model_factory_server.draws import in_threads
+from model_factory_server.file_guard import GUARD
 from model_factory_server.in_place import Allocations, Placement, WeightsFile
 from model_factory_server.job import Job
 from model_factory_server.out_of_memory import is_out_of_memory
+from model_factory_server.read_files import encode_files
 from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.portable import Portable, record_call, survey_model
 
@@ -80,8 +82,8 @@ def main(job: Job, connection: Connection, forking_faults: Sequence[str]) -> Non
 
     Nothing is done where the process that this one was forked from had ``forking_faults``.
 
-    That is ``["stage", name]``, ``["evicted", bytes]``, ``["log", text]`` or ``["warning", text]`` any number of times,
-    and then ``["result", ...]`` or ``["error", ...]``.
+    The documents are ``["stage", name]``, ``["evicted", bytes]``, ``["log", text]`` or ``["warning", text]`` any number
+    of times, and then ``["result", [result, files]]`` or ``["error", ...]``; ``files`` are those that the job read.
     """
 
     def tell(kind: str, body: Any) -> None:
@@ -95,16 +97,29 @@ def main(job: Job, connection: Connection, forking_faults: Sequence[str]) -> Non
     torch.set_num_threads(job.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     try:
+        GUARD.watch(job.backend, job.store)
         result = _JOBS[job.task.kind](job, tell)
-    except Exception as error:  # noqa: BLE001  every one is told, of ours the text and of others the class
+        files = encode_files(GUARD.finish())
+    except Exception as raised:  # noqa: BLE001  every one is told, of ours the text and of others the class
+        error = _named(raised)
         if _is_for_the_log(error):
             tell("log", _encodable("".join(traceback.format_exception(error))[-_LOG_CHARACTERS:]))
         name, text, path = _told(error)
         tell("error", [name, _encodable(text), path])
     else:
-        tell("result", result)
+        tell("result", [result, files])
     finally:
         connection.close()
+
+
+def _named(error: Exception) -> Exception:
+    """Return the error of a job; where a file was refused, and the operator's code made another error of that, why."""
+    refusal = GUARD.refusal()
+    if refusal is None or refusal.reason in str(error):
+        return error
+    placed = BuildError(refusal.reason, path=error.path if isinstance(error, PlacedError) else ())
+    placed.__cause__ = refusal.__cause__
+    return placed
 
 
 def _encodable(text: str) -> str:

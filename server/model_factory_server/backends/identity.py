@@ -23,6 +23,7 @@ _CODE = (
     _SERVER / "construction.py",
     _SERVER / "constructor" / "build.py",
     _SERVER / "draws.py",
+    _SERVER / "file_guard.py",
     _SERVER / "in_place.py",
     _SERVER / "twister.py",
     _SERVER / "worker.py",
@@ -77,6 +78,8 @@ def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
     version = _version(settings)
     # The order of plug-ins counts: it is the order in which they register.
     parts = [digest_of_files(own), digest_of_files(operators), list(settings.plugins)]
+    # A build that one server refuses for the files that it reads is not answered from the store of another server.
+    parts += [["files", *map(str, settings.allow_files)]] if settings.allow_files else []
     parts += ["source is shared"] if settings.share_source else []  # what one server may hand out, another may not
     # Not this package's own version: most changes to it change no model.
     parts += [settings.hub.repository, settings.hub.version] if settings.name == BUILTIN else [version]

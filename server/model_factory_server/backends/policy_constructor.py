@@ -61,6 +61,8 @@ class PolicyConstructorBackend:
             built = self._build_model(document, registry=self._registry)
         except self._config_error as error:
             raise ConfigError(without_paths(str(error))) from error
+        except BuildError:
+            raise  # a file that the checkout may not read
         except Exception as error:
             raise BuildError(without_paths(f"{type(error).__name__}: {error}")) from error
         return convert_model(built)

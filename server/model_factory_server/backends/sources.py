@@ -75,6 +75,21 @@ def operator_roots(settings: BackendSettings) -> tuple[Root, ...]:
     return (*roots, Root(_PACKAGE.parent, frozenset({_PACKAGE.name})))
 
 
+def data_roots(settings: BackendSettings) -> list[Path]:
+    """Folders of the operator's that builds may read files of: checkout, plug-ins, allowed packages, hub folder.
+
+    Of a plug-in that is one file: the folder of the file.
+    """
+    roots = [] if settings.path is None else [settings.path]
+    roots += [] if settings.hub.directory is None else [settings.hub.directory]
+    for module in (*settings.plugins, *settings.imports):
+        spec = importlib.util.find_spec(module.partition(".")[0])
+        if spec is not None and (spec.has_location or spec.submodule_search_locations):
+            origin = [] if spec.origin is None else [str(Path(spec.origin).parent)]
+            roots += [Path(place) for place in [*(spec.submodule_search_locations or ())] or origin]
+    return roots
+
+
 def digest_of_files(files: Mapping[str, Path]) -> str:
     """Digest over names and content."""
     hasher = blake3()
