@@ -17,8 +17,11 @@ from model_factory.limits import MAX_DOCUMENT_BYTES
 K = TypeVar("K")
 V = TypeVar("V")
 
-FORMAT = 1
+FORMAT = 2
 """Version of the descriptor, programs and manifest documents; part of every build key."""
+
+SOURCE_FORMAT = 1
+"""Version of bundles and of lock files; apart from ``FORMAT``, since trainers pin the digests of bundles."""
 
 
 def encode_document(document: Any) -> bytes:

@@ -23,7 +23,7 @@ from model_factory_server.observe.jobs import JobWatch
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.spans import Traces
 from model_factory_server.pool import OnStage, WorkerPool
-from model_factory_server.read_files import FileDigests, ReadFile, decode_paths
+from model_factory_server.read_files import CHANGED, FileDigests, ReadFile, decode_paths
 from model_factory_server.records import JobRecord
 
 _BUILD_AGAIN = "Remedy: build the model again with this server, or ask a server of the version that built the model"
@@ -96,6 +96,10 @@ class _Found:
     """The key without files."""
     record: JobRecord | None
     """None where the store does not have all of it."""
+
+
+class _FilesChangedError(errors.BuildError):
+    """A file changed while a job read the file."""
 
 
 _Work = Callable[[OnStage], Coroutine[Any, Any, Any]]  # given whom to tell of stages
@@ -254,7 +258,7 @@ class Builder:
             await self._keep(architecture, record.without("weights"))
         else:
             if not _agree(known.files, record.files):
-                raise errors.BuildError(_CHANGING)
+                raise _FilesChangedError(_CHANGING)
             record = record.over(known)
         return await self._keep(base, record.without("placement"))  # which builds alone need
 
@@ -271,7 +275,10 @@ class Builder:
 
     async def _run(self, asked: Asked, task: Task, report: OnStage) -> JobRecord:
         blobs, files = await self._pool.run(task, report, client=asked.client, seconds=asked.seconds)
-        return JobRecord.of({"blobs": blobs, "files": files})
+        record = JobRecord.of({"blobs": blobs, "files": files})
+        if any(file.digest == CHANGED for file in record.files):
+            raise _FilesChangedError(_CHANGING)
+        return record
 
     async def _made(
         self, kind: str, found: _Found, work: _Work, *, flight: str = "", on_stage: OnStage = lambda _stage: None
@@ -283,7 +290,10 @@ class Builder:
         if found.record is not None:
             return found
         for _ in range(_ATTEMPTS):
-            record: JobRecord = await self._once(kind, flight or found.key, work, on_stage)
+            try:
+                record: JobRecord = await self._once(kind, flight or found.key, work, on_stage)
+            except _FilesChangedError:
+                continue
             if await self._current(file.path for file in record.files) == tuple(sorted(record.files, key=_path_of)):
                 return _Found(key=with_files(found.base, record.files), base=found.base, record=record)
         raise errors.BuildError(_CHANGING)

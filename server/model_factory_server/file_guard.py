@@ -29,6 +29,7 @@ from model_factory_server.backends.private import without_paths
 from model_factory_server.backends.sources import data_roots
 from model_factory_server.read_files import (
     ABSENT,
+    CHANGED,
     MAX_FILES,
     ReadFile,
     Signature,
@@ -82,7 +83,7 @@ class FileGuard:
         """Note and refuse from now on, until the process ends."""
         self._rooms = _rooms(settings, store)
         self._started_ns = time.time_ns()
-        self._temporary = os.path.realpath(tempfile.gettempdir())
+        self._temporary = os.path.realpath(_temporary_folder())
         _wrap_native_readers(self.reads)
         sys.addaudithook(self._audit)
 
@@ -101,10 +102,10 @@ class FileGuard:
         return _refusal(self._refused[0]) if self._refused else None
 
     def finish(self) -> tuple[ReadFile, ...]:
-        """Return every file that was read, with the digest of what was read.
+        """Return every file that was read, with the digest of what was read; ``CHANGED`` where that is not known.
 
         Raises:
-            BuildError: a file was refused, has changed since it was read, or there are too many.
+            BuildError: a file was refused, or there are too many.
         """
         if (refusal := self.refusal()) is not None:
             raise refusal
@@ -112,10 +113,9 @@ class FileGuard:
             raise BuildError(f"the build reads {len(self._seen)} files; at most {MAX_FILES} are allowed")
         files = []
         for path, signature in self._seen.items():
-            digest = content_digest(path)
-            if not path.endswith("/") and signature != signature_of(path):
-                raise BuildError(f"{_shown(path)} changed while the model was built. Remedy: build the model again")
-            files.append(ReadFile(path, digest if signature is not None else ABSENT))
+            digest = content_digest(path) if signature is not None else ABSENT
+            is_same = path.endswith("/") or signature == signature_of(path)
+            files.append(ReadFile(path, digest if is_same else CHANGED))
         return tuple(files)
 
     def reads(self, path: Any) -> None:
@@ -125,8 +125,10 @@ class FileGuard:
             BuildError: the operator does not allow the file to be read.
         """
         absolute = _absolute(path)
+        if _is_importable(absolute):  # most files by far
+            return
         real = os.path.realpath(absolute)
-        if real in self._own or _is_importable(absolute) or _is_importable(real):
+        if real in self._own or _is_importable(real):
             return
         room = self._room(real)
         if room is Room.QUIET or (room is Room.CODE and is_code(real)):
@@ -197,12 +199,19 @@ def _rooms(settings: BackendSettings, store: Path) -> dict[str, Room]:
     quiet = {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages(), *_SYSTEM}
     quiet |= {f"/usr/share/{name}" for name in _SYSTEM_DATA} | {f"/etc/{name}" for name in _SYSTEM_SETTINGS}
     quiet |= {f"{prefix}/{name}" for prefix in prefixes for name in ("bin", "pyvenv.cfg")} - prefixes
-    inductor = Path(tempfile.gettempdir()).glob("torchinductor_*")
+    inductor = Path(_temporary_folder()).glob("torchinductor_*")
     quiet |= {str(place) for place in (*library_caches(), *inductor, Path(torch.__file__).parent, store)}
     rooms |= dict.fromkeys(quiet - prefixes, Room.QUIET)
     rooms |= {str(place): Room.CODE for place in data_roots(settings) if str(place) not in quiet}
     data = {str(place): Room.DATA for place in (Path(torch.hub.get_dir()).parent, *settings.allow_files)}
     return {os.path.realpath(place): room for place, room in (rooms | data).items()}
+
+
+def _temporary_folder() -> str:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:  # nothing can be written to here, so nothing is read that was
+        return "/nonexistent"
 
 
 def _refusal(path: str) -> BuildError:
@@ -231,10 +240,16 @@ def _shown(path: str) -> str:
 def _is_importable(path: str) -> bool:
     """Whether a file is code, or says which version of code is installed, at a place that Python imports from."""
     for entry in sys.path:
-        root = f"{_absolute(entry)}/"
+        root = _root(entry)
         if path.startswith(root) and (is_code(path) or path[len(root) :].partition("/")[0].endswith(_METADATA)):
             return True
     return False
+
+
+@functools.cache
+def _root(entry: str) -> str:
+    """An entry of Python's path as what the paths below the entry begin with."""
+    return f"{_absolute(entry)}/"
 
 
 def _is_importing() -> bool:

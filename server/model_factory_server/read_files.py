@@ -21,6 +21,9 @@ MAX_FILES = 10_000
 ABSENT = ""
 """Digest of a file that is not there, or is not a regular file any more."""
 
+CHANGED = "0" * 64
+"""Digest of a file that changed while a job read the file: no content has that digest."""
+
 _MAX_KNOWN = 100_000  # files whose digest a server remembers
 _SETTLED_NS = 2_000_000_000  # a file that changed later than that may change again without another time of change
 _CODE_SUFFIXES = (".py", ".pyc", ".so", ".pyd", ".pth")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from model_factory import BuildError, OutdatedBuildError, RemoteModelFactory
+from model_factory import BuildError, OutdatedBuildError, RemoteModelFactory, ServerError
 from support.plugins.reading import READERS, write
 from support.server import ServerProcess, running_server
 from support.wire import build_manifest
@@ -243,6 +245,55 @@ def test_what_a_plugin_reads_at_its_import(
     for value in ("2", "3", "2"):
         (folder / "value.txt").write_text(value, encoding="ascii")
         assert weight(make_remote(server.address), config("constant")) == float(value)
+
+
+def test_a_file_of_a_plugins_package_needs_a_restart(
+    tmp_path: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is part of the code digest; without a restart nothing is built with it, and nothing old is found."""
+    package = tmp_path / "packages" / "packaged"
+    package.mkdir(parents=True)
+    monkeypatch.setenv("PYTHONPATH", str(package.parent), prepend=os.pathsep)
+    source = (PLUGINS / "reading.py").read_text(encoding="utf-8")
+    (package / "__init__.py").write_text(source, encoding="utf-8")
+    path = package / "weights.txt"
+    path.write_text("2", encoding="ascii")
+    server = start_server(None, "--plugin", "packaged")
+    asked = config("filled", path=path)
+    assert weight(make_remote(server.address), asked) == 2
+    for value in ("3", "2"):
+        path.write_text(value, encoding="ascii")
+        with pytest.raises(ServerError, match=r"has changed since it started\. Remedy: restart it"):
+            make_remote(server.address).build(config("filled", path=path, forgiving=True))
+        if value == "3":
+            with pytest.raises(ServerError, match=r"has changed since it started\. Remedy: restart it"):
+                make_remote(server.address).build(asked)
+        server.stop()
+        server = start_server(None, "--plugin", "packaged")
+        assert weight(make_remote(server.address), asked) == float(value)
+
+
+@pytest.mark.parametrize("asks", ["once", "again, after the change"])
+def test_a_file_that_changes_while_it_is_read(
+    asks: str, reading: ServerProcess, data: Path, tmp_path: Path, make_remote: MakeRemote
+) -> None:
+    """The build is made again: whoever asks after the change gets the new content, and nothing is kept of a mixture."""
+    path = data / f"changing-{asks == 'once'}"
+    path.write_text("2", encoding="ascii")
+    asked = config("slow", path=path, folder=tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(weight, make_remote(reading.address), asked)
+        while not (tmp_path / "read").exists():
+            assert not first.done(), first.result()
+            time.sleep(0.02)
+        path.write_text("3", encoding="ascii")
+        second = pool.submit(weight, make_remote(reading.address), asked) if asks != "once" else first
+        time.sleep(0.3)
+        (tmp_path / "go").touch()
+        assert second.result() == 3
+        assert first.result() == 3
+    path.write_text("2", encoding="ascii")
+    assert weight(make_remote(reading.address), asked) == 2
 
 
 def test_the_default_temporary_folder_is_no_way_around(reading: ServerProcess, make_remote: MakeRemote) -> None:

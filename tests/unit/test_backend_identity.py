@@ -132,6 +132,22 @@ def test_plugins_without_source_are_refused(name: str) -> None:
         identify(BackendSettings(plugins=(name,)), "cpu")
 
 
+def test_versions_of_installed_packages_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For an operator's code, which may import any of them; the built-in blocks import torch alone."""
+    write(tmp_path, {"plugged.py": "", "library-1.0.dist-info/METADATA": "Name: library\nVersion: 1.0\n"})
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = BackendSettings(plugins=("plugged",))
+    plain, before = identify(BackendSettings(), "cpu"), identify(settings, "cpu")
+    write(tmp_path, {"library-1.0.dist-info/METADATA": "Name: library\nVersion: 1.1\n"})
+    assert identify(settings, "cpu").code_digest != before.code_digest
+    assert identify(BackendSettings(), "cpu").code_digest == plain.code_digest
+
+
+def test_allowed_files_count(tmp_path: Path) -> None:
+    allowed = [BackendSettings(), BackendSettings(allow_files=(tmp_path,)), BackendSettings(allow_files=(Path("/a"),))]
+    assert len({identify(settings, "cpu").code_digest for settings in allowed}) == 3
+
+
 def test_order_of_plugins_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, {"first_one.py": "", "second_one.py": ""})
     monkeypatch.syspath_prepend(tmp_path)

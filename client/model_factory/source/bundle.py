@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model_factory.digest import digest_of
-from model_factory.documents import FORMAT, decode_document, encode_document
+from model_factory.documents import SOURCE_FORMAT, decode_document, encode_document
 from model_factory.errors import FormatError
 from model_factory.limits import MAX_SOURCE_BYTES, MAX_SOURCE_FILE_BYTES, MAX_SOURCE_FILES, MAX_SOURCE_NAME_BYTES
 
@@ -78,7 +78,7 @@ def encode_bundle(bundle: Bundle) -> bytes:
     """
     _check(bundle)
     requires = [[item.module, item.distribution, item.version] for item in bundle.requires]
-    return encode_document({"format": FORMAT, "files": dict(bundle.files), "requires": requires})
+    return encode_document({"format": SOURCE_FORMAT, "files": dict(bundle.files), "requires": requires})
 
 
 def decode_bundle(data: bytes) -> Bundle:
@@ -92,8 +92,8 @@ def decode_bundle(data: bytes) -> Bundle:
     document = decode_document(data, "the bundle")
     if not isinstance(document, dict) or document.keys() != {"format", "files", "requires"}:
         raise FormatError("a bundle has exactly the keys files, format, requires")
-    if document["format"] != FORMAT or not isinstance(document["files"], dict):
-        raise FormatError(f"a bundle has format {FORMAT} and a mapping of files")
+    if document["format"] != SOURCE_FORMAT or not isinstance(document["files"], dict):
+        raise FormatError(f"a bundle has format {SOURCE_FORMAT} and a mapping of files")
     bundle = Bundle(files=document["files"], requires=_requirements(document["requires"]))
     _check(bundle)
     return bundle

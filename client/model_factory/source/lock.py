@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model_factory.digest import check_digest
-from model_factory.documents import FORMAT, decode_document
+from model_factory.documents import SOURCE_FORMAT, decode_document
 from model_factory.errors import FormatError, SourceError
 from model_factory.source.bundle import Bundle
 
@@ -47,7 +47,7 @@ def encode_lock(lock: Lock) -> bytes:
         digest: {"needed_by": list(item.needed_by), "files": dict(item.files), "requires": list(item.requires)}
         for digest, item in lock.items()
     }
-    return (json.dumps({"format": FORMAT, "bundles": bundles}, indent=2, sort_keys=True) + "\n").encode()
+    return (json.dumps({"format": SOURCE_FORMAT, "bundles": bundles}, indent=2, sort_keys=True) + "\n").encode()
 
 
 def read_lock(path: Path) -> dict[str, Pinned]:
@@ -71,8 +71,8 @@ def read_lock(path: Path) -> dict[str, Pinned]:
 
 
 def _decode(document: Any) -> dict[str, Pinned]:
-    if document.keys() != {"format", "bundles"} or document["format"] != FORMAT:
-        raise FormatError(f"it has not the keys of a lock file of format {FORMAT}")
+    if document.keys() != {"format", "bundles"} or document["format"] != SOURCE_FORMAT:
+        raise FormatError(f"it has not the keys of a lock file of format {SOURCE_FORMAT}")
     return {check_digest(digest): _pinned(item) for digest, item in document["bundles"].items()}
 
 

@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import model_factory
 from model_factory.digest import digest_of
@@ -77,9 +78,10 @@ def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
     stamp = stamp_of_files(operators)  # before their digest: a change in between is noticed
     version = _version(settings)
     # The order of plug-ins counts: it is the order in which they register.
-    parts = [digest_of_files(own), digest_of_files(operators), list(settings.plugins)]
+    parts: list[Any] = [digest_of_files(own), digest_of_files(operators), list(settings.plugins)]
     # A build that one server refuses for the files that it reads is not answered from the store of another server.
     parts += [["files", *map(str, settings.allow_files)]] if settings.allow_files else []
+    parts += [["packages", _installed()]] if operators else []
     parts += ["source is shared"] if settings.share_source else []  # what one server may hand out, another may not
     # Not this package's own version: most changes to it change no model.
     parts += [settings.hub.repository, settings.hub.version] if settings.name == BUILTIN else [version]
@@ -91,6 +93,12 @@ def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
         device_kind=device_kind,
         code_stamp=stamp,
     )
+
+
+def _installed() -> list[list[str]]:
+    """Name and version of every installed package, which an operator's code may import, but for this project's own."""
+    found = {(str(item.name).lower(), item.version) for item in metadata.distributions()}
+    return sorted([name, version] for name, version in found if not name.replace("_", "-").startswith("model-factory"))
 
 
 def _version(settings: BackendSettings) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,20 @@ class Filled(nn.Module):
         return self.layer(x)
 
 
+class Slow(Filled):
+    """Tells when the file was read, and waits until the test goes on; the first time alone."""
+
+    def __init__(self, path: str, folder: str) -> None:
+        super().__init__(path)
+        if torch.get_default_device().type == "meta" or Path(folder, "read").exists():
+            return
+        Path(folder, "read").touch()
+        for _ in range(200):
+            if Path(folder, "go").exists():
+                return
+            time.sleep(0.05)
+
+
 class Sized(nn.Module):
     """A layer whose width stands in a file."""
 
@@ -194,5 +209,11 @@ def write(reader: str, path: Path, value: float) -> None:
 
 
 def register(registry: Any) -> None:
-    for name, block in {"filled": Filled, "sized": Sized, "scaling": Scaling, "temporary": Temporary}.items():
+    for name, block in {
+        "filled": Filled,
+        "slow": Slow,
+        "sized": Sized,
+        "scaling": Scaling,
+        "temporary": Temporary,
+    }.items():
         registry.register_module(name, block)
