@@ -72,7 +72,7 @@ class FileGuard:
     """What a process read since :meth:`watch` was called. There is one for each process, since audit hooks stay."""
 
     def __init__(self) -> None:
-        self._rooms: Mapping[str, Room] = {}
+        self._rooms: Mapping[str, Room | None] = {}
         self._seen: dict[str, Signature | None] = {}
         self._own: set[str] = set()
         self._refused: list[str] = []
@@ -136,6 +136,8 @@ class FileGuard:
         if room is not None:
             source = _source_of(absolute)
             self._note(source, signature_of(source))
+        elif is_code(absolute) and (_is_importing() or _is_imported(absolute)):
+            return  # from where a finder of an editable installation looks, which is not on Python's path
         elif signature_of(absolute) is not None and not self._is_new_temporary(real):
             self._refused.append(absolute)
             raise _refusal(absolute)
@@ -175,8 +177,8 @@ class FileGuard:
         """Return what the innermost known folder around a path is."""
         at = real
         while at != "/":
-            if (room := self._rooms.get(at)) is not None:
-                return room
+            if at in self._rooms:
+                return self._rooms[at]
             at = at.rpartition("/")[0] or "/"
         return self._rooms.get("/")
 
@@ -192,10 +194,11 @@ GUARD = FileGuard()
 """The guard of this process."""
 
 
-def _rooms(settings: BackendSettings, store: Path) -> dict[str, Room]:
-    """Return the folders that are something to a build."""
+def _rooms(settings: BackendSettings, store: Path) -> dict[str, Room | None]:
+    """Return the folders that are something to a build; None for a folder inside of one that builds may not read."""
     prefixes = {sys.prefix, sys.base_prefix}
-    rooms = {f"{prefix}/{name}": Room.DATA for prefix in prefixes for name in _PYTHON_DATA} | {"/usr/share": Room.DATA}
+    rooms: dict[str, Room | None] = {"/usr/share": Room.DATA, "/dev/shm": None}  # noqa: S108  files in memory
+    rooms |= {f"{prefix}/{name}": Room.DATA for prefix in prefixes for name in _PYTHON_DATA}
     quiet = {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages(), *_SYSTEM}
     quiet |= {f"/usr/share/{name}" for name in _SYSTEM_DATA} | {f"/etc/{name}" for name in _SYSTEM_SETTINGS}
     quiet |= {f"{prefix}/{name}" for prefix in prefixes for name in ("bin", "pyvenv.cfg")} - prefixes
@@ -258,6 +261,11 @@ def _is_importing() -> bool:
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename.startswith(_IMPORTING)
+
+
+def _is_imported(path: str) -> bool:
+    """Whether a file is the source of an imported module: error messages and recordings quote lines of source."""
+    return any(getattr(module, "__file__", None) == path for module in list(sys.modules.values()))
 
 
 def _source_of(path: str) -> str:

@@ -220,6 +220,51 @@ def test_temporary_files_of_a_build_are_its_own(
         make_remote(reading.address).build(config("filled", path=others))
 
 
+def test_code_that_lies_elsewhere_is_imported_and_quoted(
+    tmp_path: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an editable installation has code found, from a folder that is not on Python's path."""
+    folder, elsewhere = tmp_path / "plugin", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    (elsewhere / "blocks.py").write_text((PLUGINS / "reading.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (folder / "finding.py").write_text(
+        "import importlib.util, inspect, sys\n"
+        f"spec = importlib.util.spec_from_file_location('blocks', {str(elsewhere / 'blocks.py')!r})\n"
+        "module = sys.modules['blocks'] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "assert 'class Filled' in inspect.getsource(module)\n"
+        "register = module.register\n",
+        encoding="utf-8",
+    )
+    (folder / "value").write_text("2", encoding="ascii")
+    factory = make_remote(start_server(None, "--plugin", "finding").address)
+    model = factory.build(config("filled", path=folder / "value"))
+    assert model(torch.ones(1, 1)).item() == 2
+    (elsewhere / "blocks.txt").write_text("2", encoding="ascii")
+    with pytest.raises(BuildError, match=r"blocks\.txt is not allowed"):
+        factory.build(config("filled", path=elsewhere / "blocks.txt"))
+
+
+@pytest.mark.parametrize("replica", [0, 1])
+def test_replicas_with_one_store_follow_files(
+    replica: int, tmp_path: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whichever of them meets a change first."""
+    monkeypatch.setenv("PYTHONPATH", str(PLUGINS), prepend=os.pathsep)
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "file"
+    options = ("--plugin", "reading", "--allow-files", str(tmp_path / "data"))
+    path.write_text("2", encoding="ascii")
+    replicas = [start_server(None, *options) for _ in range(2)]
+    for value in ("2", "3", "2", "4"):
+        path.write_text(value, encoding="ascii")
+        for server in (replicas[replica], replicas[1 - replica], replicas[replica]):
+            assert weight(make_remote(server.address), config("filled", path=path)) == float(value)
+
+
 def test_what_a_plugin_reads_at_its_import(
     tmp_path: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
