@@ -92,7 +92,8 @@ def library_caches() -> list[Path]:
     """Where libraries keep what they derive from code and from the machine: lists of fonts, compiled kernels."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  no error without a home
     caches = [Path(home, name) for name in ("fontconfig", "matplotlib", "numba")]
-    return caches + [Path(os.environ[_INDUCTOR])] * bool(os.environ.get(_INDUCTOR))
+    inductor = os.environ.get(_INDUCTOR)
+    return [*caches, Path(inductor)] if inductor else caches
 
 
 def default_cache_bytes() -> int:
