@@ -56,6 +56,8 @@ class BuildReference:
     """The module tree."""
     dtype: str
     """What floating tensors were cast to by the build; empty: left."""
+    seed: int
+    """Seed of the whole request."""
 
 
 def _short(value: object) -> object:

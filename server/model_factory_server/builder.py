@@ -169,9 +169,9 @@ class Builder:
         return Described(documents=documents, source=record.source, files=record.files)
 
     async def record(
-        self, asked: Asked, built: BuildReference, path: str, call: bytes, training: dict[str, bool]
+        self, asked: Asked, name: str, built: BuildReference, path: str, call: bytes, training: dict[str, bool]
     ) -> bytes:
-        """Return the program of one module for one call; ``built`` is the build that the module comes from.
+        """Return the program of one module of the component ``name`` for one call; ``built`` made the module.
 
         Raises:
             OutdatedBuildError: this server would build another module.
@@ -185,6 +185,7 @@ class Builder:
         task = Task(
             kind="record",
             config=asked.config.wire,
+            seed=component_seed(built.seed, name),
             dtype=asked.dtype,
             path=path,
             call=call,
@@ -192,7 +193,7 @@ class Builder:
             built=built,
             known=_known(architecture.record),
         )
-        base = call_key(architecture.key, asked.dtype, path, call, training)
+        base = call_key(built, asked.dtype, path, call, training)
 
         async def work(report: OnStage) -> JobRecord:
             return await self._keep(base, await self._run(asked, task, report))

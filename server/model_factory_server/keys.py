@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from model_factory.config import ResolvedConfig
 from model_factory.digest import digest_of
 from model_factory.documents import FORMAT, encode_document
+from model_factory.identity import BuildReference
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.read_files import ReadFile, encode_files
 
@@ -32,9 +33,10 @@ def build_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str, seed
     return _key("build", backend, config, dtype, seed)
 
 
-def call_key(architecture: str, dtype: str, path: str, call: bytes, training: Mapping[str, bool]) -> str:
-    """Key of the program of one module for one call; ``architecture`` is the key of the build of the module."""
-    return digest_of(encode_document(["call", architecture, dtype, path, digest_of(call), dict(training)]))
+def call_key(built: BuildReference, dtype: str, path: str, call: bytes, training: Mapping[str, bool]) -> str:
+    """Key of the program of one module for one call; ``built`` is the build of the module, whatever its seed."""
+    parts = ["call", built.architecture_key, built.descriptor.digest, built.dtype]
+    return digest_of(encode_document([*parts, dtype, path, digest_of(call), dict(training)]))
 
 
 def reads_key(base: str) -> str:

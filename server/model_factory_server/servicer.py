@@ -151,7 +151,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             built = _reference(request)
             ((call.component, component),) = asked.items()
             programs = await self._builder.record(
-                component, built, request.module_path, request.call_json, dict(request.training)
+                component, call.component, built, request.module_path, request.call_json, dict(request.training)
             )
             return program_pb2.RecordProgramResponse(programs_json=programs)
 

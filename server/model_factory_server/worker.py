@@ -312,8 +312,8 @@ def _record(job: Job, tell: Tell) -> dict[str, Any]:
 def _check_origin(job: Job, model: nn.Module) -> None:
     """Refuse to record a module of another descriptor than the module that the trainer has.
 
-    Code and files are compared by the server already. What is left is a constructor that makes another model each time:
-    of random numbers, of the time, of the environment.
+    Code and files are compared by the server already, and the seed is that of the build. What is left is a constructor
+    that makes another model each time: of random numbers of its own, of the time, of the environment.
     """
     built = job.task.built
     assert built is not None
@@ -324,7 +324,7 @@ def _check_origin(job: Job, model: nn.Module) -> None:
         raise OutdatedBuildError(
             "the server constructs another model than the one that is called: another descriptor from the same config, "
             "code and files. Remedy: build the model again; if the error comes back, a constructor of the model "
-            "depends on the time, on the environment or on random numbers"
+            "depends on the time, on the environment or on random numbers that are not torch's"
         )
 
 

@@ -179,11 +179,10 @@ def test_a_checkout_that_changes_under_a_running_server(
 def test_another_config_is_not_that_of_the_build(fleet: Fleet, make_remote: MakeRemote) -> None:
     """The key in a request is compared with the config in the request, not believed."""
     factory = make_remote(fleet.proxy.address)
-    one, other = (factory.build({"config": CONFIG["config"] | {"name": name}}) for name in ("one", "other"))
-    del one
+    other = factory.build(CONFIG)
     recorder = other.graph_modules["layer0"]._recorder
     object.__setattr__(recorder._build, "architecture_key", "ab" * 32)
-    with pytest.raises(CallFormError, match="is not that of the build"):
+    with pytest.raises(CallFormError, match="was built from another config"):
         other(torch.randn(2, WIDTH))
 
 
@@ -202,3 +201,35 @@ def test_a_record_under_another_key_is_not_believed(fleet: Fleet, make_remote: M
     shutil.copyfile(place["new"], place["old"])
     fleet.roll("old")
     check(models["old"], "old", 2)
+
+
+def test_what_a_constructor_draws_besides_weights(
+    tmp_path: Path, start_server: StartServer, make_remote: MakeRemote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program for a later call is recorded from the model of the build's seed; what no seed decides is refused."""
+    block = (
+        "import time, torch\nfrom torch import nn\n"
+        "class Drawn(nn.Module):\n"
+        "    def __init__(self, source):\n"
+        "        super().__init__()\n"
+        "        drawn = torch.rand((), device='cpu').item() if source == 'torch' else time.time() % 1\n"
+        "        self.drop = nn.Dropout(drawn)\n"
+        "        self.factor = drawn\n"
+        "    def forward(self, x):\n"
+        "        return self.drop(x) * self.factor\n"
+        "def register(registry): registry.register_module('drawn', Drawn)\n"
+    )
+    (tmp_path / "plugin").mkdir()
+    (tmp_path / "plugin" / "drawn_plugin.py").write_text(block, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "plugin"), prepend=os.pathsep)
+    server = start_server(None, "--plugin", "drawn_plugin")
+    layer = {"_type_": "drawn", "source": "torch"}
+    asked = {"config": {"schema_version": 1, "model": {"sequential": {"layers": [layer]}}}}
+    for seed in (7, 8, 7):
+        model = make_remote(server.address, seed=seed).build(asked).eval()
+        factor = model.graph_modules.layer0.drop.p
+        for rank in (1, 2):
+            assert_same(model(torch.ones(SIZES[:rank])), torch.ones(SIZES[:rank]) * factor)
+    layer["source"] = "clock"
+    with pytest.raises(OutdatedBuildError, match="constructs another model than the one that is called"):
+        make_remote(server.address).build(asked)(torch.ones(2))

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from model_factory.config import resolve_mapping
+from model_factory.digest import Blob
 from model_factory.errors import ServerError
+from model_factory.identity import BuildReference
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.backends.private import without_paths
 from model_factory_server.backends.sources import code_files, digest_of_files, local_hub_repository
@@ -102,11 +104,15 @@ def test_names_and_content_cannot_be_confused(tmp_path: Path) -> None:
 def test_the_code_digest_is_part_of_every_key(checkout: Path) -> None:
     settings = BackendSettings(name="policy_constructor", path=checkout)
 
+    def reference(identity: BackendIdentity) -> BuildReference:
+        key, descriptor = architecture_key(identity, CONFIG, ""), Blob("ab" * 32, 1)
+        return BuildReference(identity=identity.public, architecture_key=key, descriptor=descriptor, dtype="", seed=0)
+
     def keys(identity: BackendIdentity) -> list[str]:
         return [
             architecture_key(identity, CONFIG, ""),
             build_key(identity, CONFIG, "", 1),
-            call_key(architecture_key(identity, CONFIG, ""), "", "path", b"{}", {}),
+            call_key(reference(identity), "", "path", b"{}", {}),
         ]
 
     before = keys(identify(settings, "cpu"))

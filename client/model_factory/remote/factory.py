@@ -117,9 +117,10 @@ class RemoteModelFactory:
         """
         request = read_request(model_cfg, self._base_dir, environment())
         self._connection.capabilities()
-        manifest = self._build_on_server(request)
+        seed = (torch.initial_seed() if self._seed is None else self._seed) % SEED_RANGE
+        manifest = self._build_on_server(request, seed)
         modules = {
-            component.name: self._module(component, built, manifest)
+            component.name: self._module(component, built, manifest, seed)
             for component, built in zip(request.components, manifest.components, strict=True)
         }
         return request.answer(modules)
@@ -171,11 +172,8 @@ class RemoteModelFactory:
         """Close the connection; the factory and its modules open another when they need one."""
         self._connection.close()
 
-    def _build_on_server(self, request: Request) -> build_pb2.Manifest:
-        seed = torch.initial_seed() if self._seed is None else self._seed
-        message = build_pb2.BuildModelsRequest(
-            components=_components(request), seed=seed % SEED_RANGE, dtype=self._dtype
-        )
+    def _build_on_server(self, request: Request, seed: int) -> build_pb2.Manifest:
+        message = build_pb2.BuildModelsRequest(components=_components(request), seed=seed, dtype=self._dtype)
         manifest: build_pb2.Manifest | None = None
         names = [component.name for component in request.components]
         with self._connection.errors(_configs(request)), building(names) as report:
@@ -207,16 +205,18 @@ class RemoteModelFactory:
             else:
                 return
 
-    def _module(self, component: Component, built: build_pb2.BuiltComponent, manifest: build_pb2.Manifest) -> nn.Module:
+    def _module(
+        self, component: Component, built: build_pb2.BuiltComponent, manifest: build_pb2.Manifest, seed: int
+    ) -> nn.Module:
         try:
-            return self._assemble(component, built, manifest)
+            return self._assemble(component, built, manifest, seed)
         except MissingBlobError as error:  # it left the server's store before it was read, to make room for another
             log.info("%s is built again: %s", component.name, error)
-        manifest = self._build_on_server(Request(components=(component,), single=True))
-        return self._assemble(component, manifest.components[0], manifest)
+        manifest = self._build_on_server(Request(components=(component,), single=True), seed)
+        return self._assemble(component, manifest.components[0], manifest, seed)
 
     def _assemble(
-        self, component: Component, built: build_pb2.BuiltComponent, manifest: build_pb2.Manifest
+        self, component: Component, built: build_pb2.BuiltComponent, manifest: build_pb2.Manifest, seed: int
     ) -> nn.Module:
         descriptor_blob, programs_blob, weights_blob = (
             wire.from_digest(item) for item in (built.descriptor, built.programs, built.weights)
@@ -231,6 +231,7 @@ class RemoteModelFactory:
             architecture_key=check_digest(built.architecture_key),
             descriptor=descriptor_blob,
             dtype=self._dtype,
+            seed=seed,
         )
         recorder = RemotePrograms(self._connection, self._cache, component, build, programs_blob)
         _check_size(weights_blob, blueprint.tensor_bytes)

@@ -83,16 +83,18 @@ class BuildIdentity(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., code_digest: _Optional[str] = ..., torch_version: _Optional[str] = ..., device_kind: _Optional[str] = ..., format_version: _Optional[int] = ...) -> None: ...
 
 class BuildReference(_message.Message):
-    __slots__ = ("identity", "architecture_key", "descriptor", "dtype")
+    __slots__ = ("identity", "architecture_key", "descriptor", "dtype", "seed")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_KEY_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     identity: BuildIdentity
     architecture_key: str
     descriptor: _blob_pb2.Digest
     dtype: str
-    def __init__(self, identity: _Optional[_Union[BuildIdentity, _Mapping]] = ..., architecture_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., dtype: _Optional[str] = ...) -> None: ...
+    seed: int
+    def __init__(self, identity: _Optional[_Union[BuildIdentity, _Mapping]] = ..., architecture_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., dtype: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class BuiltComponent(_message.Message):
     __slots__ = ("name", "build_key", "descriptor", "programs", "weights", "built_now", "architecture_key")

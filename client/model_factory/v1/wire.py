@@ -243,6 +243,7 @@ def to_reference(reference: BuildReference) -> build_pb2.BuildReference:
         architecture_key=reference.architecture_key,
         descriptor=to_digest(reference.descriptor),
         dtype=reference.dtype,
+        seed=reference.seed,
     )
 
 
@@ -257,6 +258,7 @@ def from_reference(message: build_pb2.BuildReference) -> BuildReference:
         architecture_key=check_digest(message.architecture_key),
         descriptor=from_digest(message.descriptor),
         dtype=message.dtype,
+        seed=message.seed,
     )
 
 
