@@ -45,7 +45,8 @@ class BackendIdentity:
     version: str
     """As its package says, for people; empty where it says nothing."""
     code_digest: str
-    """Over its source files, the operator's plug-ins included, and over the settings that choose among them."""
+    """Over its source files, the operator's plug-ins and the versions of packages included, and over the settings that
+    choose among them."""
     torch_version: str
     """As the installed package says, build variant included."""
     device_kind: str
