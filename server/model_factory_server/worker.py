@@ -35,7 +35,7 @@ from model_factory.errors import (
 )
 from model_factory.graph.call_example import decode_call
 from model_factory.graph.constants import torch_dtype
-from model_factory.graph.runner import get_module
+from model_factory.graph.lookup import get_module
 from model_factory.limits import MAX_DOCUMENT_BYTES
 from model_factory.settings import keep_variables
 from model_factory.store import Blob, Store

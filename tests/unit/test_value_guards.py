@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from matrix.travel import travel, travel_recorded
 from model_factory import CallFormError, NotPortableError
 from model_factory.errors import FormatError
+from model_factory.graph.actions import OtherSideError
 from model_factory.graph.call_example import decode_call, encode_call
 from model_factory.graph.call_form import Recorded
 from model_factory.graph.codec import decode_program, encode_program
 from model_factory.graph.modules import ProgramModule
 from model_factory.graph.program import Program, Ref, Step
-from model_factory.graph.runner import OtherSideError, Runner
+from model_factory.graph.runner import Runner
 from model_factory.limits import MAX_SIDES
 from model_factory_server.recording.portable import record_call
 from model_factory_server.recording.tape import MAX_DECISIONS

@@ -25,6 +25,9 @@ Form: TypeAlias = tuple[Any, ...]
 
 FORWARD = "forward"
 
+CHILDREN = "_modules"
+"""Where a module has its children, by name."""
+
 CONSTANT_TYPES = (type(None), bool, int, float, str)
 
 _DTYPES: Mapping[torch.dtype, str] = {
@@ -49,6 +52,11 @@ class Recorded:
     """Dtypes by tensor name that it is limited to, because the forward decides something by dtype."""
     guards: tuple[Expr | Dim | Ref | int | float, ...] = ()
     """Conditions on sizes that the recording relied on; all must hold."""
+    reads: tuple[tuple[str, str, Any], ...] = ()
+    """Plain attributes of torch's own modules that the forward read: module path, name, value. :data:`CHILDREN` as the
+    name stands for the names of the module's children."""
+    absent: tuple[str, ...] = ()
+    """Paths of parameters, buffers and children that the forward found to be None."""
     method: str = FORWARD
     """Of the module's methods the one that was recorded."""
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from model_factory.documents import mapping, named_float, text, typed
 from model_factory.errors import FormatError
-from model_factory.graph.call_form import CONSTANT_TYPES, Form, Recorded, constant_form
+from model_factory.graph.call_form import CHILDREN, CONSTANT_TYPES, Form, Recorded, constant_form
 from model_factory.graph.program import (
     Argument,
     Device,
@@ -170,6 +170,8 @@ def encode_recorded(recorded: Recorded) -> Json:
         "training": [list(entry) for entry in recorded.training],
         "dtypes": [list(entry) for entry in recorded.dtypes],
         "guards": [encode_expression(guard) for guard in recorded.guards],
+        "reads": [[path, name, encode_value(value)] for path, name, value in recorded.reads],
+        "absent": list(recorded.absent),
         "program": encode_program(recorded.program),
         "method": recorded.method,
     }
@@ -177,15 +179,24 @@ def encode_recorded(recorded: Recorded) -> Json:
 
 def decode_recorded(data: Json) -> Recorded:
     """The inverse of :func:`encode_recorded`."""
-    fields = _fields(data, "form", "training", "dtypes", "guards", "program", "method")
+    fields = _fields(data, "form", "training", "dtypes", "guards", "reads", "absent", "program", "method")
     return Recorded(
         form=tuple((text(name), decode_form(form)) for name, form in _pairs(fields["form"])),
         training=tuple((text(path), typed(flag, bool)) for path, flag in _pairs(fields["training"])),
         dtypes=tuple((text(name), text(dtype)) for name, dtype in _pairs(fields["dtypes"])),
         guards=tuple(decode_expression(guard) for guard in _list(fields["guards"])),
+        reads=tuple(_decode_read(entry) for entry in _list(fields["reads"])),
+        absent=tuple(text(path) for path in _list(fields["absent"])),
         program=decode_program(fields["program"]),
         method=text(fields["method"]),
     )
+
+
+def _decode_read(data: Json) -> tuple[str, str, Any]:
+    path, name, value = _items(data, 3)
+    if not text(name).isidentifier() or (name.startswith("_") and name != CHILDREN):
+        raise FormatError(f"a recorded program has a condition on the attribute {name!r}, which is no public one")
+    return text(path), name, decode_value(value)
 
 
 def encode_form(form: Form) -> Json:

@@ -14,10 +14,11 @@ from torch.utils import checkpoint
 from model_factory.errors import CallFormError, FormatError, GraphExecutionError
 from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names, under_autocast
 from model_factory.graph.constants import torch_dtype
-from model_factory.graph.expressions import compile_expression, expression_names
+from model_factory.graph.expressions import Env, compile_expression, expression_names, shape_key
+from model_factory.graph.lookup import find_module, get_module, get_tensor, has_read, is_absent, own_shape
 from model_factory.graph.ops import short_op
-from model_factory.graph.program import Outcome, Program
-from model_factory.graph.runner import Runner, find_module, get_module, get_tensor
+from model_factory.graph.program import OWN, Outcome, Program
+from model_factory.graph.runner import Runner
 from model_factory.graph.signature import Signature
 from model_factory.limits import MAX_SIDES
 from model_factory.wording import nearest, quoted
@@ -142,6 +143,7 @@ class Ready:
         self.decides = bool(recorded.program.outcomes())
         self.names = leaf_names(recorded.form)
         self.guards = [compile_expression(guard) for guard in recorded.guards]
+        self.own = {name for guard in recorded.guards for name in expression_names(guard) if name.startswith(OWN)}
         self.dtypes = [(name, torch_dtype(dtype)) for name, dtype in recorded.dtypes]
         self._check_names()
 
@@ -154,8 +156,8 @@ class Ready:
     def _check_names(self) -> None:
         """Check that its conditions are on tensors of the call, or on the module's own."""
         asked = {name for guard in self.recorded.guards for name in expression_names(guard)}
-        asked |= {name for name, _ in self.dtypes if not name.startswith("attr:")}
-        unknown = asked - set(self.names)
+        asked |= {name for name, _ in self.dtypes}
+        unknown = {name for name in asked if not name.startswith(OWN)} - set(self.names)
         if unknown:
             raise FormatError(f"a recorded program has a condition on {min(unknown)!r}, which no tensor of its call is")
 
@@ -176,11 +178,17 @@ class Ready:
         for path, training in self.recorded.training:
             if get_module(module, path).training != training:
                 return False
-        env = dict(zip(self.names, call.leaves, strict=True))
+        leaves = dict(zip(self.names, call.leaves, strict=True))
         for name, dtype in self.dtypes:
-            tensor = get_tensor(module, name.removeprefix("attr:")) if name.startswith("attr:") else env[name]
+            tensor = get_tensor(module, name.removeprefix(OWN)) if name.startswith(OWN) else leaves[name]
             if tensor is None or tensor.dtype != dtype:
                 return False
+        if not all(has_read(module, *read) for read in self.recorded.reads):
+            return False
+        if not all(is_absent(module, path) for path in self.recorded.absent):
+            return False
+        env: Env = {shape_key(name): leaf.shape for name, leaf in leaves.items()}
+        env.update((shape_key(name), own_shape(module, name)) for name in self.own)
         return all(guard(env) for guard in self.guards)
 
 

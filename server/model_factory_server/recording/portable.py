@@ -26,8 +26,8 @@ from model_factory.errors import (
 )
 from model_factory.graph.call_example import ExampleCall
 from model_factory.graph.call_form import FORWARD, Recorded
+from model_factory.graph.lookup import get_module
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
-from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Signature
 from model_factory.wording import listed
 from model_factory_server.out_of_memory import is_out_of_memory

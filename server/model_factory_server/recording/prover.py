@@ -17,12 +17,15 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from model_factory.errors import CallFormError, NotPortableError
+from model_factory.graph.actions import OtherSideError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
-from model_factory.graph.expressions import compile_expression
-from model_factory.graph.program import Dim, Expr
-from model_factory.graph.runner import OtherSideError, Runner, get_module
+from model_factory.graph.expressions import Env, compile_expression, expression_names, shape_key
+from model_factory.graph.lookup import get_module, own_shape
+from model_factory.graph.program import OWN, Dim, Expr
+from model_factory.graph.runner import Runner
 from model_factory.graph.signature import Signature
 from model_factory_server.out_of_memory import is_out_of_memory
+from model_factory_server.recording.einsum import orders_of
 from model_factory_server.recording.kept import changed, state_of
 from model_factory_server.recording.results import travelling
 from model_factory_server.recording.untouched import attributes_kept, plain_tensors, tensors_as, untouched
@@ -49,7 +52,7 @@ def prove(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -
     Raises:
         NotPortableError: it does not, or no replay could be made.
     """
-    with attributes_kept(module), _shallow_stacks(module, recorded):
+    with attributes_kept(module), _shallow_stacks(module, recorded), orders_of(recorded.program):
         _prove_modes(module, recorded, arguments)
 
 
@@ -84,7 +87,7 @@ def _prove_modes(module: nn.Module, recorded: Recorded, arguments: Mapping[str, 
         get_module(module, path).training = flag
     example_shapes = [list(leaf.shape) for leaf in examples]
     # Found once: what a mode refuses after all, original and replay refuse together.
-    candidates = list(candidate_shapes(recorded, example_shapes, _acceptance(module, recorded, examples)))
+    candidates = list(candidate_shapes(module, recorded, example_shapes, _acceptance(module, recorded, examples)))
     _prove_mode(module, recorded, examples, candidates)
     if not recorded.training:
         _prove_mode(module.train(), recorded, examples, candidates)
@@ -207,7 +210,9 @@ def _compare_runs(expected: Exception | _Observed, actual: Exception | _Observed
     return True
 
 
-def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Shapes], bool]) -> Iterator[Shapes]:
+def candidate_shapes(
+    module: nn.Module, recorded: Recorded, example: Shapes, accepts: Callable[[Shapes], bool]
+) -> Iterator[Shapes]:
     """Sizes to prove a program at: not the example's, where others are allowed by its guards and the forward.
 
     These are every size that may change larger by one, and every such size one; where that is refused together, each on
@@ -218,6 +223,8 @@ def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Sha
         Dim(name, axis): size for name, shape in zip(names, example, strict=True) for axis, size in enumerate(shape)
     }
     guards = [compile_expression(guard) for guard in recorded.guards]
+    asked = {name for guard in recorded.guards for name in expression_names(guard) if name.startswith(OWN)}
+    own: Env = {shape_key(name): own_shape(module, name) for name in asked}
 
     def changed(groups: Sequence[list[Dim]], change: Callable[[int], int]) -> Shapes:
         chosen = sizes | {dim: change(sizes[dim]) for group in groups for dim in group}
@@ -226,7 +233,7 @@ def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Sha
         ]
 
     def allowed(shapes: Shapes) -> bool:
-        env = {name: torch.empty(shape, device="meta") for name, shape in zip(names, shapes, strict=True)}
+        env = own | {shape_key(name): shape for name, shape in zip(names, shapes, strict=True)}
         return all(guard(env) for guard in guards) and accepts(shapes)
 
     free = [group for group in _free_groups(recorded, sizes) if allowed(changed([group], _larger))]
@@ -291,7 +298,7 @@ def _free_groups(recorded: Recorded, sizes: Mapping[Dim, int]) -> list[list[Dim]
     for guard in recorded.guards:
         if not isinstance(guard, Expr) or guard.op != "eq":
             continue
-        dims = [arg for arg in guard.args if isinstance(arg, Dim)]
+        dims = [arg for arg in guard.args if isinstance(arg, Dim) and not arg.name.startswith(OWN)]
         if len(dims) == 2 and group_of[dims[0]] is not group_of[dims[1]]:
             merged = group_of[dims[0]] + group_of[dims[1]]
             group_of.update(dict.fromkeys(merged, merged))

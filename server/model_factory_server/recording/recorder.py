@@ -9,7 +9,7 @@ gets a guard there.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -34,13 +34,15 @@ from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.constants import torch_name
+from model_factory.graph.lookup import get_module
 from model_factory.graph.program import Outcome, Program
 from model_factory.graph.signature import Signature
 from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.dtypes import HALVES, DtypeDecidesError, merge_dtypes, settle_dtypes
+from model_factory_server.recording.foreign import foreign_tensor
 from model_factory_server.recording.results import travelling
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
-from model_factory_server.recording.tape import DecidesByValuesError, Tape, UndecidedError, foreign_tensor
+from model_factory_server.recording.tape import DecidesByValuesError, Tape, UndecidedError
 from model_factory_server.recording.untouched import attributes_kept, tensors_as
 from model_factory_server.recording.values import REFUSED_CALL, outcome_on, takes_side
 
@@ -91,8 +93,15 @@ def _for_both(evaluating: _Recording, evaluated: Program, other: _Recording, tra
     with suppress(DtypeDecidesError):
         program = merge_dtypes(evaluated, trained, *_in_halves(evaluating, other))
         if guards == other.symbols.guards() and takes_side(other.module, program, other.leaves):  # in train mode, too
-            return Recorded(form=evaluating.form, program=program, guards=guards)
+            return Recorded(form=evaluating.form, program=program, guards=guards, **_conditions(evaluating, other))
     return None
+
+
+def _conditions(*recordings: _Recording) -> dict[str, Any]:
+    """What recordings have read of modules, for the fields of a ``Recorded``."""
+    attributes = {key: value for recording in recordings for key, value in recording.tape.reads.attributes.items()}
+    absent = dict.fromkeys(path for recording in recordings for path in recording.tape.reads.absent)
+    return {"reads": tuple((*key, value) for key, value in attributes.items()), "absent": tuple(absent)}
 
 
 def _settled(first: _Recording, program: Program, other: Program | None = None) -> Recorded:
@@ -105,8 +114,15 @@ def _settled(first: _Recording, program: Program, other: Program | None = None) 
             program = merge_dtypes(program, other or first.again(first.other_dtype).run(), *_in_halves(first))
         except (DtypeDecidesError, NotPortableError, CallFormError):
             program, dtypes = settle_dtypes(program), first.float_dtypes()
-    flags = training_flags(first.module)
-    return Recorded(form=first.form, program=program, training=flags, dtypes=dtypes, guards=first.symbols.guards())
+    flags = training_flags(first.module, first.tape.reads.flags)
+    return Recorded(
+        form=first.form,
+        program=program,
+        training=flags,
+        dtypes=dtypes,
+        guards=first.symbols.guards(),
+        **_conditions(first),
+    )
 
 
 def _in_halves(*recordings: _Recording) -> list[Program]:
@@ -126,9 +142,9 @@ def _in_halves(*recordings: _Recording) -> list[Program]:
     return found
 
 
-def training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:
-    """The training flag of a module and of each of its descendants that is not a stock one."""
-    return tuple((path, item.training) for path, item in module.named_modules() if not is_stock(item))
+def training_flags(module: nn.Module, read: Container[str] = ()) -> tuple[tuple[str, bool], ...]:
+    """The training flag of a module and of each of its descendants that is not a stock one, or whose flag was read."""
+    return tuple((path, item.training) for path, item in module.named_modules() if path in read or not is_stock(item))
 
 
 def _run_decided(
@@ -256,6 +272,9 @@ class _Recording:
         """A fake for a tensor of the module's; the same one for the same tensor."""
         if id(tensor) not in self._fakes:
             fake = self._in_dtype(self.fake_mode.from_tensor(tensor, static_shapes=True))
+            if not is_stock(get_module(self.module, name.rpartition(".")[0])):  # those inside torch's modules: if read
+                with self.fake_mode:
+                    fake = self.symbols.own(name, fake)
             self._fakes[id(tensor)] = fake
             self.tape.attributes[id(fake)] = name
         return self._fakes[id(tensor)]

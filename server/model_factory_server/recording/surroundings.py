@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from torch.autograd import Function
 from model_factory.errors import NotPortableError
 from model_factory_server.recording.symbols import DecisionShapeEnv
 
+_SQRT = math.sqrt
 _APPLY: Any = vars(Function)["apply"]
 
 
@@ -46,9 +48,15 @@ def as_in_use(shape_env: DecisionShapeEnv) -> Iterator[None]:
         patch.object(torch.SymInt, "__str__", text),
         patch.object(torch.SymInt, "__repr__", text),
         patch.object(Function, "apply", classmethod(_refuse_function)),
+        patch.object(math, "sqrt", _sqrt),
         _only_torch_draws(),
     ):
         yield
+
+
+def _sqrt(number: Any) -> Any:
+    """In the place of ``math.sqrt``, which would make a plain number of a size."""
+    return torch.sym_sqrt(number) if isinstance(number, torch.SymInt | torch.SymFloat) else _SQRT(number)
 
 
 def _refuse_function(cls: type, *args: Any, **kwargs: Any) -> Any:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from model_factory.errors import CallFormError, NotPortableError
+from model_factory.graph.actions import OtherSideError
 from model_factory.graph.program import Outcome, Program
-from model_factory.graph.runner import OtherSideError, Runner
+from model_factory.graph.runner import Runner
 from model_factory_server.recording.tape import UndecidedError
 from model_factory_server.recording.untouched import untouched
 
