@@ -187,11 +187,11 @@ def shape_of(env: Env, name: str) -> torch.Size:
     """Return the shape of a value.
 
     Raises:
-        FormatError: the value is no tensor.
+        GraphExecutionError: the value is no tensor.
     """
     value = env[name]
     if not isinstance(value, torch.Tensor):
-        raise FormatError(f"a program asks for the size of {name!r}, which is a {type(value).__name__}")
+        raise GraphExecutionError(f"the forward reads the size of {name!r}, which is a {type(value).__name__}")
     return value.shape
 
 

@@ -23,6 +23,9 @@ from model_factory.graph.program import Dim, Expr, Program, Ref
 
 Form: TypeAlias = tuple[Any, ...]
 
+Read: TypeAlias = tuple[str, str, Any]
+"""A plain attribute of a torch module that a forward read: module path, name, value."""
+
 FORWARD = "forward"
 
 CHILDREN = "_modules"
@@ -52,13 +55,19 @@ class Recorded:
     """Dtypes by tensor name that it is limited to, because the forward decides something by dtype."""
     guards: tuple[Expr | Dim | Ref | int | float, ...] = ()
     """Conditions on sizes that the recording relied on; all must hold."""
-    reads: tuple[tuple[str, str, Any], ...] = ()
-    """Plain attributes of torch's own modules that the forward read: module path, name, value. :data:`CHILDREN` as the
-    name stands for the names of the module's children."""
+    reads: tuple[Read, ...] = ()
+    """What the forward read of torch's own modules. :data:`CHILDREN` as the name stands for the names of children."""
     absent: tuple[str, ...] = ()
     """Paths of parameters, buffers and children that the forward found to be None."""
     method: str = FORWARD
     """Of the module's methods the one that was recorded."""
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a constant, or a tuple or list of constants."""
+    if type(value) in {tuple, list}:
+        return all(map(is_plain, value))
+    return type(value) in CONSTANT_TYPES
 
 
 def call_form(arguments: Mapping[str, Any]) -> tuple[tuple[tuple[str, Form], ...], list[torch.Tensor]]:

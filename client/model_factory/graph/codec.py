@@ -8,12 +8,12 @@ this way cannot be in a program.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from model_factory.documents import mapping, named_float, text, typed
 from model_factory.errors import FormatError
-from model_factory.graph.call_form import CHILDREN, CONSTANT_TYPES, Form, Recorded, constant_form
+from model_factory.graph.call_form import CHILDREN, CONSTANT_TYPES, Form, Read, Recorded, constant_form, is_plain
 from model_factory.graph.program import (
     Argument,
     Device,
@@ -170,7 +170,7 @@ def encode_recorded(recorded: Recorded) -> Json:
         "training": [list(entry) for entry in recorded.training],
         "dtypes": [list(entry) for entry in recorded.dtypes],
         "guards": [encode_expression(guard) for guard in recorded.guards],
-        "reads": [[path, name, encode_value(value)] for path, name, value in recorded.reads],
+        "reads": encode_reads(recorded.reads),
         "absent": list(recorded.absent),
         "program": encode_program(recorded.program),
         "method": recorded.method,
@@ -185,18 +185,31 @@ def decode_recorded(data: Json) -> Recorded:
         training=tuple((text(path), typed(flag, bool)) for path, flag in _pairs(fields["training"])),
         dtypes=tuple((text(name), text(dtype)) for name, dtype in _pairs(fields["dtypes"])),
         guards=tuple(decode_expression(guard) for guard in _list(fields["guards"])),
-        reads=tuple(_decode_read(entry) for entry in _list(fields["reads"])),
+        reads=decode_reads(fields["reads"]),
         absent=tuple(text(path) for path in _list(fields["absent"])),
         program=decode_program(fields["program"]),
         method=text(fields["method"]),
     )
 
 
-def _decode_read(data: Json) -> tuple[str, str, Any]:
-    path, name, value = _items(data, 3)
-    if not text(name).isidentifier() or (name.startswith("_") and name != CHILDREN):
+def encode_reads(reads: Iterable[Read]) -> Json:
+    """Write attributes of torch modules as JSON data."""
+    return [[path, name, encode_value(value)] for path, name, value in reads]
+
+
+def decode_reads(data: Json) -> tuple[Read, ...]:
+    """The inverse of :func:`encode_reads`."""
+    return tuple(_decode_read(entry) for entry in _list(data))
+
+
+def _decode_read(data: Json) -> Read:
+    path, name, encoded = _items(data, 3)
+    value = decode_value(encoded)
+    if not is_plain(value):
+        raise FormatError(f"the attribute {name!r} has a value that is no constant")
+    if text(name).startswith("_") and name != CHILDREN:
         raise FormatError(f"a recorded program has a condition on the attribute {name!r}, which is no public one")
-    return text(path), name, decode_value(value)
+    return text(path), name, value
 
 
 def encode_form(form: Form) -> Json:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from model_factory.errors import GraphExecutionError
-from model_factory.graph.call_form import CHILDREN
+from model_factory.graph.call_form import CHILDREN, Read, is_plain
 from model_factory.graph.program import OWN
 
 _MISSING: Any = object()
@@ -48,6 +49,18 @@ def has_read(root: nn.Module, path: str, name: str, value: Any) -> bool:
         return bool(tuple(module._modules) == value)  # noqa: SLF001
     found = getattr(module, name, _MISSING)
     return type(found) is type(value) and bool(found == value)
+
+
+def changed_reads(root: nn.Module, reads: Iterable[Read]) -> dict[tuple[str, str], Any]:
+    """Return the plain attributes that have another value than a recording read, by module path and name."""
+    changed: dict[tuple[str, str], Any] = {}
+    for path, name, value in reads:
+        module = find_module(root, path)
+        if module is not None and name != CHILDREN and not has_read(root, path, name, value):
+            found = getattr(module, name, _MISSING)
+            if is_plain(found):
+                changed[path, name] = found
+    return changed
 
 
 def is_absent(root: nn.Module, path: str) -> bool:

@@ -12,10 +12,18 @@ from torch import nn
 from torch.utils import checkpoint
 
 from model_factory.errors import CallFormError, FormatError, GraphExecutionError
-from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names, under_autocast
+from model_factory.graph.call_form import FORWARD, Read, Recorded, call_form, form_text, leaf_names, under_autocast
 from model_factory.graph.constants import torch_dtype
 from model_factory.graph.expressions import Env, compile_expression, expression_names, shape_key
-from model_factory.graph.lookup import find_module, get_module, get_tensor, has_read, is_absent, own_shape
+from model_factory.graph.lookup import (
+    changed_reads,
+    find_module,
+    get_module,
+    get_tensor,
+    has_read,
+    is_absent,
+    own_shape,
+)
 from model_factory.graph.ops import short_op
 from model_factory.graph.program import OWN, Outcome, Program
 from model_factory.graph.runner import Runner
@@ -121,12 +129,13 @@ class ProgramRecorder(Protocol):
         dtype: torch.dtype | None,
         outcomes: tuple[Outcome, ...] = (),
         method: str = FORWARD,
+        reads: Sequence[Read] = (),
     ) -> Recorded:
         """Return a program for a method of the module at ``path`` that covers a call with these arguments.
 
         ``training`` has the training flag of the module (``""``) and of each program module below it; ``dtype`` is the
         dtype of all its floating parameters, or None where they have several or there are none; ``outcomes`` are those
-        of its first guards on values.
+        of its first guards on values; ``reads`` are attributes of torch modules below it, as they are now.
 
         Raises:
             CallFormError: there is no such program and none can be made.
@@ -336,11 +345,6 @@ class ProgramModule(nn.Module):
         asked = form_text(call.form)
         if self._recorder is None:
             raise CallFormError(f"{where} has no program for the call ({asked}) and no server to record one")
-        flags = tuple(
-            (path, module.training)
-            for path, module in self.named_modules(remove_duplicate=False)
-            if isinstance(module, ProgramModule)
-        )
         before = [ready.recorded for ready in self._programs]
         for recorded in self._recorder.known(self._path):
             if recorded not in before:
@@ -353,12 +357,33 @@ class ProgramModule(nn.Module):
                 f"{where} has decided by values in {MAX_SIDES} ways already for the call ({asked}), and each "
                 "is a program of its own. Remedy: decide with torch.where, or by an argument of the forward"
             )
-        dtype = _floating_dtype(self)
-        ready = Ready(self._recorder.record(self._path, call.arguments, flags, dtype, outcomes, call.method))
-        if not fits(ready):
-            raise CallFormError(f"{where}: the server's program is not for the call ({asked})")
-        self._programs.append(ready)
-        return ready
+        read = [item for ready in self._programs for item in ready.recorded.reads]
+        reads = changed_reads(self, read)
+        flags, dtype = _flags(self), _floating_dtype(self)
+        while True:
+            changed = [(*key, value) for key, value in reads.items()]
+            recorded = self._recorder.record(self._path, call.arguments, flags, dtype, outcomes, call.method, changed)
+            ready = Ready(recorded)
+            if fits(ready):
+                self._programs.append(ready)
+                return ready
+            more = changed_reads(self, recorded.reads)
+            if all(key in reads and reads[key] == value for key, value in more.items()):
+                raise CallFormError(
+                    f"{where}: the server's program is not for the call ({asked}): a layer or parameter has been "
+                    "replaced by one that the recorded forward differs for. Remedy: build from a config with that layer"
+                )
+            reads |= more
+
+
+def _flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:
+    """The training flags of the program modules from ``module`` down, and of others that differ from their owner."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    return tuple(
+        (path, item.training)
+        for path, item in modules.items()
+        if isinstance(item, ProgramModule) or item.training != modules[path.rpartition(".")[0]].training
+    )
 
 
 def _floating_dtype(module: nn.Module) -> torch.dtype | None:

@@ -66,12 +66,12 @@ class ModuleCalls:
             def symbol(axis: int, size: Any) -> Any | None:
                 return None if axis in kept else self._tape.symbols.add_given(name, axis, size)
 
-            with self._tape.no_recording():
-                units = [axis for axis in unit_axes(tensor) if axis not in kept]
-                self._tape.units += [Expr("eq", (Dim(name, axis), int(tensor.shape[axis]))) for axis in units]
-                return with_sizes(tensor, symbol)
+            units = [axis for axis in unit_axes(tensor) if axis not in kept]
+            self._tape.units += [Expr("eq", (Dim(name, axis), int(tensor.shape[axis]))) for axis in units]
+            return with_sizes(tensor, symbol)
 
-        return self._tape.store(step, result, given)
+        with self._tape.no_recording():
+            return self._tape.store(step, result, given)
 
     def _enter_stranger(self, call: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Enter a stock module that is no child: without tensors of its own, it is what its forward does."""

@@ -25,8 +25,8 @@ from model_factory.errors import (
     NotPortableError,
 )
 from model_factory.graph.call_example import ExampleCall
-from model_factory.graph.call_form import FORWARD, Recorded
-from model_factory.graph.lookup import get_module
+from model_factory.graph.call_form import FORWARD, Read, Recorded, is_plain
+from model_factory.graph.lookup import find_module, get_module
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
 from model_factory.graph.signature import Signature
 from model_factory.wording import listed
@@ -35,10 +35,12 @@ from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.examples import Call, calls_of_blocks, noted_calls
 from model_factory_server.recording.methods import as_forward
 from model_factory_server.recording.prover import prove
-from model_factory_server.recording.recorder import record, record_modes, training_flags
+from model_factory_server.recording.recorder import record, record_modes
 from model_factory_server.recording.sources import Sources, bundle_sources, prove_sources, shareable, source_classes
 from model_factory_server.recording.untouched import untouched
 from model_factory_server.recording.values import REFUSED_CALL
+
+_NUMBERS = (bool, int, float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,9 +206,9 @@ def record_call(
         _check_arguments(block, arguments)
         if _is_lazy(block):
             _materialise(block, arguments)
-        for relative, module in block.named_modules():
-            module.training = training.get(relative, module.training)
-        if call.outcomes or len({flag for _, flag in training_flags(block)}) > 1:
+        _set_flags(block, training)
+        _set_attributes(block, call.reads)
+        if call.outcomes or len({module.training for module in block.modules()}) > 1:
             recorded = record(block, arguments, call.outcomes)
         else:
             recorded = next(
@@ -216,6 +218,32 @@ def record_call(
             )
         prove(block, recorded, arguments)
         return replace(recorded, method=call.method)
+
+
+def _set_flags(block: nn.Module, training: Mapping[str, bool]) -> None:
+    """Set training flags; a module that has none given has that of its owner."""
+    modules = dict(block.named_modules(remove_duplicate=False))
+    for path, module in modules.items():
+        module.training = training.get(path, modules[path.rpartition(".")[0]].training)
+
+
+def _set_attributes(block: nn.Module, reads: Sequence[Read]) -> None:
+    """Set attributes of torch modules to what the trainer has set them to."""
+    for path, name, value in reads:
+        module = find_module(block, path)
+        before = None if module is None else module.__dict__.get(name)
+        if module is None or not is_stock(module) or not is_plain(before) or not _is_alike(before, value):
+            raise FormatError(f"{path}.{name} is no attribute of a torch module that can be {value!r}")
+        module.__dict__[name] = value
+
+
+def _is_alike(before: Any, value: Any) -> bool:
+    """Whether a value may be in the place of another: numbers, texts, as many of them, or None on either side."""
+    if before is None or value is None:
+        return True
+    if isinstance(before, tuple | list):
+        return type(value) is type(before) and len(value) == len(before) and all(map(_is_alike, before, value))
+    return isinstance(value, type(before)) or (isinstance(value, _NUMBERS) and isinstance(before, _NUMBERS))
 
 
 def _check_arguments(block: nn.Module, arguments: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from model_factory.descriptor.stock import is_stock
-from model_factory.graph.call_form import CHILDREN, CONSTANT_TYPES
+from model_factory.graph.call_form import CHILDREN, is_plain
 
 _TRAINING = "training"
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -85,11 +85,5 @@ class ModuleReads:
             self.flags[path] = None
         elif name == CHILDREN:
             self.attributes[path, name] = tuple(value)
-        elif _is_plain(value):
+        elif is_plain(value):
             self.attributes[path, name] = value
-
-
-def _is_plain(value: Any) -> bool:
-    if type(value) in {tuple, list}:
-        return all(map(_is_plain, value))
-    return type(value) in CONSTANT_TYPES
