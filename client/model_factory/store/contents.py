@@ -46,9 +46,9 @@ class Entry:
 
 
 def entries(blobs: Path, locking: Locking) -> Iterator[Entry]:
-    """The blobs under a folder, in no order."""
-    for path in blobs.glob("??/*"):
-        with suppress(FileNotFoundError):
+    """The blobs under a folder, in no order, but for folders in the folder that only another user may read."""
+    for path in _files(blobs):
+        with suppress(FileNotFoundError, PermissionError):
             found = path.lstat()
             if stat.S_ISREG(found.st_mode):
                 yield Entry(
@@ -59,6 +59,12 @@ def entries(blobs: Path, locking: Locking) -> Iterator[Entry]:
                     path=path,
                     locking=locking,
                 )
+
+
+def _files(blobs: Path) -> Iterator[Path]:
+    for folder in list(blobs.iterdir()):
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            yield from list(folder.iterdir())
 
 
 def make_room(found: list[Entry], max_bytes: int) -> list[Entry]:

@@ -16,11 +16,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 Kind = Literal["flock", "ofd", "none"]
 
 _MOUNTS = Path("/proc/self/mountinfo")
+TRIAL = ".trial-"
+"""Beginning of the name of a file that exists for a trial."""
+
 _MAX_TRIED = 16
 """Blobs on which locks are tried in a folder where no file can be created."""
 
@@ -89,15 +92,15 @@ _KINDS = (
 )
 
 
-def find_locking(folder: Path) -> Locking:
-    """Find the locks that work in a folder, best first: locks that reach all machines, then the locks of this machine.
+def find_locking(folder: Path, blobs: Path) -> Locking:
+    """Find the locks that work in a store, best first: locks that reach all machines, then the locks of this machine.
 
-    The trial creates a file, and removes the file. Where no file can be created the trial uses files of the folder.
+    The trial creates a file in ``folder``, and removes the file. Where no file can be created the trial uses blobs.
     """
-    with opened(folder) as number:
+    with opened(blobs) as number:
         mount = mount_of(number)
     kinds = [replace(locking, reaches_all=lock_reaches_all(locking.kind, mount)) for locking in _KINDS]
-    with _trial_files(folder) as files:
+    with _trial_files(folder, blobs) as files:
         for locking in sorted(kinds, key=lambda locking: not locking.reaches_all):
             if any(_works(locking, file) for file in files):
                 return locking
@@ -158,6 +161,16 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(number)
 
 
+def open_file(path: Path, flags: int, mode: Literal["rb", "wb"], buffering: int = -1) -> BinaryIO:
+    """Open a file as :func:`open_nofollow` does, for reading or writing."""
+    number = open_nofollow(path, flags)
+    try:
+        return os.fdopen(number, mode, buffering)
+    except OSError:  # a folder, for example
+        os.close(number)
+        raise
+
+
 def open_nofollow(path: Path, flags: int, folder: int | None = None) -> int:
     """Open a file, never a link to another file, and without waiting for the other end of a FIFO.
 
@@ -172,13 +185,13 @@ def _whole_file(kind: int) -> bytes:
 
 
 @contextmanager
-def _trial_files(folder: Path) -> Iterator[list[Path]]:
-    """Create a file to try locks on, or name files that are there."""
-    path = folder / f".trial-{secrets.token_hex(8)}"
+def _trial_files(folder: Path, blobs: Path) -> Iterator[list[Path]]:
+    """Create a file to try locks on, or name blobs that are there."""
+    path = folder / f"{TRIAL}{secrets.token_hex(8)}"
     try:
         os.close(open_nofollow(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
     except OSError:
-        yield list(_some(folder.glob("??/*")))
+        yield list(_some(blobs.glob("??/*")))
         return
     try:
         yield [path]

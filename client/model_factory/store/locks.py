@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from model_factory.store.locking import Locking, open_nofollow, opened
+from model_factory.store.locking import TRIAL, Locking, open_file, open_nofollow, opened
 
 SAY_AFTER_SECONDS = 2.0
 """Waited before it is said who holds the lock."""
@@ -94,7 +94,7 @@ def sweep(folder: Path, locking: Locking) -> None:
 
 
 def _sweep_file(path: Path, locking: Locking) -> None:
-    if not locking.evicts:
+    if not locking.evicts or path.name.startswith(TRIAL):  # a trial on a file is disturbed by other locks
         if time.time() - path.lstat().st_mtime > LEFT_AFTER_SECONDS:
             path.unlink()
         return
@@ -157,6 +157,6 @@ def _locked_file(path: Path, locking: Locking, on_wait: OnWait) -> Iterator[Bina
 
 def _open_lock(path: Path) -> BinaryIO:
     try:
-        return os.fdopen(open_nofollow(path, os.O_WRONLY | os.O_CREAT), "wb", buffering=0)
+        return open_file(path, os.O_WRONLY | os.O_CREAT, "wb", 0)
     except PermissionError:  # another user's lock, which can be waited for all the same
-        return os.fdopen(open_nofollow(path, os.O_RDONLY), "rb", buffering=0)
+        return open_file(path, os.O_RDONLY, "rb", 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from model_factory.errors import StoreError
-from model_factory.store.locking import NO_LOCKS, Locking, open_nofollow
+from model_factory.store.locking import NO_LOCKS, Locking, open_file
 from model_factory.store.locks import is_file_of, owned_folder
 
 _NOT_FLUSHED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
@@ -62,7 +62,7 @@ def staged(folder: Path, locking: Locking) -> Iterator[Staged]:
     """
     while True:
         path = folder / secrets.token_hex(16)
-        with os.fdopen(open_nofollow(path, os.O_RDWR | os.O_CREAT | os.O_EXCL), "wb") as file:
+        with open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, "wb") as file:
             try:
                 if locking.claims and not (locking.claim(file.fileno()) and is_file_of(path, file.fileno())):
                     continue  # taken for a leftover before it was locked
@@ -102,5 +102,6 @@ def scratch_folder(folder: Path, locking: Locking) -> Iterator[Path]:
             try:
                 yield Path(f"/proc/self/fd/{number}")
             finally:
-                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):
+                    shutil.rmtree(path)
             return

@@ -18,7 +18,7 @@ from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError, StoreError
 from model_factory.store import contents
 from model_factory.store.contents import Entry
-from model_factory.store.locking import find_locking, open_nofollow
+from model_factory.store.locking import find_locking, open_file
 from model_factory.store.locks import OnWait, held, of_strangers, sweep
 from model_factory.store.staging import Staged, scratch_folder, staged
 
@@ -54,7 +54,7 @@ class Store:
         with self._errors(f"cannot use {root} as a store"):
             self.root = root.absolute()
             self._make_or_read()
-            self._locking = find_locking(self.root / "blobs")
+            self._locking = find_locking(self.root / "staging", self.root / "blobs")
         self._warn_of_locks()
         self.sweep()
 
@@ -123,7 +123,7 @@ class Store:
             return None
         with self._errors(f"cannot read {path}"):
             try:
-                file = os.fdopen(open_nofollow(path, os.O_RDONLY), "rb", buffering=0)
+                file = open_file(path, os.O_RDONLY, "rb", 0)
             except FileNotFoundError:  # evicted meanwhile
                 return None
             try:
