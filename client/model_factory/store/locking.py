@@ -123,9 +123,9 @@ class Mount:
 def mount_of(number: int) -> Mount:
     """Find the mount of an open file or folder; a mount without a type where the system does not tell."""
     with suppress(OSError):
-        facts = Path(f"/proc/self/fdinfo/{number}").read_text(encoding="ascii")
+        facts = Path(f"/proc/self/fdinfo/{number}").read_text(encoding="utf-8")
         mount_id = next((line.split()[1] for line in facts.splitlines() if line.startswith("mnt_id:")), "")
-        return read_mount(mount_id, _MOUNTS.read_text(errors="surrogateescape"))
+        return read_mount(mount_id, _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape"))
     return Mount("", frozenset())
 
 
