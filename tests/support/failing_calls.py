@@ -51,6 +51,7 @@ ERRORS = (
     errno.ENOLCK,
     errno.ENOSPC,
     errno.ENOSYS,
+    errno.ENOTCONN,
     errno.EOPNOTSUPP,
     errno.EPERM,
     errno.EROFS,
