@@ -18,6 +18,7 @@ from model_factory.errors import StoreError
 from model_factory.remote.shared import open_shared
 from model_factory.store import Blob, Store, locking, locks
 from model_factory.store.locking import Mount, lock_reaches_all, mount_of, read_mount
+from model_factory.store.staging import whole_file
 
 KEY = digest_of(b"a key")
 SIZE = 1000
@@ -190,6 +191,16 @@ def test_without_a_lock_that_reaches_every_machine_only_the_old_is_swept(
         assert folder.is_dir()
     assert not old.exists()
     assert new.exists(), "perhaps a living writer's on another machine"
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_a_file_of_a_command_needs_no_lock(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    KEEPING[name](monkeypatch)
+    with whole_file(tmp_path / "out" / "model.safetensors") as file:
+        file.write(b"weights")
+    assert [(path.name, path.read_bytes()) for path in (tmp_path / "out").iterdir()] == [
+        ("model.safetensors", b"weights")
+    ]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])

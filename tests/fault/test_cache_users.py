@@ -32,12 +32,14 @@ CONFIG = {
 }
 
 AS_USER = """
-import os, sys, tempfile, traceback
+import contextlib, io, os, sys, tempfile, traceback
 from pathlib import Path
+from model_factory.cli.main import main
 from model_factory.errors import StoreError
 from model_factory.store import Blob, Store
 
 with tempfile.TemporaryDirectory() as place:  # every module is imported before the interpreter may be out of reach
+    main(["cache", "--dir", place, "ls"])
     with Store(Path(place)).locked("ab" * 32):
         Store(Path(place)).read(Store(Path(place)).put(b"warm"))
 os.umask(int(sys.argv[2], 8))
@@ -74,7 +76,16 @@ def opened():
     store = Store(root, 1 << 30)
     return "opened"
 
+def command():
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+        status = main(["cache", "--dir", str(root), "ls"])
+    if status and not error.getvalue().startswith("error: cannot use "):
+        raise AssertionError(error.getvalue())
+    return status
+
 attempt("open", opened)
+attempt("command", command)
 if store is not None:
     if sys.argv[4] == "first":
         attempt("put", lambda: store.put(OLD) and "put")
@@ -95,7 +106,7 @@ def as_user(user: int, umask: str, root: Path, role: str) -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout, done.stdout
-    return dict(line.split("=", 1) for line in done.stdout.splitlines())
+    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
 @pytest.fixture
@@ -120,10 +131,11 @@ def test_a_second_user_has_a_cache_or_the_remedy(umask: str, mode: int, folder: 
     assert (first["open"], first["read"], first["new"], first["lock"]) == ("opened", "same", "put", "locked")
     second = as_user(SECOND, umask, cache, "second")
     if umask == "077":
-        assert second == {"open": "error"}
+        assert second == {"open": "error", "command": "1"}
     else:
         assert second == {
             "open": "opened",
+            "command": "0",
             "read": "same",
             "record": "{'a': 1}",
             "new": "put",  # the first user's blob, found

@@ -1,4 +1,4 @@
-"""A real FUSE file system over a folder, with the locks that a test wants. It speaks to the kernel without a library."""
+"""A real FUSE file system over a folder, with the locks that a test wants. It speaks to the kernel itself."""
 
 from __future__ import annotations
 
