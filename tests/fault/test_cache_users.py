@@ -224,6 +224,41 @@ def test_a_read_only_mount_is_read(how: str, folders: str, tmp_path: Path) -> No
     assert (done.returncode, done.stdout) == (0, "StoreError True\n" * 3), done.stderr
 
 
+DAMAGED = """
+import os, sys
+from pathlib import Path
+from model_factory.store import Blob, Store
+
+store, blob = Store(Path(sys.argv[1])), Blob.of(b"data")
+for use in (lambda: store.read(blob), lambda: store.verify(blob.digest), lambda: store.record("ab" * 32)):
+    try:
+        use()
+    except Exception as error:
+        said = str(error)
+        print(type(error).__name__, "and cannot be removed" in said, "Remedy: set MODEL_FACTORY_CACHE" in said)
+"""
+
+
+def test_what_is_damaged_in_a_read_only_mount_is_an_error(tmp_path: Path) -> None:
+    """Not a file that is found again and again."""
+    store = Store(tmp_path / "store")
+    path = store.find(store.put(b"data"))
+    assert path is not None
+    found = path.stat()
+    path.write_bytes(b"dato")
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    store.put_record("ab" * 32, {"a": 1})
+    (record,) = (store.root / "records").glob("*/*")
+    record.write_bytes(b"{")
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    mount = f"mount --bind {store.root} {store.root} && mount -o remount,bind,ro {store.root}"
+    if shutil.which("unshare") is None or subprocess.run([*inside, mount], capture_output=True, check=False).returncode:
+        pytest.skip("this user may mount nothing")
+    command = f'{mount} && exec "{sys.executable}" -c "$0" {store.root}'
+    done = subprocess.run([*inside, command, DAMAGED], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "StoreError True True\n" * 3), done.stderr
+
+
 BUILD = """
 import os, sys
 import torch

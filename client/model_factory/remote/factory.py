@@ -85,7 +85,7 @@ class RemoteModelFactory:
         Raises:
             SourceError: ``trust_source`` names a lock file that is none.
             FormatError: ``trust_source`` has a digest that is none.
-            StoreError: the cache cannot be made or written to.
+            StoreError: the cache can neither be made nor read, or no folder for the cache is known.
             ModelFactoryError: an environment variable of this package's has no value that it can have.
         """
         self._trust = Trust(trust_source)

@@ -322,13 +322,10 @@ class Store:
         check_digest(key)
         return self.root / folder / key[:2] / key
 
-    @staticmethod
-    def _remove_damaged(path: Path, how: str) -> None:
+    def _remove_damaged(self, path: Path, how: str) -> None:
         log.warning("%s %s; it is removed, to be made again", path, how)
-        try:
+        with self._errors(f"{path} {how}, and cannot be removed"):  # it would be found again
             path.unlink(missing_ok=True)
-        except OSError as error:  # a read-only store, or another user's folder: the file counts as missing
-            log.warning("%s cannot be removed: %s", path, error.strerror)
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
