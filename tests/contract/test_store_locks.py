@@ -55,6 +55,17 @@ def flock_for_everybody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fcntl, "flock", lambda _number, _operation: None)
 
 
+def flock_for_nobody(patch: pytest.MonkeyPatch) -> None:
+    """Exclusive locks are refused for ever, as where the other side of a network file system is gone."""
+
+    def flock(number: int, operation: int) -> None:
+        if operation & fcntl.LOCK_EX:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        REAL_FLOCK(number, operation)
+
+    patch.setattr(fcntl, "flock", flock)
+
+
 def mounted(kind: str, *options: str) -> MakePatch:
     return lambda patch: patch.setattr(locking, "mount_of", lambda _number: Mount(kind, frozenset(options)))
 
@@ -69,6 +80,7 @@ EVICTING: dict[str, tuple[MakePatch, str, bool]] = {
     "nfs": (flock_of_nfs, "flock", True),
     "nfs, flock of one machine": (mounted("nfs4", "local_lock=flock"), "ofd", True),
     "flock for everybody": (flock_for_everybody, "ofd", True),
+    "flock for nobody": (flock_for_nobody, "ofd", True),
     **{f"no flock: {errno.errorcode[number]}": (no_flock(number), "ofd", True) for number in ABSENT},
 }
 """The kind of lock that works, and whether an exclusive lock needs a descriptor that is open for writing."""

@@ -328,6 +328,12 @@ def test_without_a_home_folder_a_cache_that_is_named_is_used(
     assert list(tmp_path.rglob("blobs")) != []
 
 
+def test_a_cache_that_the_caller_names_is_named_in_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="Remedy: set cache_dir or MODEL_FACTORY_CACHE to a folder"):
+        RemoteModelFactory("127.0.0.1:1", cache_dir=tmp_path / "file")
+
+
 def test_a_working_directory_that_is_gone_is_an_error_of_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,7 @@ class RemoteModelFactory:
         self._cache = Store(
             default_cache_dir() if cache_dir is None else Path(cache_dir),
             default_cache_bytes() if cache_bytes is None else cache_bytes,
+            setting="MODEL_FACTORY_CACHE" if cache_dir is None else "cache_dir or MODEL_FACTORY_CACHE",
         )
 
     def __enter__(self) -> Self:
