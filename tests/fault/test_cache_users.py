@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import shutil
 import stat
@@ -332,6 +334,23 @@ def test_a_cache_that_the_caller_names_is_named_in_the_remedy(tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="Remedy: set cache_dir or MODEL_FACTORY_CACHE to a folder"):
         RemoteModelFactory("127.0.0.1:1", cache_dir=tmp_path / "file")
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.EIO, errno.ESTALE, errno.EACCES])
+def test_weights_that_cannot_be_mapped_are_an_error_of_the_cache(
+    number: int, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not taken for a damaged file, which would be fetched again."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with (
+        RemoteModelFactory(server.address, seed=7, cache_dir=tmp_path) as factory,
+        pytest.raises(StoreError, match="Remedy: set MODEL_FACTORY_CACHE"),
+    ):
+        factory.build(CONFIG)
 
 
 def test_a_working_directory_that_is_gone_is_an_error_of_the_cache(
