@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model_factory.errors import ModelFactoryError
+from model_factory.errors import ModelFactoryError, StoreError
 from model_factory.limits import MIB
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -80,11 +80,21 @@ def only_variables(is_allowed: Callable[[str], bool], more: Mapping[str, str]) -
 
 
 def default_cache_dir() -> Path:
-    """Where a node keeps blobs: ``$MODEL_FACTORY_CACHE``, else ``model-factory`` in the user's cache folder."""
-    explicit = os.environ.get(_CACHE)
-    if explicit:
-        return Path(explicit).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "model-factory"
+    """Where a node keeps blobs: ``$MODEL_FACTORY_CACHE``, else ``model-factory`` in the user's cache folder.
+
+    Raises:
+        StoreError: the user has no home folder, and the variable names no folder outside of a home folder.
+    """
+    explicit, caches = os.environ.get(_CACHE), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if explicit:
+            return Path(explicit).expanduser()
+        return Path(caches or Path.home() / ".cache") / "model-factory"
+    except (RuntimeError, KeyError) as error:  # no HOME, and no entry of the user in the system's table
+        raise StoreError(
+            "no folder for the cache: this user has no home folder. "
+            f"Remedy: set {_CACHE} to a folder that this user may read and write"
+        ) from error
 
 
 def default_cache_bytes() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import socket
 import statistics
 import tempfile
@@ -60,8 +59,6 @@ class Visit:
 
     connection: Connection
     """To the server."""
-    cache: Path
-    """The node's cache folder, as it is set up."""
     scratch: Path
     """A folder that is gone afterwards; caches in it are empty."""
     timeout: float
@@ -76,7 +73,7 @@ def doctor(connection: Connection, *, timeout: float, as_json: bool) -> int:
     with ExitStack() as stack:
         stack.callback(connection.close)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="model-factory-doctor-")))
-        visit = Visit(connection=connection, cache=default_cache_dir(), scratch=scratch, timeout=timeout)
+        visit = Visit(connection=connection, scratch=scratch, timeout=timeout)
         failed: set[str] = set()
         for check in CHECKS:
             finding = _examine(check, visit, failed)
@@ -173,15 +170,16 @@ def _round_trip(visit: Visit) -> str:
     return f"{_ms(statistics.median(times))} median, {_ms(max(times))} worst of {_ROUND_TRIPS}"
 
 
-def _cache(visit: Visit) -> str:
-    Store(visit.cache, default_cache_bytes()).put(b"model-factory doctor")
-    free = shutil.disk_usage(visit.cache).free
+def _cache(_visit: Visit) -> str:
+    cache = Store(default_cache_dir(), default_cache_bytes())
+    cache.put(b"model-factory doctor")
+    free = cache.free_bytes()
     if free < _FREE_BYTES:
         raise CheckError(
-            f"{visit.cache} has {free / MIB:,.0f} MiB free",
+            f"{cache.root} has {free / MIB:,.0f} MiB free",
             "make room, or set MODEL_FACTORY_CACHE to a folder with more: weights are kept there",
         )
-    return f"{visit.cache} is writable and has {free / MIB:,.0f} MiB free"
+    return f"{cache.root} is writable and has {free / MIB:,.0f} MiB free"
 
 
 def _build(visit: Visit) -> str:

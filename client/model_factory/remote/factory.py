@@ -85,7 +85,7 @@ class RemoteModelFactory:
         Raises:
             SourceError: ``trust_source`` names a lock file that is none.
             FormatError: ``trust_source`` has a digest that is none.
-            StoreError: the cache cannot be made or written to.
+            StoreError: the cache can neither be made nor read, or no folder for the cache is known.
             ModelFactoryError: an environment variable of this package's has no value that it can have.
         """
         self._trust = Trust(trust_source)
@@ -97,6 +97,7 @@ class RemoteModelFactory:
         self._cache = Store(
             default_cache_dir() if cache_dir is None else Path(cache_dir),
             default_cache_bytes() if cache_bytes is None else cache_bytes,
+            setting="MODEL_FACTORY_CACHE" if cache_dir is None else "cache_dir or MODEL_FACTORY_CACHE",
         )
 
     def __enter__(self) -> Self:
