@@ -33,17 +33,20 @@ def materialise(model: nn.Module, config: ModelConfig) -> None:
             _run(model, config.signature)
 
 
-def calls_of_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], config: ModelConfig) -> list[Call]:
+def calls_of_blocks(
+    model: nn.Module, blocks: Mapping[str, nn.Module], config: ModelConfig, *, source: bool = False
+) -> list[Call]:
     """Run the model on the config's examples and return with what each of ``blocks`` (by path) was called.
 
-    Calls of one block that differ in values alone are returned once. The model is afterwards as it was.
+    Calls of one block that differ in values alone are returned once. The model is afterwards as it was. ``source`` is
+    whether a block may travel as source, which may write to its parameters.
 
     Raises:
         ConfigError: the model does not run on the examples.
     """
     if config.signature is None:
         return []
-    with noted_calls(blocks) as calls, untouched(model), _evaluating(model):
+    with noted_calls(blocks) as calls, untouched(model, parameters=source), _evaluating(model):
         _run(model, config.signature)
     return calls
 

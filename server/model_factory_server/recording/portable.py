@@ -128,9 +128,11 @@ class _Survey:
             call
             for path, block in blocks.items()
             for arguments in _examples(path, block).get(FORWARD, ())
-            for call in [(path, arguments), *_calls_inside(path, block, arguments, blocks)]
+            for call in [(path, arguments), *_calls_inside(path, block, arguments, blocks, source=bool(self._roots))]
         ]
-        return blocks, calls + ([] if self._config is None else calls_of_blocks(self._model, blocks, self._config))
+        if self._config is not None:
+            calls += calls_of_blocks(self._model, blocks, self._config, source=bool(self._roots))
+        return blocks, calls
 
     def _record(self, blocks: Mapping[str, nn.Module], calls: Sequence[Call]) -> None:
         """Record what is no source and was not recorded before; what is refused becomes source if it can."""
@@ -282,14 +284,18 @@ def _has_forward(module: nn.Module) -> bool:
 
 
 def _calls_inside(
-    path: str, block: nn.Module, arguments: Mapping[str, Any], blocks: Mapping[str, nn.Module]
+    path: str, block: nn.Module, arguments: Mapping[str, Any], blocks: Mapping[str, nn.Module], *, source: bool
 ) -> list[Call]:
-    """The calls of blocks inside stock modules that come up when ``block`` is called so."""
+    """The calls of blocks inside stock modules that come up when ``block`` is called so.
+
+    ``source`` is whether a block may travel as source, which may write to its parameters.
+    """
     prefix = f"{path}." if path else ""
     inside = {name: item for name, item in blocks.items() if name.startswith(prefix) and item is not block}
     if not inside:
         return []
-    with noted_calls(inside) as calls, untouched(block), torch.random.fork_rng(), torch.no_grad():
+    kept = untouched(block, parameters=source)
+    with noted_calls(inside) as calls, kept, torch.random.fork_rng(), torch.no_grad():
         block.eval()
         with suppress(Exception):  # the recording of the call itself will tell
             Signature.of(block.forward).call(block, arguments)
@@ -299,7 +305,7 @@ def _calls_inside(
 def _runs(block: nn.Module, arguments: Mapping[str, Any]) -> bool:
     """Whether a forward accepts a call that its recording failed for."""
     try:
-        with untouched(block), torch.random.fork_rng(), torch.no_grad():
+        with untouched(block, parameters=True), torch.random.fork_rng(), torch.no_grad():
             Signature.of(block.forward).call(block, arguments)
     except Exception as error:  # the forward is the operator's code; its refusal is an answer
         if is_out_of_memory(error):

@@ -28,6 +28,7 @@ from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.einsum import orders_of
 from model_factory_server.recording.kept import changed, state_of
 from model_factory_server.recording.results import travelling
+from model_factory_server.recording.surroundings import every_generator_seeded
 from model_factory_server.recording.untouched import attributes_kept, plain_tensors, tensors_as, untouched
 from model_factory_server.recording.values import PROOF_SEED, REFUSED_CALL, draws, unreached
 
@@ -313,15 +314,19 @@ def _observe(
     module: nn.Module,
     leaves: Sequence[torch.Tensor],
     seed: int = PROOF_SEED,
+    *,
+    writes_parameters: bool = False,
 ) -> Exception | _Observed:
-    """Run once from a seed; everything that can be seen of the run, or its error. The module is as before."""
+    """Run once from a seed; everything that can be seen of the run, or its error. The module is as before.
+
+    ``writes_parameters`` is whether the forward may write to parameters, as that of a module that travels as source.
+    """
     inputs = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     given = [item.clone() for item in inputs]  # no leaves of autograd's, since a forward may write to its inputs
     plain = plain_tensors(module)
     parameters = [item for item in [*module.parameters(), *plain.values()] if item.requires_grad]
     state = state_of(module)
-    with torch.random.fork_rng(), torch.enable_grad(), untouched(module):
-        torch.manual_seed(seed)
+    with every_generator_seeded(seed), torch.enable_grad(), untouched(module, parameters=writes_parameters):
         try:
             outputs, structure = pytree.tree_flatten(call(given))
             differentiable = [item for item in outputs if isinstance(item, torch.Tensor) and item.requires_grad]
@@ -330,7 +335,8 @@ def _observe(
             )
             wanted = [*parameters, *[item for item in inputs if item.requires_grad]] if differentiable else []
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
-            after = {name: item.detach().clone() for name, item in [*module.named_buffers(), *plain.items()]}
+            kinds = [*module.named_buffers(), *plain.items(), *(module.named_parameters() if writes_parameters else ())]
+            after = {name: item.detach().clone() for name, item in kinds}
             random = torch.rand(2)
             kept = next((name for name, _, _ in changed(state)), "")
         except Exception as error:  # the forward is the operator's code; its refusal is an answer
@@ -342,7 +348,7 @@ def _observe(
         "outputs": outputs,
         "inputs afterwards": [item.detach() for item in given],
         "gradients": gradients,
-        "buffers": after,
+        "tensors afterwards": after,
         "random": random,
     }
     return _Observed(seen=seen, kept=kept)
@@ -392,7 +398,7 @@ def prove_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[st
         def call(leaves: list[torch.Tensor]) -> Any:
             return signature.call(module, rebuild(form, leaves))
 
-        return _observe(call, module, examples)
+        return _observe(call, module, examples, writes_parameters=True)
 
     with attributes_kept(original), attributes_kept(rebuilt):
         for mode in (False, True):

@@ -9,8 +9,8 @@ gets a guard there.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Container, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,20 +153,23 @@ def _run_decided(
     """Record once more for each decision by values that ``outcomes`` does not tell."""
     told, refusing = len(outcomes), -1
     fixes_ones = False
+    refusal: CallFormError | None = None  # of the side that the call itself takes
     while True:
         recording = _Recording(module, arguments, None, outcomes, fixes_ones=fixes_ones)
         try:
             return recording, recording.run()
         except UndecidedError as question:
             outcomes = (*outcomes, outcome_on(module, question, call_form(arguments)[1]))
-        except CallFormError:
+            refusal = None
+        except CallFormError as error:
             if not fixes_ones and any(1 in leaf.shape for leaf in recording.leaves):
                 fixes_ones = True  # an op may have to know that a size is 1, to broadcast it
                 continue
             fixes_ones = False  # that was not it
             # A side that refuses, of an assertion say. The values here may be none but stand-ins: so the other side.
+            refusal = refusal or error
             if len(outcomes) in {told, refusing} or outcomes[-1] not in {True, False}:
-                raise
+                raise refusal from refusal.__cause__
             refusing = len(outcomes)
             outcomes = (*outcomes[:-1], not outcomes[-1])
 
@@ -245,7 +248,8 @@ class _Recording:
         with _SYMBOLIC_CONFIG.patch(backed_size_oblivious=True):
             # Size-oblivious: an op's broadcasting does not tell size 1 from others; only the forward's decisions do.
             fake_arguments = self._fake_arguments()
-            result = self._run_forward(fake_arguments)
+            with _unwritten(fake_arguments, self.signature):
+                result = self._run_forward(fake_arguments)
         returned = self.tape.argument(travelling(result))  # a parameter that is returned as it is has a step, too
         return Program(inputs=self.names, steps=tuple(self.tape.steps), result=returned)
 
@@ -313,6 +317,31 @@ class _Recording:
         if self.tape.undecided is not None:
             question = self.tape.undecided.program
             raise UndecidedError(settle_dtypes(question), self.tape.undecided.kind)
+
+
+@contextmanager
+def _unwritten(arguments: Mapping[str, Any], signature: Signature) -> Iterator[None]:
+    """Refuse a forward that writes to a list or dict of its caller, which a program would leave as it was."""
+    own = {item.name for item in signature.parameters if item.kind in {"var_positional", "var_keyword"}}
+    pending = [(name, value, name not in own) for name, value in arguments.items()]
+    before: list[tuple[str, Any, Any]] = []
+    while pending:
+        where, value, is_callers = pending.pop()
+        if isinstance(value, dict | list | tuple):
+            entries = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += [(f"{where}[{key!r}]", item, True) for key, item in entries]
+            if is_callers and not isinstance(value, tuple):
+                before.append((where, value, value.copy()))
+    yield
+    for where, value, copy in before:
+        old, new = (list(item.items()) if isinstance(item, dict) else list(enumerate(item)) for item in (copy, value))
+        if len(old) != len(new) or any(
+            one[0] != other[0] or one[1] is not other[1] for one, other in zip(old, new, strict=True)
+        ):
+            raise NotPortableError(
+                f"its forward writes to its caller's argument {where}, which a program leaves as it is. Remedy: copy "
+                f"the {type(value).__name__} first, as in batch = dict(batch)"
+            )
 
 
 def _user_line(error: BaseException) -> str:

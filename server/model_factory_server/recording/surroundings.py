@@ -70,6 +70,27 @@ def _refuse_function(cls: type, *args: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
+def every_generator_seeded(seed: int) -> Iterator[None]:
+    """Seed torch's, Python's and NumPy's generators for a while; all are as before afterwards.
+
+    A forward may draw from each: two runs that are to be compared begin alike.
+    """
+    numpy_random: Any = sys.modules.get("numpy.random")
+    python_state, numpy_state = random.getstate(), None if numpy_random is None else numpy_random.get_state()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            random.seed(seed)
+            if numpy_random is not None:
+                numpy_random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy_random is not None:
+            numpy_random.set_state(numpy_state)
+
+
+@contextmanager
 def _only_torch_draws() -> Iterator[None]:
     """Refuse random numbers of Python's and NumPy's: two runs may agree by chance."""
     numpy_random: Any = sys.modules.get("numpy.random")
