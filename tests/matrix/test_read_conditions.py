@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,49 +16,19 @@ from torch.nn import functional
 from matrix.cases import CASES, SEED_OF_BUILD, Case
 from matrix.travel import travel_recorded
 from model_factory.errors import CallFormError, GraphExecutionError, NotPortableError
-from model_factory.graph.call_example import decode_call, encode_call
-from model_factory.graph.call_form import Recorded, is_plain
-from model_factory.graph.modules import ProgramModule
-from model_factory_server.recording.portable import record_call
+from model_factory.graph.call_form import is_plain
 from support.compare import assert_same
+from support.recording import InProcessRecorder, ask
 
 # Torch's own hints on single arguments, the same for the original.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")
 
 
-class Recorder:
-    """Records calls as a server does: on a model of its own, built the same way."""
-
-    def __init__(self, make: Callable[[], nn.Module]) -> None:
-        self.make = make
-        self.calls = 0
-
-    def known(self, path: str) -> tuple[Recorded, ...]:  # noqa: ARG002  as of any source
-        return ()
-
-    def record(
-        self,
-        path: str,
-        arguments: Mapping[str, Any],
-        training: tuple[tuple[str, bool], ...],
-        dtype: Any,  # noqa: ARG002  it is always built as it is
-        outcomes: tuple[bool | int, ...] = (),
-        method: str = "forward",
-        reads: Any = (),
-    ) -> Recorded:
-        self.calls += 1
-        with torch.random.fork_rng():
-            call = decode_call(encode_call(arguments, None, outcomes, method, reads))
-            return record_call(self.make(), path, call, dict(training))
-
-
-def pair(make: Callable[[], nn.Module], recorder: Recorder | None = None) -> tuple[nn.Module, nn.Module]:
+def pair(make: Callable[[], nn.Module], recorder: InProcessRecorder | None = None) -> tuple[nn.Module, nn.Module]:
     """An original and what a trainer gets of it, in eval mode."""
     original = make()
     twin = travel_recorded(make())
-    for module in twin.modules():
-        if isinstance(module, ProgramModule):
-            module._recorder = recorder
+    ask(twin, recorder)
     return original.eval(), twin.eval()
 
 
@@ -193,7 +163,7 @@ ATTRIBUTES = [
 
 @pytest.mark.parametrize(("name", "case", "attribute"), ATTRIBUTES)
 def test_an_attribute_of_a_torch_module_is_read_again(name: str, case: Case, attribute: str) -> None:
-    recorder = Recorder(lambda: ReadsAttribute(build(name, case), attribute))
+    recorder = InProcessRecorder(lambda: ReadsAttribute(build(name, case), attribute))
     original, twin = pair(recorder.make, recorder)
     x = torch.randn(4, 3)
     assert_same(twin(x), original(x))
@@ -345,7 +315,7 @@ def test_a_longer_table_serves_longer_inputs() -> None:
 
 
 def test_a_convolution_with_another_stride_is_recorded_anew() -> None:
-    recorder = Recorder(FunctionalConvolution)
+    recorder = InProcessRecorder(FunctionalConvolution)
     both = pair(FunctionalConvolution, recorder)
     set_all(both, lambda module: setattr(module, "conv", nn.Conv2d(3, 8, 3, stride=2, padding=2)))
     x = torch.randn(2, 3, 9, 9)
@@ -355,7 +325,7 @@ def test_a_convolution_with_another_stride_is_recorded_anew() -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_rate_and_a_flag_of_a_layer_are_read_again(training: bool) -> None:
-    recorder = Recorder(FunctionalDropout)
+    recorder = InProcessRecorder(FunctionalDropout)
     both = pair(FunctionalDropout, recorder)
     x = torch.randn(4, 5, 6)
     for rate in (0.1, 0.9, 0.5):
@@ -370,7 +340,7 @@ def test_a_rate_and_a_flag_of_a_layer_are_read_again(training: bool) -> None:
 
 
 def test_batch_norm_by_hand_follows_its_layer() -> None:
-    recorder = Recorder(Normalised)
+    recorder = InProcessRecorder(Normalised)
     both = pair(Normalised, recorder)
     x = torch.randn(4, 6)
     for momentum, eps, training in ((0.1, 1e-5, True), (0.3, 1e-5, True), (0.3, 1e-2, False), (0.3, 1e-2, True)):
@@ -381,14 +351,14 @@ def test_batch_norm_by_hand_follows_its_layer() -> None:
 
 
 def test_one_layer_more_is_refused() -> None:
-    both = pair(Layers, Recorder(Layers))
+    both = pair(Layers, InProcessRecorder(Layers))
     set_all(both, lambda module: module.layers.append(nn.Linear(6, 6)))
     with pytest.raises(CallFormError, match="a layer or parameter has been replaced"):
         both[1](torch.randn(2, 6))
 
 
 def test_a_bias_that_was_absent_is_refused() -> None:
-    both = pair(MaybeBias, Recorder(MaybeBias))
+    both = pair(MaybeBias, InProcessRecorder(MaybeBias))
     set_all(both, lambda module: setattr(module, "layer", nn.Linear(6, 6)))
     with pytest.raises(CallFormError, match="a layer or parameter has been replaced"):
         both[1](torch.randn(2, 6))

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from model_factory.documents import mapping, named_float, text, typed
 from model_factory.errors import FormatError
-from model_factory.graph.call_form import CHILDREN, CONSTANT_TYPES, Form, Read, Recorded, constant_form, is_plain
+from model_factory.graph.call_form import ANY, CHILDREN, CONSTANT_TYPES, Form, Read, Recorded, constant_form, is_plain
 from model_factory.graph.program import (
     Argument,
     Device,
@@ -222,6 +222,10 @@ def encode_form(form: Form) -> Json:
             return {"const": encode_value(form[2])}
         case "nan":
             return {"const": encode_value(math.nan)}
+        case "any":
+            return {"any": True}
+        case "object":
+            return {"object": form[1]}
         case "dict":
             return {"dict": [[key, encode_form(item)] for key, item in form[1]]}
         case kind:
@@ -240,6 +244,10 @@ def decode_form(data: Json) -> Form:
             if type(value) not in CONSTANT_TYPES:
                 raise FormatError(f"a call form's constant is a {type(value).__name__}")
             return constant_form(value)
+        case "any":
+            return ANY
+        case "object":
+            return ("object", text(body))
         case "dict":
             return ("dict", tuple((text(key), decode_form(item)) for key, item in _pairs(body)))
         case "list" | "tuple":

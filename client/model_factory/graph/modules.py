@@ -12,7 +12,18 @@ from torch import nn
 from torch.utils import checkpoint
 
 from model_factory.errors import CallFormError, FormatError, GraphExecutionError
-from model_factory.graph.call_form import FORWARD, Read, Recorded, call_form, form_text, leaf_names, under_autocast
+from model_factory.graph.call_form import (
+    FORWARD,
+    Read,
+    Recorded,
+    call_form,
+    changing_number,
+    form_text,
+    has_any,
+    leaf_names,
+    match_form,
+    under_autocast,
+)
 from model_factory.graph.constants import torch_dtype
 from model_factory.graph.expressions import Env, compile_expression, expression_names, shape_key
 from model_factory.graph.lookup import (
@@ -44,7 +55,7 @@ class _Call(NamedTuple):
 
     method: str
     form: tuple[Any, ...]
-    leaves: Sequence[torch.Tensor]
+    leaves: list[torch.Tensor]
     """Its tensors, in the order of the form."""
     arguments: dict[str, Any]
     """By name."""
@@ -154,6 +165,7 @@ class Ready:
         self.guards = [compile_expression(guard) for guard in recorded.guards]
         self.own = {name for guard in recorded.guards for name in expression_names(guard) if name.startswith(OWN)}
         self.dtypes = [(name, torch_dtype(dtype)) for name, dtype in recorded.dtypes]
+        self._has_any = has_any(recorded.form)
         self._check_names()
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Ready:
@@ -180,14 +192,24 @@ class Ready:
         pairs = zip(ours.steps[: step + 1], theirs.steps[: step + 1], strict=True)
         return all(one.call == two.call and one.out == two.out for one, two in pairs)
 
+    def leaves_of(self, call: _Call) -> list[torch.Tensor] | None:
+        """The tensors of a call that this program takes, in order; None if it is for another way of calling."""
+        if call.method != self.recorded.method:
+            return None
+        if not self._has_any:
+            return call.leaves if call.form == self.recorded.form else None
+        kept = match_form(self.recorded.form, call.form)
+        return None if kept is None else [call.leaves[index] for index in kept]
+
     def accepts(self, module: nn.Module, call: _Call) -> bool:
         """Whether this program stands for a call of ``module``."""
-        if call.method != self.recorded.method or call.form != self.recorded.form:
+        leaves_of_call = self.leaves_of(call)
+        if leaves_of_call is None:
             return False
         for path, training in self.recorded.training:
             if get_module(module, path).training != training:
                 return False
-        leaves = dict(zip(self.names, call.leaves, strict=True))
+        leaves = dict(zip(self.names, leaves_of_call, strict=True))
         for name, dtype in self.dtypes:
             tensor = get_tensor(module, name.removeprefix(OWN)) if name.startswith(OWN) else leaves[name]
             if tensor is None or tensor.dtype != dtype:
@@ -258,6 +280,7 @@ class ProgramModule(nn.Module):
         self._recorder = recorder
         self._programs = list(programs)
         self._frozen = frozen
+        self._has_warned = False
 
     def train(self, mode: bool = True) -> Self:
         """Set the training flags, those of frozen modules to eval mode always."""
@@ -291,16 +314,18 @@ class ProgramModule(nn.Module):
             ready = self._learn(call)
         if ready.dtypes:
             self._warn_of_autocast(leaves)
+        values = ready.leaves_of(call)
+        assert values is not None
         if not ready.decides:
-            return ready.runner.run(self, leaves)
+            return ready.runner.run(self, values)
         side = ready
 
-        def other_side(step: int, outcome: Outcome) -> Runner:
+        def other_side(step: int, outcome: Outcome) -> tuple[Runner, list[Any]]:
             nonlocal side
             side = self._other_side(side, step, outcome, call)
-            return side.runner
+            return side.runner, side.leaves_of(call) or []
 
-        return ready.runner.run(self, leaves, other_side=other_side)
+        return ready.runner.run(self, values, other_side=other_side)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -335,6 +360,18 @@ class ProgramModule(nn.Module):
                 stacklevel=6,  # who called the module
             )
 
+    def _warn_of_changing_numbers(self, call: _Call) -> None:
+        """Say once that a number is another one at each call, and costs a program each time."""
+        forms = [ready.recorded.form for ready in self._programs if ready.recorded.method == call.method]
+        name = None if self._has_warned else changing_number(forms, call.form)
+        if name is not None:
+            self._has_warned = True
+            warnings.warn(
+                f"{self._path or 'the model'} ({self._type_name}) is called with another number as {name} each time; "
+                "the server records a program for each. Remedy: pass the number as a tensor, torch.tensor(number)",
+                stacklevel=7,  # who called the module
+            )
+
     def _learn(self, call: _Call, *, after: tuple[Ready, int, Outcome] | None = None) -> Ready:
         """Get a program for a call, or, ``after`` a guard, the one that goes on with that outcome."""
 
@@ -351,8 +388,9 @@ class ProgramModule(nn.Module):
                 self._programs.append(Ready(recorded))
                 if fits(self._programs[-1]):
                     return self._programs[-1]
+        self._warn_of_changing_numbers(call)
         outcomes = () if after is None else (*after[0].recorded.program.outcomes(after[1]), after[2])
-        if sum(ready.recorded.form == call.form for ready in self._programs) >= MAX_SIDES and outcomes:
+        if sum(ready.leaves_of(call) is not None for ready in self._programs) >= MAX_SIDES and outcomes:
             raise CallFormError(
                 f"{where} has decided by values in {MAX_SIDES} ways already for the call ({asked}), and each "
                 "is a program of its own. Remedy: decide with torch.where, or by an argument of the forward"

@@ -88,13 +88,14 @@ class Runner:
         values: list[Any],
         *,
         on_error: Callable[[int, Exception], None] | None = None,
-        other_side: Callable[[int, Outcome], Runner] | None = None,
+        other_side: Callable[[int, Outcome], tuple[Runner, list[Any]]] | None = None,
     ) -> Any:
         """Run for ``module`` with one value per program input, in order.
 
         ``on_error`` is called with the number of a failing step and its error, and may raise another one.
         ``other_side`` is called with the number of a guard and an outcome this program has no steps for, and returns
-        the runner that goes on there: its steps before are the same, so the values made are those it needs.
+        the runner that goes on there, and its inputs: its steps before are the same, so the values made are those it
+        needs.
 
         Raises:
             OtherSideError: there is such a guard, and no ``other_side``.
@@ -118,7 +119,7 @@ class Runner:
         self,
         env: Env,
         on_error: Callable[[int, Exception], None] | None,
-        other_side: Callable[[int, Outcome], Runner] | None,
+        other_side: Callable[[int, Outcome], tuple[Runner, list[Any]]] | None,
         start: int = 0,
     ) -> Any:
         for index, action in enumerate(self._actions[start:] if start else self._actions, start):
@@ -137,7 +138,8 @@ class Runner:
                 env.pop(name, None)
         else:
             return self._result(env)
-        other = other_side(index, outcome)
+        other, values = other_side(index, outcome)
+        env.update(zip(other.program.inputs, values, strict=True))
         other._measure(env)  # noqa: SLF001  its own class
         return other._interpret(env, on_error, other_side, index)  # noqa: SLF001
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.actions import OtherSideError
-from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
+from model_factory.graph.call_form import Recorded, call_form, leaf_names, match_form, rebuild
 from model_factory.graph.expressions import Env, compile_expression, expression_names, shape_key
 from model_factory.graph.lookup import get_module, own_shape
 from model_factory.graph.program import OWN, Dim, Expr
@@ -81,27 +81,41 @@ def _shallow_stacks(module: nn.Module, recorded: Recorded) -> Iterator[None]:
 
 
 def _prove_modes(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -> None:
-    _, examples = call_form(arguments)
+    examples = _examples(recorded, arguments)
     if not recorded.training:
         module.eval()
     for path, flag in recorded.training:
         get_module(module, path).training = flag
     example_shapes = [list(leaf.shape) for leaf in examples]
     # Found once: what a mode refuses after all, original and replay refuse together.
-    candidates = list(candidate_shapes(module, recorded, example_shapes, _acceptance(module, recorded, examples)))
-    _prove_mode(module, recorded, examples, candidates)
+    candidates = list(
+        candidate_shapes(module, recorded, example_shapes, _acceptance(module, recorded, examples, arguments))
+    )
+    _prove_mode(module, recorded, examples, candidates, arguments)
     if not recorded.training:
-        _prove_mode(module.train(), recorded, examples, candidates)
+        _prove_mode(module.train(), recorded, examples, candidates, arguments)
+
+
+def _examples(recorded: Recorded, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The tensors of a call that a program for the call takes."""
+    form, leaves = call_form(arguments)
+    kept = match_form(recorded.form, form)
+    assert kept is not None
+    return [leaves[index] for index in kept]
 
 
 def _prove_mode(
-    module: nn.Module, recorded: Recorded, examples: Sequence[torch.Tensor], candidates: Sequence[Shapes]
+    module: nn.Module,
+    recorded: Recorded,
+    examples: Sequence[torch.Tensor],
+    candidates: Sequence[Shapes],
+    arguments: Mapping[str, Any],
 ) -> None:
     signature = Signature.of(module.forward)
     runner = Runner(recorded.program)
 
     def original(leaves: list[torch.Tensor]) -> Any:
-        return travelling(signature.call(module, rebuild(recorded.form, leaves)))
+        return travelling(signature.call(module, rebuild(recorded.form, leaves, arguments)))
 
     def replay(leaves: list[torch.Tensor]) -> Any:
         return runner.run(module, leaves)
@@ -248,7 +262,9 @@ def candidate_shapes(
             yield from (shapes for group in free if allowed(shapes := changed([group], change)))
 
 
-def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.Tensor]) -> Callable[[Shapes], bool]:
+def _acceptance(
+    module: nn.Module, recorded: Recorded, examples: Sequence[torch.Tensor], arguments: Mapping[str, Any]
+) -> Callable[[Shapes], bool]:
     """Return whether the forward accepts given sizes.
 
     It is asked on the meta device, where that costs next to nothing, or, where it needs real tensors, with these; where
@@ -261,7 +277,7 @@ def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.
         return on_meta.setdefault(id(tensor), tensor.to("meta"))
 
     def call(leaves: list[torch.Tensor]) -> Any:
-        return signature.call(module, rebuild(recorded.form, leaves))
+        return signature.call(module, rebuild(recorded.form, leaves, arguments))
 
     def accepts_really(shapes: Shapes) -> bool:
         leaves = next(draws(examples, shapes), [])
@@ -276,7 +292,7 @@ def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.
         ]
         try:
             with torch.no_grad(), tensors_as(module, to_meta):
-                signature.call(module, rebuild(recorded.form, leaves))
+                signature.call(module, rebuild(recorded.form, leaves, arguments))
         except Exception:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
             return False
         return True

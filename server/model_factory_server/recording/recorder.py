@@ -34,6 +34,7 @@ from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallFormError, NotPortableError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.constants import torch_name
+from model_factory.graph.expressions import expression_names
 from model_factory.graph.lookup import get_module
 from model_factory.graph.program import Outcome, Program
 from model_factory.graph.signature import Signature
@@ -43,6 +44,7 @@ from model_factory_server.recording.foreign import foreign_tensor
 from model_factory_server.recording.results import travelling
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.recording.tape import DecidesByValuesError, Tape, UndecidedError
+from model_factory_server.recording.unread import Place, candidates, tensor_places, with_noting, without
 from model_factory_server.recording.untouched import attributes_kept, tensors_as
 from model_factory_server.recording.values import REFUSED_CALL, outcome_on, takes_side
 
@@ -64,7 +66,8 @@ def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[O
         NotPortableError: the forward cannot be written down as a program.
         CallFormError: the forward itself refuses these arguments.
     """
-    return _settled(*_run_decided(module, arguments, outcomes))
+    recording, program = _run_decided(module, arguments, outcomes)
+    return _leave_out(_settled(recording, program), recording.unread(program))
 
 
 def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Recorded]:
@@ -76,13 +79,15 @@ def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Record
         other = evaluating.again(evaluating.other_dtype)
         trained = _run_if_possible(other)
         if trained is not None and (both := _for_both(evaluating, evaluated, other, trained)):
-            return [both]
+            unread = other.unread(trained)
+            module.eval()
+            return [_leave_out(both, unread, evaluating.unread(evaluated))]
         training, native = _run_alike(module, arguments, evaluating.tape.decisions)
         if training.tape.decisions != evaluating.tape.decisions:
             trained = None
-        second = _settled(training, native, trained)
+        second = _leave_out(_settled(training, native, trained), training.unread(native))
         module.eval()
-        first = _settled(evaluating, evaluated)
+        first = _leave_out(_settled(evaluating, evaluated), evaluating.unread(evaluated))
     alike = replace(first, training=())
     return [alike] if alike == replace(second, training=()) else [first, second]
 
@@ -95,6 +100,15 @@ def _for_both(evaluating: _Recording, evaluated: Program, other: _Recording, tra
         if guards == other.symbols.guards() and takes_side(other.module, program, other.leaves):  # in train mode, too
             return Recorded(form=evaluating.form, program=program, guards=guards, **_conditions(evaluating, other))
     return None
+
+
+def _leave_out(recorded: Recorded, *unread: set[Place]) -> Recorded:
+    """Return a recorded program whose form leaves out the places that no run has read."""
+    places = set.intersection(*unread)
+    tensors = {".".join(map(str, place)) for place in places}
+    guards = tuple(guard for guard in recorded.guards if tensors.isdisjoint(expression_names(guard)))
+    form = without(recorded.form, places)
+    return replace(recorded, form=form, guards=guards, program=replace(recorded.program, inputs=leaf_names(form)))
 
 
 def _conditions(*recordings: _Recording) -> dict[str, Any]:
@@ -202,8 +216,13 @@ class _Recording:
         outcomes: Sequence[Outcome] = (),
         *,
         fixes_ones: bool = False,
+        noting: Container[Place] = (),
     ) -> None:
-        """``fixes_ones`` is whether sizes of 1 are no symbols, but conditions of the result."""
+        """Prepare a run.
+
+        ``fixes_ones`` is whether sizes of 1 are no symbols, but conditions of the result; the constants at the places
+        ``noting`` are other ones, which note their use in ``used``.
+        """
         self.module = module
         self._arguments = arguments
         self.signature = Signature.of(module.forward)
@@ -215,6 +234,8 @@ class _Recording:
         self.symbols = SymbolTable(self.shape_env)
         self.tape = Tape(self.shape_env, self.symbols, self.module, self.names, outcomes)
         self._dtype = dtype
+        self._noting = noting
+        self.used: set[Place] = set()
         self._fixed = {0, 1} if fixes_ones else {0}  # those of size 0 are the form's
         self._fakes: dict[int, torch.Tensor] = {}
 
@@ -233,9 +254,28 @@ class _Recording:
         entries += [first] if (first := next(parameters, None)) else []
         return tuple((name, torch_name(tensor.dtype)) for name, tensor in entries)
 
-    def again(self, dtype: torch.dtype) -> _Recording:
+    def again(self, dtype: torch.dtype | None, noting: Container[Place] = ()) -> _Recording:
         """A recording of the same call in another dtype, with the same decisions."""
-        return _Recording(self.module, self._arguments, dtype, self.tape.decisions, fixes_ones=1 in self._fixed)
+        decisions, fixes_ones = self.tape.decisions, 1 in self._fixed
+        return _Recording(self.module, self._arguments, dtype, decisions, fixes_ones=fixes_ones, noting=noting)
+
+    def unread(self, program: Program) -> set[Place]:
+        """The places of the call that this run, which gave ``program``, did not read; in the module's mode as it is."""
+        tensors = {place for place, name in tensor_places(self.form) if name not in self.tape.touched}
+        return tensors | self._unread_constants(program)
+
+    def _unread_constants(self, program: Program) -> set[Place]:
+        defaults = {item.name: item.default for item in self.signature.parameters if not item.required}
+        unread = set(candidates(self.form, defaults))
+        while unread:
+            other = self.again(self._dtype, unread)
+            found = _run_if_possible(other)
+            if not other.used and found is not None and settle_dtypes(found) == settle_dtypes(program):
+                return unread if other.symbols.guards() == self.symbols.guards() else set()
+            if not other.used:  # used where nothing could note it
+                return set()
+            unread -= other.used
+        return unread
 
     def run(self) -> Program:
         """Run the forward.
@@ -254,9 +294,9 @@ class _Recording:
         return Program(inputs=self.names, steps=tuple(self.tape.steps), result=returned)
 
     def _fake_arguments(self) -> dict[str, Any]:
-        return rebuild(
-            self.form, [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
-        )
+        fakes = [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
+        arguments = rebuild(self.form, fakes, self._arguments)
+        return with_noting(arguments, self._noting, self.used.add) if self._noting else arguments
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
         # Contiguous: an input's memory layout must not appear in the sizes of the program.
@@ -327,7 +367,7 @@ def _unwritten(arguments: Mapping[str, Any], signature: Signature) -> Iterator[N
     before: list[tuple[str, Any, Any]] = []
     while pending:
         where, value, is_callers = pending.pop()
-        if isinstance(value, dict | list | tuple):
+        if type(value) in {dict, list, tuple}:
             entries = value.items() if isinstance(value, dict) else enumerate(value)
             pending += [(f"{where}[{key!r}]", item, True) for key, item in entries]
             if is_callers and not isinstance(value, tuple):

@@ -60,6 +60,7 @@ from model_factory_server.recording.reads import ModuleReads
 from model_factory_server.recording.results import plain_key
 from model_factory_server.recording.surroundings import as_in_use
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
+from model_factory_server.recording.unread import Noting
 from model_factory_server.recording.untouched import writes_to_parameter
 
 _Given = Callable[[str, torch.Tensor], torch.Tensor]  # by the name of a step's result, the tensor to go on with
@@ -107,6 +108,7 @@ class Tape(TorchFunctionMode):
         super().__init__()
         self.shape_env.decide_by_value = self._decide_number
         self._numbers: dict[Any, Any] = {}
+        self.touched: set[str] = set()  # names of the values that the forward has used or asked about
         self._names: dict[int, str] = {}
         self._sized: dict[int, torch.Tensor] = {}
         self._alive: list[Any] = []  # an id is only good while its tensor lives
@@ -206,6 +208,7 @@ class Tape(TorchFunctionMode):
         self.require()
         func, kwargs = _as_recorded(func, args, kwargs)
         name = getattr(func, "__name__", "")
+        self.touched.update(self._names[id(arg)] for arg in args if id(arg) in self._names)
         if name == "__get__":
             return self._read_property(func, args)
         if func is torch.Tensor.__iter__:
@@ -348,6 +351,7 @@ class Tape(TorchFunctionMode):
     def _tensor_name(self, tensor: torch.Tensor) -> str:
         known = self._names.get(id(tensor))
         if known is not None:
+            self.touched.add(known)
             return known
         path = self.attributes.get(id(tensor))
         if path is None:
@@ -359,6 +363,8 @@ class Tape(TorchFunctionMode):
 
     def argument(self, value: Any) -> Argument:  # noqa: C901, PLR0912  one arm per kind of argument
         """Write a run-time value as a program's argument."""
+        if isinstance(value, Noting):
+            value = value.plain()
         if isinstance(value, torch.Tensor):
             return Ref(self._tensor_name(value))
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
