@@ -15,7 +15,7 @@
     ├── SourceError              a model needs source that is not trusted here, or that cannot be used here
     ├── StoreError               a store or cache folder cannot be used: no space, no permission
     │   └── MissingBlobError     the server's store does not have a blob, or no longer
-    └── ServerError              the server refused, failed or broke its contract
+    └── ServerError              the server refused, failed or broke its contract, or its address is none
         ├── LimitError           the request is over a limit of the server
         │   └── BusyError        too much is in progress or waits: the same request may do later
         ├── AccessError          the server does not accept who asks, or a token or certificate cannot be used
@@ -93,7 +93,7 @@ class MissingBlobError(StoreError):
 
 
 class ServerError(ModelFactoryError):
-    """The server refused or failed a request, or answered against its contract."""
+    """The server refused or failed a request, or answered against its contract; or the text of its address is none."""
 
 
 class LimitError(ServerError):

@@ -201,10 +201,8 @@ def _health(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from model_factory.cli.doctor import doctor  # noqa: PLC0415  grpc, which validate can do without
-    from model_factory.remote.connection import Connection  # noqa: PLC0415  the same
 
-    connection = Connection(arguments.server, arguments.timeout)
-    return doctor(connection, timeout=arguments.timeout, as_json=arguments.json)
+    return doctor(arguments.server, timeout=arguments.timeout, as_json=arguments.json)
 
 
 def _no_server(_arguments: argparse.Namespace) -> int:

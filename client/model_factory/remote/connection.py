@@ -16,7 +16,9 @@ from model_factory.config import ResolvedConfig
 from model_factory.documents import FORMAT
 from model_factory.errors import ServerError
 from model_factory.limits import BLOB_CHUNK_BYTES, MAX_MESSAGE_BYTES
+from model_factory.remote.address import parse_address
 from model_factory.remote.credentials import Credentials
+from model_factory.remote.proxy import proxy_note, proxy_option
 from model_factory.v1 import blob_pb2, capabilities_pb2, service_pb2_grpc, wire
 
 RETRY_ATTEMPTS = 4
@@ -73,7 +75,14 @@ class Connection:
         credentials: Credentials | None = None,
         shared_store: str = "",
     ) -> None:
-        self.address = address
+        """Make a connection to the server at ``address``.
+
+        Raises:
+            ServerError: ``address`` is no address.
+            ModelFactoryError: an environment variable of this package's has no value that it can have.
+        """
+        self.address = parse_address(address).text
+        self._options = [*_OPTIONS, proxy_option()]
         self.timeout = timeout
         self.credentials = Credentials.from_environment() if credentials is None else credentials
         self._shared_store = shared_store
@@ -133,7 +142,7 @@ class Connection:
 
     def _open(self) -> grpc.Channel:
         if self._channel is None:
-            self._channel = self.credentials.open(self.address, _OPTIONS)
+            self._channel = self.credentials.open(self.address, self._options)
         return self._channel
 
     def close(self) -> None:
@@ -179,7 +188,7 @@ class Connection:
         try:
             yield
         except grpc.RpcError as error:
-            raise wire.from_rpc_error(error, self.address, place_of) from None
+            raise wire.from_rpc_error(error, f"{self.address}{proxy_note()}", place_of) from None
 
 
 def _watched(call: Any, seconds: float) -> Iterator[memoryview]:

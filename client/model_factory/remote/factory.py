@@ -66,7 +66,8 @@ class RemoteModelFactory:
         """Make a factory; nothing is contacted until it is used.
 
         Args:
-            address: ``HOST:PORT`` of the server.
+            address: ``HOST:PORT`` of the server, with an IPv6 host in brackets; ``unix:PATH`` and ``dns:///HOST:PORT``
+                are addresses too.
             seed: Seed of the weights; by default ``torch.initial_seed()`` at the time of a build, as a build in this
                 process would use.
             dtype: What floating parameters and buffers are cast to; by default left as built.
@@ -83,6 +84,7 @@ class RemoteModelFactory:
                 the server sends.
 
         Raises:
+            ServerError: ``address`` is no address.
             SourceError: ``trust_source`` names a lock file that is none.
             FormatError: ``trust_source`` has a digest that is none.
             StoreError: the cache cannot be made or written to.
