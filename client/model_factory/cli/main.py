@@ -54,7 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="write each model's state dict and descriptor here"
     )
-    build.add_argument("--seed", type=int, default=None, help="seed of the weights (default: a fresh one)")
+    build.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help="seed of the weights (default: the first that torch draws, the same in every run)",
+    )
     build.add_argument("--dtype", default=None, help="cast floating tensors, to bfloat16 say")
     build.set_defaults(run=_build)
 
