@@ -7,7 +7,7 @@
     │   ├── ConfigError          a component config is wrong
     │   └── BuildError           the config is well formed, but its model cannot be built
     │       └── NotPortableError a module's forward cannot be written down as a program
-    ├── GraphExecutionError      a forward was called wrongly, or one of its steps failed
+    ├── GraphExecutionError      a graph refuses a call or a step's result; other errors of a step keep their type
     │   └── CallFormError        no program exists for this way of calling a module
     ├── FormatError              a descriptor, program or blob is not what it should be
     │   ├── IntegrityError       bytes do not match the digest they were asked for by
@@ -61,7 +61,11 @@ class NotPortableError(BuildError):
 
 
 class GraphExecutionError(ModelFactoryError):
-    """A forward was called with the wrong inputs, or one of its steps failed."""
+    """A graph refuses its inputs, a step's result, or arguments that a kernel would trust.
+
+    An exception that is raised inside a step (by torch, a hook, a child) is none: the exception passes through as the
+    same object, with a note of the step's number and call.
+    """
 
 
 class CallFormError(GraphExecutionError):
