@@ -74,6 +74,11 @@ def proxy_variables() -> tuple[str, str, str]:
     return variable, os.environ.get(variable, ""), exceptions if os.environ.get(exceptions) else ""
 
 
+def grpc_fork_support() -> bool:
+    """Whether ``$GRPC_ENABLE_FORK_SUPPORT`` turns on the fork support of gRPC's Python part, beside the core's."""
+    return os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in {"1", "yes", "true"}  # the words that gRPC knows
+
+
 def _is_on(variable: str) -> bool:
     """Read a variable that is true or false; false where unset or empty.
 

@@ -17,6 +17,7 @@ from model_factory.documents import FORMAT
 from model_factory.errors import ServerError
 from model_factory.limits import BLOB_CHUNK_BYTES, MAX_MESSAGE_BYTES
 from model_factory.remote.address import parse_address
+from model_factory.remote.after_fork import check_fork, forget_in_children
 from model_factory.remote.credentials import Credentials
 from model_factory.remote.proxy import proxy_note, proxy_option
 from model_factory.v1 import blob_pb2, capabilities_pb2, service_pb2_grpc, wire
@@ -66,7 +67,7 @@ STALL_SECONDS = 60.0
 
 
 class Connection:
-    """Opened on first use; a copy or an unpickled one opens its own."""
+    """Opened on first use; an unpickled one opens its own, and so does a forked process."""
 
     def __init__(
         self,
@@ -90,6 +91,17 @@ class Connection:
         self._stub: service_pb2_grpc.ModelFactoryServiceStub | None = None
         self._channel: grpc.Channel | None = None
         self._capabilities: capabilities_pb2.GetCapabilitiesResponse | None = None
+        self._inherited: list[grpc.Channel | None] = []
+        forget_in_children(self)
+
+    def forget_parent(self) -> None:
+        """Drop lock and channel of the parent in a forked process.
+
+        The channel is kept unused: its end would be told to the server, on the connection that the parent uses.
+        """
+        self._lock = threading.Lock()
+        self._inherited.append(self._channel)
+        self._channel = self._stub = None
 
     def __reduce__(self) -> tuple[type[Connection], tuple[str, float | None, Credentials, str]]:
         # Names of files, and nothing secret.
@@ -100,7 +112,12 @@ class Connection:
 
     @property
     def stub(self) -> Any:
-        """The generated stub."""
+        """The generated stub.
+
+        Raises:
+            ServerError: an RPC would hang in this process, which was forked.
+        """
+        check_fork()
         with self._lock:
             if self._stub is None:
                 self._stub = service_pb2_grpc.ModelFactoryServiceStub(self._open())  # type: ignore[no-untyped-call]
@@ -108,7 +125,8 @@ class Connection:
 
     @property
     def channel(self) -> grpc.Channel:
-        """The channel, for calls of other services on the same connection."""
+        """The channel, for calls of other services on the same connection; raises as :attr:`stub` does."""
+        check_fork()
         with self._lock:
             return self._open()
 
