@@ -9,6 +9,15 @@
     │       └── NotPortableError a module's forward cannot be written down as a program
     ├── GraphExecutionError      a graph refuses a call or a step's result; other errors of a step keep their type
     │   └── CallFormError        no program exists for this way of calling a module
+    │       │                    the forward refuses the call; each is also the error that the forward raises:
+    │       ├── RefusedNotImplementedError
+    │       ├── RefusedRuntimeError
+    │       ├── RefusedValueError
+    │       ├── RefusedTypeError
+    │       ├── RefusedIndexError
+    │       ├── RefusedKeyError
+    │       ├── RefusedAttributeError
+    │       └── RefusedAssertionError
     ├── FormatError              a descriptor, program or blob is not what it should be
     │   ├── IntegrityError       bytes do not match the digest they were asked for by
     │   └── RangeError           bytes were asked for that a blob does not have
@@ -72,6 +81,40 @@ class CallFormError(GraphExecutionError):
     """There is no program for this way of calling a module, and none could be recorded."""
 
 
+class RefusedNotImplementedError(CallFormError, NotImplementedError):
+    """The forward refuses a call with a ``NotImplementedError``."""
+
+
+class RefusedRuntimeError(CallFormError, RuntimeError):
+    """The forward refuses a call with a ``RuntimeError``."""
+
+
+class RefusedValueError(CallFormError, ValueError):
+    """The forward refuses a call with a ``ValueError``."""
+
+
+class RefusedTypeError(CallFormError, TypeError):
+    """The forward refuses a call with a ``TypeError``."""
+
+
+class RefusedIndexError(CallFormError, IndexError):
+    """The forward refuses a call with an ``IndexError``."""
+
+
+class RefusedKeyError(CallFormError, KeyError):
+    """The forward refuses a call with a ``KeyError``."""
+
+    __str__ = Exception.__str__  # KeyError has the repr of a key
+
+
+class RefusedAttributeError(CallFormError, AttributeError):
+    """The forward refuses a call with an ``AttributeError``."""
+
+
+class RefusedAssertionError(CallFormError, AssertionError):
+    """The forward refuses a call with an ``AssertionError``."""
+
+
 class FormatError(ModelFactoryError):
     """A descriptor, program or blob breaks its format or a limit."""
 
@@ -114,6 +157,28 @@ class AccessError(ServerError):
 
 class UnavailableError(ServerError):
     """The server cannot be reached, is stopping, or went away during a request."""
+
+
+_REFUSALS: tuple[tuple[type[Exception], type[CallFormError]], ...] = (
+    (NotImplementedError, RefusedNotImplementedError),
+    (RuntimeError, RefusedRuntimeError),
+    (ValueError, RefusedValueError),
+    (TypeError, RefusedTypeError),
+    (IndexError, RefusedIndexError),
+    (KeyError, RefusedKeyError),
+    (AttributeError, RefusedAttributeError),
+    (AssertionError, RefusedAssertionError),
+)
+"""What a forward raises, and the error of its refusal; most specific first."""
+
+
+def refused_call(text: str, raised: BaseException) -> CallFormError:
+    """Return the error for a call that a forward refuses, as a subclass of the common class that the forward raised.
+
+    >>> isinstance(refused_call("sizes differ", ValueError()), ValueError)
+    True
+    """
+    return next((error for kind, error in _REFUSALS if isinstance(raised, kind)), CallFormError)(text)
 
 
 def plain_text(error: BaseException | str) -> str:

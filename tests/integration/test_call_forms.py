@@ -135,8 +135,9 @@ def test_wrong_calls_fail_where_the_original_fails(name: str, change: str, make_
 
 
 def assert_fails_alike(ours: Exception, theirs: Exception) -> None:
-    """Check that a remote model's error has the type of the original's, or says that no program can be made."""
-    assert type(ours) in (type(theirs), CallFormError), f"{ours!r} where the original raises {theirs!r}"
+    """Check that a remote model's error is one that ``except`` catches as the original's."""
+    assert isinstance(ours, type(theirs)), f"{ours!r} where the original raises {theirs!r}"
+    assert type(ours) is type(theirs) or isinstance(ours, CallFormError), repr(ours)
     for error in (ours, theirs):
         said = [str(error), *getattr(error, "__notes__", ())]
         assert any(re.search(r"\bstep \d+ \((module|op):", text) for text in said), f"{said} names no step"
