@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from model_factory import ModelFactoryError, RemoteModelFactory, UnavailableError
+from model_factory.cli.main import main
 from support.server import ServerProcess
 
 TINY = {
@@ -148,3 +151,26 @@ def test_a_build_goes_through_a_proxy_that_is_turned_on(
     monkeypatch.setenv("MODEL_FACTORY_USE_PROXY", "1")
     assert make_remote().build({"config": TINY})
     assert server.address in tunnel.targets
+
+
+def test_the_doctor_leaves_name_and_port_to_a_proxy(
+    server: ServerProcess,
+    tunnel: _Tunnel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """A node behind a proxy may neither resolve the server's name nor reach its port."""
+    monkeypatch.setenv("MODEL_FACTORY_CACHE", str(tmp_path))
+    monkeypatch.setenv("MODEL_FACTORY_USE_PROXY", "1")
+    monkeypatch.setenv("https_proxy", f"http://{tunnel.address}")
+    assert main(["doctor", "--server", server.address, "--json"]) == 0
+    found = {check["check"]: check["said"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert f"(through {tunnel.address}, the proxy of https_proxy)" in found["name"]
+    assert f"(through {tunnel.address}, the proxy of https_proxy)" in found["port"]
+
+
+def test_the_doctor_knows_addresses_without_a_host(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["doctor", "--server", f"unix:{tmp_path / 'nobody'}", "--timeout", "3", "--json"]) == 1
+    found = {check["check"]: check["outcome"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert (found["name"], found["port"], found["health"]) == ("OK", "OK", "FAIL")

@@ -20,6 +20,7 @@ from model_factory.errors import ModelFactoryError
 from model_factory.limits import MIB
 from model_factory.remote.address import parse_address
 from model_factory.remote.connection import Connection
+from model_factory.remote.proxy import is_proxied, proxy_note
 from model_factory.settings import default_cache_bytes, default_cache_dir
 from model_factory.store import Store
 
@@ -130,6 +131,8 @@ def _print(finding: Finding) -> None:
 
 def _name(visit: Visit) -> str:
     address = parse_address(visit.address)
+    if is_proxied():
+        return f"{visit.address} is for the proxy to look up{proxy_note()}"
     found = []
     for host, port in address.hosts:
         try:
@@ -146,7 +149,7 @@ def _name(visit: Visit) -> str:
 
 def _port(visit: Visit) -> str:
     if not visit.addresses:
-        return f"{visit.address} has no port to try"
+        return f"no port to try of {visit.address}{proxy_note() if is_proxied() else ''}"
     errors = []
     for family, kind, protocol, _, address in visit.addresses:
         started = time.monotonic()

@@ -16,6 +16,11 @@ def proxy_option() -> tuple[str, int]:
     return ("grpc.enable_http_proxy", int(use_proxy()))
 
 
+def is_proxied() -> bool:
+    """Whether connections go through a proxy that the environment names."""
+    return use_proxy() and bool(proxy_variables()[1])
+
+
 def proxy_note() -> str:
     """Return, for an error, the proxy that the environment names and whether connections use the proxy; else empty."""
     variable, url, exceptions = proxy_variables()
