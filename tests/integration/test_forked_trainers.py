@@ -65,7 +65,8 @@ CASES = {
     ),
     "a grandchild": "in_child(lambda: (build(factory), in_child(lambda: build(factory))))",
     "another user of gRPC": (
-        "import grpc; channel = grpc.insecure_channel(address); grpc.channel_ready_future(channel).result(30)\n"
+        "import grpc; channel = grpc.insecure_channel(address)\n"
+        "channel.unary_unary('/grpc.health.v1.Health/Check', bytes, bytes)(b'', timeout=30)\n"
         "in_child(lambda: build(make()))"
     ),
     "a lock that another thread holds": (
