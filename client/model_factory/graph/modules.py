@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType, MethodType
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import nn
-from torch.utils import checkpoint
 
 from model_factory.errors import CallFormError, FormatError, GraphExecutionError
 from model_factory.graph.call_form import (
@@ -46,8 +46,7 @@ GRAPH_MODULES = "graph_modules"
 _OP = "op:"
 _DOT = ":"  # in the name of a child, where a dot would be a step down
 
-# Of torch, for whoever called: checkpointing stops its second forward so, and trainers try again with a smaller batch.
-_PASSED_ON = (vars(checkpoint)["_StopRecomputationError"], torch.OutOfMemoryError)
+_REFUSALS = (GraphExecutionError, CallFormError)
 
 
 class _Call(NamedTuple):
@@ -78,9 +77,11 @@ class GraphModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the steps.
 
+        An exception raised in a step passes through as the same object, with a note of the step's number and call.
+
         Raises:
-            GraphExecutionError: an input is missing, unknown or given twice, or a step fails; the message has the
-                step's number and call.
+            GraphExecutionError: an input is missing, unknown or given twice, or a step's result does not fit its
+                ``out``; in the latter case the message has the step's number and call.
         """
         return self.runner.run(self, self._bind(args, kwargs), on_error=self._step_failed)
 
@@ -103,18 +104,24 @@ class GraphModel(nn.Module):
             raise GraphExecutionError(f"missing input{'s' * (len(missing) > 1)}: {', '.join(missing)}")
         return [values[name] for name in self.inputs]
 
-    def _step_failed(self, index: int, error: Exception) -> None:
+    def _step_failed(self, index: int, error: BaseException) -> None:
         where = f"step {index} ({_written(self.runner.program.steps[index].call)})"
-        if isinstance(error, _PASSED_ON):
-            return
-        if isinstance(error, GraphExecutionError):
+        if type(error) in _REFUSALS:
             raise type(error)(f"{where}: {error}") from error
-        raise GraphExecutionError(f"{where}: {type(error).__name__}: {error}") from error
+        _note(error, f"in {where} of a graph")
 
 
 def plugin_op_child(name: str) -> str:
     """Return the name of the child of ``graph_modules`` that a plug-in's op is."""
     return f"{_OP}{name.replace('.', _DOT)}"
+
+
+def _note(error: BaseException, note: str) -> None:
+    """Add a note to an exception, once: a hook may raise the same object again and again."""
+    if note in getattr(error, "__notes__", ()):
+        return
+    with suppress(Exception):  # of a class that lets no attribute be set
+        error.add_note(note)
 
 
 def _written(call: str) -> str:

@@ -87,7 +87,7 @@ class Runner:
         module: nn.Module,
         values: list[Any],
         *,
-        on_error: Callable[[int, Exception], None] | None = None,
+        on_error: Callable[[int, BaseException], None] | None = None,
         other_side: Callable[[int, Outcome], tuple[Runner, list[Any]]] | None = None,
     ) -> Any:
         """Run for ``module`` with one value per program input, in order.
@@ -118,7 +118,7 @@ class Runner:
     def _interpret(
         self,
         env: Env,
-        on_error: Callable[[int, Exception], None] | None,
+        on_error: Callable[[int, BaseException], None] | None,
         other_side: Callable[[int, Outcome], tuple[Runner, list[Any]]] | None,
         start: int = 0,
     ) -> Any:
@@ -130,7 +130,7 @@ class Runner:
                     raise
                 outcome = error.outcome
                 break
-            except Exception as error:
+            except BaseException as error:
                 if on_error is not None:
                     on_error(index, error)
                 raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from model_factory.errors import AccessError
+from model_factory.remote.address import parse_address
 from model_factory.settings import client_credentials
 
 MAX_TOKEN_BYTES = 4096
@@ -69,7 +69,7 @@ class Credentials:
             channel = grpc.insecure_channel(address, options=options)
         if self.token_file is None:
             return channel
-        if not (self.encrypts or self.allow_plaintext or _is_loopback(address)):
+        if not (self.encrypts or self.allow_plaintext or parse_address(address).is_loopback):
             raise AccessError(
                 f"the token is not sent to {address} without TLS, since whoever is on the way could read it. Remedy: "
                 "Credentials(ca_file=...) or tls=True; or allow_plaintext=True where something else encrypts"
@@ -118,16 +118,6 @@ class _SendsToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterc
             wait_for_ready=getattr(details, "wait_for_ready", None),
             compression=getattr(details, "compression", None),
         )
-
-
-def _is_loopback(address: str) -> bool:
-    if address.startswith(("unix:", "unix-abstract:")):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _read(path: str | PathLike[str] | None, most: int = -1) -> bytes | None:

@@ -30,6 +30,7 @@ from model_factory.remote.credentials import Credentials
 from model_factory.remote.patience import Patience, went_away
 from model_factory.remote.programs import RemotePrograms
 from model_factory.remote.progress import building, downloading
+from model_factory.seeds import build_seed
 from model_factory.settings import default_cache_bytes, default_cache_dir, environment, shared_store
 from model_factory.source.loader import load_source
 from model_factory.source.trust import Trust, TrustSource
@@ -66,9 +67,10 @@ class RemoteModelFactory:
         """Make a factory; nothing is contacted until it is used.
 
         Args:
-            address: ``HOST:PORT`` of the server.
-            seed: Seed of the weights; by default ``torch.initial_seed()`` at the time of a build, as a build in this
-                process would use.
+            address: ``HOST:PORT`` of the server, with an IPv6 host in brackets; ``unix:PATH`` and ``dns:///HOST:PORT``
+                are addresses too.
+            seed: Seed of the weights. By default each build draws one number from torch's default generator, as
+                constructing in this process would: builds in a row differ, and repeat after ``torch.manual_seed``.
             dtype: What floating parameters and buffers are cast to; by default left as built.
             device: Where the modules' tensors are put.
             base_dir: What relative config paths are relative to; by default the working directory.
@@ -83,6 +85,7 @@ class RemoteModelFactory:
                 the server sends.
 
         Raises:
+            ServerError: ``address`` is no address.
             SourceError: ``trust_source`` names a lock file that is none.
             FormatError: ``trust_source`` has a digest that is none.
             StoreError: the cache can neither be made nor read, or no folder for the cache is known.
@@ -115,12 +118,13 @@ class RemoteModelFactory:
         """
         request = read_request(model_cfg, self._base_dir, environment())
         self._connection.capabilities()
-        manifest = self._build_on_server(request)
-        inline = _inline(manifest)
-        modules = {
-            component.name: self._module(component, built, inline)
-            for component, built in zip(request.components, manifest.components, strict=True)
-        }
+        with build_seed(self._seed) as seed:
+            manifest = self._build_on_server(request, seed)
+            inline = _inline(manifest)
+            modules = {
+                component.name: self._module(component, built, inline, seed)
+                for component, built in zip(request.components, manifest.components, strict=True)
+            }
         return request.answer(modules)
 
     def describe(self, model_cfg: Mapping[str, Any], *, travel: bool = False) -> Architecture | dict[str, Architecture]:
@@ -170,8 +174,7 @@ class RemoteModelFactory:
         """Close the connection; the factory and its modules open another when they need one."""
         self._connection.close()
 
-    def _build_on_server(self, request: Request) -> build_pb2.Manifest:
-        seed = torch.initial_seed() if self._seed is None else self._seed
+    def _build_on_server(self, request: Request, seed: int) -> build_pb2.Manifest:
         message = build_pb2.BuildModelsRequest(
             components=_components(request), seed=seed % SEED_RANGE, dtype=self._dtype
         )
@@ -205,12 +208,14 @@ class RemoteModelFactory:
             else:
                 return
 
-    def _module(self, component: Component, built: build_pb2.BuiltComponent, inline: dict[str, bytes]) -> nn.Module:
+    def _module(
+        self, component: Component, built: build_pb2.BuiltComponent, inline: dict[str, bytes], seed: int
+    ) -> nn.Module:
         try:
             return self._assemble(component, built, inline)
         except MissingBlobError as error:  # it left the server's store before it was read, to make room for another
             log.info("%s is built again: %s", component.name, error)
-        manifest = self._build_on_server(Request(components=(component,), single=True))
+        manifest = self._build_on_server(Request(components=(component,), single=True), seed)
         return self._assemble(component, manifest.components[0], _inline(manifest))
 
     def _assemble(self, component: Component, built: build_pb2.BuiltComponent, inline: dict[str, bytes]) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from model_factory.config import ModelConfig
-from model_factory.errors import CallFormError, ConfigError, plain_text
+from model_factory.errors import CallFormError, ConfigError, GraphExecutionError, plain_text
 from model_factory.graph.call_form import call_form, rebuild
 from model_factory.graph.constants import torch_dtype
 from model_factory.graph.signature import Signature
@@ -85,7 +85,9 @@ def _run(model: nn.Module, signature: Mapping[str, Any]) -> None:
     except CallFormError:
         raise
     except Exception as error:  # the forward is the operator's code: whatever it raises is its refusal
-        text = plain_text(error)
+        kind = "" if isinstance(error, GraphExecutionError) else f"{type(error).__name__}: "
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        text = f"{kind}{plain_text(error)}{notes}"
         raise ConfigError(f"the model does not run on these examples: {text}", path=("signature",)) from error
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from model_factory.errors import CallFormError, NotPortableError
+from model_factory.errors import NotPortableError, refused_call
 from model_factory.graph.actions import OtherSideError
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, match_form, rebuild
 from model_factory.graph.expressions import Env, compile_expression, expression_names, shape_key
@@ -137,7 +137,7 @@ def _prove_mode(
         if not _agree(original, replay, module, examples, PROOF_SEED, iter([examples])):
             refusal = _observe(original, module, examples, PROOF_SEED)
             assert isinstance(refusal, Exception)
-            raise CallFormError(f"{REFUSED_CALL}: {type(refusal).__name__}: {refusal}") from refusal
+            raise refused_call(f"{REFUSED_CALL}: {type(refusal).__name__}: {refusal}", refusal) from refusal
 
 
 def _inputs(examples: Sequence[torch.Tensor], shapes: Shapes, decides: bool) -> Iterator[list[torch.Tensor]]:

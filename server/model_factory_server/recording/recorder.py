@@ -31,7 +31,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from model_factory.descriptor.stock import is_stock
-from model_factory.errors import CallFormError, NotPortableError
+from model_factory.errors import CallFormError, NotPortableError, refused_call
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.constants import torch_name
 from model_factory.graph.expressions import expression_names
@@ -348,7 +348,7 @@ class _Recording:
             if "Please convert all Tensors to FakeTensors" in str(error):
                 raise NotPortableError(foreign_tensor(self.module, _user_line(error))) from error
             text = self.symbols.with_sizes(str(error))
-            raise CallFormError(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {text}") from error
+            raise refused_call(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {text}", error) from error
         self._raise_undecided()
         return result
 
