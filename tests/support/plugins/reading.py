@@ -15,7 +15,7 @@ class Policy(nn.Module):
         self.drop = nn.Dropout(0.5)
         self.head = nn.Linear(width, width)
 
-    def forward(self, batch: dict[str, Any], iterations: int = 10) -> Tensor:
+    def forward(self, batch: dict[str, Any], iterations: int = 10) -> Tensor:  # noqa: ARG002
         kept = functional.dropout(batch["obs"], self.drop.p, self.training)
         y = self.head(kept)
         return y * y.shape[-1] ** -0.5
