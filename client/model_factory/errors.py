@@ -7,16 +7,25 @@
     │   ├── ConfigError          a component config is wrong
     │   └── BuildError           the config is well formed, but its model cannot be built
     │       └── NotPortableError a module's forward cannot be written down as a program
-    ├── GraphExecutionError      a forward was called wrongly, or one of its steps failed
+    ├── GraphExecutionError      a graph refuses a call or a step's result; other errors of a step keep their type
     │   └── CallFormError        no program exists for this way of calling a module
     │       └── OutdatedBuildError the server builds another module by now than the one that is called
+    │       │                    the forward refuses the call; each is also the error that the forward raises:
+    │       ├── RefusedNotImplementedError
+    │       ├── RefusedRuntimeError
+    │       ├── RefusedValueError
+    │       ├── RefusedTypeError
+    │       ├── RefusedIndexError
+    │       ├── RefusedKeyError
+    │       ├── RefusedAttributeError
+    │       └── RefusedAssertionError
     ├── FormatError              a descriptor, program or blob is not what it should be
     │   ├── IntegrityError       bytes do not match the digest they were asked for by
     │   └── RangeError           bytes were asked for that a blob does not have
     ├── SourceError              a model needs source that is not trusted here, or that cannot be used here
     ├── StoreError               a store or cache folder cannot be used: no space, no permission
     │   └── MissingBlobError     the server's store does not have a blob, or no longer
-    └── ServerError              the server refused, failed or broke its contract
+    └── ServerError              the server refused, failed or broke its contract, or its address is none
         ├── LimitError           the request is over a limit of the server
         │   └── BusyError        too much is in progress or waits: the same request may do later
         ├── AccessError          the server does not accept who asks, or a token or certificate cannot be used
@@ -62,7 +71,11 @@ class NotPortableError(BuildError):
 
 
 class GraphExecutionError(ModelFactoryError):
-    """A forward was called with the wrong inputs, or one of its steps failed."""
+    """A graph refuses its inputs, a step's result, or arguments that a kernel would trust.
+
+    An exception that is raised inside a step (by torch, a hook, a child) is none: the exception passes through as the
+    same object, with a note of the step's number and call.
+    """
 
 
 class CallFormError(GraphExecutionError):
@@ -71,6 +84,40 @@ class CallFormError(GraphExecutionError):
 
 class OutdatedBuildError(CallFormError):
     """A module needs a new program, and the server would build another module by now: other code or other files."""
+
+
+class RefusedNotImplementedError(CallFormError, NotImplementedError):
+    """The forward refuses a call with a ``NotImplementedError``."""
+
+
+class RefusedRuntimeError(CallFormError, RuntimeError):
+    """The forward refuses a call with a ``RuntimeError``."""
+
+
+class RefusedValueError(CallFormError, ValueError):
+    """The forward refuses a call with a ``ValueError``."""
+
+
+class RefusedTypeError(CallFormError, TypeError):
+    """The forward refuses a call with a ``TypeError``."""
+
+
+class RefusedIndexError(CallFormError, IndexError):
+    """The forward refuses a call with an ``IndexError``."""
+
+
+class RefusedKeyError(CallFormError, KeyError):
+    """The forward refuses a call with a ``KeyError``."""
+
+    __str__ = Exception.__str__  # KeyError has the repr of a key
+
+
+class RefusedAttributeError(CallFormError, AttributeError):
+    """The forward refuses a call with an ``AttributeError``."""
+
+
+class RefusedAssertionError(CallFormError, AssertionError):
+    """The forward refuses a call with an ``AssertionError``."""
 
 
 class FormatError(ModelFactoryError):
@@ -98,7 +145,7 @@ class MissingBlobError(StoreError):
 
 
 class ServerError(ModelFactoryError):
-    """The server refused or failed a request, or answered against its contract."""
+    """The server refused or failed a request, or answered against its contract; or the text of its address is none."""
 
 
 class LimitError(ServerError):
@@ -115,6 +162,28 @@ class AccessError(ServerError):
 
 class UnavailableError(ServerError):
     """The server cannot be reached, is stopping, or went away during a request."""
+
+
+_REFUSALS: tuple[tuple[type[Exception], type[CallFormError]], ...] = (
+    (NotImplementedError, RefusedNotImplementedError),
+    (RuntimeError, RefusedRuntimeError),
+    (ValueError, RefusedValueError),
+    (TypeError, RefusedTypeError),
+    (IndexError, RefusedIndexError),
+    (KeyError, RefusedKeyError),
+    (AttributeError, RefusedAttributeError),
+    (AssertionError, RefusedAssertionError),
+)
+"""What a forward raises, and the error of its refusal; most specific first."""
+
+
+def refused_call(text: str, raised: BaseException) -> CallFormError:
+    """Return the error for a call that a forward refuses, as a subclass of the common class that the forward raised.
+
+    >>> isinstance(refused_call("sizes differ", ValueError()), ValueError)
+    True
+    """
+    return next((error for kind, error in _REFUSALS if isinstance(raised, kind)), CallFormError)(text)
 
 
 def plain_text(error: BaseException | str) -> str:

@@ -43,3 +43,6 @@ MAX_SOURCE_BYTES = 16 * MIB
 
 MAX_SOURCE_NAME_BYTES = 255
 """Of the name of a file in a bundle."""
+
+MAX_PORT = 65535
+"""The largest TCP port."""

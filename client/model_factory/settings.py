@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model_factory.errors import ModelFactoryError
+from model_factory.errors import ModelFactoryError, StoreError
 from model_factory.limits import MIB
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -33,7 +33,13 @@ _SHARED_STORE = "MODEL_FACTORY_SHARED_STORE"
 _SERVER = "MODEL_FACTORY_SERVER"
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 
-VARIABLES = (_CACHE, _CACHE_GIB, _SHARED_STORE, _SERVER, _TLS, _SERVER_NAME, *_FILES.values())
+USE_PROXY = "MODEL_FACTORY_USE_PROXY"
+"""Turns on the HTTP proxies that the environment names."""
+
+_PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the first one that is set counts for gRPC, even if empty
+_NO_PROXIES = ("no_grpc_proxy", "no_proxy")  # the same
+
+VARIABLES = (_CACHE, _CACHE_GIB, _SHARED_STORE, _SERVER, USE_PROXY, _TLS, _SERVER_NAME, *_FILES.values())
 """What this package reads beside the variables that configs name."""
 
 
@@ -48,16 +54,42 @@ def client_credentials() -> dict[str, Any]:
     Raises:
         ModelFactoryError: a variable that is yes or no is neither.
     """
-
-    def is_set(variable: str) -> bool:
-        word = os.environ.get(variable) or "no"
-        if word.lower() not in WORDS:
-            raise ModelFactoryError(f"{variable} is true/false, 1/0, yes/no or on/off, got {word!r}")
-        return WORDS[word.lower()]
-
     files = {field: os.environ[variable] for field, variable in _FILES.items() if os.environ.get(variable)}
-    words = {"server_name": os.environ.get(_SERVER_NAME, ""), "tls": is_set(_TLS)}
-    return files | words | {"allow_plaintext": is_set(_ALLOW_PLAINTEXT)}
+    words = {"server_name": os.environ.get(_SERVER_NAME, ""), "tls": _is_on(_TLS)}
+    return files | words | {"allow_plaintext": _is_on(_ALLOW_PLAINTEXT)}
+
+
+def use_proxy() -> bool:
+    """Whether connections go through the HTTP proxies that the environment names: ``$MODEL_FACTORY_USE_PROXY``.
+
+    Raises:
+        ModelFactoryError: the variable is neither true nor false.
+    """
+    return _is_on(USE_PROXY)
+
+
+def proxy_variables() -> tuple[str, str, str]:
+    """Return the variable that names a proxy, its URL, and the variable with exceptions; empty texts where unset."""
+    variable = next((name for name in _PROXIES if name in os.environ), "")
+    exceptions = next((name for name in _NO_PROXIES if name in os.environ), "")
+    return variable, os.environ.get(variable, ""), exceptions if os.environ.get(exceptions) else ""
+
+
+def grpc_fork_support() -> bool:
+    """Whether ``$GRPC_ENABLE_FORK_SUPPORT`` turns on the fork support of gRPC's Python part, beside the core's."""
+    return os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in {"1", "yes", "true"}  # the words that gRPC knows
+
+
+def _is_on(variable: str) -> bool:
+    """Read a variable that is true or false; false where unset or empty.
+
+    Raises:
+        ModelFactoryError: the variable is neither.
+    """
+    word = os.environ.get(variable) or "no"
+    if word.lower() not in WORDS:
+        raise ModelFactoryError(f"{variable} is true/false, 1/0, yes/no or on/off, got {word!r}")
+    return WORDS[word.lower()]
 
 
 def keep_variables(is_allowed: Callable[[str], bool]) -> None:
@@ -81,11 +113,21 @@ def only_variables(is_allowed: Callable[[str], bool], more: Mapping[str, str]) -
 
 
 def default_cache_dir() -> Path:
-    """Where a node keeps blobs: ``$MODEL_FACTORY_CACHE``, else ``model-factory`` in the user's cache folder."""
-    explicit = os.environ.get(_CACHE)
-    if explicit:
-        return Path(explicit).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "model-factory"
+    """Where a node keeps blobs: ``$MODEL_FACTORY_CACHE``, else ``model-factory`` in the user's cache folder.
+
+    Raises:
+        StoreError: the user has no home folder, and the variable names no folder outside of a home folder.
+    """
+    explicit, caches = os.environ.get(_CACHE), os.environ.get("XDG_CACHE_HOME")
+    try:
+        if explicit:
+            return Path(explicit).expanduser()
+        return Path(caches or Path.home() / ".cache") / "model-factory"
+    except (RuntimeError, KeyError) as error:  # no HOME, and no entry of the user in the system's table
+        raise StoreError(
+            "no folder for the cache: this user has no home folder. "
+            f"Remedy: set {_CACHE} to a folder that this user may read and write"
+        ) from error
 
 
 def library_caches() -> list[Path]:

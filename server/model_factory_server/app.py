@@ -79,7 +79,7 @@ def _allow_files(settings: Settings) -> None:
 
 async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     check_exposure(settings.listen, settings.access)
-    store = Store(settings.store)
+    store = Store(settings.store, setting="--store")
     with store.scratch() as folder, socket_in(folder):
         await _serve_store(settings, store, on_ready)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,15 +30,30 @@ _VARIABLES = {
 def socket_in(folder: Path) -> Iterator[None]:
     """Have ``multiprocessing`` keep the fork server's socket in ``folder``.
 
-    It makes a temporary folder of its own otherwise, which outlives a server that is killed.
+    It makes a temporary folder of its own otherwise, which outlives a server that is killed. A file system without
+    sockets leaves no other way.
     """
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001  there is no other way
     before = config.get("tempdir")
-    config["tempdir"] = str(folder)
+    if _takes_sockets(folder):
+        config["tempdir"] = str(folder)
     try:
         yield
     finally:
         config["tempdir"] = before
+
+
+def _takes_sockets(folder: Path) -> bool:
+    """Whether a socket can be made in a folder: some network and FUSE file systems refuse sockets."""
+    path = folder / "trial"
+    with socket.socket(socket.AF_UNIX) as trial:
+        try:
+            trial.bind(str(path))
+        except OSError:
+            return False
+    with suppress(OSError):
+        path.unlink()
+    return True
 
 
 class ForkServer:

@@ -18,6 +18,7 @@ from model_factory.config import ResolvedConfig
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.describe import describe
 from model_factory.errors import BuildError, PlacedError
+from model_factory.seeds import build_seed
 from model_factory.settings import environment
 from model_factory_server.backends.loading import load_backend
 from model_factory_server.backends.sources import with_installed_plugins
@@ -41,7 +42,7 @@ class PolicyConstructorModelFactory:
         """Make a factory; ``seed`` to ``base_dir`` mean what they mean for ``RemoteModelFactory``.
 
         Args:
-            seed: Of the weights.
+            seed: Of the weights; without one, each build draws its seed from torch's default generator.
             dtype: What floating parameters and buffers are cast to.
             device: Where the modules' tensors are put.
             base_dir: What relative config paths are relative to.
@@ -60,7 +61,9 @@ class PolicyConstructorModelFactory:
         self._base_dir = Path("" if base_dir is None else base_dir).absolute()
 
     def build(self, model_cfg: Mapping[str, Any]) -> nn.Module | dict[str, nn.Module]:
-        """Build the models of a config; see :class:`model_factory.ModelFactory`. Random state is as before afterwards.
+        """Build the models of a config; see :class:`model_factory.ModelFactory`.
+
+        Without a seed, one number is drawn from torch's default generator; otherwise random state is as before.
 
         Raises:
             ValueError: the mapping is empty.
@@ -68,12 +71,12 @@ class PolicyConstructorModelFactory:
             BuildError: a constructor fails.
         """
         request = read_request(model_cfg, self._base_dir, environment())
-        seed = torch.initial_seed() if self._seed is None else self._seed
         modules: dict[str, nn.Module] = {}
-        for component in request.components:
-            with torch.random.fork_rng(), _placing(component):
-                module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
-            modules[component.name] = module.to(device=self._device, dtype=self._dtype)
+        with build_seed(self._seed) as seed:
+            for component in request.components:
+                with torch.random.fork_rng(), _placing(component):
+                    module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
+                modules[component.name] = module.to(device=self._device, dtype=self._dtype)
         return request.answer(modules)
 
     def describe(self, model_cfg: Mapping[str, Any]) -> Architecture | dict[str, Architecture]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from model_factory.config.bounds import MAX_CONFIG_BYTES, MAX_NESTING, MAX_NODES
 from model_factory.errors import ServerError
-from model_factory.limits import MAX_COMPONENTS, MAX_MESSAGE_BYTES, MAX_MODULES, MIB
+from model_factory.limits import MAX_COMPONENTS, MAX_MESSAGE_BYTES, MAX_MODULES, MAX_PORT, MIB
 from model_factory.settings import DEFAULT_ADDRESS
 from model_factory_server.options import setting
 
@@ -20,7 +20,6 @@ DEVICES = ("auto", "cpu", "cuda")
 BUILTIN = "builtin"
 POLICY_CONSTRUCTOR = "policy_constructor"
 BACKENDS = (BUILTIN, POLICY_CONSTRUCTOR)
-MAX_PORT = 65535
 
 _WORKER_VARIABLES = frozenset(
     (

@@ -36,7 +36,7 @@ from model_factory.errors import (
 )
 from model_factory.graph.call_example import decode_call
 from model_factory.graph.constants import torch_dtype
-from model_factory.graph.runner import get_module
+from model_factory.graph.lookup import get_module
 from model_factory.limits import MAX_DOCUMENT_BYTES
 from model_factory.settings import keep_variables
 from model_factory.store import Blob, Store
@@ -170,7 +170,7 @@ def _confine(job: Job) -> bool:
 def _build(job: Job, tell: Tell) -> dict[str, Any]:
     tell("stage", "constructing")
     backend, config = _load_backend(job), parse_config(job.task.config)
-    store = Store(job.store, job.limits.max_store_bytes)
+    store = Store(job.store, job.limits.max_store_bytes, setting="--store")
     data, placed = (_read(store, (job.task.known or {}).get(name)) for name in ("descriptor", "placement"))
     known = None if data is None else decode_descriptor(data)  # evicted since it was looked up, it is made again
     if known is None:
@@ -257,7 +257,7 @@ def _known_classes(model: nn.Module, known: Descriptor) -> tuple[Mapping[nn.Modu
 def _describe(job: Job, tell: Tell) -> dict[str, Any]:
     tell("stage", "constructing")
     backend, config = _load_backend(job), parse_config(job.task.config)
-    store = Store(job.store)
+    store = Store(job.store, setting="--store")
     refused: dict[str, str] = {}
     if job.task.travel:
         try:
@@ -288,7 +288,9 @@ def _travels(job: Job, backend: Backend, config: ResolvedConfig, tell: Tell) -> 
     classes, bundle = _classes(portable)
     _cast(model, job.task.dtype)
     descriptor = encode_descriptor(describe(model, classes, bundle, refused=refused))
-    return _put(Store(job.store), _documents(portable) | {"descriptor": descriptor} | _refusals(refused))
+    return _put(
+        Store(job.store, setting="--store"), _documents(portable) | {"descriptor": descriptor} | _refusals(refused)
+    )
 
 
 def _refusals(refused: dict[str, str]) -> dict[str, bytes]:
@@ -306,7 +308,7 @@ def _record(job: Job, tell: Tell) -> dict[str, Any]:
     _cast(model, job.task.dtype)
     tell("stage", "recording")
     recorded = record_call(model, job.task.path, call, dict(job.task.training or {}))
-    return {"programs": _blob(Store(job.store).put(encode_programs(((job.task.path, recorded),))))}
+    return {"programs": _blob(Store(job.store, setting="--store").put(encode_programs(((job.task.path, recorded),))))}
 
 
 def _check_origin(job: Job, model: nn.Module) -> None:

@@ -191,18 +191,89 @@ def test_any_seed_of_torchs_gives_the_same_from_both(make_both: Callable[..., An
     assert_same_state(remote, local)
 
 
-def test_without_a_seed_the_trainers_own_is_taken(make: Make) -> None:
-    def build() -> torch.Tensor:
-        return one(make(seed=None).build({"config": TINY})).graph_modules["layer0"].weight
+def weight_of(model: nn.Module) -> tuple[float, ...]:
+    return tuple(model.graph_modules["layer0"].weight.flatten().tolist())
+
+
+def test_without_a_seed_builds_in_a_row_differ_and_repeat_after_manual_seed(make: Make) -> None:
+    factory = make(seed=None)
+
+    def sequence() -> list[tuple[float, ...]]:
+        single = [weight_of(one(factory.build({"config": TINY}))) for _ in range(2)]
+        pair = [weight_of(model) for model in several(factory.build({"left": TINY, "right": TINY})).values()]
+        return [*single, *pair, weight_of(one(make(seed=None).build({"config": TINY})))]
 
     torch.manual_seed(21)
-    first = build()
-    torch.rand(5)
-    second = build()
+    first = sequence()
+    assert len(set(first)) == 5, "two builds, two components or two factories have the same weights"
+    torch.manual_seed(21)
+    assert sequence() == first
     torch.manual_seed(22)
-    third = build()
-    assert first.equal(second)
-    assert not first.equal(third)
+    assert not set(sequence()) & set(first)
+
+
+def test_both_draw_the_same_seeds(make_both: Callable[..., tuple[ModelFactory, ModelFactory]]) -> None:
+    built, states = [], []
+    for factory in make_both(seed=None):
+        torch.manual_seed(5)
+        built.append([one(factory.build({"config": TINY})), *several(factory.build({"a": TINY, "b": TINY})).values()])
+        states.append(torch.get_rng_state())
+    for remote, local in zip(*built, strict=True):
+        assert_same_state(remote, local)
+    assert states[0].equal(states[1])
+
+
+def test_a_build_draws_one_number_whatever_it_builds(make: Make) -> None:
+    states = []
+    for asked in ({"config": TINY}, {"a": TINY}, {"a": TINY, "b": TINY, "c": str(SMALL / "mlp.yaml")}):
+        torch.manual_seed(3)
+        make(seed=None).build(asked)
+        states.append(torch.get_rng_state())
+    torch.manual_seed(3)
+    assert not states[0].equal(torch.get_rng_state())
+    assert all(state.equal(states[0]) for state in states)
+
+
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [
+        (lambda factory: factory.describe({"config": TINY}), None),
+        (lambda factory: factory.build({}), ValueError),
+        (lambda factory: factory.build({"config": TINY | {"schema_version": 9}}), ConfigError),
+        (lambda factory: factory.build({"config": layers({"_type_": "nn.Linaer"})}), ConfigError),
+    ],
+    ids=["describe", "empty", "wrong config", "unknown type"],
+)
+def test_descriptions_and_builds_that_fail_draw_nothing(
+    act: Callable[[ModelFactory], Any], error: type[Exception] | None, make: Make
+) -> None:
+    """So a rank that tries again stays in step with the others."""
+    factory = make(seed=None)
+    torch.manual_seed(13)
+    before = torch.get_rng_state()
+    if error is None:
+        act(factory)
+    else:
+        with pytest.raises(error):
+            act(factory)
+    assert torch.get_rng_state().equal(before)
+
+
+def test_a_server_that_cannot_be_reached_costs_no_draw(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(ModelFactoryError):
+        RemoteModelFactory("127.0.0.1:1", cache_dir=tmp_path).build({"config": TINY})
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_seed_is_drawn_on_the_cpu_whatever_torchs_default_device_is(make: Make, device: str) -> None:
+    torch.manual_seed(8)
+    expected = weight_of(one(make(seed=None).build({"config": TINY})))
+    torch.manual_seed(8)
+    with torch.device(device):
+        model = one(make(seed=None).build({"config": TINY}))
+    assert weight_of(model) == expected
 
 
 def test_the_trainers_random_state_is_left_alone(make: Make) -> None:

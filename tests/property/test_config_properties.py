@@ -18,7 +18,7 @@ from model_factory.config import (
 from model_factory.config.lift import lift
 from model_factory.config.merge import merge, settle
 from model_factory.config.nodes import MapNode, Place, lower
-from model_factory.config.references import split_references
+from model_factory.config.references import EnvReference, split_references
 from model_factory.config.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 from property.amount import EXAMPLES
@@ -201,6 +201,39 @@ def test_the_pieces_of_a_string_hold_all_its_literal_text(text: str) -> None:
     if "${" not in text:
         assert "".join(str(piece) for piece in pieces) == text
     assert all(piece != "" for piece in pieces)
+
+
+@quick
+@given(
+    st.text(" \t\n", max_size=3),
+    st.sampled_from(["", "json:"]),
+    st.text(st.characters(exclude_characters='}${"', exclude_categories=["Cs"]), max_size=8),
+)
+def test_a_default_is_what_stands_before_the_brace_without_its_space_at_the_end(
+    space: str, cast: str, default: str
+) -> None:
+    (piece,) = split_references(f"${{{space}env:{cast}V,{default}}}")
+    assert isinstance(piece, EnvReference)
+    assert (piece.variable, piece.default) == ("V", default.rstrip())
+
+
+@quick
+@given(
+    st.none() | PLAIN,
+    st.lists(PLAIN, max_size=3),
+    st.sampled_from(["replace", "append", "prepend"]),
+)
+def test_a_list_directive_acts_on_a_list_or_null_alone(below: Any, items: list[Any], mode: str) -> None:
+    def act() -> Any:
+        directive = {"_merge_": mode, "_value_": items}
+        return lower(merge(tree({"v": below}), tree({"v": directive})))["v"]
+
+    if below is not None and not isinstance(below, list):
+        with pytest.raises(ConfigError, match="a list directive on a value that is no list"):
+            act()
+        return
+    base = below or []
+    assert same(act(), {"replace": items, "append": base + items, "prepend": items + base}[mode])
 
 
 @quick

@@ -37,7 +37,10 @@ def test_the_plain_form_gives_the_raw_string(raw: str) -> None:
     [
         ("${env:VAR,x}", "x"),
         ("${env:VAR,}", ""),
-        ("${env:VAR, a, b }", " a, b "),
+        ("${env:VAR, a, b }", " a, b"),
+        ("${env:VAR, spaced }", " spaced"),
+        ("${env:VAR,\t\n}", ""),
+        ("${ env:VAR, x}", " x"),
         ("${env:VAR,http://h:80/}", "http://h:80/"),
     ],
 )
@@ -155,6 +158,15 @@ def test_an_unknown_cast_suggests_the_closest() -> None:
 def test_a_variable_may_be_called_like_a_cast() -> None:
     assert read("${env:int}", int="raw") == "raw"
     assert read("${env:int:int}", int="3") == 3
+
+
+@pytest.mark.parametrize("text", ["${ env:VAR }", "${env:VAR }", "${\tenv:VAR\n}", "${ env:json:VAR }"])
+def test_space_at_the_ends_of_a_reference_is_ignored(text: str) -> None:
+    assert read(text, VAR="[1]") in ("[1]", [1])
+
+
+def test_space_before_a_json_reference_leaves_its_braces_matched() -> None:
+    assert read('${ env:json:VAR, {"a": {"}": 1}} }') == {"a": {"}": 1}}
 
 
 def test_only_the_given_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model_factory.config import yaml_tree
+from model_factory.config import resolve_mapping, yaml_tree
 from model_factory.config.load import load_file
 from model_factory.config.nodes import child_of, lower, nearest_node
 from model_factory.config.yaml_tree import parse_yaml
@@ -246,12 +246,21 @@ def test_a_missing_default_names_where_it_is_named(tmp_path: Path) -> None:
     assert message.startswith(f"{tmp_path}/a.yaml:3:5: cannot read the config file '{tmp_path}/gone.yaml': ")
 
 
-@pytest.mark.parametrize("value", ["base.yaml", "~", "[1]", "['']", "[[a.yaml]]", "{a: b}", '["a\\0b"]'])
+@pytest.mark.parametrize("value", ["base.yaml", "0", "false", "''", "[1]", "['']", "[[a.yaml]]", "{a: b}", '["a\\0b"]'])
 def test_defaults_are_a_list_of_file_paths(tmp_path: Path, value: str) -> None:
     message = load_error(write(tmp_path / "a.yaml", f"defaults: {value}"))
     assert message.startswith(f"{tmp_path}/a.yaml:1:1")
     assert "defaults" in message
 
 
-def test_empty_defaults_mean_nothing(tmp_path: Path) -> None:
-    assert lower(load_file(write(tmp_path / "a.yaml", "defaults: []\nb: 1"))) == {"b": 1}
+@pytest.mark.parametrize("value", ["[]", "null", "~", ""])
+def test_empty_defaults_mean_nothing(tmp_path: Path, value: str) -> None:
+    assert lower(load_file(write(tmp_path / "a.yaml", f"defaults: {value}\nb: 1"))) == {"b": 1}
+    assert lower(load_file(write(tmp_path / "top.yaml", "defaults: [a.yaml]\nc: 2"))) == {"b": 1, "c": 2}
+
+
+def test_null_defaults_of_an_in_memory_config_mean_nothing() -> None:
+    config = {"schema_version": 1, "model": {"sequential": {"layers": [{"_type_": "nn.ReLU"}]}}}
+    assert resolve_mapping(config | {"defaults": None}, {}).digest == resolve_mapping(config, {}).digest
+    with pytest.raises(ConfigError, match="in-memory"):
+        resolve_mapping(config | {"defaults": []}, {})

@@ -62,9 +62,38 @@ def test_directives_on_a_list(mode: str, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["replace", "append", "prepend"])
-@pytest.mark.parametrize("below", [{}, {"xs": None}, {"xs": "text"}, {"xs": {"k": 1}}, {"xs": []}])
+@pytest.mark.parametrize("below", [{}, {"xs": None}, {"xs": []}])
 def test_with_no_list_below_a_directive_acts_on_an_empty_list(mode: str, below: dict[str, Any]) -> None:
     assert merged(below, {"xs": act(mode, 3)}) == {"xs": [3]}
+
+
+@pytest.mark.parametrize("mode", ["replace", "append", "prepend", "keyed"])
+@pytest.mark.parametrize(
+    ("below", "what"),
+    [
+        ("text", "the string 'text'"),
+        ("", "the string ''"),
+        ({"k": 1}, "a mapping"),
+        ({}, "a mapping"),
+        (3, "the number 3"),
+        (0.5, "the number 0.5"),
+        (False, "false"),
+    ],
+)
+def test_a_directive_on_a_value_that_is_no_list_is_an_error(mode: str, below: Any, what: str) -> None:
+    directive = act(mode, {"id": "a"}, **({"key": "id"} if mode == "keyed" else {}))
+    error = refused(below, directive)
+    assert error.path == ("a", "xs")
+    assert error.reason == f"a list directive on a value that is no list: <config> has {what}"
+
+
+def test_a_directive_on_a_reference_says_that_directives_act_first() -> None:
+    assert "act before references are resolved" in refused("${params.xs}", act("append", 1)).reason
+
+
+def test_a_directive_in_a_keyed_item_names_the_item_whose_value_is_no_list() -> None:
+    error = refused([{"id": "a", "ys": 1}], act("keyed", {"id": "a", "ys": act("append", 2)}, key="id"))
+    assert error.path == ("a", "xs", 0, "ys")
 
 
 def test_a_directive_that_never_met_a_layer_is_still_applied() -> None:

@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from matrix.travel import travel_recorded
 from model_factory import CallFormError, NotPortableError
+from model_factory.graph.call_example import ExampleCall, decode_call, encode_call
+from model_factory_server.recording.portable import record_call
 from support.compare import assert_same, assert_same_runs
 
 WIDTH = 4
@@ -400,10 +402,30 @@ class AsksForTheDtypeOfAutocast(Block):
         return self.linear(x).to(torch.get_autocast_dtype(device_type="cpu"))
 
 
+class WritesToItsCallersDict(nn.Module):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        batch["image"] = batch["image"] / 255
+        return batch["image"].mean()
+
+    def example_inputs(self) -> list[dict[str, Any]]:
+        return [{"batch": {"image": torch.ones(2, 3)}}]
+
+
+class AppendsToItsCallersList(nn.Module):
+    def forward(self, frames: dict[str, list[Tensor]]) -> Tensor:
+        frames["all"].append(frames["all"][0])
+        return torch.stack(frames["all"])
+
+    def example_inputs(self) -> list[dict[str, Any]]:
+        return [{"frames": {"all": [torch.ones(2)]}}]
+
+
 @pytest.mark.parametrize(
     ("block", "reason"),
     [
         (OwnGradient, "StraightThrough, an autograd.Function"),
+        (WritesToItsCallersDict, r"writes to its caller's argument batch, .* batch = dict\(batch\)"),
+        (AppendsToItsCallersList, r"writes to its caller's argument frames\['all'\]"),
         (MovesATarget, "writes to the parameter 'target.weight'"),
         (SkipsSeldom, "random numbers of Python's"),
         (GathersIfDistributed, r"asks torch.distributed.is_initialized\(\)"),
@@ -499,3 +521,48 @@ def test_a_second_call_that_takes_another_side_is_not_compared() -> None:
     original = CachesBesideABuffer()
     twin = travel_recorded(copy.deepcopy(original))
     assert_same(twin(**original.example), original(**original.example))
+
+
+class OwnDicts(nn.Module):
+    """Writes to copies and to its own keyword arguments, which no caller sees."""
+
+    def forward(self, batch: dict[str, Tensor], **options: float) -> Tensor:
+        batch = dict(batch)
+        batch["image"] = batch.pop("image") * options.pop("scale")
+        return batch["image"]
+
+    def example_inputs(self) -> list[dict[str, Any]]:
+        return [{"batch": {"image": torch.ones(2, 3)}, "scale": 2.0}]
+
+
+def test_a_forward_may_write_to_dicts_of_its_own() -> None:
+    twin = travel_recorded(OwnDicts())
+    image = torch.randn(4, 5)
+    assert_same(twin({"image": image}, scale=2.0), image * 2.0)
+
+
+class Standardises(nn.Module):
+    """Refuses a constant input; the layer after that takes one width only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        std = x.std()
+        if std == 0:
+            raise ValueError("std evaluated to zero")
+        return (x - self.mean) / std
+
+    def example_inputs(self) -> list[dict[str, Tensor]]:
+        return [{"x": torch.arange(12.0).view(2, 6)}]
+
+
+def test_a_wrong_call_has_the_reason_of_the_side_that_the_call_takes() -> None:
+    call = decode_call(encode_call({"x": torch.randn(2, 7)}))
+    with pytest.raises(CallFormError) as caught:
+        record_call(Standardises(), "", call, {})
+    assert "must match" in str(caught.value) or "size of tensor" in str(caught.value), caught.value
+    assert "std evaluated" not in str(caught.value)
+    with pytest.raises(CallFormError, match="std evaluated to zero"):
+        record_call(Standardises(), "", ExampleCall(arguments={"x": torch.ones(2, 6)}, outcomes=(True,)), {})

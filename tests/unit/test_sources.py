@@ -159,3 +159,16 @@ def test_wrong_declarations_of_methods_are_named(
     monkeypatch.setattr(autoencoder, "portable_methods", names)
     with pytest.raises(NotPortableError, match=re.escape(message)):
         describe(nn.Sequential(autoencoder(16, 2)))
+
+
+@pytest.mark.parametrize("name", ["Samples", "Follows"])
+def test_source_that_draws_and_source_that_writes_to_parameters(routed: Any, name: str) -> None:
+    """Compared from the same state of every generator, and with the parameters restored after each run."""
+    torch.manual_seed(0)
+    model = nn.Sequential(getattr(importlib.import_module("routed.keeping"), name)())
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for _ in range(10):  # by chance, one of ten drew alike
+        portable = survey_model(model, roots=ROOTS)
+        assert portable.sources is not None
+        assert list(portable.sources.classes) == [model[0]]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

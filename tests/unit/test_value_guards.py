@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,52 +12,29 @@ from torch import Tensor, nn
 from matrix.travel import travel, travel_recorded
 from model_factory import CallFormError, NotPortableError
 from model_factory.errors import FormatError
+from model_factory.graph.actions import OtherSideError
 from model_factory.graph.call_example import decode_call, encode_call
-from model_factory.graph.call_form import Recorded
 from model_factory.graph.codec import decode_program, encode_program
 from model_factory.graph.modules import ProgramModule
 from model_factory.graph.program import Program, Ref, Step
-from model_factory.graph.runner import OtherSideError, Runner
+from model_factory.graph.runner import Runner
 from model_factory.limits import MAX_SIDES
-from model_factory_server.recording.portable import record_call
 from model_factory_server.recording.tape import MAX_DECISIONS
 from support.compare import assert_same, observe, train
+from support.recording import InProcessRecorder
 
 FEATURES = 4
 NEEDLE = 0.640625
 
 
-class Server:
-    """Records calls as a server does: on a model of its own, and of the call only what crosses the wire."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = copy.deepcopy(model)
-        self.asked: list[tuple[bool | int, ...]] = []
-
-    def known(self, _path: str) -> tuple[Recorded, ...]:
-        return ()
-
-    def record(
-        self,
-        path: str,
-        arguments: Mapping[str, Any],
-        training: tuple[tuple[str, bool], ...],
-        _dtype: Any,
-        outcomes: tuple[bool | int, ...] = (),
-        _method: str = "forward",
-    ) -> Recorded:
-        self.asked.append(outcomes)
-        with torch.random.fork_rng():
-            return record_call(self.model, path, decode_call(encode_call(arguments, None, outcomes)), dict(training))
-
-
-def pair(block: type[nn.Module]) -> tuple[nn.Module, ProgramModule, Server]:
+def pair(block: type[nn.Module]) -> tuple[nn.Module, ProgramModule, InProcessRecorder]:
     """The original, and what a trainer gets of it without any program."""
     torch.manual_seed(1)
     original = block()
     rebuilt = travel(copy.deepcopy(original))
     assert isinstance(rebuilt, ProgramModule)
-    rebuilt._recorder = server = Server(original)
+    kept = copy.deepcopy(original)
+    rebuilt._recorder = server = InProcessRecorder(lambda: copy.deepcopy(kept))
     return original, rebuilt, server
 
 

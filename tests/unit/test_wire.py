@@ -1,10 +1,13 @@
 """The hand-written frames of blob chunks are the protobuf messages they stand for."""
 
+import pickle
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from model_factory import errors
 from model_factory.errors import ConfigError, FormatError, ModelFactoryError
 from model_factory.v1 import blob_pb2, wire
 
@@ -128,3 +131,22 @@ def test_a_long_text_fits_into_what_clients_take(text):
     assert escaped + sum(len(value) * 4 // 3 for _, value in status.trailing_metadata) < 8000
     assert status.details.startswith(text[:50])
     assert status.details.endswith(text[-20:])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [RuntimeError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError],
+)
+def test_a_refused_call_keeps_the_class_of_what_the_forward_raised(kind):
+    class Own(kind):
+        pass
+
+    for raised in (kind("x"), Own("x")):
+        error = errors.refused_call("the forward refused the call: no", raised)
+        got = wire.from_rpc_error(Failure(wire.to_status(error, "encoder")), "h:1", lambda _name, _path: "")
+        for each in (error, got, pickle.loads(pickle.dumps(got))):  # noqa: S301  our own bytes
+            assert isinstance(each, kind)
+            assert isinstance(each, errors.CallFormError)
+        assert str(error) == "the forward refused the call: no"
+        assert str(got) == "component 'encoder': the forward refused the call: no"
+    assert type(errors.refused_call("x", ZeroDivisionError())) is errors.CallFormError

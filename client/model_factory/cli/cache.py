@@ -33,7 +33,11 @@ def add_cache(commands: Any) -> None:
 
 def _store(arguments: argparse.Namespace) -> Store:
     root: Path = arguments.dir or default_cache_dir()
-    if not (root / "blobs").is_dir():
+    try:
+        is_store = (root / "blobs").is_dir()
+    except PermissionError:  # the store names the remedy
+        is_store = True
+    if not is_store:
         raise ModelFactoryError(f"{root} is not a cache or store: it has no folder 'blobs'")
     return Store(root)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import socket
 import statistics
 import tempfile
@@ -18,7 +17,9 @@ from typing import Any, Literal
 from model_factory.blocks import SELF_CHECK_CONFIG, SELF_CHECK_WIDTH
 from model_factory.errors import ModelFactoryError
 from model_factory.limits import MIB
+from model_factory.remote.address import parse_address
 from model_factory.remote.connection import Connection
+from model_factory.remote.proxy import is_proxied, proxy_note
 from model_factory.settings import default_cache_bytes, default_cache_dir
 from model_factory.store import Store
 
@@ -58,25 +59,36 @@ class CheckError(Exception):
 class Visit:
     """What the checks work on, and what they leave for those after them."""
 
-    connection: Connection
-    """To the server."""
-    cache: Path
-    """The node's cache folder, as it is set up."""
+    address: str
+    """Of the server, as the user wrote the address."""
     scratch: Path
     """A folder that is gone afterwards; caches in it are empty."""
     timeout: float
     """Seconds that each question to the server may take."""
     addresses: list[Any] = field(default_factory=list)
     """What the server's name resolves to."""
+    _connection: Connection | None = field(default=None, init=False)
+
+    @property
+    def connection(self) -> Connection:
+        """The connection to the server, made on first use."""
+        if self._connection is None:
+            self._connection = Connection(self.address, self.timeout)
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
 
 
-def doctor(connection: Connection, *, timeout: float, as_json: bool) -> int:
+def doctor(address: str, *, timeout: float, as_json: bool) -> int:
     """Do every check and print its finding; 0 if all is well, else 1."""
     findings: list[Finding] = []
     with ExitStack() as stack:
-        stack.callback(connection.close)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="model-factory-doctor-")))
-        visit = Visit(connection=connection, cache=default_cache_dir(), scratch=scratch, timeout=timeout)
+        visit = Visit(address=address, scratch=scratch, timeout=timeout)
+        stack.callback(visit.close)
         failed: set[str] = set()
         for check in CHECKS:
             finding = _examine(check, visit, failed)
@@ -86,7 +98,7 @@ def doctor(connection: Connection, *, timeout: float, as_json: bool) -> int:
             if not as_json:
                 _print(finding)
     if as_json:
-        report = {"server": connection.address, "ok": not failed, "checks": [asdict(item) for item in findings]}
+        report = {"server": address, "ok": not failed, "checks": [asdict(item) for item in findings]}
         print(json.dumps(report, indent=2))
     return 1 if failed else 0
 
@@ -115,18 +127,26 @@ def _print(finding: Finding) -> None:
 
 
 def _name(visit: Visit) -> str:
-    host, port = _host_and_port(visit.connection.address)
-    try:
-        visit.addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise CheckError(
-            f"{host} has no address: {error.strerror or error}",
-            "check the spelling of --server, and the name server of this node",
-        ) from None
-    return f"{host} is {', '.join(sorted({str(item[4][0]) for item in visit.addresses}))}"
+    address = parse_address(visit.address)
+    if is_proxied():
+        return f"{visit.address} is for the proxy to look up{proxy_note()}"
+    found = []
+    for host, port in address.hosts:
+        try:
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise CheckError(
+                f"{host} has no address: {getattr(error, 'strerror', None) or error}",
+                "check the spelling of --server, and the name server of this node",
+            ) from None
+        visit.addresses += addresses
+        found.append(f"{host} is {', '.join(sorted({str(item[4][0]) for item in addresses}))}")
+    return "; ".join(found) or f"{visit.address} has no host to look up"
 
 
 def _port(visit: Visit) -> str:
+    if not visit.addresses:
+        return f"no port to try of {visit.address}{proxy_note() if is_proxied() else ''}"
     errors = []
     for family, kind, protocol, _, address in visit.addresses:
         started = time.monotonic()
@@ -173,15 +193,16 @@ def _round_trip(visit: Visit) -> str:
     return f"{_ms(statistics.median(times))} median, {_ms(max(times))} worst of {_ROUND_TRIPS}"
 
 
-def _cache(visit: Visit) -> str:
-    Store(visit.cache, default_cache_bytes()).put(b"model-factory doctor")
-    free = shutil.disk_usage(visit.cache).free
+def _cache(_visit: Visit) -> str:
+    cache = Store(default_cache_dir(), default_cache_bytes())
+    cache.put(b"model-factory doctor")
+    free = cache.free_bytes()
     if free < _FREE_BYTES:
         raise CheckError(
-            f"{visit.cache} has {free / MIB:,.0f} MiB free",
+            f"{cache.root} has {free / MIB:,.0f} MiB free",
             "make room, or set MODEL_FACTORY_CACHE to a folder with more: weights are kept there",
         )
-    return f"{visit.cache} is writable and has {free / MIB:,.0f} MiB free"
+    return f"{cache.root} is writable and has {free / MIB:,.0f} MiB free"
 
 
 def _build(visit: Visit) -> str:
@@ -237,7 +258,7 @@ def _factory(visit: Visit, cache: str, seed: int = 0) -> Any:
     from model_factory.remote.factory import RemoteModelFactory  # noqa: PLC0415  torch
 
     return RemoteModelFactory(
-        visit.connection.address,
+        visit.address,
         seed=seed,
         cache_dir=visit.scratch / cache,
         timeout=_BUILD_SECONDS,
@@ -251,13 +272,6 @@ def _sequential(*layers: dict[str, Any]) -> dict[str, Any]:
 
 def _linear(inputs: int, outputs: int) -> dict[str, Any]:
     return {"_type_": "nn.Linear", "in_features": inputs, "out_features": outputs}
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise CheckError(f"{address!r} is not HOST:PORT", "give --server HOST:PORT, or set MODEL_FACTORY_SERVER")
-    return host.strip("[]"), int(port)
 
 
 def _ms(seconds: float) -> str:

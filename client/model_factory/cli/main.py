@@ -54,7 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="write each model's state dict and descriptor here"
     )
-    build.add_argument("--seed", type=int, default=None, help="seed of the weights (default: a fresh one)")
+    build.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help="seed of the weights (default: the first that torch draws, the same in every run)",
+    )
     build.add_argument("--dtype", default=None, help="cast floating tensors, to bfloat16 say")
     build.set_defaults(run=_build)
 
@@ -201,10 +206,8 @@ def _health(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from model_factory.cli.doctor import doctor  # noqa: PLC0415  grpc, which validate can do without
-    from model_factory.remote.connection import Connection  # noqa: PLC0415  the same
 
-    connection = Connection(arguments.server, arguments.timeout)
-    return doctor(connection, timeout=arguments.timeout, as_json=arguments.json)
+    return doctor(arguments.server, timeout=arguments.timeout, as_json=arguments.json)
 
 
 def _no_server(_arguments: argparse.Namespace) -> int:

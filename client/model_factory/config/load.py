@@ -9,7 +9,7 @@ from model_factory.config.bounds import MAX_CONFIG_BYTES, MAX_FILES
 from model_factory.config.builders import MapBuilder
 from model_factory.config.expect import require_list, require_text
 from model_factory.config.merge import merge
-from model_factory.config.nodes import MapNode, Place
+from model_factory.config.nodes import MapNode, Place, Scalar
 from model_factory.config.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 
@@ -41,26 +41,33 @@ class _Includes:
         for name, place in _defaults(own):
             included = self.load(path.parent / name, (*chain, path), place)
             result = included if result is None else merge(result, included)
-        own = _without_defaults(own)
+        own = without_defaults(own)
         return own if result is None else merge(result, own)
 
 
-def _defaults(tree: MapNode) -> list[tuple[str, str]]:
-    """Return the file names that the tree's ``defaults`` holds, each with the place that names it."""
-    if "defaults" not in tree.entries:
-        return []
-    named = []
-    for index, item in enumerate(require_list(tree.entries["defaults"], ("defaults",), "file paths").items):
-        named.append((require_text(item, ("defaults", index)), str(item.place)))
-    return named
+def has_defaults(tree: MapNode) -> bool:
+    """Whether the tree has ``defaults`` other than null."""
+    node = tree.entries.get("defaults")
+    return node is not None and not (isinstance(node, Scalar) and node.value is None)
 
 
-def _without_defaults(tree: MapNode) -> MapNode:
+def without_defaults(tree: MapNode) -> MapNode:
+    """Return the tree without the key ``defaults``."""
     builder = MapBuilder(tree.place)
     for key, value in tree.entries.items():
         if key != "defaults":
             builder.add(key, value)
     return builder.build()
+
+
+def _defaults(tree: MapNode) -> list[tuple[str, str]]:
+    """Return the file names in the tree's ``defaults``, each with its place; a null ``defaults`` names no files."""
+    if not has_defaults(tree):
+        return []
+    named = []
+    for index, item in enumerate(require_list(tree.entries["defaults"], ("defaults",), "file paths").items):
+        named.append((require_text(item, ("defaults", index)), str(item.place)))
+    return named
 
 
 def _same_file(path: Path, other: Path) -> bool:

@@ -1,7 +1,8 @@
 """Deep merge, and the list directives ``{_merge_: MODE, _value_: [...], key: FIELD}``.
 
 A directive waits until there is something below it: one that a file leaves without a list may still meet the
-list of a template. Whatever is left at the end acts on an empty list (``settle``).
+list of a template. Whatever is left at the end acts on an empty list (``settle``). A null below counts as no list;
+any other value below that is no list is an error.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 from model_factory.config.builders import ListBuilder, MapBuilder
 from model_factory.config.expect import require_list, require_map, require_one_of, require_text
-from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, error_at
+from model_factory.config.nodes import ConfigPath, ListNode, MapNode, Node, Scalar, error_at, found
 from model_factory.wording import listed, meant, nearest, quoted
 
 _MODES = ("replace", "append", "prepend", "keyed")
@@ -54,11 +55,26 @@ def settle(tree: MapNode) -> MapNode:
 def _merged(below: Node, above: Node, path: ConfigPath) -> Node:
     directive = _directive(above, path)
     if directive is not None:
-        base = _settled(below, path) if _directive(below, path) else below
-        return _applied(directive, base if isinstance(base, ListNode) else None, path)
+        return _applied(directive, _list_below(below, above, path), path)
     if isinstance(below, MapNode) and isinstance(above, MapNode) and not _directive(below, path):
         return merge(below, above, path)
     return above
+
+
+def _list_below(below: Node, above: Node, path: ConfigPath) -> ListNode | None:
+    """Return the list that the directive ``above`` acts on; None for a null.
+
+    Raises ConfigError for any other value.
+    """
+    base = _settled(below, path) if _directive(below, path) else below
+    if isinstance(base, ListNode):
+        return base
+    if isinstance(base, Scalar) and base.value is None:
+        return None
+    reason = f"a list directive on a value that is no list: {base.place} has {found(base)}"
+    if isinstance(base, Scalar) and isinstance(base.value, str) and "${" in base.value:
+        reason += "; list directives act before references are resolved"
+    raise error_at(above, path, reason)
 
 
 def _settled(node: Node, path: ConfigPath) -> Node:

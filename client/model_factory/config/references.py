@@ -6,6 +6,7 @@
     ${env:VAR}             an environment variable as it is, with an optional default after a comma
     ${env:int:VAR,8}       the same, trimmed and cast: int, float, bool or json
 
+Space at the two ends of a reference is ignored, also at the end of a default: ``${env:V, a }`` has the default `` a``.
 A reference ends at the first ``}``; in ``${env:json:...}`` at the first one outside the JSON default. References
 do not nest, and there is no way to escape ``${``.
 """
@@ -23,6 +24,7 @@ CASTS = ("int", "float", "bool", "json")
 
 _PATH = re.compile(r"[^.\[\]]+(?:\.[^.\[\]]+|\[[0-9]{1,9}\])*")
 _PATH_PART = re.compile(r"([^.\[\]]+)|\[([0-9]+)\]")
+_JSON_REFERENCE = re.compile(r"\s*env:json:")
 _VARIABLE = re.compile(r"env:(?:([A-Za-z0-9_]*):)?([A-Za-z_][A-Za-z0-9_]*)(?:,(.*))?", re.DOTALL)
 # A closing quote is optional so that an unclosed string is one token, not one try per character.
 _BRACE_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}]', re.DOTALL)
@@ -72,7 +74,7 @@ def split_references(text: str) -> list[Piece]:
 
 
 def _end(text: str, start: int) -> int:
-    if not text.startswith("env:json:", start):
+    if not _JSON_REFERENCE.match(text, start):
         return text.find("}", start)
     depth = 0
     for token in _BRACE_OR_STRING.finditer(text, start):
@@ -88,12 +90,12 @@ def _end(text: str, start: int) -> int:
 def _reference(inside: str) -> Piece:
     if "${" in inside:
         raise ValueError(f"{quoted('${' + inside)} holds another reference; references do not nest")
-    if inside.lstrip().startswith("env:"):
-        return _env_reference(inside)
-    path = inside.strip()
-    if not _PATH.fullmatch(path):
+    trimmed = inside.strip()
+    if trimmed.startswith("env:"):
+        return _env_reference(trimmed)
+    if not _PATH.fullmatch(trimmed):
         raise ValueError(f"{quoted('${' + inside + '}')} is not a reference; write ${{a.b[0].c}} or ${{env:VAR}}")
-    parts = (match.groups() for match in _PATH_PART.finditer(path))
+    parts = (match.groups() for match in _PATH_PART.finditer(trimmed))
     return ConfigReference(path=tuple(key if key is not None else int(index) for key, index in parts))
 
 

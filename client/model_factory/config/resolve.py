@@ -13,7 +13,7 @@ from model_factory.config.check import check
 from model_factory.config.interpolate import interpolate
 from model_factory.config.key_order import order_digest
 from model_factory.config.lift import lift
-from model_factory.config.load import load_file
+from model_factory.config.load import has_defaults, load_file, without_defaults
 from model_factory.config.merge import settle
 from model_factory.config.model_config import ModelConfig
 from model_factory.config.nodes import ConfigPath, MapNode, Place, error_at, found, lower, nearest_node
@@ -61,10 +61,10 @@ def resolve_mapping(mapping: Mapping[str, Any], env: Mapping[str, str], source: 
     tree = lift(mapping, Place(file=source))
     if not isinstance(tree, MapNode):
         raise error_at(tree, (), f"a config must be a mapping, found {found(tree)}")
-    if "defaults" in tree.entries:
+    if has_defaults(tree):
         reason = "'defaults' names files relative to the file it stands in, so an in-memory config cannot have it"
         raise error_at(tree.entries["defaults"], ("defaults",), reason)
-    return _resolved(tree, env)
+    return _resolved(without_defaults(tree), env)
 
 
 def parse_config(wire: bytes) -> ResolvedConfig:

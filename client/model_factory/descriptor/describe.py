@@ -41,8 +41,8 @@ from model_factory.digest import Blob
 from model_factory.errors import FormatError, NotPortableError
 from model_factory.graph.codec import encode_value
 from model_factory.graph.constants import torch_name
+from model_factory.graph.lookup import get_module
 from model_factory.graph.modules import GraphModel, ProgramModule
-from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Parameter, Signature
 
 _INTERNALS = frozenset(nn.Module().__dict__)

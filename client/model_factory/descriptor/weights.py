@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from model_factory.descriptor.pinned import to_device, to_host
-from model_factory.errors import FormatError
+from model_factory.errors import FormatError, StoreError
 from model_factory.landing import Landing
 
 ALIGNMENT = 64
@@ -127,6 +127,7 @@ def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str,
 
     Raises:
         FormatError: the file is not a whole safetensors file.
+        StoreError: the file cannot be read or mapped.
         RuntimeError: the device has not enough memory, or does not work here; in torch's own words.
     """
     with _whole():
@@ -145,7 +146,10 @@ def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str,
 def _whole() -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+    except OSError as error:  # a disk that fails, or a file system that maps no files
+        remedy = "set MODEL_FACTORY_CACHE to a folder on a local disk"
+        raise StoreError(f"a weights file cannot be read: {error}. Remedy: {remedy}") from error
+    except (SafetensorError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise FormatError(f"this is not a whole weights file: {error}") from None
 
 

@@ -6,12 +6,13 @@
 
 Where the forward decides by values and the call has come to a side that there is no program for, ``outcomes`` has how
 its decisions up to there turned out: ``"outcomes": [true, 3]``. Where another method than the forward is called,
-``method`` names it.
+``method`` names it. Attributes of torch modules that the trainer has set are in ``reads``:
+``"reads": [["drop", "p", 0.25]]``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,8 @@ import torch
 
 from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError, plain_text
-from model_factory.graph.call_form import FORWARD, call_form, rebuild
-from model_factory.graph.codec import decode_form, encode_form
+from model_factory.graph.call_form import FORWARD, Read, call_form, rebuild
+from model_factory.graph.codec import decode_form, decode_reads, encode_form, encode_reads
 from model_factory.graph.constants import torch_dtype, torch_name
 from model_factory.graph.program import Outcome
 from model_factory.limits import MAX_EXAMPLE_RANK
@@ -46,6 +47,8 @@ class ExampleCall:
     """Of the first decisions by values in it."""
     method: str = FORWARD
     """What is called."""
+    reads: tuple[Read, ...] = ()
+    """Attributes of torch modules that the trainer has set to other values than the config."""
 
 
 def encode_call(
@@ -53,6 +56,7 @@ def encode_call(
     dtype: torch.dtype | None = None,
     outcomes: tuple[Outcome, ...] = (),
     method: str = FORWARD,
+    reads: Sequence[Read] = (),
 ) -> bytes:
     """Write bound arguments as a document, floating tensors as ones of ``dtype`` if it is given.
 
@@ -65,6 +69,7 @@ def encode_call(
         "tensors": [_encode_tensor(leaf, dtype, with_range=bool(outcomes)) for leaf in leaves],
     }
     document |= {"outcomes": list(outcomes)} if outcomes else {}
+    document |= {"reads": encode_reads(reads)} if reads else {}
     return encode_document(document | ({} if method == FORWARD else {"method": method}))
 
 
@@ -89,13 +94,14 @@ def decode_call(data: bytes) -> ExampleCall:
         arguments = rebuild(form, leaves)
         outcomes = tuple(document.get("outcomes", ()))
         method = str(document.get("method", FORWARD))
+        reads = decode_reads(document.get("reads", []))
     except _MALFORMED as error:
         raise FormatError(f"malformed call: {type(error).__name__}: {plain_text(error)}") from None
     if len(call_form(arguments)[1]) != len(leaves):
         raise FormatError("malformed call: the number of tensors does not match the form")
     if not all(type(outcome) in {bool, int} for outcome in outcomes):
         raise FormatError("malformed call: an outcome is neither a truth value nor an integer")
-    return ExampleCall(arguments=arguments, outcomes=outcomes, method=method)
+    return ExampleCall(arguments=arguments, outcomes=outcomes, method=method, reads=reads)
 
 
 def _elements(shape: list[int]) -> int:

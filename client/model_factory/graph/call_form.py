@@ -5,7 +5,9 @@ tuple or dict of these. Of a tensor it has the rank, the dtype unless that is a 
 is nested plain tuples, so that comparing two is cheap and ``torch.compile`` can trace the comparison::
 
     ("tensor", 3, "", ())   ("const", "NoneType", None)   ("list", (form, ...))   ("dict", ((key, form), ...))
-    ("nan",)
+    ("nan",)   ("object", "numpy.int64")   ("any",)
+
+A call has no ``("any",)``: a program has it in the place of what the forward does not read, and any value fits there.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -23,7 +26,18 @@ from model_factory.graph.program import Dim, Expr, Program, Ref
 
 Form: TypeAlias = tuple[Any, ...]
 
+Read: TypeAlias = tuple[str, str, Any]
+"""A plain attribute of a torch module that a forward read: module path, name, value."""
+
 FORWARD = "forward"
+
+_CHANGES = 2  # other values of a number before it is said to keep changing
+
+CHILDREN = "_modules"
+"""Where a module has its children, by name."""
+
+ANY: Form = ("any",)
+"""The form that every value has: in a program, of an argument that the forward does not read."""
 
 CONSTANT_TYPES = (type(None), bool, int, float, str)
 
@@ -40,7 +54,7 @@ class Recorded:
     """A program and every condition under which it stands for the module's forward."""
 
     form: tuple[tuple[str, Form], ...]
-    """Argument name and form, in the order of the forward's signature."""
+    """Argument name and form, in the order of the forward's signature; :data:`ANY` for what is not read."""
     program: Program
     """Its inputs are the form's tensors, named by :func:`leaf_names`, in order."""
     training: tuple[tuple[str, bool], ...] = ()
@@ -49,16 +63,23 @@ class Recorded:
     """Dtypes by tensor name that it is limited to, because the forward decides something by dtype."""
     guards: tuple[Expr | Dim | Ref | int | float, ...] = ()
     """Conditions on sizes that the recording relied on; all must hold."""
+    reads: tuple[Read, ...] = ()
+    """What the forward read of torch's own modules. :data:`CHILDREN` as the name stands for the names of children."""
+    absent: tuple[str, ...] = ()
+    """Paths of parameters, buffers and children that the forward found to be None."""
     method: str = FORWARD
     """Of the module's methods the one that was recorded."""
 
 
-def call_form(arguments: Mapping[str, Any]) -> tuple[tuple[tuple[str, Form], ...], list[torch.Tensor]]:
-    """Split bound arguments into their form and their tensors, in order.
+def is_plain(value: Any) -> bool:
+    """Whether a value is a constant, or a tuple or list of constants."""
+    if type(value) in {tuple, list}:
+        return all(map(is_plain, value))
+    return type(value) in CONSTANT_TYPES
 
-    Raises:
-        CallFormError: an argument is of a type that no program can take.
-    """
+
+def call_form(arguments: Mapping[str, Any]) -> tuple[tuple[tuple[str, Form], ...], list[torch.Tensor]]:
+    """Split bound arguments into their form and their tensors, in order."""
     leaves: list[torch.Tensor] = []
     return tuple([(name, _form(value, name, leaves)) for name, value in arguments.items()]), leaves
 
@@ -72,17 +93,11 @@ def _form(value: Any, where: str, leaves: list[torch.Tensor]) -> Form:
     if type(value) is list or type(value) is tuple:
         items = tuple([_form(item, f"{where}.{index}", leaves) for index, item in enumerate(value)])
         return ("list" if type(value) is list else "tuple", items)
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise CallFormError(
-                    f"argument {where!r} is a mapping with a {type(key).__name__} key; keys are strings"
-                )
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return ("dict", tuple([(key, _form(item, f"{where}.{key}", leaves)) for key, item in value.items()]))
-    raise CallFormError(
-        f"argument {where!r} is a {type(value).__name__}; a remotely built module takes tensors, None, bool, int, "
-        "float, str and lists, tuples and dicts of them"
-    )
+    if type(value) is Unreadable:  # described before
+        return ("object", object.__getattribute__(value, "_type_name"))
+    return ("object", f"{type(value).__module__}.{type(value).__qualname__}")
 
 
 def constant_form(value: bool | float | str | None) -> Form:
@@ -94,13 +109,96 @@ def _empty_axes(tensor: torch.Tensor) -> tuple[int, ...]:
     return () if tensor.numel() else tuple([axis for axis, size in enumerate(tensor.shape) if size == 0])
 
 
-def rebuild(form: tuple[tuple[str, Form], ...], leaves: Iterable[torch.Tensor]) -> dict[str, Any]:
-    """The inverse of :func:`call_form`: arguments by name, with ``leaves`` as their tensors."""
+def match_form(wanted: tuple[tuple[str, Form], ...], form: tuple[tuple[str, Form], ...]) -> list[int] | None:
+    """Return which of a call's tensors a program takes that has the form ``wanted``; None if it is not for the call."""
+    kept: list[int] = []
+    end = _match(("dict", wanted), ("dict", form), 0, kept)
+    return None if end is None else kept
+
+
+def _match(wanted: Form, form: Form, index: int, kept: list[int]) -> int | None:
+    """Match a part of a form whose first tensor has the number ``index``; return the number after the last one."""
+    if wanted == ANY:
+        return index + _count_tensors(form)
+    if wanted[0] != form[0]:
+        return None
+    if form[0] not in {"list", "tuple", "dict"}:
+        if wanted != form:
+            return None
+        kept += [index] if form[0] == "tensor" else []
+        return index + int(form[0] == "tensor")
+    if len(wanted[1]) != len(form[1]):
+        return None
+    for one, other in zip(wanted[1], form[1], strict=True):
+        if form[0] == "dict" and one[0] != other[0]:
+            return None
+        end = _match(one[1], other[1], index, kept) if form[0] == "dict" else _match(one, other, index, kept)
+        if end is None:
+            return None
+        index = end
+    return index
+
+
+def _count_tensors(form: Form) -> int:
+    match form[0]:
+        case "tensor":
+            return 1
+        case "list" | "tuple":
+            return sum(map(_count_tensors, form[1]))
+        case "dict":
+            return sum(_count_tensors(item) for _, item in form[1])
+    return 0
+
+
+def changing_number(forms: Iterable[tuple[tuple[str, Form], ...]], form: tuple[tuple[str, Form], ...]) -> str | None:
+    """Return the name of a number in a call form, if two of ``forms`` are the same but for other numbers there."""
+    places = [place for other in forms if (place := _only_number(("dict", other), ("dict", form), ()))]
+    return next((".".join(place) for place in places if places.count(place) >= _CHANGES), None)
+
+
+def _only_number(one: Form, other: Form, place: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The place of the number in which alone two forms differ; None if they differ in anything else, or are equal."""
+    if one == other or one[0] != other[0]:
+        return None
+    if one[0] == "const":
+        return place if all(type(form[2]) in {int, float} for form in (one, other)) else None
+    if one[0] not in {"list", "tuple", "dict"} or len(one[1]) != len(other[1]):
+        return None
+    is_dict = one[0] == "dict"
+    pairs = list(zip(*(form[1] if is_dict else enumerate(form[1]) for form in (one, other)), strict=True))
+    differing = [(first, second) for first, second in pairs if first != second]
+    if len(differing) != 1 or differing[0][0][0] != differing[0][1][0]:
+        return None
+    (key, first), (_, second) = differing[0]
+    return _only_number(first, second, (*place, str(key)))
+
+
+def has_any(form: tuple[tuple[str, Form], ...]) -> bool:
+    """Whether a form has a part that any value fits."""
+    return any(_has_any(item) for _, item in form)
+
+
+def _has_any(form: Form) -> bool:
+    match form[0]:
+        case "list" | "tuple":
+            return any(map(_has_any, form[1]))
+        case "dict":
+            return has_any(form[1])
+    return form == ANY
+
+
+def rebuild(
+    form: tuple[tuple[str, Form], ...], leaves: Iterable[torch.Tensor], like: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The inverse of :func:`call_form`: arguments by name, with ``leaves`` as their tensors.
+
+    ``like`` has the values where the form has :data:`ANY`.
+    """
     remaining = iter(leaves)
-    return {name: _rebuild(item, remaining) for name, item in form}
+    return {name: _rebuild(item, remaining, like.get(name)) for name, item in form}
 
 
-def _rebuild(form: Form, leaves: Iterator[torch.Tensor]) -> Any:
+def _rebuild(form: Form, leaves: Iterator[torch.Tensor], like: Any) -> Any:
     match form[0]:
         case "tensor":
             return next(leaves)
@@ -108,11 +206,43 @@ def _rebuild(form: Form, leaves: Iterator[torch.Tensor]) -> Any:
             return form[2]
         case "nan":
             return math.nan
+        case "any":
+            return like
+        case "object":
+            return Unreadable(form[1])
         case "dict":
-            return {key: _rebuild(item, leaves) for key, item in form[1]}
+            given = like or {}
+            return {key: _rebuild(item, leaves, given.get(key)) for key, item in form[1]}
         case kind:
-            items = [_rebuild(item, leaves) for item in form[1]]
+            parts = like or (None,) * len(form[1])
+            items = [_rebuild(item, leaves, part) for item, part in zip(form[1], parts, strict=True)]
             return items if kind == "list" else tuple(items)
+
+
+class Unreadable:
+    """In the place of an argument of a class that no program can take: a forward may pass it by, and nothing else."""
+
+    def __init__(self, type_name: str) -> None:
+        object.__setattr__(self, "_type_name", type_name)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__class__":
+            return Unreadable
+        raise CallFormError(
+            f"an argument that the forward reads is a {object.__getattribute__(self, '_type_name')}; a remotely built "
+            "module takes tensors, None, bool, int, float, str and lists, tuples and dicts of them"
+        )
+
+
+def _refuse_use(value: Unreadable, *_args: Any) -> Any:
+    return value.used
+
+
+for _name in (
+    "len iter getitem setitem contains bool call eq ne lt le gt ge hash float int index complex format str add radd "
+    "sub rsub mul rmul truediv rtruediv floordiv mod pow neg abs and or xor invert"
+).split():
+    setattr(Unreadable, f"__{_name}__", _refuse_use)
 
 
 def leaf_names(form: tuple[tuple[str, Form], ...]) -> tuple[str, ...]:
@@ -148,8 +278,10 @@ def _text(form: Form) -> str:
             return f"Tensor[{', '.join(about)}]"
         case "const":
             return repr(form[2])
-        case "nan":
-            return "nan"
+        case "nan" | "any":
+            return str(form[0])
+        case "object":
+            return f"{form[1]} object"
         case "dict":
             return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in form[1]) + "}"
         case kind:

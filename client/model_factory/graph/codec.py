@@ -8,12 +8,12 @@ this way cannot be in a program.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from model_factory.documents import mapping, named_float, text, typed
 from model_factory.errors import FormatError
-from model_factory.graph.call_form import CONSTANT_TYPES, Form, Recorded, constant_form
+from model_factory.graph.call_form import ANY, CHILDREN, CONSTANT_TYPES, Form, Read, Recorded, constant_form, is_plain
 from model_factory.graph.program import (
     Argument,
     Device,
@@ -170,6 +170,8 @@ def encode_recorded(recorded: Recorded) -> Json:
         "training": [list(entry) for entry in recorded.training],
         "dtypes": [list(entry) for entry in recorded.dtypes],
         "guards": [encode_expression(guard) for guard in recorded.guards],
+        "reads": encode_reads(recorded.reads),
+        "absent": list(recorded.absent),
         "program": encode_program(recorded.program),
         "method": recorded.method,
     }
@@ -177,15 +179,37 @@ def encode_recorded(recorded: Recorded) -> Json:
 
 def decode_recorded(data: Json) -> Recorded:
     """The inverse of :func:`encode_recorded`."""
-    fields = _fields(data, "form", "training", "dtypes", "guards", "program", "method")
+    fields = _fields(data, "form", "training", "dtypes", "guards", "reads", "absent", "program", "method")
     return Recorded(
         form=tuple((text(name), decode_form(form)) for name, form in _pairs(fields["form"])),
         training=tuple((text(path), typed(flag, bool)) for path, flag in _pairs(fields["training"])),
         dtypes=tuple((text(name), text(dtype)) for name, dtype in _pairs(fields["dtypes"])),
         guards=tuple(decode_expression(guard) for guard in _list(fields["guards"])),
+        reads=decode_reads(fields["reads"]),
+        absent=tuple(text(path) for path in _list(fields["absent"])),
         program=decode_program(fields["program"]),
         method=text(fields["method"]),
     )
+
+
+def encode_reads(reads: Iterable[Read]) -> Json:
+    """Write attributes of torch modules as JSON data."""
+    return [[path, name, encode_value(value)] for path, name, value in reads]
+
+
+def decode_reads(data: Json) -> tuple[Read, ...]:
+    """The inverse of :func:`encode_reads`."""
+    return tuple(_decode_read(entry) for entry in _list(data))
+
+
+def _decode_read(data: Json) -> Read:
+    path, name, encoded = _items(data, 3)
+    value = decode_value(encoded)
+    if not is_plain(value):
+        raise FormatError(f"the attribute {name!r} has a value that is no constant")
+    if text(name).startswith("_") and name != CHILDREN:
+        raise FormatError(f"a recorded program has a condition on the attribute {name!r}, which is no public one")
+    return text(path), name, value
 
 
 def encode_form(form: Form) -> Json:
@@ -198,6 +222,10 @@ def encode_form(form: Form) -> Json:
             return {"const": encode_value(form[2])}
         case "nan":
             return {"const": encode_value(math.nan)}
+        case "any":
+            return {"any": True}
+        case "object":
+            return {"object": form[1]}
         case "dict":
             return {"dict": [[key, encode_form(item)] for key, item in form[1]]}
         case kind:
@@ -216,6 +244,10 @@ def decode_form(data: Json) -> Form:
             if type(value) not in CONSTANT_TYPES:
                 raise FormatError(f"a call form's constant is a {type(value).__name__}")
             return constant_form(value)
+        case "any":
+            return ANY
+        case "object":
+            return ("object", text(body))
         case "dict":
             return ("dict", tuple((text(key), decode_form(item)) for key, item in _pairs(body)))
         case "list" | "tuple":

@@ -14,7 +14,9 @@ from model_factory.graph.program import Dim, Expr, Ref
 
 _MAX_BITS = 256  # of an integer: no size has as many, and powers of powers would never end
 
-Env = dict[str, Any]
+Env = dict[Any, Any]
+"""Values by name, and shapes by :func:`shape_key`."""
+
 Evaluate = Callable[[Env], Any]
 
 
@@ -80,6 +82,11 @@ EXPRESSION_OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 )
 
 
+def shape_key(name: str) -> tuple[str, str]:
+    """Return the key under which an environment has the shape of a tensor: without the tensor, which may be large."""
+    return ("shape", name)
+
+
 def compile_expression(expr: Expr | Dim | Ref | float) -> Evaluate:
     """Turn an expression into a function of the values by name; the function may raise FormatError."""
     evaluate = _compile(expr)
@@ -98,8 +105,8 @@ _FAILURES = (ArithmeticError, AttributeError, FormatError, LookupError, TypeErro
 
 def _compile(expr: Expr | Dim | Ref | float) -> Evaluate:
     if isinstance(expr, Dim):
-        name, axis = expr.name, expr.axis
-        return lambda env: env[name].shape[axis]
+        key, axis = shape_key(expr.name), expr.axis
+        return lambda env: env[key][axis]
     if isinstance(expr, Ref):
         name = expr.name
         return lambda env: env[name]

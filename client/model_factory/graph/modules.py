@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import MappingProxyType, MethodType
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import nn
-from torch.utils import checkpoint
 
 from model_factory.errors import CallFormError, FormatError, GraphExecutionError
-from model_factory.graph.call_form import FORWARD, Recorded, call_form, form_text, leaf_names, under_autocast
+from model_factory.graph.call_form import (
+    FORWARD,
+    Read,
+    Recorded,
+    call_form,
+    changing_number,
+    form_text,
+    has_any,
+    leaf_names,
+    match_form,
+    under_autocast,
+)
 from model_factory.graph.constants import torch_dtype
-from model_factory.graph.expressions import compile_expression, expression_names
+from model_factory.graph.expressions import Env, compile_expression, expression_names, shape_key
+from model_factory.graph.lookup import (
+    changed_reads,
+    find_module,
+    get_module,
+    get_tensor,
+    has_read,
+    is_absent,
+    own_shape,
+)
 from model_factory.graph.ops import short_op
-from model_factory.graph.program import Outcome, Program
-from model_factory.graph.runner import Runner, find_module, get_module, get_tensor
+from model_factory.graph.program import OWN, Outcome, Program
+from model_factory.graph.runner import Runner
 from model_factory.graph.signature import Signature
 from model_factory.limits import MAX_SIDES
 from model_factory.wording import nearest, quoted
@@ -26,8 +46,7 @@ GRAPH_MODULES = "graph_modules"
 _OP = "op:"
 _DOT = ":"  # in the name of a child, where a dot would be a step down
 
-# Of torch, for whoever called: checkpointing stops its second forward so, and trainers try again with a smaller batch.
-_PASSED_ON = (vars(checkpoint)["_StopRecomputationError"], torch.OutOfMemoryError)
+_REFUSALS = (GraphExecutionError, CallFormError)
 
 
 class _Call(NamedTuple):
@@ -35,7 +54,7 @@ class _Call(NamedTuple):
 
     method: str
     form: tuple[Any, ...]
-    leaves: Sequence[torch.Tensor]
+    leaves: list[torch.Tensor]
     """Its tensors, in the order of the form."""
     arguments: dict[str, Any]
     """By name."""
@@ -58,9 +77,11 @@ class GraphModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the steps.
 
+        An exception raised in a step passes through as the same object, with a note of the step's number and call.
+
         Raises:
-            GraphExecutionError: an input is missing, unknown or given twice, or a step fails; the message has the
-                step's number and call.
+            GraphExecutionError: an input is missing, unknown or given twice, or a step's result does not fit its
+                ``out``; in the latter case the message has the step's number and call.
         """
         return self.runner.run(self, self._bind(args, kwargs), on_error=self._step_failed)
 
@@ -83,18 +104,24 @@ class GraphModel(nn.Module):
             raise GraphExecutionError(f"missing input{'s' * (len(missing) > 1)}: {', '.join(missing)}")
         return [values[name] for name in self.inputs]
 
-    def _step_failed(self, index: int, error: Exception) -> None:
+    def _step_failed(self, index: int, error: BaseException) -> None:
         where = f"step {index} ({_written(self.runner.program.steps[index].call)})"
-        if isinstance(error, _PASSED_ON):
-            return
-        if isinstance(error, GraphExecutionError):
+        if type(error) in _REFUSALS:
             raise type(error)(f"{where}: {error}") from error
-        raise GraphExecutionError(f"{where}: {type(error).__name__}: {error}") from error
+        _note(error, f"in {where} of a graph")
 
 
 def plugin_op_child(name: str) -> str:
     """Return the name of the child of ``graph_modules`` that a plug-in's op is."""
     return f"{_OP}{name.replace('.', _DOT)}"
+
+
+def _note(error: BaseException, note: str) -> None:
+    """Add a note to an exception, once: a hook may raise the same object again and again."""
+    if note in getattr(error, "__notes__", ()):
+        return
+    with suppress(Exception):  # of a class that lets no attribute be set
+        error.add_note(note)
 
 
 def _written(call: str) -> str:
@@ -120,12 +147,13 @@ class ProgramRecorder(Protocol):
         dtype: torch.dtype | None,
         outcomes: tuple[Outcome, ...] = (),
         method: str = FORWARD,
+        reads: Sequence[Read] = (),
     ) -> Recorded:
         """Return a program for a method of the module at ``path`` that covers a call with these arguments.
 
         ``training`` has the training flag of the module (``""``) and of each program module below it; ``dtype`` is the
         dtype of all its floating parameters, or None where they have several or there are none; ``outcomes`` are those
-        of its first guards on values.
+        of its first guards on values; ``reads`` are attributes of torch modules below it, as they are now.
 
         Raises:
             CallFormError: there is no such program and none can be made.
@@ -142,7 +170,9 @@ class Ready:
         self.decides = bool(recorded.program.outcomes())
         self.names = leaf_names(recorded.form)
         self.guards = [compile_expression(guard) for guard in recorded.guards]
+        self.own = {name for guard in recorded.guards for name in expression_names(guard) if name.startswith(OWN)}
         self.dtypes = [(name, torch_dtype(dtype)) for name, dtype in recorded.dtypes]
+        self._has_any = has_any(recorded.form)
         self._check_names()
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Ready:
@@ -154,8 +184,8 @@ class Ready:
     def _check_names(self) -> None:
         """Check that its conditions are on tensors of the call, or on the module's own."""
         asked = {name for guard in self.recorded.guards for name in expression_names(guard)}
-        asked |= {name for name, _ in self.dtypes if not name.startswith("attr:")}
-        unknown = asked - set(self.names)
+        asked |= {name for name, _ in self.dtypes}
+        unknown = {name for name in asked if not name.startswith(OWN)} - set(self.names)
         if unknown:
             raise FormatError(f"a recorded program has a condition on {min(unknown)!r}, which no tensor of its call is")
 
@@ -169,18 +199,34 @@ class Ready:
         pairs = zip(ours.steps[: step + 1], theirs.steps[: step + 1], strict=True)
         return all(one.call == two.call and one.out == two.out for one, two in pairs)
 
+    def leaves_of(self, call: _Call) -> list[torch.Tensor] | None:
+        """The tensors of a call that this program takes, in order; None if it is for another way of calling."""
+        if call.method != self.recorded.method:
+            return None
+        if not self._has_any:
+            return call.leaves if call.form == self.recorded.form else None
+        kept = match_form(self.recorded.form, call.form)
+        return None if kept is None else [call.leaves[index] for index in kept]
+
     def accepts(self, module: nn.Module, call: _Call) -> bool:
         """Whether this program stands for a call of ``module``."""
-        if call.method != self.recorded.method or call.form != self.recorded.form:
+        leaves_of_call = self.leaves_of(call)
+        if leaves_of_call is None:
             return False
         for path, training in self.recorded.training:
             if get_module(module, path).training != training:
                 return False
-        env = dict(zip(self.names, call.leaves, strict=True))
+        leaves = dict(zip(self.names, leaves_of_call, strict=True))
         for name, dtype in self.dtypes:
-            tensor = get_tensor(module, name.removeprefix("attr:")) if name.startswith("attr:") else env[name]
+            tensor = get_tensor(module, name.removeprefix(OWN)) if name.startswith(OWN) else leaves[name]
             if tensor is None or tensor.dtype != dtype:
                 return False
+        if not all(has_read(module, *read) for read in self.recorded.reads):
+            return False
+        if not all(is_absent(module, path) for path in self.recorded.absent):
+            return False
+        env: Env = {shape_key(name): leaf.shape for name, leaf in leaves.items()}
+        env.update((shape_key(name), own_shape(module, name)) for name in self.own)
         return all(guard(env) for guard in self.guards)
 
 
@@ -241,6 +287,7 @@ class ProgramModule(nn.Module):
         self._recorder = recorder
         self._programs = list(programs)
         self._frozen = frozen
+        self._has_warned = False
 
     def train(self, mode: bool = True) -> Self:
         """Set the training flags, those of frozen modules to eval mode always."""
@@ -274,16 +321,18 @@ class ProgramModule(nn.Module):
             ready = self._learn(call)
         if ready.dtypes:
             self._warn_of_autocast(leaves)
+        values = ready.leaves_of(call)
+        assert values is not None
         if not ready.decides:
-            return ready.runner.run(self, leaves)
+            return ready.runner.run(self, values)
         side = ready
 
-        def other_side(step: int, outcome: Outcome) -> Runner:
+        def other_side(step: int, outcome: Outcome) -> tuple[Runner, list[Any]]:
             nonlocal side
             side = self._other_side(side, step, outcome, call)
-            return side.runner
+            return side.runner, side.leaves_of(call) or []
 
-        return ready.runner.run(self, leaves, other_side=other_side)
+        return ready.runner.run(self, values, other_side=other_side)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -318,6 +367,18 @@ class ProgramModule(nn.Module):
                 stacklevel=6,  # who called the module
             )
 
+    def _warn_of_changing_numbers(self, call: _Call) -> None:
+        """Say once that a number is another one at each call, and costs a program each time."""
+        forms = [ready.recorded.form for ready in self._programs if ready.recorded.method == call.method]
+        name = None if self._has_warned else changing_number(forms, call.form)
+        if name is not None:
+            self._has_warned = True
+            warnings.warn(
+                f"{self._path or 'the model'} ({self._type_name}) is called with another number as {name} each time; "
+                "the server records a program for each. Remedy: pass the number as a tensor, torch.tensor(number)",
+                stacklevel=7,  # who called the module
+            )
+
     def _learn(self, call: _Call, *, after: tuple[Ready, int, Outcome] | None = None) -> Ready:
         """Get a program for a call, or, ``after`` a guard, the one that goes on with that outcome."""
 
@@ -328,29 +389,46 @@ class ProgramModule(nn.Module):
         asked = form_text(call.form)
         if self._recorder is None:
             raise CallFormError(f"{where} has no program for the call ({asked}) and no server to record one")
-        flags = tuple(
-            (path, module.training)
-            for path, module in self.named_modules(remove_duplicate=False)
-            if isinstance(module, ProgramModule)
-        )
         before = [ready.recorded for ready in self._programs]
         for recorded in self._recorder.known(self._path):
             if recorded not in before:
                 self._programs.append(Ready(recorded))
                 if fits(self._programs[-1]):
                     return self._programs[-1]
+        self._warn_of_changing_numbers(call)
         outcomes = () if after is None else (*after[0].recorded.program.outcomes(after[1]), after[2])
-        if sum(ready.recorded.form == call.form for ready in self._programs) >= MAX_SIDES and outcomes:
+        if sum(ready.leaves_of(call) is not None for ready in self._programs) >= MAX_SIDES and outcomes:
             raise CallFormError(
                 f"{where} has decided by values in {MAX_SIDES} ways already for the call ({asked}), and each "
                 "is a program of its own. Remedy: decide with torch.where, or by an argument of the forward"
             )
-        dtype = _floating_dtype(self)
-        ready = Ready(self._recorder.record(self._path, call.arguments, flags, dtype, outcomes, call.method))
-        if not fits(ready):
-            raise CallFormError(f"{where}: the server's program is not for the call ({asked})")
-        self._programs.append(ready)
-        return ready
+        read = [item for ready in self._programs for item in ready.recorded.reads]
+        reads = changed_reads(self, read)
+        flags, dtype = _flags(self), _floating_dtype(self)
+        while True:
+            changed = [(*key, value) for key, value in reads.items()]
+            recorded = self._recorder.record(self._path, call.arguments, flags, dtype, outcomes, call.method, changed)
+            ready = Ready(recorded)
+            if fits(ready):
+                self._programs.append(ready)
+                return ready
+            more = changed_reads(self, recorded.reads)
+            if all(key in reads and reads[key] == value for key, value in more.items()):
+                raise CallFormError(
+                    f"{where}: the server's program is not for the call ({asked}): a layer or parameter has been "
+                    "replaced by one that the recorded forward differs for. Remedy: build from a config with that layer"
+                )
+            reads |= more
+
+
+def _flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:
+    """The training flags of the program modules from ``module`` down, and of others that differ from their owner."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    return tuple(
+        (path, item.training)
+        for path, item in modules.items()
+        if isinstance(item, ProgramModule) or item.training != modules[path.rpartition(".")[0]].training
+    )
 
 
 def _floating_dtype(module: nn.Module) -> torch.dtype | None:

@@ -12,7 +12,7 @@ storages, hooks or other processes. A name that the installed torch lacks is lef
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -125,6 +125,27 @@ _NAMESPACES: tuple[tuple[str, Any, str], ...] = (
 )
 
 
+def einsum(equation: Any, *operands: Any, path: Sequence[int] = ()) -> torch.Tensor:
+    """Contract tensors as ``torch.einsum`` does, always in the same order.
+
+    Args:
+        equation: ``"bij,bjk->bik"``.
+        operands: The tensors.
+        path: For three and more operands, the places of the two operands of each contraction; by default from left to
+            right, whether the package opt_einsum is installed or not.
+
+    Example:
+        >>> einsum("ij,j->i", torch.eye(2), torch.ones(2))
+        tensor([1., 1.])
+    """
+    if not isinstance(equation, str):  # operands and lists of axes in turns
+        return torch.einsum(equation, *operands)
+    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    contract: Any = torch._VF.einsum  # type: ignore[attr-defined]  # noqa: SLF001  the only way to name an order
+    result: torch.Tensor = contract(equation, list(tensors), path=list(path) or None)
+    return result
+
+
 def _identity(value: Any) -> Any:
     return value
 
@@ -136,6 +157,9 @@ def _set_autocast_enabled(enabled: bool) -> None:
 
 AUTOCAST_KINDS = ("cpu", "cuda")
 """Of devices."""
+
+EINSUM = "torch.einsum"
+"""``torch.einsum`` in an order of its own: :func:`einsum`."""
 
 SET_GRAD_ENABLED = "set_grad_enabled"
 """The op that a ``torch.no_grad()`` or ``torch.enable_grad()`` region enters and leaves through.
@@ -155,11 +179,13 @@ def _table() -> dict[str, Op]:
         "cat": torch.cat,
         "stack": torch.stack,
         "identity": _identity,
+        EINSUM: einsum,
         SET_GRAD_ENABLED: torch._C._set_grad_enabled,  # noqa: SLF001  the call torch.no_grad itself makes
         SET_AUTOCAST_ENABLED: _set_autocast_enabled,
     }
     for prefix, namespace, names in _NAMESPACES:
-        table |= {f"{prefix}.{name}": getattr(namespace, name) for name in names.split() if hasattr(namespace, name)}
+        found = {f"{prefix}.{name}": getattr(namespace, name) for name in names.split() if hasattr(namespace, name)}
+        table |= {name: op for name, op in found.items() if name not in table}
     for name in _PROPERTIES.split():
         table[f"torch.Tensor.{name}"] = getattr(torch.Tensor, name).__get__
     return table

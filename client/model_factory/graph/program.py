@@ -20,6 +20,12 @@ Argument: TypeAlias = Any
 GUARD = "guard:"
 """How the call of a guard begins."""
 
+REQUIRE = "require"
+"""The call of a step that refuses to go on unless its argument, a truth value of sizes, is true."""
+
+OWN = "attr:"
+"""How the name of a parameter or buffer begins in the call of a step, in sizes and in conditions."""
+
 FLOAT_LIMITS = ("min", "max", "eps", "tiny", "resolution")
 """Of ``torch.finfo``."""
 
@@ -42,7 +48,7 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Dim:
-    """The size of an input tensor along one axis."""
+    """The size of a tensor along one axis: an input, an earlier step's value, or a parameter (``attr:PATH``)."""
 
     name: str
     axis: int
@@ -109,8 +115,9 @@ class Step:
     """One call.
 
     ``call`` is ``module:PATH`` (a descendant of the module the program belongs to), ``op:NAME`` (the closed table),
-    ``attr:PATH`` (a parameter or buffer), or ``guard:KIND``, which goes on only if its first argument has the second
-    for its outcome: the steps after it were recorded for that side of a decision by values.
+    ``attr:PATH`` (a parameter or buffer), ``guard:KIND``, which goes on only if its first argument has the second
+    for its outcome (the steps after a guard were recorded for one side of a decision by values), or ``require``, which
+    goes on only if its argument is true: a size that the steps after it rely on.
     """
 
     call: str

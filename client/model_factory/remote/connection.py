@@ -16,7 +16,10 @@ from model_factory.config import ResolvedConfig
 from model_factory.documents import FORMAT
 from model_factory.errors import ServerError
 from model_factory.limits import BLOB_CHUNK_BYTES, MAX_MESSAGE_BYTES
+from model_factory.remote.address import parse_address
+from model_factory.remote.after_fork import check_fork, forget_in_children
 from model_factory.remote.credentials import Credentials
+from model_factory.remote.proxy import proxy_note, proxy_option
 from model_factory.v1 import blob_pb2, capabilities_pb2, service_pb2_grpc, wire
 
 RETRY_ATTEMPTS = 4
@@ -64,7 +67,7 @@ STALL_SECONDS = 60.0
 
 
 class Connection:
-    """Opened on first use; a copy or an unpickled one opens its own."""
+    """Opened on first use; an unpickled one opens its own, and so does a forked process."""
 
     def __init__(
         self,
@@ -73,7 +76,14 @@ class Connection:
         credentials: Credentials | None = None,
         shared_store: str = "",
     ) -> None:
-        self.address = address
+        """Make a connection to the server at ``address``.
+
+        Raises:
+            ServerError: ``address`` is no address.
+            ModelFactoryError: an environment variable of this package's has no value that it can have.
+        """
+        self.address = parse_address(address).text
+        self._options = [*_OPTIONS, proxy_option()]
         self.timeout = timeout
         self.credentials = Credentials.from_environment() if credentials is None else credentials
         self._shared_store = shared_store
@@ -81,6 +91,17 @@ class Connection:
         self._stub: service_pb2_grpc.ModelFactoryServiceStub | None = None
         self._channel: grpc.Channel | None = None
         self._capabilities: capabilities_pb2.GetCapabilitiesResponse | None = None
+        self._inherited: list[grpc.Channel | None] = []
+        forget_in_children(self)
+
+    def forget_parent(self) -> None:
+        """Drop lock and channel of the parent in a forked process.
+
+        The channel is kept unused: its end would be told to the server, on the connection that the parent uses.
+        """
+        self._lock = threading.Lock()
+        self._inherited.append(self._channel)
+        self._channel = self._stub = None
 
     def __reduce__(self) -> tuple[type[Connection], tuple[str, float | None, Credentials, str]]:
         # Names of files, and nothing secret.
@@ -91,7 +112,12 @@ class Connection:
 
     @property
     def stub(self) -> Any:
-        """The generated stub."""
+        """The generated stub.
+
+        Raises:
+            ServerError: an RPC would hang in this process, which was forked.
+        """
+        check_fork()
         with self._lock:
             if self._stub is None:
                 self._stub = service_pb2_grpc.ModelFactoryServiceStub(self._open())  # type: ignore[no-untyped-call]
@@ -99,7 +125,8 @@ class Connection:
 
     @property
     def channel(self) -> grpc.Channel:
-        """The channel, for calls of other services on the same connection."""
+        """The channel, for calls of other services on the same connection; raises as :attr:`stub` does."""
+        check_fork()
         with self._lock:
             return self._open()
 
@@ -133,7 +160,7 @@ class Connection:
 
     def _open(self) -> grpc.Channel:
         if self._channel is None:
-            self._channel = self.credentials.open(self.address, _OPTIONS)
+            self._channel = self.credentials.open(self.address, self._options)
         return self._channel
 
     def close(self) -> None:
@@ -187,7 +214,7 @@ class Connection:
         try:
             yield
         except grpc.RpcError as error:
-            raise wire.from_rpc_error(error, self.address, place_of) from None
+            raise wire.from_rpc_error(error, f"{self.address}{proxy_note()}", place_of) from None
 
 
 def _watched(call: Any, seconds: float) -> Iterator[memoryview]:

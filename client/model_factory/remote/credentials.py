@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import grpc
 from model_factory.digest import digest_of
 from model_factory.documents import encode_document
 from model_factory.errors import AccessError
+from model_factory.remote.address import parse_address
 from model_factory.settings import client_credentials
 
 MAX_TOKEN_BYTES = 4096
@@ -66,10 +66,12 @@ class Credentials:
         Raises:
             AccessError: the file of authorities cannot be read.
         """
+        parsed = parse_address(address)
         if self.encrypts:
             authorities = digest_of(_read(self.ca_file) or b"") if self.ca_file is not None else "system"
-            return digest_of(encode_document(["tls", authorities, self.server_name or _host(address)]))
-        node = platform.node() if _is_loopback(address) else ""
+            name = self.server_name or ",".join(host for host, _ in parsed.hosts) or address
+            return digest_of(encode_document(["tls", authorities, name]))
+        node = platform.node() if parsed.is_loopback else ""
         return digest_of(encode_document(["plaintext", address, node]))
 
     def open(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
@@ -87,7 +89,7 @@ class Credentials:
             channel = grpc.insecure_channel(address, options=options)
         if self.token_file is None:
             return channel
-        if not (self.encrypts or self.allow_plaintext or _is_loopback(address)):
+        if not (self.encrypts or self.allow_plaintext or parse_address(address).is_loopback):
             raise AccessError(
                 f"the token is not sent to {address} without TLS, since whoever is on the way could read it. Remedy: "
                 "Credentials(ca_file=...) or tls=True; or allow_plaintext=True where something else encrypts"
@@ -136,20 +138,6 @@ class _SendsToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterc
             wait_for_ready=getattr(details, "wait_for_ready", None),
             compression=getattr(details, "compression", None),
         )
-
-
-def _is_loopback(address: str) -> bool:
-    if address.startswith(("unix:", "unix-abstract:")):
-        return True
-    host = _host(address)
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host(address: str) -> str:
-    return address.rpartition(":")[0].strip("[]")
 
 
 def _read(path: str | PathLike[str] | None, most: int = -1) -> bytes | None:

@@ -33,6 +33,7 @@ from model_factory.remote.credentials import Credentials
 from model_factory.remote.patience import Patience, went_away
 from model_factory.remote.programs import RemotePrograms
 from model_factory.remote.progress import building, downloading
+from model_factory.seeds import build_seed
 from model_factory.settings import default_cache_bytes, default_cache_dir, environment, shared_store
 from model_factory.source.loader import load_source
 from model_factory.source.trust import Trust, TrustSource
@@ -69,9 +70,10 @@ class RemoteModelFactory:
         """Make a factory; nothing is contacted until it is used.
 
         Args:
-            address: ``HOST:PORT`` of the server.
-            seed: Seed of the weights; by default ``torch.initial_seed()`` at the time of a build, as a build in this
-                process would use.
+            address: ``HOST:PORT`` of the server, with an IPv6 host in brackets; ``unix:PATH`` and ``dns:///HOST:PORT``
+                are addresses too.
+            seed: Seed of the weights. By default each build draws one number from torch's default generator, as
+                constructing in this process would: builds in a row differ, and repeat after ``torch.manual_seed``.
             dtype: What floating parameters and buffers are cast to; by default left as built.
             device: Where the modules' tensors are put.
             base_dir: What relative config paths are relative to; by default the working directory.
@@ -86,9 +88,10 @@ class RemoteModelFactory:
                 the server sends.
 
         Raises:
+            ServerError: ``address`` is no address.
             SourceError: ``trust_source`` names a lock file that is none.
             FormatError: ``trust_source`` has a digest that is none.
-            StoreError: the cache cannot be made or written to.
+            StoreError: the cache can neither be made nor read, or no folder for the cache is known.
             ModelFactoryError: an environment variable of this package's has no value that it can have.
         """
         self._trust = Trust(trust_source)
@@ -100,6 +103,7 @@ class RemoteModelFactory:
         self._cache = Store(
             default_cache_dir() if cache_dir is None else Path(cache_dir),
             default_cache_bytes() if cache_bytes is None else cache_bytes,
+            setting="MODEL_FACTORY_CACHE" if cache_dir is None else "cache_dir or MODEL_FACTORY_CACHE",
         )
 
     def __enter__(self) -> Self:
@@ -117,12 +121,13 @@ class RemoteModelFactory:
         """
         request = read_request(model_cfg, self._base_dir, environment())
         self._connection.capabilities()
-        seed = (torch.initial_seed() if self._seed is None else self._seed) % SEED_RANGE
-        manifest = self._build_on_server(request, seed)
-        modules = {
-            component.name: self._module(component, built, manifest, seed)
-            for component, built in zip(request.components, manifest.components, strict=True)
-        }
+        with build_seed(self._seed) as drawn:
+            seed = drawn % SEED_RANGE
+            manifest = self._build_on_server(request, seed)
+            modules = {
+                component.name: self._module(component, built, manifest, seed)
+                for component, built in zip(request.components, manifest.components, strict=True)
+            }
         return request.answer(modules)
 
     def describe(self, model_cfg: Mapping[str, Any], *, travel: bool = False) -> Architecture | dict[str, Architecture]:

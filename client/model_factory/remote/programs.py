@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from model_factory.digest import digest_of
 from model_factory.documents import encode_document
 from model_factory.errors import CallFormError, FormatError, ServerError, StoreError, UnavailableError
 from model_factory.graph.call_example import encode_call
-from model_factory.graph.call_form import FORWARD, Recorded, call_form, under_autocast
+from model_factory.graph.call_form import FORWARD, Read, Recorded, call_form, under_autocast
 from model_factory.graph.constants import torch_name
 from model_factory.graph.program import Outcome
 from model_factory.identity import BuildReference
@@ -58,6 +58,7 @@ class RemotePrograms:
         dtype: torch.dtype | None,
         outcomes: tuple[Outcome, ...] = (),
         method: str = FORWARD,
+        reads: Sequence[Read] = (),
     ) -> Recorded:
         """Return a program for a call, and keep it for every later process on this node.
 
@@ -68,7 +69,8 @@ class RemotePrograms:
             NotPortableError: the forward cannot be written down for this call.
         """
         # Under autocast the inputs' dtype may differ from the parameters'; the server records without autocast.
-        call = encode_call(arguments, dtype if under_autocast(call_form(arguments)[1]) else None, outcomes, method)
+        cast = dtype if under_autocast(call_form(arguments)[1]) else None
+        call = encode_call(arguments, cast, outcomes, method, reads)
         programs = decode_programs(self._ask(path, call, training, dtype))
         if [(at, item.method) for at, item in programs] != [(path, method)]:
             raise ServerError(f"the server at {self._connection.address} answered with programs for something else")

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from model_factory.digest import check_digest, digest_of_file
 from model_factory.store import Blob
+from model_factory.store.locking import lock_reaches_all, mount_of
 from model_factory.store.locks import of_strangers
 
 _MAX_HINT_PARTS = 100
@@ -25,8 +26,9 @@ _NAME = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC  # opens nothing: a FIFO would 
 def open_shared(store: str, blob: Blob, *, of_anyone: bool = False) -> BinaryIO | None:
     """Open a blob in a store at an absolute path that someone named; None if it is not there, or not it.
 
-    It is in use, and so not evicted, until the file is closed and every mapping of it is gone. Its owner could write to
-    it later, so it has to be this process's user or root's, unless it may be ``of_anyone``.
+    It is in use, and so not evicted, until the file is closed and every mapping of it is gone; where the server would
+    not see the lock, the blob is not opened. Its owner could write to it later, so it has to be this process's user or
+    root's, unless it may be ``of_anyone``.
     """
     check_digest(blob.digest)
     with suppress(OSError, ValueError):  # not here, not ours to read, or no path at all
@@ -64,5 +66,7 @@ def _open(store: str, blob: Blob, of_anyone: bool) -> BinaryIO:
 
 
 def _is_blob(file: BinaryIO, blob: Blob) -> bool:
+    if not lock_reaches_all("flock", mount_of(file.fileno())):
+        return False
     fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
     return digest_of_file(Path(f"/proc/self/fd/{file.fileno()}")) == blob.digest

@@ -10,11 +10,12 @@ fetched or built again.
     blobs/ab/abcd...     content; its last access is the time of its last use, its modification time a mark (see below)
     records/ab/abcd...   canonical JSON
     staging/             being written; a file nobody holds a lock on is left over from a process that died
-    scratch/             what a running server keeps to itself, swept in the same way
+    scratch/             what a running server keeps to itself, swept in the same way; the lock is a file in the folder
     locks/               one file per thing being made, with who makes it; removed by its holder
 
-Three uses of ``flock``, which the kernel takes back from a process that dies: exclusively on a file being staged, and
-on a lock; shared on a blob for as long as somebody has it open or mapped, so that it is not evicted.
+Three uses of file locks, which the kernel takes back from a process that dies: exclusively on a file being staged, and
+on a lock; shared on a blob for as long as somebody has it open or mapped, so that it is not evicted. ``locking`` finds
+the kind of lock that works in the folder. Without such a lock the store works, and evicts nothing.
 """
 
 from model_factory.digest import Blob

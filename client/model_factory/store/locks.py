@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,13 +9,21 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from model_factory.store.locking import TRIAL, Locking, open_file, open_nofollow, opened
+
 SAY_AFTER_SECONDS = 2.0
 """Waited before it is said who holds the lock."""
+
+LEFT_AFTER_SECONDS = 86400.0
+"""Age of a file that counts as left over where no lock tells whether its writer lives."""
+
+SCRATCH_LOCK = "lock"
+"""Name of the file in a scratch folder that the owner of the folder holds a lock on."""
 
 _POLL_SECONDS = 0.02
 
@@ -43,9 +50,15 @@ OnWait = Callable[[Holder | None], None]
 
 
 @contextmanager
-def held(path: Path, doing: str, on_wait: OnWait) -> Iterator[None]:
-    """Hold the lock that is the file ``path``; it goes when this process dies."""
-    with _locked_file(path, on_wait) as file:
+def held(path: Path, locking: Locking, doing: str, on_wait: OnWait) -> Iterator[None]:
+    """Hold the lock that is the file ``path``; it goes when this process dies.
+
+    Where locks do not work nobody waits: the same work may be done twice.
+    """
+    if not locking.claims:
+        yield
+        return
+    with _locked_file(path, locking, on_wait) as file:
         holder = Holder(pid=os.getpid(), host=socket.gethostname(), doing=doing, since=time.time())
         with suppress(OSError):  # it is for people; what the lock is held for may well make room on a full disk
             os.ftruncate(file.fileno(), 0)
@@ -53,7 +66,8 @@ def held(path: Path, doing: str, on_wait: OnWait) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # those who wait for this very file look again, see _locked_file
+            with suppress(OSError):  # a file that cannot be removed is the next holder's
+                path.unlink()  # those who wait for this very file look again, see _locked_file
 
 
 def read_holder(path: Path) -> Holder | None:
@@ -65,28 +79,49 @@ def read_holder(path: Path) -> Holder | None:
         return None
 
 
-def sweep(folder: Path) -> None:
-    """Remove what holders that died left in a folder of locks or staged files; what others hold or own stays."""
-    for path in folder.iterdir():
-        with suppress(OSError), opened(path) as number:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_file_of(path, number):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+def sweep(folder: Path, locking: Locking) -> None:
+    """Remove what holders that died left in a folder of locks or staged files; what others hold or own stays.
+
+    Where a lock does not tell whether a holder lives, files go once they are old, and folders stay.
+    """
+    with suppress(OSError):
+        for path in folder.iterdir():
+            with suppress(OSError):
+                if stat.S_ISDIR(path.lstat().st_mode):
+                    _sweep_folder(path, locking)
+                else:
+                    _sweep_file(path, locking)
+
+
+def _sweep_file(path: Path, locking: Locking) -> None:
+    if not locking.evicts or path.name.startswith(TRIAL):  # a trial on a file is disturbed by other locks
+        if time.time() - path.lstat().st_mtime > LEFT_AFTER_SECONDS:
+            path.unlink()
+        return
+    with locking.open_to_claim(path) as number:
+        if locking.claim(number) and is_file_of(path, number):
+            path.unlink()
+
+
+def _sweep_folder(path: Path, locking: Locking) -> None:
+    if locking.evicts:
+        with owned_folder(path, locking) as number:
+            if number is not None:
+                shutil.rmtree(path)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """Open a file or folder to lock it."""
-    number = only_a_file(path, os.O_RDONLY)
-    try:
-        yield number
-    finally:
-        os.close(number)
-
-
-def only_a_file(path: Path, flags: int) -> int:
-    """Open what is there itself: no link is followed, and nothing is waited for, as one does for the end of a FIFO."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+def owned_folder(path: Path, locking: Locking) -> Iterator[int | None]:
+    """Open a folder and hold its lock; None if another process holds the lock, or removed the folder."""
+    with ExitStack() as stack:
+        try:
+            number = stack.enter_context(opened(path))
+            lock = open_nofollow(Path(SCRATCH_LOCK), os.O_RDWR | os.O_CREAT, number)
+            stack.callback(os.close, lock)
+            is_owned = not locking.claims or (locking.claim(lock) and is_file_of(path / SCRATCH_LOCK, lock))
+        except FileNotFoundError:
+            is_owned = False
+        yield number if is_owned else None
 
 
 def of_strangers(found: os.stat_result) -> bool:
@@ -104,16 +139,12 @@ def is_file_of(path: Path, number: int) -> bool:
 
 
 @contextmanager
-def _locked_file(path: Path, on_wait: OnWait) -> Iterator[BinaryIO]:
+def _locked_file(path: Path, locking: Locking, on_wait: OnWait) -> Iterator[BinaryIO]:
     say_at = time.monotonic() + SAY_AFTER_SECONDS
     said: Holder | None = None
     while True:
-        with os.fdopen(only_a_file(path, os.O_WRONLY | os.O_CREAT), "wb", buffering=0) as file:
-            try:
-                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass
-            else:
+        with _open_lock(path) as file:
+            if locking.claim(file.fileno()):
                 if is_file_of(path, file.fileno()):
                     yield file
                     return
@@ -122,3 +153,10 @@ def _locked_file(path: Path, on_wait: OnWait) -> Iterator[BinaryIO]:
             said = holder
             on_wait(holder)
         time.sleep(_POLL_SECONDS)
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    try:
+        return open_file(path, os.O_WRONLY | os.O_CREAT, "wb", 0)
+    except PermissionError:  # another user's lock, which can be waited for all the same
+        return open_file(path, os.O_RDONLY, "rb", 0)

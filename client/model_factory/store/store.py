@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import logging
 import os
 import shutil
@@ -18,7 +18,8 @@ from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError, StoreError
 from model_factory.store import contents
 from model_factory.store.contents import Entry
-from model_factory.store.locks import OnWait, held, of_strangers, only_a_file, sweep
+from model_factory.store.locking import find_locking, open_file
+from model_factory.store.locks import OnWait, held, of_strangers, sweep
 from model_factory.store.staging import Staged, scratch_folder, staged
 
 log = logging.getLogger(__name__)
@@ -29,34 +30,64 @@ _CHECKED_NS = 1_000_000_000
 
 _FOLDERS = ("blobs", "records", "staging", "locks", "scratch")
 
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_warned: set[Path] = set()
+"""Stores of this process whose locks were warned of."""
+
 
 class Store:
     """A folder of blobs and records; made if it does not exist."""
 
-    def __init__(self, root: Path, max_bytes: int | None = None) -> None:
+    def __init__(self, root: Path, max_bytes: int | None = None, *, setting: str = "MODEL_FACTORY_CACHE") -> None:
         """Open a store and remove what processes that died left in it.
 
         ``max_bytes`` bounds what its blobs take: before one is fetched or built, those used least recently go. What is
-        in use stays; then there may be more.
+        in use stays; then there may be more. ``setting`` names the variable or option that chooses the folder, for
+        errors. A store that cannot be written to can be read.
 
         Raises:
-            StoreError: the folder cannot be made or written to.
+            StoreError: the folder can neither be made nor read.
         """
-        self.root = root.absolute()
         self.max_bytes = max_bytes
-        with self._errors(f"cannot use {self.root} as a store"):
-            self._make()
+        self._setting = setting
+        with self._errors(f"cannot use {root} as a store"):
+            self.root = root.absolute()
+            self._make_or_read()
+            self._locking = find_locking(self.root / "staging", self.root / "blobs")
+        self._warn_of_locks()
         self.sweep()
 
     def _make(self) -> None:
         for name in _FOLDERS:
             (self.root / name).mkdir(parents=True, exist_ok=True)
 
+    def _make_or_read(self) -> None:
+        try:
+            self._make()
+        except OSError:
+            if not os.access(self.root / "blobs", os.R_OK | os.X_OK):
+                raise
+        else:
+            os.scandir(self.root / "blobs").close()  # a folder of another user may be closed to this one
+
+    def _warn_of_locks(self) -> None:
+        writable = os.access(self.root / "blobs", os.W_OK)
+        if self._locking.evicts or not writable or self.root in _warned:
+            return
+        _warned.add(self.root)
+        log.warning(
+            "file locks in %s %s: no blob is evicted there, and the same blob may be fetched or built twice. Remedy: "
+            "set %s to a folder on a local disk",
+            self.root,
+            "hold on this machine alone" if self._locking.claims else "do not work",
+            self._setting,
+        )
+
     def sweep(self) -> None:
         """Remove what processes that died were writing or had locked."""
-        with suppress(FileNotFoundError):  # whoever removes a whole store must not stop its user here
-            for name in ("staging", "locks", "scratch"):
-                sweep(self.root / name)
+        for name in ("staging", "locks", "scratch"):
+            sweep(self.root / name, self._locking)
 
     def find(self, blob: Blob, *, may_hash: bool = True) -> Path | None:
         """Return the file of a blob, or None if it is not here. Counts as a use.
@@ -92,10 +123,14 @@ class Store:
             return None
         with self._errors(f"cannot read {path}"):
             try:
-                file = os.fdopen(only_a_file(path, os.O_RDONLY), "rb", buffering=0)
+                file = open_file(path, os.O_RDONLY, "rb", 0)
             except FileNotFoundError:  # evicted meanwhile
                 return None
-            fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+            try:
+                self._locking.share(file.fileno())
+            except OSError:
+                file.close()
+                raise
         return file
 
     def read(self, blob: Blob) -> bytes | None:
@@ -143,13 +178,15 @@ class Store:
     @contextmanager
     def _staged(self) -> Iterator[Staged]:
         self._make()  # somebody may have removed them all
-        with staged(self.root / "staging") as new:
+        with staged(self.root / "staging", self._locking) as new:
             yield new
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Make a folder for what is not to outlive this process, nor, once the store is opened again, its death."""
-        with scratch_folder(self.root / "scratch") as folder:
+        with ExitStack() as stack:
+            with self._errors(f"cannot write to {self.root}"):
+                folder = stack.enter_context(scratch_folder(self.root / "scratch", self._locking))
             yield folder
 
     def adopt(self, file: BinaryIO, blob: Blob) -> bool:
@@ -199,7 +236,7 @@ class Store:
         with ExitStack() as stack:
             with self._errors(f"cannot lock {key} in {self.root}"):
                 self._make()  # somebody may have removed them all
-                stack.enter_context(held(self.root / "locks" / key, doing, on_wait))
+                stack.enter_context(held(self.root / "locks" / key, self._locking, doing, on_wait))
             yield
 
     def make_room(self, size: int, staged: int = 0) -> list[Entry]:
@@ -212,15 +249,24 @@ class Store:
         """
         if self.max_bytes is None:
             return []
-        free = shutil.disk_usage(self.root).free + staged
-        taken = sum(entry.size for entry in contents.entries(self.root / "blobs"))
+        free = self.free_bytes() + staged
+        taken = sum(entry.size for entry in self.entries())
         most = min(self.max_bytes, taken + free)
         if size > most:
             raise StoreError(
                 f"{size} bytes do not fit into {self.root}: it may hold {self.max_bytes}, and the disk has {free} free "
-                f"beside its {taken}. Remedy: a higher bound, or a larger disk"
+                f"beside its {taken}. Remedy: a higher bound, or a larger disk: {self._setting} names the folder"
             )
         return self.prune(most - size)
+
+    def free_bytes(self) -> int:
+        """Free space of the disk, in bytes.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        with self._errors(f"cannot read {self.root}"):
+            return shutil.disk_usage(self.root).free
 
     def keep_bound(self) -> None:
         """Evict what is beyond the bound, as far as it is not in use."""
@@ -228,16 +274,34 @@ class Store:
             self.prune(self.max_bytes)
 
     def prune(self, max_bytes: int) -> list[Entry]:
-        """Evict blobs that are not in use, least recently used first, down to ``max_bytes``; return the evicted."""
+        """Evict blobs that are not in use, least recently used first, down to ``max_bytes``; return the evicted.
+
+        Raises:
+            StoreError: blobs would have to go, and no lock tells whether they are in use.
+        """
+        found = self.entries()
+        taken = sum(entry.size for entry in found)
+        if taken > max_bytes and not self._locking.evicts:
+            raise StoreError(
+                f"{self.root} holds {taken} bytes of blobs, {max_bytes} may stay, and no blob is evicted: file locks "
+                "there do not tell whether a blob is in use. Remedy: stop every process that uses the folder and "
+                f"remove files under {self.root / 'blobs'}, or set {self._setting} to a folder on a local disk"
+            )
         with self._errors(f"cannot clear {self.root}"):
-            removed = contents.make_room(self.root / "blobs", max_bytes)
+            removed = contents.make_room(found, max_bytes)
         for entry in removed:
             log.info("evicted %s (%d bytes)", entry.digest, entry.size)
         return removed
 
     def entries(self) -> list[Entry]:
-        """The blobs, most recently used first."""
-        return sorted(contents.entries(self.root / "blobs"), key=lambda entry: entry.used, reverse=True)
+        """The blobs, most recently used first.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        with self._errors(f"cannot read {self.root}"):
+            found = contents.entries(self.root / "blobs", self._locking)
+            return sorted(found, key=lambda entry: entry.used, reverse=True)
 
     def verify(self, digest: str) -> bool:
         """Hash a blob; one that is damaged is removed."""
@@ -258,18 +322,21 @@ class Store:
         check_digest(key)
         return self.root / folder / key[:2] / key
 
-    @staticmethod
-    def _remove_damaged(path: Path, how: str) -> None:
+    def _remove_damaged(self, path: Path, how: str) -> None:
         log.warning("%s %s; it is removed, to be made again", path, how)
-        path.unlink(missing_ok=True)
+        with self._errors(f"{path} {how}, and cannot be removed"):  # it would be found again
+            path.unlink(missing_ok=True)
 
-    @staticmethod
     @contextmanager
-    def _errors(what: str) -> Iterator[None]:
+    def _errors(self, what: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise StoreError(f"{what}: {error.strerror or error}") from error
+            need = (
+                "with more space" if error.errno in _NO_SPACE else "that this user may read and write, on a local disk"
+            )
+            remedy = f"set {self._setting} to a folder {need}"
+            raise StoreError(f"{what}: {error.strerror or error}. Remedy: {remedy}") from error
 
 
 def _document_of(key: str, data: bytes) -> Any:

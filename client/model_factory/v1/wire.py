@@ -48,6 +48,16 @@ CATALOGUE: tuple[Reason, ...] = (
     Reason(name="NOT_PORTABLE", error=errors.NotPortableError, code=code_pb2.FAILED_PRECONDITION),
     Reason(name="BUILD_FAILED", error=errors.BuildError, code=code_pb2.FAILED_PRECONDITION),
     Reason(name="BUILD_OUTDATED", error=errors.OutdatedBuildError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(
+        name="CALL_REFUSED_NOT_IMPLEMENTED", error=errors.RefusedNotImplementedError, code=code_pb2.FAILED_PRECONDITION
+    ),
+    Reason(name="CALL_REFUSED_RUNTIME", error=errors.RefusedRuntimeError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(name="CALL_REFUSED_VALUE", error=errors.RefusedValueError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(name="CALL_REFUSED_TYPE", error=errors.RefusedTypeError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(name="CALL_REFUSED_INDEX", error=errors.RefusedIndexError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(name="CALL_REFUSED_KEY", error=errors.RefusedKeyError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(name="CALL_REFUSED_ATTRIBUTE", error=errors.RefusedAttributeError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(name="CALL_REFUSED_ASSERTION", error=errors.RefusedAssertionError, code=code_pb2.FAILED_PRECONDITION),
     Reason(name="CALL_REFUSED", error=errors.CallFormError, code=code_pb2.FAILED_PRECONDITION),
     Reason(name="CALL_FAILED", error=errors.GraphExecutionError, code=code_pb2.FAILED_PRECONDITION),
     Reason(

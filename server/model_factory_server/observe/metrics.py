@@ -214,12 +214,13 @@ class _StoreCollector(Collector):
 
 def _size(folder: Path) -> tuple[int, int]:
     count = size = 0
-    for path in folder.rglob("*"):
-        try:
-            found = path.lstat()
-        except FileNotFoundError:
-            continue
-        if stat.S_ISREG(found.st_mode):
-            count += 1
-            size += found.st_size
+    with suppress(OSError):  # a disk that fails: the rest is still told
+        for path in folder.rglob("*"):
+            try:
+                found = path.lstat()
+            except (FileNotFoundError, PermissionError):
+                continue
+            if stat.S_ISREG(found.st_mode):
+                count += 1
+                size += found.st_size
     return count, size

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from model_factory.config import ModelConfig
-from model_factory.errors import CallFormError, ConfigError, plain_text
+from model_factory.errors import CallFormError, ConfigError, GraphExecutionError, plain_text
 from model_factory.graph.call_form import call_form, rebuild
 from model_factory.graph.constants import torch_dtype
 from model_factory.graph.signature import Signature
@@ -33,17 +33,20 @@ def materialise(model: nn.Module, config: ModelConfig) -> None:
             _run(model, config.signature)
 
 
-def calls_of_blocks(model: nn.Module, blocks: Mapping[str, nn.Module], config: ModelConfig) -> list[Call]:
+def calls_of_blocks(
+    model: nn.Module, blocks: Mapping[str, nn.Module], config: ModelConfig, *, source: bool = False
+) -> list[Call]:
     """Run the model on the config's examples and return with what each of ``blocks`` (by path) was called.
 
-    Calls of one block that differ in values alone are returned once. The model is afterwards as it was.
+    Calls of one block that differ in values alone are returned once. The model is afterwards as it was. ``source`` is
+    whether a block may travel as source, which may write to its parameters.
 
     Raises:
         ConfigError: the model does not run on the examples.
     """
     if config.signature is None:
         return []
-    with noted_calls(blocks) as calls, untouched(model), _evaluating(model):
+    with noted_calls(blocks) as calls, untouched(model, parameters=source), _evaluating(model):
         _run(model, config.signature)
     return calls
 
@@ -82,7 +85,9 @@ def _run(model: nn.Module, signature: Mapping[str, Any]) -> None:
     except CallFormError:
         raise
     except Exception as error:  # the forward is the operator's code: whatever it raises is its refusal
-        text = plain_text(error)
+        kind = "" if isinstance(error, GraphExecutionError) else f"{type(error).__name__}: "
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        text = f"{kind}{plain_text(error)}{notes}"
         raise ConfigError(f"the model does not run on these examples: {text}", path=("signature",)) from error
 
 

@@ -25,9 +25,9 @@ from model_factory.errors import (
     NotPortableError,
 )
 from model_factory.graph.call_example import ExampleCall
-from model_factory.graph.call_form import FORWARD, Recorded
+from model_factory.graph.call_form import FORWARD, Read, Recorded, is_plain
+from model_factory.graph.lookup import find_module, get_module
 from model_factory.graph.modules import GRAPH_MODULES, GraphModel
-from model_factory.graph.runner import get_module
 from model_factory.graph.signature import Signature
 from model_factory.wording import listed
 from model_factory_server.out_of_memory import is_out_of_memory
@@ -35,10 +35,12 @@ from model_factory_server.recording.bundling import Root
 from model_factory_server.recording.examples import Call, calls_of_blocks, noted_calls
 from model_factory_server.recording.methods import as_forward
 from model_factory_server.recording.prover import prove
-from model_factory_server.recording.recorder import record, record_modes, training_flags
+from model_factory_server.recording.recorder import record, record_modes
 from model_factory_server.recording.sources import Sources, bundle_sources, prove_sources, shareable, source_classes
 from model_factory_server.recording.untouched import untouched
 from model_factory_server.recording.values import REFUSED_CALL
+
+_NUMBERS = (bool, int, float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +128,11 @@ class _Survey:
             call
             for path, block in blocks.items()
             for arguments in _examples(path, block).get(FORWARD, ())
-            for call in [(path, arguments), *_calls_inside(path, block, arguments, blocks)]
+            for call in [(path, arguments), *_calls_inside(path, block, arguments, blocks, source=bool(self._roots))]
         ]
-        return blocks, calls + ([] if self._config is None else calls_of_blocks(self._model, blocks, self._config))
+        if self._config is not None:
+            calls += calls_of_blocks(self._model, blocks, self._config, source=bool(self._roots))
+        return blocks, calls
 
     def _record(self, blocks: Mapping[str, nn.Module], calls: Sequence[Call]) -> None:
         """Record what is no source and was not recorded before; what is refused becomes source if it can."""
@@ -204,9 +208,9 @@ def record_call(
         _check_arguments(block, arguments)
         if _is_lazy(block):
             _materialise(block, arguments)
-        for relative, module in block.named_modules():
-            module.training = training.get(relative, module.training)
-        if call.outcomes or len({flag for _, flag in training_flags(block)}) > 1:
+        _set_flags(block, training)
+        _set_attributes(block, call.reads)
+        if call.outcomes or len({module.training for module in block.modules()}) > 1:
             recorded = record(block, arguments, call.outcomes)
         else:
             recorded = next(
@@ -216,6 +220,32 @@ def record_call(
             )
         prove(block, recorded, arguments)
         return replace(recorded, method=call.method)
+
+
+def _set_flags(block: nn.Module, training: Mapping[str, bool]) -> None:
+    """Set training flags; a module that has none given has that of its owner."""
+    modules = dict(block.named_modules(remove_duplicate=False))
+    for path, module in modules.items():
+        module.training = training.get(path, modules[path.rpartition(".")[0]].training)
+
+
+def _set_attributes(block: nn.Module, reads: Sequence[Read]) -> None:
+    """Set attributes of torch modules to what the trainer has set them to."""
+    for path, name, value in reads:
+        module = find_module(block, path)
+        before = None if module is None else module.__dict__.get(name)
+        if module is None or not is_stock(module) or not is_plain(before) or not _is_alike(before, value):
+            raise FormatError(f"{path}.{name} is no attribute of a torch module that can be {value!r}")
+        module.__dict__[name] = value
+
+
+def _is_alike(before: Any, value: Any) -> bool:
+    """Whether a value may be in the place of another: numbers, texts, as many of them, or None on either side."""
+    if before is None or value is None:
+        return True
+    if isinstance(before, tuple | list):
+        return type(value) is type(before) and len(value) == len(before) and all(map(_is_alike, before, value))
+    return isinstance(value, type(before)) or (isinstance(value, _NUMBERS) and isinstance(before, _NUMBERS))
 
 
 def _check_arguments(block: nn.Module, arguments: Mapping[str, Any]) -> None:
@@ -254,14 +284,18 @@ def _has_forward(module: nn.Module) -> bool:
 
 
 def _calls_inside(
-    path: str, block: nn.Module, arguments: Mapping[str, Any], blocks: Mapping[str, nn.Module]
+    path: str, block: nn.Module, arguments: Mapping[str, Any], blocks: Mapping[str, nn.Module], *, source: bool
 ) -> list[Call]:
-    """The calls of blocks inside stock modules that come up when ``block`` is called so."""
+    """The calls of blocks inside stock modules that come up when ``block`` is called so.
+
+    ``source`` is whether a block may travel as source, which may write to its parameters.
+    """
     prefix = f"{path}." if path else ""
     inside = {name: item for name, item in blocks.items() if name.startswith(prefix) and item is not block}
     if not inside:
         return []
-    with noted_calls(inside) as calls, untouched(block), torch.random.fork_rng(), torch.no_grad():
+    kept = untouched(block, parameters=source)
+    with noted_calls(inside) as calls, kept, torch.random.fork_rng(), torch.no_grad():
         block.eval()
         with suppress(Exception):  # the recording of the call itself will tell
             Signature.of(block.forward).call(block, arguments)
@@ -271,7 +305,7 @@ def _calls_inside(
 def _runs(block: nn.Module, arguments: Mapping[str, Any]) -> bool:
     """Whether a forward accepts a call that its recording failed for."""
     try:
-        with untouched(block), torch.random.fork_rng(), torch.no_grad():
+        with untouched(block, parameters=True), torch.random.fork_rng(), torch.no_grad():
             Signature.of(block.forward).call(block, arguments)
     except Exception as error:  # the forward is the operator's code; its refusal is an answer
         if is_out_of_memory(error):

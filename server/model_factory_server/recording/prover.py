@@ -16,15 +16,19 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from model_factory.errors import CallFormError, NotPortableError
-from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
-from model_factory.graph.expressions import compile_expression
-from model_factory.graph.program import Dim, Expr
-from model_factory.graph.runner import OtherSideError, Runner, get_module
+from model_factory.errors import NotPortableError, refused_call
+from model_factory.graph.actions import OtherSideError
+from model_factory.graph.call_form import Recorded, call_form, leaf_names, match_form, rebuild
+from model_factory.graph.expressions import Env, compile_expression, expression_names, shape_key
+from model_factory.graph.lookup import get_module, own_shape
+from model_factory.graph.program import OWN, Dim, Expr
+from model_factory.graph.runner import Runner
 from model_factory.graph.signature import Signature
 from model_factory_server.out_of_memory import is_out_of_memory
+from model_factory_server.recording.einsum import orders_of
 from model_factory_server.recording.kept import changed, state_of
 from model_factory_server.recording.results import travelling
+from model_factory_server.recording.surroundings import every_generator_seeded
 from model_factory_server.recording.untouched import attributes_kept, plain_tensors, tensors_as, untouched
 from model_factory_server.recording.values import PROOF_SEED, REFUSED_CALL, draws, unreached
 
@@ -49,7 +53,7 @@ def prove(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -
     Raises:
         NotPortableError: it does not, or no replay could be made.
     """
-    with attributes_kept(module), _shallow_stacks(module, recorded):
+    with attributes_kept(module), _shallow_stacks(module, recorded), orders_of(recorded.program):
         _prove_modes(module, recorded, arguments)
 
 
@@ -77,27 +81,41 @@ def _shallow_stacks(module: nn.Module, recorded: Recorded) -> Iterator[None]:
 
 
 def _prove_modes(module: nn.Module, recorded: Recorded, arguments: Mapping[str, Any]) -> None:
-    _, examples = call_form(arguments)
+    examples = _examples(recorded, arguments)
     if not recorded.training:
         module.eval()
     for path, flag in recorded.training:
         get_module(module, path).training = flag
     example_shapes = [list(leaf.shape) for leaf in examples]
     # Found once: what a mode refuses after all, original and replay refuse together.
-    candidates = list(candidate_shapes(recorded, example_shapes, _acceptance(module, recorded, examples)))
-    _prove_mode(module, recorded, examples, candidates)
+    candidates = list(
+        candidate_shapes(module, recorded, example_shapes, _acceptance(module, recorded, examples, arguments))
+    )
+    _prove_mode(module, recorded, examples, candidates, arguments)
     if not recorded.training:
-        _prove_mode(module.train(), recorded, examples, candidates)
+        _prove_mode(module.train(), recorded, examples, candidates, arguments)
+
+
+def _examples(recorded: Recorded, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The tensors of a call that a program for the call takes."""
+    form, leaves = call_form(arguments)
+    kept = match_form(recorded.form, form)
+    assert kept is not None
+    return [leaves[index] for index in kept]
 
 
 def _prove_mode(
-    module: nn.Module, recorded: Recorded, examples: Sequence[torch.Tensor], candidates: Sequence[Shapes]
+    module: nn.Module,
+    recorded: Recorded,
+    examples: Sequence[torch.Tensor],
+    candidates: Sequence[Shapes],
+    arguments: Mapping[str, Any],
 ) -> None:
     signature = Signature.of(module.forward)
     runner = Runner(recorded.program)
 
     def original(leaves: list[torch.Tensor]) -> Any:
-        return travelling(signature.call(module, rebuild(recorded.form, leaves)))
+        return travelling(signature.call(module, rebuild(recorded.form, leaves, arguments)))
 
     def replay(leaves: list[torch.Tensor]) -> Any:
         return runner.run(module, leaves)
@@ -119,7 +137,7 @@ def _prove_mode(
         if not _agree(original, replay, module, examples, PROOF_SEED, iter([examples])):
             refusal = _observe(original, module, examples, PROOF_SEED)
             assert isinstance(refusal, Exception)
-            raise CallFormError(f"{REFUSED_CALL}: {type(refusal).__name__}: {refusal}") from refusal
+            raise refused_call(f"{REFUSED_CALL}: {type(refusal).__name__}: {refusal}", refusal) from refusal
 
 
 def _inputs(examples: Sequence[torch.Tensor], shapes: Shapes, decides: bool) -> Iterator[list[torch.Tensor]]:
@@ -207,7 +225,9 @@ def _compare_runs(expected: Exception | _Observed, actual: Exception | _Observed
     return True
 
 
-def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Shapes], bool]) -> Iterator[Shapes]:
+def candidate_shapes(
+    module: nn.Module, recorded: Recorded, example: Shapes, accepts: Callable[[Shapes], bool]
+) -> Iterator[Shapes]:
     """Sizes to prove a program at: not the example's, where others are allowed by its guards and the forward.
 
     These are every size that may change larger by one, and every such size one; where that is refused together, each on
@@ -218,6 +238,8 @@ def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Sha
         Dim(name, axis): size for name, shape in zip(names, example, strict=True) for axis, size in enumerate(shape)
     }
     guards = [compile_expression(guard) for guard in recorded.guards]
+    asked = {name for guard in recorded.guards for name in expression_names(guard) if name.startswith(OWN)}
+    own: Env = {shape_key(name): own_shape(module, name) for name in asked}
 
     def changed(groups: Sequence[list[Dim]], change: Callable[[int], int]) -> Shapes:
         chosen = sizes | {dim: change(sizes[dim]) for group in groups for dim in group}
@@ -226,7 +248,7 @@ def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Sha
         ]
 
     def allowed(shapes: Shapes) -> bool:
-        env = {name: torch.empty(shape, device="meta") for name, shape in zip(names, shapes, strict=True)}
+        env = own | {shape_key(name): shape for name, shape in zip(names, shapes, strict=True)}
         return all(guard(env) for guard in guards) and accepts(shapes)
 
     free = [group for group in _free_groups(recorded, sizes) if allowed(changed([group], _larger))]
@@ -240,7 +262,9 @@ def candidate_shapes(recorded: Recorded, example: Shapes, accepts: Callable[[Sha
             yield from (shapes for group in free if allowed(shapes := changed([group], change)))
 
 
-def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.Tensor]) -> Callable[[Shapes], bool]:
+def _acceptance(
+    module: nn.Module, recorded: Recorded, examples: Sequence[torch.Tensor], arguments: Mapping[str, Any]
+) -> Callable[[Shapes], bool]:
     """Return whether the forward accepts given sizes.
 
     It is asked on the meta device, where that costs next to nothing, or, where it needs real tensors, with these; where
@@ -253,7 +277,7 @@ def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.
         return on_meta.setdefault(id(tensor), tensor.to("meta"))
 
     def call(leaves: list[torch.Tensor]) -> Any:
-        return signature.call(module, rebuild(recorded.form, leaves))
+        return signature.call(module, rebuild(recorded.form, leaves, arguments))
 
     def accepts_really(shapes: Shapes) -> bool:
         leaves = next(draws(examples, shapes), [])
@@ -268,7 +292,7 @@ def _acceptance(module: nn.Module, recorded: Recorded, examples: Sequence[torch.
         ]
         try:
             with torch.no_grad(), tensors_as(module, to_meta):
-                signature.call(module, rebuild(recorded.form, leaves))
+                signature.call(module, rebuild(recorded.form, leaves, arguments))
         except Exception:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
             return False
         return True
@@ -291,7 +315,7 @@ def _free_groups(recorded: Recorded, sizes: Mapping[Dim, int]) -> list[list[Dim]
     for guard in recorded.guards:
         if not isinstance(guard, Expr) or guard.op != "eq":
             continue
-        dims = [arg for arg in guard.args if isinstance(arg, Dim)]
+        dims = [arg for arg in guard.args if isinstance(arg, Dim) and not arg.name.startswith(OWN)]
         if len(dims) == 2 and group_of[dims[0]] is not group_of[dims[1]]:
             merged = group_of[dims[0]] + group_of[dims[1]]
             group_of.update(dict.fromkeys(merged, merged))
@@ -306,15 +330,19 @@ def _observe(
     module: nn.Module,
     leaves: Sequence[torch.Tensor],
     seed: int = PROOF_SEED,
+    *,
+    writes_parameters: bool = False,
 ) -> Exception | _Observed:
-    """Run once from a seed; everything that can be seen of the run, or its error. The module is as before."""
+    """Run once from a seed; everything that can be seen of the run, or its error. The module is as before.
+
+    ``writes_parameters`` is whether the forward may write to parameters, as that of a module that travels as source.
+    """
     inputs = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
     given = [item.clone() for item in inputs]  # no leaves of autograd's, since a forward may write to its inputs
     plain = plain_tensors(module)
     parameters = [item for item in [*module.parameters(), *plain.values()] if item.requires_grad]
     state = state_of(module)
-    with torch.random.fork_rng(), torch.enable_grad(), untouched(module):
-        torch.manual_seed(seed)
+    with every_generator_seeded(seed), torch.enable_grad(), untouched(module, parameters=writes_parameters):
         try:
             outputs, structure = pytree.tree_flatten(call(given))
             differentiable = [item for item in outputs if isinstance(item, torch.Tensor) and item.requires_grad]
@@ -323,7 +351,8 @@ def _observe(
             )
             wanted = [*parameters, *[item for item in inputs if item.requires_grad]] if differentiable else []
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
-            after = {name: item.detach().clone() for name, item in [*module.named_buffers(), *plain.items()]}
+            kinds = [*module.named_buffers(), *plain.items(), *(module.named_parameters() if writes_parameters else ())]
+            after = {name: item.detach().clone() for name, item in kinds}
             random = torch.rand(2)
             kept = next((name for name, _, _ in changed(state)), "")
         except Exception as error:  # the forward is the operator's code; its refusal is an answer
@@ -335,7 +364,7 @@ def _observe(
         "outputs": outputs,
         "inputs afterwards": [item.detach() for item in given],
         "gradients": gradients,
-        "buffers": after,
+        "tensors afterwards": after,
         "random": random,
     }
     return _Observed(seen=seen, kept=kept)
@@ -385,7 +414,7 @@ def prove_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[st
         def call(leaves: list[torch.Tensor]) -> Any:
             return signature.call(module, rebuild(form, leaves))
 
-        return _observe(call, module, examples)
+        return _observe(call, module, examples, writes_parameters=True)
 
     with attributes_kept(original), attributes_kept(rebuilt):
         for mode in (False, True):

@@ -9,8 +9,8 @@ gets a guard there.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,20 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from model_factory.descriptor.stock import is_stock
-from model_factory.errors import CallFormError, NotPortableError
+from model_factory.errors import CallFormError, NotPortableError, refused_call
 from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebuild
 from model_factory.graph.constants import torch_name
+from model_factory.graph.expressions import expression_names
+from model_factory.graph.lookup import get_module
 from model_factory.graph.program import Outcome, Program
 from model_factory.graph.signature import Signature
 from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.dtypes import HALVES, DtypeDecidesError, merge_dtypes, settle_dtypes
+from model_factory_server.recording.foreign import foreign_tensor
 from model_factory_server.recording.results import travelling
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
-from model_factory_server.recording.tape import DecidesByValuesError, Tape, UndecidedError, foreign_tensor
+from model_factory_server.recording.tape import DecidesByValuesError, Tape, UndecidedError
+from model_factory_server.recording.unread import Place, candidates, tensor_places, with_noting, without
 from model_factory_server.recording.untouched import attributes_kept, tensors_as
 from model_factory_server.recording.values import REFUSED_CALL, outcome_on, takes_side
 
@@ -62,7 +66,8 @@ def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[O
         NotPortableError: the forward cannot be written down as a program.
         CallFormError: the forward itself refuses these arguments.
     """
-    return _settled(*_run_decided(module, arguments, outcomes))
+    recording, program = _run_decided(module, arguments, outcomes)
+    return _leave_out(_settled(recording, program), recording.unread(program))
 
 
 def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Recorded]:
@@ -74,13 +79,15 @@ def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Record
         other = evaluating.again(evaluating.other_dtype)
         trained = _run_if_possible(other)
         if trained is not None and (both := _for_both(evaluating, evaluated, other, trained)):
-            return [both]
+            unread = other.unread(trained)
+            module.eval()
+            return [_leave_out(both, unread, evaluating.unread(evaluated))]
         training, native = _run_alike(module, arguments, evaluating.tape.decisions)
         if training.tape.decisions != evaluating.tape.decisions:
             trained = None
-        second = _settled(training, native, trained)
+        second = _leave_out(_settled(training, native, trained), training.unread(native))
         module.eval()
-        first = _settled(evaluating, evaluated)
+        first = _leave_out(_settled(evaluating, evaluated), evaluating.unread(evaluated))
     alike = replace(first, training=())
     return [alike] if alike == replace(second, training=()) else [first, second]
 
@@ -91,8 +98,24 @@ def _for_both(evaluating: _Recording, evaluated: Program, other: _Recording, tra
     with suppress(DtypeDecidesError):
         program = merge_dtypes(evaluated, trained, *_in_halves(evaluating, other))
         if guards == other.symbols.guards() and takes_side(other.module, program, other.leaves):  # in train mode, too
-            return Recorded(form=evaluating.form, program=program, guards=guards)
+            return Recorded(form=evaluating.form, program=program, guards=guards, **_conditions(evaluating, other))
     return None
+
+
+def _leave_out(recorded: Recorded, *unread: set[Place]) -> Recorded:
+    """Return a recorded program whose form leaves out the places that no run has read."""
+    places = set.intersection(*unread)
+    tensors = {".".join(map(str, place)) for place in places}
+    guards = tuple(guard for guard in recorded.guards if tensors.isdisjoint(expression_names(guard)))
+    form = without(recorded.form, places)
+    return replace(recorded, form=form, guards=guards, program=replace(recorded.program, inputs=leaf_names(form)))
+
+
+def _conditions(*recordings: _Recording) -> dict[str, Any]:
+    """What recordings have read of modules, for the fields of a ``Recorded``."""
+    attributes = {key: value for recording in recordings for key, value in recording.tape.reads.attributes.items()}
+    absent = dict.fromkeys(path for recording in recordings for path in recording.tape.reads.absent)
+    return {"reads": tuple((*key, value) for key, value in attributes.items()), "absent": tuple(absent)}
 
 
 def _settled(first: _Recording, program: Program, other: Program | None = None) -> Recorded:
@@ -105,8 +128,15 @@ def _settled(first: _Recording, program: Program, other: Program | None = None) 
             program = merge_dtypes(program, other or first.again(first.other_dtype).run(), *_in_halves(first))
         except (DtypeDecidesError, NotPortableError, CallFormError):
             program, dtypes = settle_dtypes(program), first.float_dtypes()
-    flags = training_flags(first.module)
-    return Recorded(form=first.form, program=program, training=flags, dtypes=dtypes, guards=first.symbols.guards())
+    flags = training_flags(first.module, first.tape.reads.flags)
+    return Recorded(
+        form=first.form,
+        program=program,
+        training=flags,
+        dtypes=dtypes,
+        guards=first.symbols.guards(),
+        **_conditions(first),
+    )
 
 
 def _in_halves(*recordings: _Recording) -> list[Program]:
@@ -126,9 +156,9 @@ def _in_halves(*recordings: _Recording) -> list[Program]:
     return found
 
 
-def training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:
-    """The training flag of a module and of each of its descendants that is not a stock one."""
-    return tuple((path, item.training) for path, item in module.named_modules() if not is_stock(item))
+def training_flags(module: nn.Module, read: Container[str] = ()) -> tuple[tuple[str, bool], ...]:
+    """The training flag of a module and of each of its descendants that is not a stock one, or whose flag was read."""
+    return tuple((path, item.training) for path, item in module.named_modules() if path in read or not is_stock(item))
 
 
 def _run_decided(
@@ -137,20 +167,23 @@ def _run_decided(
     """Record once more for each decision by values that ``outcomes`` does not tell."""
     told, refusing = len(outcomes), -1
     fixes_ones = False
+    refusal: CallFormError | None = None  # of the side that the call itself takes
     while True:
         recording = _Recording(module, arguments, None, outcomes, fixes_ones=fixes_ones)
         try:
             return recording, recording.run()
         except UndecidedError as question:
             outcomes = (*outcomes, outcome_on(module, question, call_form(arguments)[1]))
-        except CallFormError:
+            refusal = None
+        except CallFormError as error:
             if not fixes_ones and any(1 in leaf.shape for leaf in recording.leaves):
                 fixes_ones = True  # an op may have to know that a size is 1, to broadcast it
                 continue
             fixes_ones = False  # that was not it
             # A side that refuses, of an assertion say. The values here may be none but stand-ins: so the other side.
+            refusal = refusal or error
             if len(outcomes) in {told, refusing} or outcomes[-1] not in {True, False}:
-                raise
+                raise refusal from refusal.__cause__
             refusing = len(outcomes)
             outcomes = (*outcomes[:-1], not outcomes[-1])
 
@@ -183,8 +216,13 @@ class _Recording:
         outcomes: Sequence[Outcome] = (),
         *,
         fixes_ones: bool = False,
+        noting: Container[Place] = (),
     ) -> None:
-        """``fixes_ones`` is whether sizes of 1 are no symbols, but conditions of the result."""
+        """Prepare a run.
+
+        ``fixes_ones`` is whether sizes of 1 are no symbols, but conditions of the result; the constants at the places
+        ``noting`` are other ones, which note their use in ``used``.
+        """
         self.module = module
         self._arguments = arguments
         self.signature = Signature.of(module.forward)
@@ -196,6 +234,8 @@ class _Recording:
         self.symbols = SymbolTable(self.shape_env)
         self.tape = Tape(self.shape_env, self.symbols, self.module, self.names, outcomes)
         self._dtype = dtype
+        self._noting = noting
+        self.used: set[Place] = set()
         self._fixed = {0, 1} if fixes_ones else {0}  # those of size 0 are the form's
         self._fakes: dict[int, torch.Tensor] = {}
 
@@ -214,9 +254,28 @@ class _Recording:
         entries += [first] if (first := next(parameters, None)) else []
         return tuple((name, torch_name(tensor.dtype)) for name, tensor in entries)
 
-    def again(self, dtype: torch.dtype) -> _Recording:
+    def again(self, dtype: torch.dtype | None, noting: Container[Place] = ()) -> _Recording:
         """A recording of the same call in another dtype, with the same decisions."""
-        return _Recording(self.module, self._arguments, dtype, self.tape.decisions, fixes_ones=1 in self._fixed)
+        decisions, fixes_ones = self.tape.decisions, 1 in self._fixed
+        return _Recording(self.module, self._arguments, dtype, decisions, fixes_ones=fixes_ones, noting=noting)
+
+    def unread(self, program: Program) -> set[Place]:
+        """The places of the call that this run, which gave ``program``, did not read; in the module's mode as it is."""
+        tensors = {place for place, name in tensor_places(self.form) if name not in self.tape.touched}
+        return tensors | self._unread_constants(program)
+
+    def _unread_constants(self, program: Program) -> set[Place]:
+        defaults = {item.name: item.default for item in self.signature.parameters if not item.required}
+        unread = set(candidates(self.form, defaults))
+        while unread:
+            other = self.again(self._dtype, unread)
+            found = _run_if_possible(other)
+            if not other.used and found is not None and settle_dtypes(found) == settle_dtypes(program):
+                return unread if other.symbols.guards() == self.symbols.guards() else set()
+            if not other.used:  # used where nothing could note it
+                return set()
+            unread -= other.used
+        return unread
 
     def run(self) -> Program:
         """Run the forward.
@@ -229,14 +288,15 @@ class _Recording:
         with _SYMBOLIC_CONFIG.patch(backed_size_oblivious=True):
             # Size-oblivious: an op's broadcasting does not tell size 1 from others; only the forward's decisions do.
             fake_arguments = self._fake_arguments()
-            result = self._run_forward(fake_arguments)
+            with _unwritten(fake_arguments, self.signature):
+                result = self._run_forward(fake_arguments)
         returned = self.tape.argument(travelling(result))  # a parameter that is returned as it is has a step, too
         return Program(inputs=self.names, steps=tuple(self.tape.steps), result=returned)
 
     def _fake_arguments(self) -> dict[str, Any]:
-        return rebuild(
-            self.form, [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
-        )
+        fakes = [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
+        arguments = rebuild(self.form, fakes, self._arguments)
+        return with_noting(arguments, self._noting, self.used.add) if self._noting else arguments
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
         # Contiguous: an input's memory layout must not appear in the sizes of the program.
@@ -256,6 +316,9 @@ class _Recording:
         """A fake for a tensor of the module's; the same one for the same tensor."""
         if id(tensor) not in self._fakes:
             fake = self._in_dtype(self.fake_mode.from_tensor(tensor, static_shapes=True))
+            if not is_stock(get_module(self.module, name.rpartition(".")[0])):  # those inside torch's modules: if read
+                with self.fake_mode:
+                    fake = self.symbols.own(name, fake)
             self._fakes[id(tensor)] = fake
             self.tape.attributes[id(fake)] = name
         return self._fakes[id(tensor)]
@@ -285,7 +348,7 @@ class _Recording:
             if "Please convert all Tensors to FakeTensors" in str(error):
                 raise NotPortableError(foreign_tensor(self.module, _user_line(error))) from error
             text = self.symbols.with_sizes(str(error))
-            raise CallFormError(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {text}") from error
+            raise refused_call(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {text}", error) from error
         self._raise_undecided()
         return result
 
@@ -294,6 +357,31 @@ class _Recording:
         if self.tape.undecided is not None:
             question = self.tape.undecided.program
             raise UndecidedError(settle_dtypes(question), self.tape.undecided.kind)
+
+
+@contextmanager
+def _unwritten(arguments: Mapping[str, Any], signature: Signature) -> Iterator[None]:
+    """Refuse a forward that writes to a list or dict of its caller, which a program would leave as it was."""
+    own = {item.name for item in signature.parameters if item.kind in {"var_positional", "var_keyword"}}
+    pending = [(name, value, name not in own) for name, value in arguments.items()]
+    before: list[tuple[str, Any, Any]] = []
+    while pending:
+        where, value, is_callers = pending.pop()
+        if type(value) in {dict, list, tuple}:
+            entries = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += [(f"{where}[{key!r}]", item, True) for key, item in entries]
+            if is_callers and not isinstance(value, tuple):
+                before.append((where, value, value.copy()))
+    yield
+    for where, value, copy in before:
+        old, new = (list(item.items()) if isinstance(item, dict) else list(enumerate(item)) for item in (copy, value))
+        if len(old) != len(new) or any(
+            one[0] != other[0] or one[1] is not other[1] for one, other in zip(old, new, strict=True)
+        ):
+            raise NotPortableError(
+                f"its forward writes to its caller's argument {where}, which a program leaves as it is. Remedy: copy "
+                f"the {type(value).__name__} first, as in batch = dict(batch)"
+            )
 
 
 def _user_line(error: BaseException) -> str:

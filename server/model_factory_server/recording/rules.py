@@ -22,6 +22,7 @@ _SAME_SIZES = (
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.SELU, nn.LeakyReLU, nn.PReLU, nn.Softplus),
     *(nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Softmax, nn.LogSoftmax),
 )
+_KEEPS_LEADING = (nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention)
 _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
 _MAX_POOLS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
@@ -46,6 +47,20 @@ def result_by_rule(module: nn.Module, args: Sequence[Any], kwargs: Any) -> Any:
         return None  # it is told its result's size
     sizes = _after(module, first.shape)
     return None if sizes is None else first.new_empty(sizes)
+
+
+def keeps_size(module: nn.Module, axis: int, tensor: torch.Tensor, args: Sequence[Any], kwargs: Any) -> bool:
+    """Whether a size of a stock module's result is the input's, whatever layer of its kind is in its place."""
+    if isinstance(module, _SAME_SIZES) and type(module) is not nn.Identity:
+        return True
+    first: Any = args[0] if args else next((kwargs[name] for name in _FIRST if name in kwargs), None)
+    leading = tensor.dim() - 1 if isinstance(module, _KEEPS_LEADING) else 1
+    if not isinstance(first, torch.Tensor) or axis >= min(leading, first.dim()):
+        return False
+    size, wanted = tensor.shape[axis], first.shape[axis]
+    if isinstance(size, torch.SymInt) and isinstance(wanted, torch.SymInt):
+        return bool(size.node.expr == wanted.node.expr)
+    return type(size) is type(wanted) and size == wanted
 
 
 def _recurrent(module: Any, first: torch.Tensor) -> Any:

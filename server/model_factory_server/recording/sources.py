@@ -16,7 +16,7 @@ from model_factory.descriptor.stock import is_stock
 from model_factory.descriptor.tree import SourceClass
 from model_factory.digest import Blob
 from model_factory.errors import NotPortableError
-from model_factory.graph.runner import get_module
+from model_factory.graph.lookup import get_module
 from model_factory.source.loader import load_source
 from model_factory_server.recording.bundling import Root, collect, find_file
 from model_factory_server.recording.examples import Call

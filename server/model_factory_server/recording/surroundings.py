@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from torch.autograd import Function
 from model_factory.errors import NotPortableError
 from model_factory_server.recording.symbols import DecisionShapeEnv
 
+_SQRT = math.sqrt
 _APPLY: Any = vars(Function)["apply"]
 
 
@@ -46,9 +48,15 @@ def as_in_use(shape_env: DecisionShapeEnv) -> Iterator[None]:
         patch.object(torch.SymInt, "__str__", text),
         patch.object(torch.SymInt, "__repr__", text),
         patch.object(Function, "apply", classmethod(_refuse_function)),
+        patch.object(math, "sqrt", _sqrt),
         _only_torch_draws(),
     ):
         yield
+
+
+def _sqrt(number: Any) -> Any:
+    """In the place of ``math.sqrt``, which would make a plain number of a size."""
+    return torch.sym_sqrt(number) if isinstance(number, torch.SymInt | torch.SymFloat) else _SQRT(number)
 
 
 def _refuse_function(cls: type, *args: Any, **kwargs: Any) -> Any:
@@ -59,6 +67,27 @@ def _refuse_function(cls: type, *args: Any, **kwargs: Any) -> Any:
         f"its forward calls {cls.__module__}.{cls.__qualname__}, an autograd.Function, whose backward a program cannot "
         "carry. Remedy: write it with torch's ops; a straight-through gradient is x + (y - x).detach()"
     )
+
+
+@contextmanager
+def every_generator_seeded(seed: int) -> Iterator[None]:
+    """Seed torch's, Python's and NumPy's generators for a while; all are as before afterwards.
+
+    A forward may draw from each: two runs that are to be compared begin alike.
+    """
+    numpy_random: Any = sys.modules.get("numpy.random")
+    python_state, numpy_state = random.getstate(), None if numpy_random is None else numpy_random.get_state()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            random.seed(seed)
+            if numpy_random is not None:
+                numpy_random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy_random is not None:
+            numpy_random.set_state(numpy_state)
 
 
 @contextmanager

@@ -9,11 +9,18 @@ from typing import Any
 
 import sympy
 import torch
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv, has_free_unbacked_symbols
+from torch._dynamo.source import ConstantSource
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    has_free_unbacked_symbols,
+)
 
 from model_factory.errors import NotPortableError
 from model_factory.graph.expressions import expression_text
-from model_factory.graph.program import Dim, Expr, Ref
+from model_factory.graph.program import OWN, Dim, Expr, Ref
+from model_factory_server.recording.given_sizes import with_sizes
 
 _SYMBOL = re.compile(r"\bs[0-9]+\b")
 _OPERATIONS: Mapping[str, str] = {
@@ -75,11 +82,14 @@ class DecisionShapeEnv(ShapeEnv):
         finally:
             self._kernel_guards.update(range(start, len(self.guards)))
 
-    def conditions(self) -> list[Any]:
-        """What must hold for the recording to stand: the forward's decisions, and those of its ops that sizes need."""
-        return self.decisions + [
+    def conditions(self, decided: int = 0, guarded: int = 0) -> list[Any]:
+        """What must hold for the recording to stand: the forward's decisions, and those of its ops that sizes need.
+
+        ``decided`` decisions and ``guarded`` guards of torch's are left out, the first ones.
+        """
+        return self.decisions[decided:] + [
             guard.expr
-            for index, guard in enumerate(self.guards)
+            for index, guard in enumerate(self.guards[guarded:], guarded)
             if not has_free_unbacked_symbols(guard.expr)
             if isinstance(guard.expr, sympy.Eq) or not (index in self._kernel_guards or _is_layout_check(guard.expr))
         ]
@@ -113,6 +123,8 @@ class SymbolTable:
         self._meaning: dict[sympy.Symbol, Dim | Ref] = {}
         self._sizes: dict[str, int] = {}
         self._ones: list[Expr] = []
+        self._given: dict[sympy.Symbol, Any] = {}  # what the layer gives that was recorded: a number, or a formula
+        self._required = (0, 0)
 
     def add_input(self, name: str, fake: torch.Tensor) -> None:
         """Register the sizes of an input."""
@@ -122,6 +134,45 @@ class SymbolTable:
                 self._sizes[str(size.node.expr)] = size.node.hint
             elif size == 1:
                 self._ones.append(Expr("eq", (Dim(name, axis), 1)))
+
+    def own(self, path: str, fake: torch.Tensor) -> torch.Tensor:
+        """Return a fake parameter or buffer whose sizes are symbols that the forward may read."""
+
+        def symbol(axis: int, size: Any) -> Any:
+            return self._symbol(f"{path}_{axis}_own", size, Dim(f"{OWN}{path}", axis))
+
+        return with_sizes(fake, symbol)
+
+    def fix_own(self, path: str, sizes: Mapping[int, int]) -> None:
+        """Make sizes of a parameter or buffer, by axis, conditions."""
+        self._ones += [Expr("eq", (Dim(f"{OWN}{path}", axis), size)) for axis, size in sizes.items()]
+
+    def _symbol(self, name: str, hint: int, meaning: Dim) -> torch.SymInt:
+        source = ConstantSource(name)
+        symbol: Any = self._shape_env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
+        self._meaning[symbol] = meaning
+        self._sizes[str(symbol)] = hint
+        found: Any = self._shape_env.create_symintnode(symbol, hint=hint, source=source)
+        return found  # type: ignore[no-any-return]
+
+    def add_given(self, name: str, axis: int, size: int | torch.SymInt) -> torch.SymInt:
+        """Return a symbol for a size that the layer in use gives to the value ``name``, which has ``size`` here.
+
+        With another layer in the place of this one the size is another, and the symbol stands for that.
+        """
+        formula, hint = (
+            (size.node.expr, size.node.hint) if isinstance(size, torch.SymInt) else (sympy.Integer(size), size)
+        )
+        found = self._symbol(f"{name}_{axis}_given", hint, Dim(name, axis))
+        self._given[found.node.expr] = formula
+        return found
+
+    def requirements(self) -> list[Expr | Dim | Ref | int | float]:
+        """The new conditions, since this was called last, on sizes that layers give."""
+        conditions = self._shape_env.conditions(*self._required)
+        self._required = (len(self._shape_env.decisions), len(self._shape_env.guards))
+        found = (expr for expr in conditions if expr.free_symbols & self._given.keys())
+        return list(dict.fromkeys(self.translate(expr) for expr in found))
 
     def add_value(self, name: str, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> None:
         """Register the number that a step results in, ``x.item()`` say."""
@@ -144,9 +195,23 @@ class SymbolTable:
         return self.translate(value.node.expr)
 
     def guards(self) -> tuple[Expr | Dim | Ref | int | float, ...]:
-        """The conditions on input sizes that the recording relied on, each once."""
-        kept = (expr for expr in self._shape_env.conditions() if expr not in {sympy.true, True})
+        """The conditions on sizes of inputs and parameters that the recording relied on, each once.
+
+        Where sizes that layers give follow from those of inputs, as a convolution's, the condition is on the inputs;
+        a layer's own number, as its width, is a requirement instead.
+        """
+        kept = (known for expr in self._shape_env.conditions() if (known := self._known_before(expr)) is not None)
         return tuple(dict.fromkeys([*self._ones, *(self.translate(expr) for expr in kept)]))
+
+    def _known_before(self, expr: Any) -> Any | None:
+        """A condition in sizes that are known before the forward runs, or None if there is nothing to ask then."""
+        if not isinstance(expr, sympy.Basic):
+            return None
+        while given := expr.free_symbols & self._given.keys():
+            if any(self._given[symbol].is_Integer for symbol in given):
+                return None
+            expr = expr.subs({symbol: self._given[symbol] for symbol in given})
+        return None if expr in {sympy.true, sympy.false} else expr
 
     def translate(self, expr: Any) -> Expr | Dim | Ref | int | float:
         """Write an expression of symbols as a program's."""

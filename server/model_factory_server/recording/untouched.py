@@ -88,17 +88,17 @@ def _hooks(module: nn.Module) -> list[dict[Any, Any]]:
 
 
 @contextmanager
-def untouched(module: nn.Module) -> Iterator[None]:
+def untouched(module: nn.Module, *, parameters: bool = False) -> Iterator[None]:
     """Undo afterwards what running a module does to its attributes, buffers and plain tensors.
 
-    Parameters are not copied, for they are large; torch's own forwards write to them only in embeddings with a
-    ``max_norm``, which are.
+    Parameters are copied only with ``parameters``, for they are large; torch's own forwards write to them only in
+    embeddings with a ``max_norm``, which are copied always.
 
     Raises:
-        NotPortableError: a forward has written to another parameter.
+        NotPortableError: a forward has written to a parameter that is not copied.
     """
     renormed = [item.weight for item in module.modules() if isinstance(item, _EMBEDDINGS) and item.max_norm is not None]
-    tensors = [*module.buffers(), *plain_tensors(module).values(), *renormed]
+    tensors = [*module.buffers(), *plain_tensors(module).values(), *(module.parameters() if parameters else renormed)]
     before = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor) and _is_writable(tensor)]
     known = {id(tensor) for tensor, _ in before}
     versions = [(name, item, item._version) for name, item in module.named_parameters() if id(item) not in known]  # noqa: SLF001

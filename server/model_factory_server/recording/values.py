@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_factory.errors import CallFormError, NotPortableError
+from model_factory.errors import NotPortableError, refused_call
+from model_factory.graph.actions import OtherSideError
 from model_factory.graph.program import Outcome, Program
-from model_factory.graph.runner import OtherSideError, Runner
+from model_factory.graph.runner import Runner
 from model_factory_server.recording.tape import UndecidedError
 from model_factory_server.recording.untouched import untouched
 
@@ -62,7 +63,7 @@ def _run(module: nn.Module, program: Program, leaves: Sequence[torch.Tensor], se
         except OtherSideError:
             raise
         except Exception as error:  # the forward is the operator's code: whatever its steps raise is its refusal
-            raise CallFormError(f"{REFUSED_CALL}: {type(error).__name__}: {error}") from error
+            raise refused_call(f"{REFUSED_CALL}: {type(error).__name__}: {error}", error) from error
 
 
 def unreached() -> NotPortableError:

@@ -1,0 +1,35 @@
+"""Names, for messages, what a forward uses that a program does not know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def foreign_tensor(module: nn.Module, where: str = "") -> str:
+    """Say what is wrong with a tensor that is none of the module's."""
+    hidden = ", ".join(repr(path) for path in hidden_in(module, torch.Tensor))
+    hint = f"; tensors are hidden in the plain attribute {hidden}" if hidden else ""
+    return (
+        f"its forward uses a tensor that is neither an input nor one of its parameters or buffers{where}{hint}. "
+        "Remedy: register_buffer(name, tensor, persistent=False), or nn.ParameterList for several parameters"
+    )
+
+
+def hidden_in(module: nn.Module, kind: type) -> list[str]:
+    """Attributes below a module that are plain lists, tuples or dicts with something of that kind inside."""
+    found = []
+    for path, item in module.named_modules():
+        for name, value in item.__dict__.items():
+            items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            if not name.startswith("_") and any(isinstance(entry, kind) for entry in items):
+                found.append(f"{path}.{name}" if path else name)
+    return found
+
+
+def function_text(func: Any) -> str:
+    """Return the name of a torch function with its module."""
+    module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", "torch")
+    return f"{module}.{getattr(func, '__name__', func)}"

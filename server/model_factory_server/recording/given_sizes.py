@@ -1,0 +1,64 @@
+"""Tensors of a recording whose sizes are symbols of their own, for sizes that a layer or parameter gives.
+
+A forward that reads the width of a layer's result and scales by it holds for any width, if the program reads the width
+where it runs. So a fake result of a torch module has symbols in the place of the layer's own numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def with_sizes(tensor: torch.Tensor, symbol: Callable[[int, Any], Any | None]) -> torch.Tensor:
+    """Return a fake tensor like ``tensor`` with other sizes.
+
+    ``symbol(axis, size)`` returns the symbol in the place of a size, or None where the size stays. Sizes of 0 and 1
+    stay, since torch's ops tell them from others. The order of the axes in memory is kept; a tensor with gaps in
+    memory is returned as it is.
+    """
+    if not _is_dense(tensor):
+        return tensor
+    found = [None if _is_unit(size) else symbol(axis, size) for axis, size in enumerate(tensor.shape)]
+    if all(size is None for size in found):
+        return tensor
+    sizes = [old if new is None else new for old, new in zip(tensor.shape, found, strict=True)]
+    strides: list[Any] = [1] * len(sizes)
+    step: Any = 1
+    for axis in _by_stride(tensor):
+        strides[axis] = step
+        step = step * sizes[axis]
+    return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device).requires_grad_(
+        tensor.requires_grad
+    )
+
+
+def unit_axes(tensor: torch.Tensor) -> list[int]:
+    """The axes whose size is the number 0 or 1, and no symbol."""
+    return [axis for axis, size in enumerate(tensor.shape) if _is_unit(size)]
+
+
+def _is_unit(size: Any) -> bool:
+    return type(size) is int and size in {0, 1}
+
+
+def _hint(size: Any) -> int:
+    return size.node.hint if isinstance(size, torch.SymInt) else size  # type: ignore[no-any-return]
+
+
+def _by_stride(tensor: torch.Tensor) -> list[int]:
+    """The axes from the innermost in memory to the outermost."""
+    strides = [_hint(stride) for stride in tensor.stride()]
+    return sorted(range(tensor.dim()), key=lambda axis: (strides[axis], -axis))
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    expected = 1
+    for axis in _by_stride(tensor):
+        size, stride = _hint(tensor.shape[axis]), _hint(tensor.stride(axis))
+        if size is None or stride is None or (size != 1 and stride != expected):
+            return False
+        expected *= max(size, 1)
+    return tensor.layout == torch.strided

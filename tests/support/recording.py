@@ -1,0 +1,52 @@
+"""A recorder in this process, in the place of a server's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_factory.graph.call_example import decode_call, encode_call
+from model_factory.graph.call_form import FORWARD, Read, Recorded
+from model_factory.graph.modules import ProgramModule
+from model_factory_server.recording.portable import record_call
+
+
+class InProcessRecorder:
+    """Records calls as a server does: on a model of its own, built the same way."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        self.make = make
+        self.asked: list[tuple[bool | int, ...]] = []
+        """The outcomes of each call that was recorded."""
+
+    @property
+    def calls(self) -> int:
+        return len(self.asked)
+
+    def known(self, path: str) -> Sequence[Recorded]:  # noqa: ARG002  as of any source
+        return ()
+
+    def record(
+        self,
+        path: str,
+        arguments: Mapping[str, Any],
+        training: tuple[tuple[str, bool], ...],
+        dtype: Any,  # noqa: ARG002  the model is always built as it is
+        outcomes: tuple[bool | int, ...] = (),
+        method: str = FORWARD,
+        reads: Sequence[Read] = (),
+    ) -> Recorded:
+        self.asked.append(outcomes)
+        with torch.random.fork_rng():
+            call = decode_call(encode_call(arguments, None, outcomes, method, reads))
+            return record_call(self.make(), path, call, dict(training))
+
+
+def ask(model: nn.Module, recorder: InProcessRecorder | None) -> None:
+    """Have the blocks of a rebuilt model ask a recorder for programs."""
+    for module in model.modules():
+        if isinstance(module, ProgramModule):
+            module._recorder = recorder

@@ -1,0 +1,222 @@
+"""What a forward does not read of its arguments is no part of the call: texts, counters, options without effect."""
+
+from __future__ import annotations
+
+import datetime as dt
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from matrix.travel import travel, travel_recorded
+from model_factory import CallFormError
+from model_factory.graph.call_form import call_form, match_form
+from support.compare import assert_same
+from support.recording import InProcessRecorder, ask
+
+WIDTH = 6
+
+
+class Policy(nn.Module):
+    """Reads the observation of a batch, and the scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, 3)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, batch: dict[str, Any], iterations: int = 10, scale: float = 1.0) -> Tensor:  # noqa: ARG002
+        return self.layer(batch["obs"]) * scale
+
+
+class ReadsText(Policy):
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        return self.layer(batch["obs"]) * len(batch["task"])
+
+
+class ReadsCounter(Policy):
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        y = self.layer(batch["obs"])
+        for _ in range(batch["episode"]):
+            y = y * 2
+        return y
+
+
+class ComparesCounter(Policy):
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        if batch["episode"] < 0:
+            raise ValueError("an episode before the first")
+        return self.layer(batch["obs"])
+
+
+class ReadsInTraining(Policy):
+    def forward(self, batch: dict[str, Any], rate: float = 0.0) -> Tensor:
+        y = self.layer(batch["obs"])
+        return y * rate if self.training else y
+
+
+class ReadsByText(Policy):
+    def forward(self, batch: dict[str, Any], mode: str = "double") -> Tensor:
+        return self.layer(batch["obs"]) * {"double": 2, "triple": 3}[mode]
+
+
+class AsksForARank(Policy):
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        return self.layer(batch["obs"]) * batch["mask"].dim()
+
+
+def make(block: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return block().eval()
+
+
+def remote(block: type[nn.Module]) -> tuple[nn.Module, InProcessRecorder]:
+    recorder = InProcessRecorder(lambda: make(block))
+    twin = travel(make(block))
+    ask(twin, recorder)
+    return twin.eval(), recorder
+
+
+def batches(size: int = 4) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "obs": torch.randn(2 + index, WIDTH, generator=generator),
+            "task": [f"task {index}"] * (2 + index),
+            "episode": index,
+            "time": 0.1 * index,
+        }
+        for index in range(size)
+    ]
+
+
+def test_a_batch_with_texts_and_counters_asks_once() -> None:
+    original, (twin, recorder) = make(Policy), remote(Policy)
+    for step, batch in enumerate(batches(25)):
+        assert_same(twin(batch, iterations=step), original(batch))
+    assert recorder.calls == 1
+    assert twin(batches()[0], iterations=10**9).shape == (2, 3)
+    assert recorder.calls == 1
+
+
+def test_a_default_that_is_not_read_asks_once_more() -> None:
+    original, (twin, recorder) = make(Policy), remote(Policy)
+    for batch in batches():
+        assert_same(twin(batch), original(batch))
+        assert_same(twin(batch, iterations=batch["episode"]), original(batch))
+    assert recorder.calls == 2
+
+
+def test_values_of_any_class_pass_where_nothing_is_read() -> None:
+    original, (twin, recorder) = make(Policy), remote(Policy)
+    twin(batches()[0])
+    obs = batches()[0]["obs"]
+    others = ["text", None, 3, np.int64(3), np.zeros(2), dt.datetime.now(dt.UTC), object(), [obs], {1: 2}]
+    for other in others:
+        batch = {"obs": obs, "task": other, "episode": other, "time": other}
+        assert_same(twin(batch), original(batch))
+    assert recorder.calls == 1
+    twin, recorder = remote(Policy)
+    batch = {"obs": obs, "task": others[5], "episode": np.int64(3)}
+    assert_same(twin(batch), original(batch))
+
+
+@pytest.mark.parametrize("block", [ReadsText, ReadsCounter, ComparesCounter])
+def test_what_is_read_is_a_condition(block: type[nn.Module]) -> None:
+    original, (twin, recorder) = make(block), remote(block)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a number that keeps changing is told elsewhere
+        for batch in batches():
+            assert_same(twin(batch), original(batch))
+    assert recorder.calls == len(batches())
+
+
+def test_what_one_mode_reads_is_a_condition_of_both() -> None:
+    original, (twin, recorder) = make(ReadsInTraining), remote(ReadsInTraining)
+    for rate in (0.5, 0.25):
+        for module in (original, twin):
+            module.train()
+        assert_same(twin(batches()[0], rate=rate), original(batches()[0], rate=rate))
+    assert recorder.calls == 2
+
+
+def test_a_text_that_chooses_is_read() -> None:
+    original, (twin, recorder) = make(ReadsByText), remote(ReadsByText)
+    for mode in ("double", "triple", "double"):
+        assert_same(twin(batches()[0], mode=mode), original(batches()[0], mode=mode))
+    assert recorder.calls == 2
+    with pytest.raises(CallFormError, match="KeyError"):
+        twin(batches()[0], mode="quadruple")
+
+
+def test_a_rank_that_is_asked_for_is_read() -> None:
+    original, (twin, recorder) = make(AsksForARank), remote(AsksForARank)
+    for shape in ((2,), (2, 3), (5, 1), ()):
+        batch = {"obs": torch.ones(2, WIDTH), "mask": torch.ones(shape)}
+        assert_same(twin(batch), original(batch))
+    assert recorder.calls == 3
+
+
+def test_tensors_that_are_not_read_may_change() -> None:
+    original, (twin, recorder) = make(Policy), remote(Policy)
+    for mask in (torch.ones(2), torch.ones(0, 3), torch.ones(2, 2, dtype=torch.bool), None):
+        batch = {"obs": torch.ones(2, WIDTH), "mask": mask}
+        assert_same(twin(batch), original(batch))
+    assert recorder.calls == 1
+
+
+def test_an_object_that_is_read_is_refused() -> None:
+    twin, _ = remote(ReadsText)
+    with pytest.raises(CallFormError, match=r"is a datetime\.date; a remotely built module takes tensors"):
+        twin({"obs": torch.ones(2, WIDTH), "task": dt.date(2026, 1, 1)})
+
+
+def test_examples_of_a_build_leave_out_what_is_not_read() -> None:
+    class WithExamples(Policy):
+        def example_inputs(self) -> list[dict[str, Any]]:
+            return [{"batch": batches()[0]}]
+
+    original = make(WithExamples)
+    twin = travel_recorded(make(WithExamples))
+    assert_same(twin(batches()[3]), original(batches()[3]))
+
+
+def test_a_number_that_keeps_changing_is_told_once() -> None:
+    twin, recorder = remote(ReadsCounter)
+    batch = batches()[0]
+    for episode in (1, 2):
+        twin(batch | {"episode": episode})
+    with pytest.warns(UserWarning, match=r"another number as batch\.episode each time.* torch\.tensor\(number\)"):
+        twin(batch | {"episode": 3})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        twin(batch | {"episode": 4})
+        twin(batch | {"episode": 1})
+    assert recorder.calls == 4
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from(["a", "b"]), st.just(torch.ones(2))),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.tuples(inner), st.dictionaries(st.sampled_from(["x", "y"]), inner, max_size=2)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(value=VALUES, other=VALUES)
+def test_a_form_matches_itself_and_any_matches_all(value: Any, other: Any) -> None:
+    """The tensors that are left are those of the parts that are compared."""
+    form, leaves = call_form({"x": value, "y": other})
+    assert match_form(form, form) == list(range(len(leaves)))
+    first = len(call_form({"x": value})[1])
+    assert match_form((form[0], ("y", ("any",))), form) == list(range(first))
+    assert match_form((("x", ("any",)), form[1]), form) == list(range(first, len(leaves)))
+    theirs, _ = call_form({"x": other, "y": value})
+    assert (match_form(form, theirs) is not None) == (form == theirs)
