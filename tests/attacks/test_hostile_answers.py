@@ -185,6 +185,8 @@ def recorded(**changes: Any) -> bytes:
         "training": [],
         "dtypes": [],
         "guards": [],
+        "reads": [],
+        "absent": [],
         "program": {"inputs": ["x"], "steps": [], "result": {"ref": "x"}},
         "method": "forward",
     }

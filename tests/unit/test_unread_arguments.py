@@ -172,7 +172,7 @@ def test_tensors_that_are_not_read_may_change() -> None:
 
 def test_an_object_that_is_read_is_refused() -> None:
     twin, _ = remote(ReadsText)
-    with pytest.raises(CallFormError, match=r"is a datetime\.date; a remotely built module takes tensors"):
+    with pytest.raises(CallFormError, match=r"is a datetime\.date; a remotely built module reads tensors"):
         twin({"obs": torch.ones(2, WIDTH), "task": dt.date(2026, 1, 1)})
 
 

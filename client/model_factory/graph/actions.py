@@ -37,10 +37,10 @@ from model_factory.graph.program import (
 from model_factory.graph.records import Record, RecordTuple
 
 # Keys under which an environment has the module that a program runs for, the device, and the modes of the caller. No
-# names, for a program could use any.
-SELF: Any = object()
-DEVICE: Any = object()
-MODES: Any = object()
+# texts, for a program could name any.
+SELF = ("self",)
+DEVICE = ("device",)
+MODES = ("modes",)
 
 _LISTS = (list, tuple)
 _PLAIN = (bool, int, float, str)

@@ -195,10 +195,10 @@ def rebuild(
     ``like`` has the values where the form has :data:`ANY`.
     """
     remaining = iter(leaves)
-    return {name: _rebuild(item, remaining, like.get(name)) for name, item in form}
+    return {name: _rebuild(item, remaining, like.get(name), name) for name, item in form}
 
 
-def _rebuild(form: Form, leaves: Iterator[torch.Tensor], like: Any) -> Any:
+def _rebuild(form: Form, leaves: Iterator[torch.Tensor], like: Any, where: str) -> Any:
     match form[0]:
         case "tensor":
             return next(leaves)
@@ -209,33 +209,36 @@ def _rebuild(form: Form, leaves: Iterator[torch.Tensor], like: Any) -> Any:
         case "any":
             return like
         case "object":
-            return Unreadable(form[1])
+            return Unreadable(form[1], where)
         case "dict":
             given = like or {}
-            return {key: _rebuild(item, leaves, given.get(key)) for key, item in form[1]}
+            return {key: _rebuild(item, leaves, given.get(key), f"{where}.{key}") for key, item in form[1]}
         case kind:
             parts = like or (None,) * len(form[1])
-            items = [_rebuild(item, leaves, part) for item, part in zip(form[1], parts, strict=True)]
+            pairs = enumerate(zip(form[1], parts, strict=True))
+            items = [_rebuild(item, leaves, part, f"{where}.{index}") for index, (item, part) in pairs]
             return items if kind == "list" else tuple(items)
 
 
 class Unreadable:
     """In the place of an argument of a class that no program can take: a forward may pass it by, and nothing else."""
 
-    def __init__(self, type_name: str) -> None:
+    def __init__(self, type_name: str, where: str) -> None:
         object.__setattr__(self, "_type_name", type_name)
+        object.__setattr__(self, "_where", where)
 
     def __getattribute__(self, name: str) -> Any:
         if name == "__class__":
             return Unreadable
+        kind, where = (object.__getattribute__(self, own) for own in ("_type_name", "_where"))
         raise CallFormError(
-            f"an argument that the forward reads is a {object.__getattribute__(self, '_type_name')}; a remotely built "
-            "module takes tensors, None, bool, int, float, str and lists, tuples and dicts of them"
+            f"argument {where!r} is a {kind.removeprefix('builtins.')}; a remotely built module reads tensors, None, "
+            "bool, int, float, str and lists, tuples and dicts of them"
         )
 
 
 def _refuse_use(value: Unreadable, *_args: Any) -> Any:
-    return value.used
+    return value.use
 
 
 for _name in (

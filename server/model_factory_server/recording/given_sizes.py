@@ -30,9 +30,7 @@ def with_sizes(tensor: torch.Tensor, symbol: Callable[[int, Any], Any | None]) -
     for axis in _by_stride(tensor):
         strides[axis] = step
         step = step * sizes[axis]
-    return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device).requires_grad_(
-        tensor.requires_grad
-    )
+    return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device)
 
 
 def unit_axes(tensor: torch.Tensor) -> list[int]:

@@ -82,17 +82,22 @@ class DecisionShapeEnv(ShapeEnv):
         finally:
             self._kernel_guards.update(range(start, len(self.guards)))
 
-    def conditions(self, decided: int = 0, guarded: int = 0) -> list[Any]:
-        """What must hold for the recording to stand: the forward's decisions, and those of its ops that sizes need.
-
-        ``decided`` decisions and ``guarded`` guards of torch's are left out, the first ones.
-        """
-        return self.decisions[decided:] + [
+    def conditions(self) -> list[Any]:
+        """What must hold for the recording to stand: the forward's decisions, and those of its ops that sizes need."""
+        return self.decisions + [
             guard.expr
-            for index, guard in enumerate(self.guards[guarded:], guarded)
+            for index, guard in enumerate(self.guards)
             if not has_free_unbacked_symbols(guard.expr)
             if isinstance(guard.expr, sympy.Eq) or not (index in self._kernel_guards or _is_layout_check(guard.expr))
         ]
+
+    def relied_on(self, decided: int, guarded: int) -> list[Any]:
+        """The decisions of the forward after the first ``decided``, and the equalities of ops after ``guarded`` guards.
+
+        After an equality torch writes one size for the other. What else ops ask of sizes they ask again when they run.
+        """
+        equalities = (guard.expr for guard in self.guards[guarded:] if isinstance(guard.expr, sympy.Eq))
+        return self.decisions[decided:] + [expr for expr in equalities if not has_free_unbacked_symbols(expr)]
 
     def _get_user_frame(self) -> None:
         """Not looked for: where guards come from is for torch's logs, and would import its export and compiler."""
@@ -141,7 +146,7 @@ class SymbolTable:
         def symbol(axis: int, size: Any) -> Any:
             return self._symbol(f"{path}_{axis}_own", size, Dim(f"{OWN}{path}", axis))
 
-        return with_sizes(fake, symbol)
+        return with_sizes(fake, symbol).requires_grad_(fake.requires_grad)
 
     def fix_own(self, path: str, sizes: Mapping[int, int]) -> None:
         """Make sizes of a parameter or buffer, by axis, conditions."""
@@ -169,7 +174,7 @@ class SymbolTable:
 
     def requirements(self) -> list[Expr | Dim | Ref | int | float]:
         """The new conditions, since this was called last, on sizes that layers give."""
-        conditions = self._shape_env.conditions(*self._required)
+        conditions = self._shape_env.relied_on(*self._required)
         self._required = (len(self._shape_env.decisions), len(self._shape_env.guards))
         found = (expr for expr in conditions if expr.free_symbols & self._given.keys())
         return list(dict.fromkeys(self.translate(expr) for expr in found))

@@ -18,6 +18,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.overrides import TorchFunctionMode
 
 from model_factory.errors import NotPortableError
+from model_factory.graph.call_form import Unreadable
 from model_factory.graph.constants import torch_name
 from model_factory.graph.ops import AUTOCAST_KINDS, OPS, einsum
 from model_factory.graph.program import (
@@ -363,6 +364,8 @@ class Tape(TorchFunctionMode):
 
     def argument(self, value: Any) -> Argument:  # noqa: C901, PLR0912  one arm per kind of argument
         """Write a run-time value as a program's argument."""
+        if type(value) is Unreadable:
+            _ = value.use  # raises
         if isinstance(value, Noting):
             value = value.plain()
         if isinstance(value, torch.Tensor):
