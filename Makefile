@@ -19,7 +19,7 @@ test: lint types imports  ## every check and every test
 
 CUDA_VENV := .venv-cuda
 CUDA_TESTS := $(addprefix tests/integration/test_,forking.py builds.py call_forms.py policies.py library_models.py \
-	doctor.py plugins.py policy_constructor.py)
+	doctor.py plugins.py policy_constructor.py read_conditions_remote.py)
 
 # PyPI's own build, whatever else this machine's pip is set up to prefer.
 $(CUDA_VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
