@@ -187,6 +187,7 @@ def recorded(**changes: Any) -> bytes:
         "guards": [],
         "reads": [],
         "absent": [],
+        "shared": [],
         "program": {"inputs": ["x"], "steps": [], "result": {"ref": "x"}},
         "method": "forward",
     }

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
+import json
+import math
+import operator
+import re
 import warnings
 from typing import Any
 
@@ -15,7 +20,7 @@ from torch import Tensor, nn
 
 from matrix.travel import travel, travel_recorded
 from model_factory import CallFormError
-from model_factory.graph.call_form import call_form, match_form
+from model_factory.graph.call_form import any_of, call_form, match_form
 from support.compare import assert_same
 from support.recording import InProcessRecorder, ask
 
@@ -32,6 +37,10 @@ class Policy(nn.Module):
 
     def forward(self, batch: dict[str, Any], iterations: int = 10, scale: float = 1.0) -> Tensor:  # noqa: ARG002
         return self.layer(batch["obs"]) * scale
+
+
+class Opaque:
+    """Nothing that a program could take."""
 
 
 class ReadsText(Policy):
@@ -112,18 +121,18 @@ def test_a_default_that_is_not_read_asks_once_more() -> None:
     assert recorder.calls == 2
 
 
-def test_values_of_any_class_pass_where_nothing_is_read() -> None:
+def test_values_of_other_classes_pass_where_nothing_is_read() -> None:
+    """Once each: a forward can tell classes, and None from the rest, without a read."""
     original, (twin, recorder) = make(Policy), remote(Policy)
-    twin(batches()[0])
     obs = batches()[0]["obs"]
-    others = ["text", None, 3, np.int64(3), np.zeros(2), dt.datetime.now(dt.UTC), object(), [obs], {1: 2}]
-    for other in others:
-        batch = {"obs": obs, "task": other, "episode": other, "time": other}
-        assert_same(twin(batch), original(batch))
-    assert recorder.calls == 1
-    twin, recorder = remote(Policy)
-    batch = {"obs": obs, "task": others[5], "episode": np.int64(3)}
-    assert_same(twin(batch), original(batch))
+    others = ["text", None, 3, np.int64(3), np.zeros(2), dt.datetime.now(dt.UTC), Opaque(), [obs], {1: 2}]
+    for _ in range(2):
+        for other in others:
+            batch = {"obs": obs, "task": other, "episode": other, "time": other}
+            assert_same(twin(batch), original(batch))
+    assert recorder.calls == len(others)
+    with pytest.raises(CallFormError, match=r"argument 'batch\.task' can be called"):
+        twin({"obs": obs, "task": print})
 
 
 @pytest.mark.parametrize("block", [ReadsText, ReadsCounter, ComparesCounter])
@@ -164,10 +173,104 @@ def test_a_rank_that_is_asked_for_is_read() -> None:
 
 def test_tensors_that_are_not_read_may_change() -> None:
     original, (twin, recorder) = make(Policy), remote(Policy)
-    for mask in (torch.ones(2), torch.ones(0, 3), torch.ones(2, 2, dtype=torch.bool), None):
-        batch = {"obs": torch.ones(2, WIDTH), "mask": mask}
-        assert_same(twin(batch), original(batch))
+    for mask in (torch.ones(2), torch.ones(0, 3), torch.ones(2, 2, dtype=torch.bool)):
+        for frames in ([mask], [mask, mask], []):
+            batch = {"obs": torch.ones(2, WIDTH), "mask": mask, "frames": frames}
+            assert_same(twin(batch), original(batch))
     assert recorder.calls == 1
+    batch = {"obs": torch.ones(2, WIDTH), "mask": None, "frames": []}
+    assert_same(twin(batch), original(batch))
+    assert recorder.calls == 2, "a forward can tell None from a tensor"
+
+
+class ByKind(Policy):
+    """Tells kinds apart without any use of the value."""
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        y, v = self.layer(batch["obs"]), batch["v"]
+        y = y * 2 if v is not None else y
+        y = y + 1 if isinstance(v, str) else y
+        y = y + 3 if torch.is_tensor(v) else y
+        y = y * 5 if isinstance(v, list | tuple) else y
+        return y - 7 if type(v) is int else y
+
+
+CHANGES = pytest.mark.filterwarnings("ignore:.*is called with another number")
+
+
+@CHANGES
+@pytest.mark.parametrize("first", [None, 1, 2.0, "text", [1], (1,), torch.ones(2), [torch.ones(2)], True], ids=str)
+def test_kinds_are_told_apart(first: Any) -> None:
+    original, (twin, _) = make(ByKind), remote(ByKind)
+    for v in (
+        first,
+        None,
+        1,
+        2,
+        2.0,
+        "text",
+        "more",
+        [1],
+        [2],
+        (1,),
+        torch.ones(2),
+        torch.ones(3),
+        [torch.ones(2)],
+        True,
+    ):
+        batch = {"obs": torch.ones(2, WIDTH), "v": v}
+        assert_same(twin(batch), original(batch), repr(v))
+
+
+USES: dict[str, Any] = {
+    "slice": (lambda m, v: len(m.layers[:v]), (5, 1, 2)),
+    "islice": (lambda _m, v: len(list(itertools.islice([1, 2, 3], v))), (5, 1)),
+    "zip of a range": (lambda m, v: len(list(zip(range(v), m.layers, strict=False))), (9, 1)),
+    "text by a slice": (lambda _m, v: len("abc"[:v]), (7, 1)),
+    "in a text": (lambda _m, v: 1 + (v in "train eval"), ("train", "other")),
+    "search": (lambda _m, v: 1 + (re.search("left", v) is not None), ("right", "left")),
+    "joined": (lambda _m, v: 1 + ("left" in "task: " + v), ("right", "left")),
+    "start": (lambda _m, v: 1 + "left".startswith(v), ("x", "le")),
+    "json": (lambda _m, v: len(json.dumps(v)[:4]), (10000, 1)),
+    "sign": (lambda _m, v: math.copysign(2, v), (3.0, -3.0)),
+    "finite": (lambda _m, v: 1 + math.isfinite(v), (3.0, math.inf)),
+    "index": (lambda _m, v: min(operator.index(v), 2), (5, 1)),
+    "digits": (lambda _m, v: round(0.123456, v), (9, 1)),
+    "bytes": (lambda _m, v: len(bytes(v)[:2]), (9, 1)),
+    "method of the class": (lambda _m, v: 1 + (int.__eq__(v, 4) is True), (3, 4)),
+    "length of a list": (lambda _m, v: min(len(v), 2), ([1, 2, 3], [1])),
+    "first of a list": (lambda _m, v: 1 + isinstance(v[0], str), ([1], ["a"])),
+    "key": (lambda _m, v: {"a": 1}.get(v, 2), ("b", "a")),
+    "format": (lambda _m, v: len(f"{v}"[:2]), (100, 1)),
+    "truth": (lambda _m, v: 2 if v else 1, (3, 0)),
+}
+
+
+class Uses(Policy):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(3, 3) for _ in range(3)])
+        self.name = name
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        return self.layer(batch["obs"]) * USES[self.name][0](self, batch["v"])
+
+
+@CHANGES
+@pytest.mark.parametrize("name", USES)
+def test_every_way_to_use_a_constant_is_a_read(name: str) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return Uses(name).eval()
+
+    original, twin = build(), travel(build()).eval()
+    ask(twin, InProcessRecorder(build))
+    for v in USES[name][1]:
+        batch = {"obs": torch.ones(2, WIDTH), "v": v}
+        try:
+            assert_same(twin(batch), original(batch), repr(v))
+        except CallFormError:
+            continue  # a constant that the recording cannot follow is refused
 
 
 def test_an_object_that_is_read_is_refused() -> None:
@@ -216,7 +319,8 @@ def test_a_form_matches_itself_and_any_matches_all(value: Any, other: Any) -> No
     form, leaves = call_form({"x": value, "y": other})
     assert match_form(form, form) == list(range(len(leaves)))
     first = len(call_form({"x": value})[1])
-    assert match_form((form[0], ("y", ("any",))), form) == list(range(first))
-    assert match_form((("x", ("any",)), form[1]), form) == list(range(first, len(leaves)))
+    assert match_form((form[0], ("y", any_of(form[1][1]))), form) == list(range(first))
+    assert match_form((("x", any_of(form[0][1])), form[1]), form) == list(range(first, len(leaves)))
+    assert match_form((form[0], ("y", ("any", "other"))), form) is None
     theirs, _ = call_form({"x": other, "y": value})
     assert (match_form(form, theirs) is not None) == (form == theirs)

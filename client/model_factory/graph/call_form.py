@@ -5,9 +5,9 @@ tuple or dict of these. Of a tensor it has the rank, the dtype unless that is a 
 is nested plain tuples, so that comparing two is cheap and ``torch.compile`` can trace the comparison::
 
     ("tensor", 3, "", ())   ("const", "NoneType", None)   ("list", (form, ...))   ("dict", ((key, form), ...))
-    ("nan",)   ("object", "numpy.int64")   ("any",)
+    ("nan",)   ("object", "numpy.int64")   ("any", "tensor")
 
-A call has no ``("any",)``: a program has it in the place of what the forward does not read, and any value fits there.
+A call has no ``("any", KIND)``: a program has such a form where the forward reads nothing, for any value of the kind.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _CHANGES = 2  # other values of a number before it is said to keep changing
 CHILDREN = "_modules"
 """Where a module has its children, by name."""
 
-ANY: Form = ("any",)
-"""The form that every value has: in a program, of an argument that the forward does not read."""
+ANY = "any"
+"""How the form of an argument begins that the forward does not read; the second entry is the kind of the argument."""
 
 CONSTANT_TYPES = (type(None), bool, int, float, str)
 
@@ -54,7 +54,7 @@ class Recorded:
     """A program and every condition under which it stands for the module's forward."""
 
     form: tuple[tuple[str, Form], ...]
-    """Argument name and form, in the order of the forward's signature; :data:`ANY` for what is not read."""
+    """Argument name and form, in the order of the forward's signature; a kind for what is not read."""
     program: Program
     """Its inputs are the form's tensors, named by :func:`leaf_names`, in order."""
     training: tuple[tuple[str, bool], ...] = ()
@@ -66,7 +66,9 @@ class Recorded:
     reads: tuple[Read, ...] = ()
     """What the forward read of torch's own modules. :data:`CHILDREN` as the name stands for the names of children."""
     absent: tuple[str, ...] = ()
-    """Paths of parameters, buffers and children that the forward found to be None."""
+    """Paths of parameters, buffers and children that the forward found to be None, or not there."""
+    shared: tuple[tuple[str, str], ...] = ()
+    """Pairs of paths at which there was one module or parameter: the program uses the first for both."""
     method: str = FORWARD
     """Of the module's methods the one that was recorded."""
 
@@ -79,12 +81,18 @@ def is_plain(value: Any) -> bool:
 
 
 def call_form(arguments: Mapping[str, Any]) -> tuple[tuple[tuple[str, Form], ...], list[torch.Tensor]]:
-    """Split bound arguments into their form and their tensors, in order."""
+    """Split bound arguments into their form and their tensors, in order.
+
+    Raises:
+        CallFormError: an argument is a function or a class.
+    """
     leaves: list[torch.Tensor] = []
     return tuple([(name, _form(value, name, leaves)) for name, value in arguments.items()]), leaves
 
 
 def _form(value: Any, where: str, leaves: list[torch.Tensor]) -> Form:
+    if type(value) is Unreadable:  # described before
+        return ("object", object.__getattribute__(value, "_type_name"))
     if isinstance(value, torch.Tensor):
         leaves.append(value)
         return ("tensor", value.dim(), _DTYPES[value.dtype], _empty_axes(value))
@@ -95,8 +103,8 @@ def _form(value: Any, where: str, leaves: list[torch.Tensor]) -> Form:
         return ("list" if type(value) is list else "tuple", items)
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return ("dict", tuple([(key, _form(item, f"{where}.{key}", leaves)) for key, item in value.items()]))
-    if type(value) is Unreadable:  # described before
-        return ("object", object.__getattribute__(value, "_type_name"))
+    if callable(value):
+        raise CallFormError(f"argument {where!r} can be called; a remotely built module takes no functions")
     return ("object", f"{type(value).__module__}.{type(value).__qualname__}")
 
 
@@ -118,8 +126,8 @@ def match_form(wanted: tuple[tuple[str, Form], ...], form: tuple[tuple[str, Form
 
 def _match(wanted: Form, form: Form, index: int, kept: list[int]) -> int | None:
     """Match a part of a form whose first tensor has the number ``index``; return the number after the last one."""
-    if wanted == ANY:
-        return index + _count_tensors(form)
+    if wanted[0] == ANY:
+        return index + _count_tensors(form) if kind_of(form) == wanted[1] else None
     if wanted[0] != form[0]:
         return None
     if form[0] not in {"list", "tuple", "dict"}:
@@ -166,7 +174,7 @@ def _only_number(one: Form, other: Form, place: tuple[str, ...]) -> tuple[str, .
         return None
     is_dict = one[0] == "dict"
     pairs = list(zip(*(form[1] if is_dict else enumerate(form[1]) for form in (one, other)), strict=True))
-    differing = [(first, second) for first, second in pairs if first != second]
+    differing = [(one, other) for one, other in pairs if one[0] != other[0] or _match(one[1], other[1], 0, []) is None]
     if len(differing) != 1 or differing[0][0][0] != differing[0][1][0]:
         return None
     (key, first), (_, second) = differing[0]
@@ -184,7 +192,19 @@ def _has_any(form: Form) -> bool:
             return any(map(_has_any, form[1]))
         case "dict":
             return has_any(form[1])
-    return form == ANY
+    return bool(form[0] == ANY)
+
+
+def kind_of(form: Form) -> str:
+    """The kind of an argument, which a forward can tell without a read: ``tensor``, ``list``, ``int``, a class."""
+    if form[0] in {"const", "object"}:
+        return str(form[1])
+    return "float" if form[0] == "nan" else str(form[0])
+
+
+def any_of(form: Form) -> Form:
+    """The form of all arguments of the same kind."""
+    return (ANY, kind_of(form))
 
 
 def rebuild(
@@ -228,8 +248,6 @@ class Unreadable:
         object.__setattr__(self, "_where", where)
 
     def __getattribute__(self, name: str) -> Any:
-        if name == "__class__":
-            return Unreadable
         kind, where = (object.__getattribute__(self, own) for own in ("_type_name", "_where"))
         raise CallFormError(
             f"argument {where!r} is a {kind.removeprefix('builtins.')}; a remotely built module reads tensors, None, "
@@ -242,7 +260,7 @@ def _refuse_use(value: Unreadable, *_args: Any) -> Any:
 
 
 for _name in (
-    "len iter getitem setitem contains bool call eq ne lt le gt ge hash float int index complex format str add radd "
+    "len iter getitem setitem contains bool eq ne lt le gt ge hash float int index complex format str add radd "
     "sub rsub mul rmul truediv rtruediv floordiv mod pow neg abs and or xor invert"
 ).split():
     setattr(Unreadable, f"__{_name}__", _refuse_use)
@@ -281,8 +299,10 @@ def _text(form: Form) -> str:
             return f"Tensor[{', '.join(about)}]"
         case "const":
             return repr(form[2])
-        case "nan" | "any":
-            return str(form[0])
+        case "nan":
+            return "nan"
+        case "any":
+            return f"any {form[1]}"
         case "object":
             return f"{form[1]} object"
         case "dict":

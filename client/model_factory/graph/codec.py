@@ -172,6 +172,7 @@ def encode_recorded(recorded: Recorded) -> Json:
         "guards": [encode_expression(guard) for guard in recorded.guards],
         "reads": encode_reads(recorded.reads),
         "absent": list(recorded.absent),
+        "shared": [list(pair) for pair in recorded.shared],
         "program": encode_program(recorded.program),
         "method": recorded.method,
     }
@@ -179,7 +180,7 @@ def encode_recorded(recorded: Recorded) -> Json:
 
 def decode_recorded(data: Json) -> Recorded:
     """The inverse of :func:`encode_recorded`."""
-    fields = _fields(data, "form", "training", "dtypes", "guards", "reads", "absent", "program", "method")
+    fields = _fields(data, "form", "training", "dtypes", "guards", "reads", "absent", "shared", "program", "method")
     return Recorded(
         form=tuple((text(name), decode_form(form)) for name, form in _pairs(fields["form"])),
         training=tuple((text(path), typed(flag, bool)) for path, flag in _pairs(fields["training"])),
@@ -187,6 +188,7 @@ def decode_recorded(data: Json) -> Recorded:
         guards=tuple(decode_expression(guard) for guard in _list(fields["guards"])),
         reads=decode_reads(fields["reads"]),
         absent=tuple(text(path) for path in _list(fields["absent"])),
+        shared=tuple((text(path), text(other)) for path, other in _pairs(fields["shared"])),
         program=decode_program(fields["program"]),
         method=text(fields["method"]),
     )
@@ -223,7 +225,7 @@ def encode_form(form: Form) -> Json:
         case "nan":
             return {"const": encode_value(math.nan)}
         case "any":
-            return {"any": True}
+            return {"any": form[1]}
         case "object":
             return {"object": form[1]}
         case "dict":
@@ -245,7 +247,7 @@ def decode_form(data: Json) -> Form:
                 raise FormatError(f"a call form's constant is a {type(value).__name__}")
             return constant_form(value)
         case "any":
-            return ANY
+            return (ANY, text(body))
         case "object":
             return ("object", text(body))
         case "dict":

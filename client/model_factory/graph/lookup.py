@@ -13,6 +13,7 @@ from model_factory.graph.call_form import CHILDREN, Read, is_plain
 from model_factory.graph.program import OWN
 
 _MISSING: Any = object()
+PARAMETRIZATIONS = "parametrizations"
 
 
 def get_module(root: nn.Module, path: str) -> nn.Module:
@@ -63,6 +64,20 @@ def changed_reads(root: nn.Module, reads: Iterable[Read]) -> dict[tuple[str, str
     return changed
 
 
+def is_shared(root: nn.Module, path: str, other: str) -> bool:
+    """Whether there is one module, or one tensor, at two paths."""
+    return _find(root, path) is _find(root, other)
+
+
+def _find(root: nn.Module, path: str) -> object:
+    owner, _, name = path.rpartition(".")
+    module = find_module(root, owner)
+    if module is None:
+        return _MISSING
+    tables = (module._modules, module._parameters, module._buffers)  # noqa: SLF001
+    return next((table[name] for table in tables if name in table), _MISSING)
+
+
 def is_absent(root: nn.Module, path: str) -> bool:
     """Whether there is no parameter, buffer or child at a dotted path."""
     owner, _, name = path.rpartition(".")
@@ -77,8 +92,12 @@ def own_shape(root: nn.Module, name: str) -> torch.Size:
         GraphExecutionError: the module has no tensor there.
     """
     path = name.removeprefix(OWN)
+    owner, _, entry = path.rpartition(".")
     try:
-        tensor = get_tensor(root, path)
+        # A parametrised one is worked out anew at each look, with effects: its original has the same size.
+        original = find_module(root, f"{owner}.{PARAMETRIZATIONS}.{entry}".removeprefix("."))
+        tensor = None if original is None else getattr(original, "original", None)
+        tensor = get_tensor(root, path) if tensor is None else tensor
     except AttributeError:
         tensor = None
     if tensor is None:

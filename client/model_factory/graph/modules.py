@@ -33,6 +33,7 @@ from model_factory.graph.lookup import (
     get_tensor,
     has_read,
     is_absent,
+    is_shared,
     own_shape,
 )
 from model_factory.graph.ops import short_op
@@ -224,6 +225,8 @@ class Ready:
         if not all(has_read(module, *read) for read in self.recorded.reads):
             return False
         if not all(is_absent(module, path) for path in self.recorded.absent):
+            return False
+        if not all(is_shared(module, path, other) for path, other in self.recorded.shared):
             return False
         env: Env = {shape_key(name): leaf.shape for name, leaf in leaves.items()}
         env.update((shape_key(name), own_shape(module, name)) for name in self.own)

@@ -138,9 +138,11 @@ def einsum(equation: Any, *operands: Any, path: Sequence[int] = ()) -> torch.Ten
         >>> einsum("ij,j->i", torch.eye(2), torch.ones(2))
         tensor([1., 1.])
     """
-    if not isinstance(equation, str):  # operands and lists of axes in turns
-        return torch.einsum(equation, *operands)
     tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    # Of two operands there is one order; an equation may be given as operands and lists of axes in turns; a compiler
+    # has orders of its own.
+    if len(tensors) <= 2 or not isinstance(equation, str) or torch.compiler.is_compiling():
+        return torch.einsum(equation, *tensors)
     contract: Any = torch._VF.einsum  # type: ignore[attr-defined]  # noqa: SLF001  the only way to name an order
     result: torch.Tensor = contract(equation, list(tensors), path=list(path) or None)
     return result

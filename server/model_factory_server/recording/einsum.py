@@ -29,6 +29,8 @@ def contraction_order(equation: str, *operands: Any) -> tuple[int, ...]:
         ()
     """
     package = _SETTINGS.get_opt_einsum()
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
     if len(operands) <= 2 or package is None or not _SETTINGS.enabled:
         return ()
     shapes = [tuple(_number(size) for size in operand.shape) for operand in operands]
@@ -40,7 +42,9 @@ def contraction_order(equation: str, *operands: Any) -> tuple[int, ...]:
 def orders_of(program: Program) -> Iterator[None]:
     """Have ``torch.einsum`` take the orders of a program while this is entered, at whatever sizes."""
     steps = [step for step in program.steps if step.call == f"op:{EINSUM}" and step.kwargs["path"]]
-    orders: dict[str, tuple[int, ...]] = {step.args[0]: step.kwargs["path"] for step in steps}
+    orders: dict[str, Iterator[tuple[int, ...]]] = {}
+    for equation in {step.args[0] for step in steps}:  # the same one again and again, in a program's runs
+        orders[equation] = itertools.cycle([step.kwargs["path"] for step in steps if step.args[0] == equation])
     if not orders:
         yield
         return
@@ -50,7 +54,7 @@ def orders_of(program: Program) -> Iterator[None]:
     def contract_path(equation: str, *operands: Any, **options: Any) -> Any:
         if equation not in orders:
             return choose(equation, *operands, **options)
-        flat = orders[equation]
+        flat = next(orders[equation])
         return [flat[place : place + 2] for place in range(0, len(flat), 2)], None
 
     with patch.object(package, "contract_path", contract_path):

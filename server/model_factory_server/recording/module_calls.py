@@ -70,6 +70,7 @@ class ModuleCalls:
             self._tape.units += [Expr("eq", (Dim(name, axis), int(tensor.shape[axis]))) for axis in units]
             return with_sizes(tensor, symbol)
 
+        self._tape.symbols.skip_requirements()
         with self._tape.no_recording():
             return self._tape.store(step, result, given)
 

@@ -32,5 +32,7 @@ VALUE_QUESTIONS = frozenset("__float__ __complex__ __contains__ tolist numpy".sp
 # Questions about values whose answer becomes a guard of the program.
 DECISIONS: Mapping[str, GuardKind] = {"__bool__": "bool", "is_nonzero": "bool", "__int__": "int", "__index__": "int"}
 DECIDING_OPS = frozenset("equal allclose".split())
-# Of the questions about sizes, those whose answer depends on the sizes themselves.
-SIZE_READS = frozenset("shape nbytes size numel nelement __len__ stride storage_offset is_same_size".split())
+# Of the questions about sizes, those whose answer depends on the sizes themselves, or on how many there are.
+SIZE_READS = frozenset(
+    "shape nbytes size numel nelement __len__ stride storage_offset is_same_size dim ndimension ndim".split()
+)

@@ -6,7 +6,7 @@ number from a torch module is noted with the program, and a call that finds anot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -50,7 +50,12 @@ class ModuleReads:
         plain: Any = nn.Module.__getattribute__
 
         def get_entry(module: nn.Module, name: str) -> Any:
-            value = fallback(module, name)
+            try:
+                value = fallback(module, name)
+            except AttributeError:
+                if self._is_forward() and module in self._paths:  # hasattr, or getattr with a default
+                    self.absent[self._at(module, name)] = None
+                raise
             return self._note_entry(module, name, value) if self._is_forward() else value
 
         def get_attribute(module: nn.Module, name: str) -> Any:
@@ -59,7 +64,16 @@ class ModuleReads:
                 self._note_attribute(module, name, value)
             return value
 
+        named: Any = nn.Module.named_parameters
+
+        def named_parameters(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+            for name, tensor in named(module, *args, **kwargs):
+                owner, _, own = name.rpartition(".")
+                inner = module.get_submodule(owner) if self._is_forward() else module
+                yield name, self._note_entry(inner, own, tensor) if self._is_forward() else tensor
+
         with (
+            patch.object(nn.Module, "named_parameters", named_parameters),
             patch.object(nn.Module, "__getattr__", get_entry),
             patch.object(nn.Module, "__getattribute__", get_attribute, create=True),
         ):
@@ -67,15 +81,18 @@ class ModuleReads:
 
     def _note_entry(self, module: nn.Module, name: str, value: Any) -> Any:
         """Note a parameter, buffer or child that is None; return a torch module's tensor with readable sizes."""
-        path = self._paths.get(module)
-        if path is None:
+        if module not in self._paths:
             return value
-        at = f"{path}.{name}" if path else name
+        at = self._at(module, name)
         if value is None and any(name in module.__dict__[table] for table in _TABLES):
             self.absent[at] = None
         if isinstance(value, torch.Tensor) and module in self._stock:
             return self._sized(at, value)
         return value
+
+    def _at(self, module: nn.Module, name: str) -> str:
+        path = self._paths[module]
+        return f"{path}.{name}" if path else name
 
     def _note_attribute(self, module: nn.Module, name: str, value: Any) -> None:
         path = self._paths.get(module)
@@ -87,3 +104,30 @@ class ModuleReads:
             self.attributes[path, name] = tuple(value)
         elif is_plain(value):
             self.attributes[path, name] = value
+
+
+def shared_paths(root: nn.Module, used: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Return pairs of paths at which there is one module or parameter, for the paths that a program uses.
+
+    Where the owners are one module as well, the pair is that of the owners.
+    """
+    paths: dict[int, list[str]] = {}
+    objects: dict[str, int] = {}
+    for kind in (root.named_modules, root.named_parameters, root.named_buffers):
+        for path, item in kind(remove_duplicate=False):
+            paths.setdefault(id(item), []).append(path)
+            objects[path] = id(item)
+    pairs: dict[tuple[str, str], None] = {}
+    for path in used:
+        for other in paths.get(objects.get(path, 0), ()):
+            if other != path:
+                pairs[_owners_of(path, other, objects)] = None
+    return tuple(pairs)
+
+
+def _owners_of(path: str, other: str, objects: Mapping[str, int]) -> tuple[str, str]:
+    while True:
+        (owner, _, name), (other_owner, _, other_name) = path.rpartition("."), other.rpartition(".")
+        if name != other_name or not owner or not other_owner or objects.get(owner) != objects.get(other_owner):
+            return path, other
+        path, other = owner, other_owner

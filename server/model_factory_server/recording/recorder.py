@@ -36,11 +36,12 @@ from model_factory.graph.call_form import Recorded, call_form, leaf_names, rebui
 from model_factory.graph.constants import torch_name
 from model_factory.graph.expressions import expression_names
 from model_factory.graph.lookup import get_module
-from model_factory.graph.program import Outcome, Program
+from model_factory.graph.program import OWN, Outcome, Program
 from model_factory.graph.signature import Signature
 from model_factory_server.out_of_memory import is_out_of_memory
 from model_factory_server.recording.dtypes import HALVES, DtypeDecidesError, merge_dtypes, settle_dtypes
 from model_factory_server.recording.foreign import foreign_tensor
+from model_factory_server.recording.reads import shared_paths
 from model_factory_server.recording.results import travelling
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.recording.tape import DecidesByValuesError, Tape, UndecidedError
@@ -53,6 +54,7 @@ _BY_VALUES = (
     *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
     DecidesByValuesError,
 )
+_TRIED_ALONE = 8  # constants of a call
 _REMEDY = "decide with torch.where, or by an argument of the forward, so that the forward is the same for all values"
 
 
@@ -115,7 +117,14 @@ def _conditions(*recordings: _Recording) -> dict[str, Any]:
     """What recordings have read of modules, for the fields of a ``Recorded``."""
     attributes = {key: value for recording in recordings for key, value in recording.tape.reads.attributes.items()}
     absent = dict.fromkeys(path for recording in recordings for path in recording.tape.reads.absent)
-    return {"reads": tuple((*key, value) for key, value in attributes.items()), "absent": tuple(absent)}
+    used = dict.fromkeys(
+        step.call.partition(":")[2]
+        for recording in recordings
+        for step in recording.tape.steps
+        if step.call.startswith(("module:", OWN))
+    )
+    reads = tuple((*key, value) for key, value in attributes.items())
+    return {"reads": reads, "absent": tuple(absent), "shared": shared_paths(recordings[0].module, used)}
 
 
 def _settled(first: _Recording, program: Program, other: Program | None = None) -> Recorded:
@@ -262,19 +271,23 @@ class _Recording:
     def unread(self, program: Program) -> set[Place]:
         """The places of the call that this run, which gave ``program``, did not read; in the module's mode as it is."""
         tensors = {place for place, name in tensor_places(self.form) if name not in self.tape.touched}
-        return tensors | self._unread_constants(program)
-
-    def _unread_constants(self, program: Program) -> set[Place]:
         defaults = {item.name: item.default for item in self.signature.parameters if not item.required}
-        unread = set(candidates(self.form, defaults))
+        wanted = set(candidates(self.form, defaults, tensors))
+        found = self._unread_constants(program, wanted)
+        if found is None:  # used where nothing could note a use: one by one, as far as that is worth the time
+            alone = sorted(wanted, key=repr)[:_TRIED_ALONE]
+            found = {place for place in alone if self._unread_constants(program, {place})}
+        return tensors | found
+
+    def _unread_constants(self, program: Program, unread: set[Place]) -> set[Place] | None:
+        """Those of these constants that the run did not read; None where the run differs and no use was noted."""
         while unread:
             other = self.again(self._dtype, unread)
             found = _run_if_possible(other)
-            if not other.used and found is not None and settle_dtypes(found) == settle_dtypes(program):
-                return unread if other.symbols.guards() == self.symbols.guards() else set()
-            if not other.used:  # used where nothing could note it
-                return set()
-            unread -= other.used
+            if not other.used:
+                same = found is not None and settle_dtypes(found) == settle_dtypes(program)
+                return unread if same and other.symbols.guards() == self.symbols.guards() else None
+            unread = unread - other.used
         return unread
 
     def run(self) -> Program:

@@ -84,20 +84,16 @@ class DecisionShapeEnv(ShapeEnv):
 
     def conditions(self) -> list[Any]:
         """What must hold for the recording to stand: the forward's decisions, and those of its ops that sizes need."""
-        return self.decisions + [
+        return self.relied_on(0, 0)
+
+    def relied_on(self, decided: int, guarded: int) -> list[Any]:
+        """The conditions but for the first ``decided`` decisions of the forward and ``guarded`` guards of ops."""
+        return self.decisions[decided:] + [
             guard.expr
-            for index, guard in enumerate(self.guards)
+            for index, guard in enumerate(self.guards[guarded:], guarded)
             if not has_free_unbacked_symbols(guard.expr)
             if isinstance(guard.expr, sympy.Eq) or not (index in self._kernel_guards or _is_layout_check(guard.expr))
         ]
-
-    def relied_on(self, decided: int, guarded: int) -> list[Any]:
-        """The decisions of the forward after the first ``decided``, and the equalities of ops after ``guarded`` guards.
-
-        After an equality torch writes one size for the other. What else ops ask of sizes they ask again when they run.
-        """
-        equalities = (guard.expr for guard in self.guards[guarded:] if isinstance(guard.expr, sympy.Eq))
-        return self.decisions[decided:] + [expr for expr in equalities if not has_free_unbacked_symbols(expr)]
 
     def _get_user_frame(self) -> None:
         """Not looked for: where guards come from is for torch's logs, and would import its export and compiler."""
@@ -171,6 +167,10 @@ class SymbolTable:
         found = self._symbol(f"{name}_{axis}_given", hint, Dim(name, axis))
         self._given[found.node.expr] = formula
         return found
+
+    def skip_requirements(self) -> None:
+        """Leave out the new conditions on sizes that layers give: a torch module has asked, and asks again itself."""
+        self._required = (len(self._shape_env.decisions), len(self._shape_env.guards))
 
     def requirements(self) -> list[Expr | Dim | Ref | int | float]:
         """The new conditions, since this was called last, on sizes that layers give."""

@@ -61,7 +61,7 @@ from model_factory_server.recording.reads import ModuleReads
 from model_factory_server.recording.results import plain_key
 from model_factory_server.recording.surroundings import as_in_use
 from model_factory_server.recording.symbols import DecisionShapeEnv, SymbolTable
-from model_factory_server.recording.unread import Noting
+from model_factory_server.recording.unread import Noting, plain
 from model_factory_server.recording.untouched import writes_to_parameter
 
 _Given = Callable[[str, torch.Tensor], torch.Tensor]  # by the name of a step's result, the tensor to go on with
@@ -112,6 +112,7 @@ class Tape(TorchFunctionMode):
         self.touched: set[str] = set()  # names of the values that the forward has used or asked about
         self._names: dict[int, str] = {}
         self._sized: dict[int, torch.Tensor] = {}
+        self._used_own: dict[str, torch.Tensor] = {}  # parameters and buffers, until the forward reads a size
         self._alive: list[Any] = []  # an id is only good while its tensor lives
         self.paths: dict[nn.Module, str] = {module: path for path, module in self.root.named_modules()}
         self.paused = 0
@@ -175,14 +176,28 @@ class Tape(TorchFunctionMode):
         self.steps.append(Step(call=REQUIRE, args=(Size(condition),), out=f"v{len(self.steps)}"))
 
     def _read_sizes(self, tensor: torch.Tensor) -> None:
-        """Note that the forward reads the sizes of a tensor: sizes of 1, which are no symbols, are then conditions."""
-        axes = unit_axes(tensor)
-        if axes and (path := self.attributes.get(id(tensor))) is not None:
+        """Note that the forward reads sizes or the rank of a tensor.
+
+        Sizes of 1 that layers and parameters gave, which are no symbols, may be part of what is read: they are
+        conditions from now on.
+        """
+        path = self.attributes.get(id(tensor))
+        if path is not None:
+            self._fix_units(path, tensor)
+        elif self._names.get(id(tensor)) not in self.inputs:
+            self._require_units()
+
+    def _require_units(self) -> None:
+        for unit in self.units:
+            self._add_requirement(unit)
+        self.units.clear()
+        for own, tensor in self._used_own.items():
+            self._fix_units(own, tensor)
+        self._used_own.clear()
+
+    def _fix_units(self, path: str, tensor: torch.Tensor) -> None:
+        if axes := unit_axes(tensor):
             self.symbols.fix_own(path, {axis: int(tensor.shape[axis]) for axis in axes})
-        elif axes:
-            for unit in self.units:
-                self._add_requirement(unit)
-            self.units.clear()
 
     def _sized_parameter(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a torch module's parameter, which the forward itself reads, with symbols for sizes."""
@@ -316,6 +331,7 @@ class Tape(TorchFunctionMode):
         """Squeezing changes the rank by sizes being 1: make that decision a guard."""
         tensor, dim = args[0], kwargs.get("dim", args[1] if len(args) > 1 else None)
         dims = range(tensor.dim()) if dim is None else (dim if isinstance(dim, tuple | list) else (dim,))
+        self._require_units()
         inside, self.shape_env.inside_op = self.shape_env.inside_op, 0
         for axis in dims:
             bool(tensor.shape[axis] == 1)
@@ -360,14 +376,15 @@ class Tape(TorchFunctionMode):
         name = f"v{len(self.steps)}"
         self.steps.append(Step(call=f"attr:{path}", out=name))
         self.know(tensor, name)
+        self._used_own[path] = tensor
         return name
 
     def argument(self, value: Any) -> Argument:  # noqa: C901, PLR0912  one arm per kind of argument
         """Write a run-time value as a program's argument."""
         if type(value) is Unreadable:
             _ = value.use  # raises
-        if isinstance(value, Noting):
-            value = value.plain()
+        if type(value) is Noting:
+            value = plain(value)
         if isinstance(value, torch.Tensor):
             return Ref(self._tensor_name(value))
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):

@@ -1,8 +1,9 @@
 """Which parts of a call's arguments a forward does not read: texts, counters, an option without effect.
 
 Such a part is no part of the program's call form, so that a batch with a new text at each step needs no new program.
-A constant is unread if the forward runs with another one in the constant's place that notes every use, is not used, and
-gives the same program.
+A constant is unread if the forward, with a value in the constant's place that notes every use, uses none and gives the
+same program. Any value of the constant's kind then fits the program's form. A value of another kind, None above all,
+does not fit: a forward can tell kinds apart without any use.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
-from model_factory.graph.call_form import ANY, Form
+from model_factory.graph.call_form import Form, Unreadable, any_of
 
 Place = tuple[str | int, ...]
 """Of a part of a call's arguments: the argument's name, then keys and indices."""
@@ -21,17 +22,18 @@ Forms = tuple[tuple[str, Form], ...]
 _NOT_NOTED = frozenset("__new__ __init__ __getattribute__ __class__ __init_subclass__ __subclasshook__ __del__".split())
 
 
-def candidates(forms: Forms, defaults: dict[str, Any]) -> Iterator[Place]:
-    """The places of a call form that a forward may leave unread: texts, numbers, and lists and objects without tensors.
+def candidates(forms: Forms, defaults: dict[str, Any], unread: Container[Place]) -> Iterator[Place]:
+    """The places of a call form that a forward may leave unread: texts, numbers, objects, and lists.
 
-    A top-level argument that has the ``defaults``' value is none: it stays what it is from call to call.
+    A list is one if all of its tensors are ``unread``. A top-level argument with its value of ``defaults`` is none: the
+    argument stays the same from call to call.
     """
     for name, form in forms:
         if not (form[0] == "const" and name in defaults and defaults[name] == form[2]):
-            yield from _candidates(form, (name,))
+            yield from _candidates(form, (name,), unread)
 
 
-def _candidates(form: Form, place: Place) -> Iterator[Place]:
+def _candidates(form: Form, place: Place, unread: Container[Place]) -> Iterator[Place]:
     match form[0]:
         case "const":
             if type(form[2]) in {int, float, str}:
@@ -40,27 +42,21 @@ def _candidates(form: Form, place: Place) -> Iterator[Place]:
             yield place
         case "dict":
             for key, item in form[1]:
-                yield from _candidates(item, (*place, key))
+                yield from _candidates(item, (*place, key), unread)
         case "list" | "tuple":
-            if not _has_tensor(form):
+            if all(tensor in unread for tensor, _ in _tensor_places([(place, form)])):
                 yield place
             else:
                 for index, item in enumerate(form[1]):
-                    yield from _candidates(item, (*place, index))
-
-
-def _has_tensor(form: Form) -> bool:
-    match form[0]:
-        case "list" | "tuple":
-            return any(map(_has_tensor, form[1]))
-        case "dict":
-            return any(_has_tensor(item) for _, item in form[1])
-    return bool(form[0] == "tensor")
+                    yield from _candidates(item, (*place, index), unread)
 
 
 def tensor_places(forms: Forms) -> Iterator[tuple[Place, str]]:
     """The place of each tensor of a call form, and its name among the inputs of a program."""
-    pending: list[tuple[Place, Form]] = [((name,), form) for name, form in forms]
+    return _tensor_places([((name,), form) for name, form in forms])
+
+
+def _tensor_places(pending: list[tuple[Place, Form]]) -> Iterator[tuple[Place, str]]:
     while pending:
         place, form = pending.pop()
         if form[0] == "tensor":
@@ -71,13 +67,13 @@ def tensor_places(forms: Forms) -> Iterator[tuple[Place, str]]:
 
 
 def without(forms: Forms, places: Container[Place]) -> Forms:
-    """Return a call form in which these places may be anything."""
+    """Return a call form in which these places may be any value of their kind."""
     return tuple((name, _without(form, (name,), places)) for name, form in forms)
 
 
 def _without(form: Form, place: Place, places: Container[Place]) -> Form:
     if place in places:
-        return ANY
+        return any_of(form)
     match form[0]:
         case "dict":
             return ("dict", tuple((key, _without(item, (*place, key), places)) for key, item in form[1]))
@@ -87,13 +83,14 @@ def _without(form: Form, place: Place, places: Container[Place]) -> Form:
 
 
 def with_noting(arguments: dict[str, Any], places: Container[Place], note: Callable[[Place], None]) -> dict[str, Any]:
-    """Return arguments with other constants at ``places``, which call ``note`` with the place when they are used."""
+    """Return arguments with values at ``places`` that call ``note`` with the place when they are used."""
     return {name: _with_noting(value, (name,), places, note) for name, value in arguments.items()}
 
 
 def _with_noting(value: Any, place: Place, places: Container[Place], note: Callable[[Place], None]) -> Any:
     if place in places:
-        return _noting(value, functools.partial(note, place))
+        # Of a class of another argument nothing can be read at all; the recording refuses a use.
+        return value if type(value) is Unreadable else Noting(value, functools.partial(note, place))
     if type(value) is dict:
         return {key: _with_noting(item, (*place, key), places, note) for key, item in value.items()}
     if type(value) in {list, tuple}:
@@ -101,51 +98,40 @@ def _with_noting(value: Any, place: Place, places: Container[Place], note: Calla
     return value
 
 
-def _noting(value: Any, note: Callable[[], None]) -> Any:
-    """Another value of the same kind that calls ``note`` when Python code uses it."""
-    kind = type(value)
-    if kind in _CLASSES:
-        other = _CLASSES[kind](_other(value))
-        other._note = note  # noqa: SLF001  its own class
-        return other
-    return value  # an object that no forward can read
-
-
-def _other(value: Any) -> Any:
-    if isinstance(value, str):
-        return f"{value}~"
-    if isinstance(value, list | tuple):
-        return [*value, *value[:1], "~"]
-    return value + 1
-
-
 class Noting:
-    """Mixed into the classes of values that note their use."""
+    """In the place of a constant: notes each use, and goes on with the constant.
 
-    _note: Callable[[], None]
+    The class is none of Python's own, so that C code cannot read the constant past the methods here: such code asks for
+    the number, the length or the class, or fails.
+    """
 
-    def plain(self) -> Any:
-        """Note a use, and return the value in its own class."""
-        self._note()
-        base = type(self).__mro__[2]
-        return base(self)
+    def __init__(self, value: Any, note: Callable[[], None]) -> None:
+        object.__setattr__(self, "_value", value)
+        object.__setattr__(self, "_note", note)
 
-
-def _class_of(base: type) -> type:
-    def noted(name: str) -> Callable[..., Any]:
-        method = getattr(base, name)
-
-        @functools.wraps(method)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            note = self.__dict__.get("_note")
-            if note is not None:
-                note()
-            return method(self, *args, **kwargs)
-
-        return call
-
-    names = [name for name in dir(base) if name not in _NOT_NOTED and callable(getattr(base, name))]
-    return type(f"Noting{base.__name__.title()}", (Noting, base), {name: noted(name) for name in names})
+    def __getattribute__(self, name: str) -> Any:
+        value = plain(self)
+        return value.__class__ if name == "__class__" else getattr(value, name)
 
 
-_CLASSES: dict[type, type] = {base: _class_of(base) for base in (int, float, str, list, tuple)}
+def plain(noting: Noting) -> Any:
+    """Note a use, and return the constant."""
+    object.__getattribute__(noting, "_note")()
+    return object.__getattribute__(noting, "_value")
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def call(self: Noting, *args: Any, **kwargs: Any) -> Any:
+        others = [plain(arg) if type(arg) is Noting else arg for arg in args]
+        return getattr(plain(self), name)(*others, **kwargs)
+
+    return call
+
+
+_KINDS = (int, float, str, list, tuple)
+_NOT_METHODS = frozenset(
+    "__class__ __new__ __init__ __getattribute__ __init_subclass__ __subclasshook__ __del__ __doc__ __dict__ "
+    "__setattr__ __delattr__ __class_getitem__".split()
+)
+for _name in {name for kind in _KINDS for name in dir(kind) if name.startswith("__")} - _NOT_METHODS:
+    setattr(Noting, _name, _method(_name))
