@@ -26,7 +26,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")
 
 def pair(make: Callable[[], nn.Module], recorder: InProcessRecorder | None = None) -> tuple[nn.Module, nn.Module]:
     """An original and what a trainer gets of it, in eval mode."""
+    torch.manual_seed(0)
     original = make()
+    torch.manual_seed(0)
     twin = travel_recorded(make())
     ask(twin, recorder)
     return original.eval(), twin.eval()
@@ -400,3 +402,149 @@ def test_what_is_not_read_is_no_condition() -> None:
         torch.manual_seed(1)
         results.append(module(x))
     assert_same(results[1], results[0])
+
+
+class Changed:
+    """A forward, its layers, and what a trainer replaces."""
+
+    def __init__(self, layers: Callable[[], dict[str, Any]], forward: Callable[..., Any], change: Callable[..., Any]):
+        self.layers, self.forward, self.change = layers, forward, change
+
+    def make(self) -> nn.Module:
+        case = self
+
+        class Block(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                for name, layer in case.layers().items():
+                    setattr(self, name, layer)
+
+            def forward(self, x: Tensor) -> Any:
+                return case.forward(self, x)
+
+            def example_inputs(self) -> list[dict[str, Tensor]]:
+                return [{"x": torch.ones(2, 6)}]
+
+        torch.manual_seed(0)
+        return Block()
+
+
+def replaced(**layers: Callable[[], Any]) -> Callable[[nn.Module], None]:
+    def change(module: nn.Module) -> None:
+        for name, make in layers.items():
+            setattr(module, name, make())
+
+    return change
+
+
+def shared_layers() -> dict[str, Any]:
+    layer = nn.Linear(6, 6)
+    return {"one": layer, "other": layer}
+
+
+def squeezed_states(block: Any, x: Tensor) -> Tensor:
+    _, (h, _) = block.lstm(x[None])
+    h = h.squeeze(0)
+    return h.reshape(h.shape[0], -1) / h.shape[0]
+
+
+CHANGES = {
+    "squeezed head": Changed(
+        lambda: {"head": nn.Linear(6, 1)},
+        lambda s, x: s.head(x).squeeze(-1) / s.head(x).squeeze(-1).dim(),
+        replaced(head=lambda: nn.Linear(6, 2)),
+    ),
+    "squeezed states": Changed(
+        lambda: {"lstm": nn.LSTM(6, 4, batch_first=True)},
+        squeezed_states,
+        replaced(lstm=lambda: nn.LSTM(6, 4, 2, batch_first=True)),
+    ),
+    "a size of 1 in a sum of sizes": Changed(
+        lambda: {"head": nn.Linear(6, 1)},
+        lambda s, x: (y := torch.cat([s.head(x), x], -1)) / y.shape[-1],
+        replaced(head=lambda: nn.Linear(6, 4)),
+    ),
+    "a class token": Changed(
+        lambda: {"token": nn.Parameter(torch.ones(1, 6))},
+        lambda s, x: (y := torch.cat([s.token, x], 0)) / y.shape[0],
+        replaced(token=lambda: nn.Parameter(torch.ones(4, 6))),
+    ),
+    "rank of a parameter": Changed(
+        lambda: {"scale": nn.Parameter(torch.ones(6))},
+        lambda s, x: x * s.scale + s.scale.dim(),
+        replaced(scale=lambda: nn.Parameter(torch.ones(3, 6))),
+    ),
+    "rank of a result": Changed(
+        lambda: {"layer": nn.Linear(6, 6)},
+        lambda s, x: (y := s.layer(x)) / y.dim(),
+        replaced(layer=lambda: nn.Flatten(0)),
+    ),
+    "a norm that became a layer": Changed(
+        lambda: {"norm": nn.LayerNorm(6)},
+        lambda s, x: (y := s.norm(x)) / y.shape[-1],
+        replaced(norm=lambda: nn.Linear(6, 9)),
+    ),
+    "one of two shared layers": Changed(
+        shared_layers, lambda s, x: s.one(x) - 2 * s.other(x), replaced(other=lambda: nn.Linear(6, 6))
+    ),
+    "a layer that was not there": Changed(
+        lambda: {"layer": nn.Linear(6, 6)},
+        lambda s, x: s.more(s.layer(x)) if hasattr(s, "more") else s.layer(x),
+        replaced(more=lambda: nn.Linear(6, 6)),
+    ),
+    "parts of another size": Changed(
+        lambda: {"layer": nn.Linear(6, 8)},
+        lambda s, x: [part / part.shape[-1] for part in torch.tensor_split(s.layer(x), 3, -1)],
+        replaced(layer=lambda: nn.Linear(6, 9)),
+    ),
+    "one parameter more in a list": Changed(
+        lambda: {"scales": nn.ParameterList([torch.ones(6), torch.ones(6)])},
+        lambda s, x: sum(x * scale for scale in s.scales) / len(s.scales),
+        lambda module: module.scales.append(nn.Parameter(torch.ones(6))),
+    ),
+    "a parameter that is gone": Changed(
+        lambda: {"scale": nn.Parameter(torch.ones(6))},
+        lambda s, x: x if s.scale is None else x * s.scale * 3,
+        replaced(scale=lambda: None),
+    ),
+    "numbers of all parameters": Changed(
+        lambda: {"layer": nn.Linear(6, 4)},
+        lambda s, x: s.layer(x).sum(-1) / sum(item.numel() for item in s.layer.parameters()),
+        replaced(layer=lambda: nn.Linear(6, 9)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_followed_or_refused(name: str) -> None:
+    both = pair(CHANGES[name].make)
+    x = torch.randn(3, 6)
+    assert_same(both[1](x), both[0](x))
+    set_all(both, CHANGES[name].change)
+    expected = both[0](x)
+    try:
+        found = both[1](x)
+    except (CallFormError, GraphExecutionError):
+        return
+    assert_same(found, expected)
+
+
+class Spectral(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.layer.weight
+        return functional.linear(x, weight, self.layer.bias) / weight.shape[0]
+
+    def example_inputs(self) -> list[dict[str, Tensor]]:
+        return [{"x": torch.ones(2, 6)}]
+
+
+def test_a_parametrised_weight_is_worked_out_once_a_call() -> None:
+    both = pair(Spectral)
+    set_all(both, lambda module: nn.utils.parametrizations.spectral_norm(module.layer.train()))
+    x = torch.randn(3, 6)
+    for _ in range(3):
+        assert_same(both[1](x), both[0](x))

@@ -91,7 +91,7 @@ def compile_step(step: Step) -> Action:
     args = [compile_argument(arg) for arg in step.args]
     kwargs = {name: compile_argument(arg) for name, arg in step.kwargs.items()}
     if kind == "attr":
-        return lambda env: get_tensor(env[SELF], target)
+        return lambda env: _present(get_tensor(env[SELF], target), target)
     if kind == "op":
         function = CHECKED_OPS.get(target) or OPS.get(target)
         if function is None:
@@ -109,6 +109,12 @@ def compile_step(step: Step) -> Action:
     if step.call in _GUARDS and len(args) == 2 and type(step.args[1]) is _GUARDS[step.call]:
         return _compile_guard(args[0], _GUARDS[step.call], step.args[1])
     raise FormatError(f"a program makes a call of unknown kind: {step.call!r}")
+
+
+def _present(tensor: torch.Tensor | None, path: str) -> torch.Tensor:
+    if tensor is None:
+        raise CallFormError(f"the recorded forward uses the parameter or buffer {path!r}, which is None by now")
+    return tensor
 
 
 def _call_module(module: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -131,7 +137,11 @@ def _compile_guard(value: Evaluate, kind: type[bool] | type[int], wanted: Outcom
 
 def _compile_requirement(holds: Evaluate, text: str) -> Action:
     def check(env: Env) -> None:
-        if not holds(env):
+        try:
+            is_true = holds(env)
+        except FormatError:  # of another rank
+            is_true = False
+        if not is_true:
             raise CallFormError(
                 f"the recorded forward relies on the sizes {text}, and a replaced layer or parameter has others. "
                 "Remedy: build the model from a config that has the layer as it is now"

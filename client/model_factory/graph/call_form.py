@@ -36,6 +36,9 @@ _CHANGES = 2  # other values of a number before it is said to keep changing
 CHILDREN = "_modules"
 """Where a module has its children, by name."""
 
+TABLES = (CHILDREN, "_keys", "_size")
+"""What a forward reads of the containers among torch's modules: names, or how many there are."""
+
 ANY = "any"
 """How the form of an argument begins that the forward does not read; the second entry is the kind of the argument."""
 
@@ -64,7 +67,7 @@ class Recorded:
     guards: tuple[Expr | Dim | Ref | int | float, ...] = ()
     """Conditions on sizes that the recording relied on; all must hold."""
     reads: tuple[Read, ...] = ()
-    """What the forward read of torch's own modules. :data:`CHILDREN` as the name stands for the names of children."""
+    """What the forward read of torch's own modules. :data:`TABLES` as names stand for names of entries."""
     absent: tuple[str, ...] = ()
     """Paths of parameters, buffers and children that the forward found to be None, or not there."""
     shared: tuple[tuple[str, str], ...] = ()

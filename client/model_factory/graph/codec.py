@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from model_factory.documents import mapping, named_float, text, typed
 from model_factory.errors import FormatError
-from model_factory.graph.call_form import ANY, CHILDREN, CONSTANT_TYPES, Form, Read, Recorded, constant_form, is_plain
+from model_factory.graph.call_form import ANY, CONSTANT_TYPES, TABLES, Form, Read, Recorded, constant_form, is_plain
 from model_factory.graph.program import (
     Argument,
     Device,
@@ -209,7 +209,7 @@ def _decode_read(data: Json) -> Read:
     value = decode_value(encoded)
     if not is_plain(value):
         raise FormatError(f"the attribute {name!r} has a value that is no constant")
-    if text(name).startswith("_") and name != CHILDREN:
+    if text(name).startswith("_") and name not in TABLES:
         raise FormatError(f"a recorded program has a condition on the attribute {name!r}, which is no public one")
     return text(path), name, value
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from model_factory.errors import FormatError
-from model_factory.graph.program import Dim, Expr, Ref
+from model_factory.graph.program import RANK, Dim, Expr, Ref
 
 _MAX_BITS = 256  # of an integer: no size has as many, and powers of powers would never end
 
@@ -106,7 +106,7 @@ _FAILURES = (ArithmeticError, AttributeError, FormatError, LookupError, TypeErro
 def _compile(expr: Expr | Dim | Ref | float) -> Evaluate:
     if isinstance(expr, Dim):
         key, axis = shape_key(expr.name), expr.axis
-        return lambda env: env[key][axis]
+        return (lambda env: len(env[key])) if axis == RANK else (lambda env: env[key][axis])
     if isinstance(expr, Ref):
         name = expr.name
         return lambda env: env[name]
@@ -130,7 +130,7 @@ def expression_names(expr: Expr | Dim | Ref | float) -> set[str]:
 def expression_text(expr: Expr | Dim | Ref | float) -> str:
     """Write an expression for a message: ``gt(cond_proprio.shape[1], 64)``."""
     if isinstance(expr, Dim):
-        return f"{expr.name}.shape[{expr.axis}]"
+        return f"{expr.name}.dim()" if expr.axis == RANK else f"{expr.name}.shape[{expr.axis}]"
     if isinstance(expr, Ref):
         return expr.name
     if isinstance(expr, Expr):

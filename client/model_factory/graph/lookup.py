@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model_factory.errors import GraphExecutionError
-from model_factory.graph.call_form import CHILDREN, Read, is_plain
+from model_factory.graph.call_form import TABLES, Read, is_plain
 from model_factory.graph.program import OWN
 
 _MISSING: Any = object()
@@ -46,9 +46,7 @@ def has_read(root: nn.Module, path: str, name: str, value: Any) -> bool:
     module = find_module(root, path)
     if module is None:
         return False
-    if name == CHILDREN:
-        return bool(tuple(module._modules) == value)  # noqa: SLF001
-    found = getattr(module, name, _MISSING)
+    found = plain_read(getattr(module, name, _MISSING))
     return type(found) is type(value) and bool(found == value)
 
 
@@ -57,11 +55,16 @@ def changed_reads(root: nn.Module, reads: Iterable[Read]) -> dict[tuple[str, str
     changed: dict[tuple[str, str], Any] = {}
     for path, name, value in reads:
         module = find_module(root, path)
-        if module is not None and name != CHILDREN and not has_read(root, path, name, value):
+        if module is not None and name not in TABLES and not has_read(root, path, name, value):
             found = getattr(module, name, _MISSING)
             if is_plain(found):
                 changed[path, name] = found
     return changed
+
+
+def plain_read(value: Any) -> Any:
+    """Return what is noted of an attribute: of a table its names, of a shape its numbers."""
+    return tuple(value) if isinstance(value, dict | torch.Size) else value
 
 
 def is_shared(root: nn.Module, path: str, other: str) -> bool:

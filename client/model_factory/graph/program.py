@@ -46,6 +46,10 @@ class Ref:
     name: str
 
 
+RANK = -1
+"""In the place of a ``Dim``'s axis: the number of axes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dim:
     """The size of a tensor along one axis: an input, an earlier step's value, or a parameter (``attr:PATH``)."""

@@ -33,9 +33,9 @@ def with_sizes(tensor: torch.Tensor, symbol: Callable[[int, Any], Any | None]) -
     return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device)
 
 
-def unit_axes(tensor: torch.Tensor) -> list[int]:
-    """The axes whose size is the number 0 or 1, and no symbol."""
-    return [axis for axis, size in enumerate(tensor.shape) if _is_unit(size)]
+def plain_axes(tensor: torch.Tensor) -> list[int]:
+    """The axes whose size is a number, and no symbol."""
+    return [axis for axis, size in enumerate(tensor.shape) if type(size) is int]
 
 
 def _is_unit(size: Any) -> bool:

@@ -14,9 +14,9 @@ from torch._dispatch.python import enable_python_dispatcher
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import NotPortableError
-from model_factory.graph.program import Dim, Expr, Step
+from model_factory.graph.program import RANK, Dim, Expr, Size, Step
 from model_factory_server.recording.foreign import hidden_in
-from model_factory_server.recording.given_sizes import unit_axes, with_sizes
+from model_factory_server.recording.given_sizes import plain_axes, with_sizes
 from model_factory_server.recording.rules import keeps_size, result_by_rule
 
 if TYPE_CHECKING:
@@ -66,9 +66,14 @@ class ModuleCalls:
             def symbol(axis: int, size: Any) -> Any | None:
                 return None if axis in kept else self._tape.symbols.add_given(name, axis, size)
 
-            units = [axis for axis in unit_axes(tensor) if axis not in kept]
-            self._tape.units += [Expr("eq", (Dim(name, axis), int(tensor.shape[axis]))) for axis in units]
-            return with_sizes(tensor, symbol)
+            sizes = [(axis, self._tape.argument(tensor.shape[axis])) for axis in kept]
+            self._tape.kept[name] = [Expr("eq", (Dim(name, RANK), tensor.dim()))] + [
+                Expr("eq", (Dim(name, axis), size.expr if isinstance(size, Size) else size)) for axis, size in sizes
+            ]
+            made = with_sizes(tensor, symbol)
+            plain = [(axis, made.shape[axis]) for axis in plain_axes(made) if axis not in kept]
+            self._tape.units += [Expr("eq", (Dim(name, axis), int(size))) for axis, size in plain]
+            return made
 
         self._tape.symbols.skip_requirements()
         with self._tape.no_recording():

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from model_factory.descriptor.stock import is_stock
-from model_factory.graph.call_form import CHILDREN, is_plain
+from model_factory.graph.call_form import TABLES, is_plain
+from model_factory.graph.lookup import plain_read
 
 _TRAINING = "training"
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -60,7 +61,7 @@ class ModuleReads:
 
         def get_attribute(module: nn.Module, name: str) -> Any:
             value = plain(module, name)
-            if (name[:1] != "_" or name == CHILDREN) and self._is_forward():
+            if (name[:1] != "_" or name in TABLES) and self._is_forward():
                 self._note_attribute(module, name, value)
             return value
 
@@ -100,10 +101,8 @@ class ModuleReads:
             return
         if name == _TRAINING:
             self.flags[path] = None
-        elif name == CHILDREN:
-            self.attributes[path, name] = tuple(value)
-        elif is_plain(value):
-            self.attributes[path, name] = value
+        elif is_plain(noted := plain_read(value)):
+            self.attributes[path, name] = noted
 
 
 def shared_paths(root: nn.Module, used: Iterable[str]) -> tuple[tuple[str, str], ...]:

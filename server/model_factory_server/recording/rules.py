@@ -60,7 +60,7 @@ def keeps_size(module: nn.Module, axis: int, tensor: torch.Tensor, args: Sequenc
     size, wanted = tensor.shape[axis], first.shape[axis]
     if isinstance(size, torch.SymInt) and isinstance(wanted, torch.SymInt):
         return bool(size.node.expr == wanted.node.expr)
-    return type(size) is type(wanted) and size == wanted
+    return isinstance(module, _KEEPS_LEADING) and type(size) is type(wanted) and size == wanted
 
 
 def _recurrent(module: Any, first: torch.Tensor) -> Any:

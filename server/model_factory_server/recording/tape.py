@@ -22,6 +22,7 @@ from model_factory.graph.call_form import Unreadable
 from model_factory.graph.constants import torch_name
 from model_factory.graph.ops import AUTOCAST_KINDS, OPS, einsum
 from model_factory.graph.program import (
+    RANK,
     REQUIRE,
     Argument,
     Device,
@@ -39,7 +40,7 @@ from model_factory.graph.records import Record, RecordTuple
 from model_factory_server.recording.dtypes import DtypeReads
 from model_factory_server.recording.einsum import contraction_order
 from model_factory_server.recording.foreign import foreign_tensor, function_text
-from model_factory_server.recording.given_sizes import unit_axes
+from model_factory_server.recording.given_sizes import plain_axes
 from model_factory_server.recording.modes import noted_modes
 from model_factory_server.recording.module_calls import ModuleCalls
 from model_factory_server.recording.op_kinds import (
@@ -118,6 +119,8 @@ class Tape(TorchFunctionMode):
         self.paused = 0
         self._autocast = _autocast_state()
         self.reads = ModuleReads(self.root, self._is_forward, self._sized_parameter)
+        # Of results of torch modules: their rank, and the sizes that are their input's, until the forward reads one.
+        self.kept: dict[str, list[Expr]] = {}
         self.units: list[Expr] = []  # sizes of 1 that layers have given, until the forward reads one
 
     def _is_forward(self) -> bool:
@@ -181,11 +184,14 @@ class Tape(TorchFunctionMode):
         Sizes of 1 that layers and parameters gave, which are no symbols, may be part of what is read: they are
         conditions from now on.
         """
-        path = self.attributes.get(id(tensor))
+        path, name = self.attributes.get(id(tensor)), self._names.get(id(tensor))
         if path is not None:
             self._fix_units(path, tensor)
-        elif self._names.get(id(tensor)) not in self.inputs:
+            self.symbols.fix_own(path, {RANK: tensor.dim()})
+        elif name not in self.inputs:
             self._require_units()
+        for condition in self.kept.pop(name or "", ()):
+            self._add_requirement(condition)
 
     def _require_units(self) -> None:
         for unit in self.units:
@@ -196,7 +202,7 @@ class Tape(TorchFunctionMode):
         self._used_own.clear()
 
     def _fix_units(self, path: str, tensor: torch.Tensor) -> None:
-        if axes := unit_axes(tensor):
+        if axes := plain_axes(tensor):
             self.symbols.fix_own(path, {axis: int(tensor.shape[axis]) for axis in axes})
 
     def _sized_parameter(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
