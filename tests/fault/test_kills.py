@@ -74,7 +74,7 @@ def test_lock_holders(
                 proxy.hold_after(chance.randrange(weights.size_bytes // 8, weights.size_bytes - (4 << 20)))
             holder = wait_for_holder(cache / "locks" / weights.blake3, waiting)
             if sure:
-                assert proxy.held.wait(30)
+                assert proxy.held.wait(60)
             else:
                 time.sleep(chance.uniform(0.0, 0.15))
             if holder is not None:
