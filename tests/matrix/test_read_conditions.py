@@ -87,16 +87,12 @@ REPLACED = [
     if not name.startswith("Lazy")  # no program before the first call
     for (index, one), (number, other) in itertools.permutations(ways(name), 2)
 ]
-MAY_BE_REFUSED = 0.1
-
-
-@pytest.fixture(scope="module")
-def refusals() -> list[str]:
-    return []
+MAY_BE_REFUSED = frozenset({"MaxPool1d", "MaxPool2d", "MaxPool3d", "FractionalMaxPool2d"})
+"""They return a tensor, or two: with the indices of the largest."""
 
 
 @pytest.mark.parametrize(("name", "one", "other"), REPLACED)
-def test_a_replaced_layer_is_followed_or_refused(name: str, one: Case, other: Case, refusals: list[str]) -> None:
+def test_a_replaced_layer_is_followed_or_refused(name: str, one: Case, other: Case) -> None:
     x = same_input(name, one)
 
     def make() -> nn.Module:
@@ -116,14 +112,9 @@ def test_a_replaced_layer_is_followed_or_refused(name: str, one: Case, other: Ca
     try:
         found = twin(x.clone())
     except (CallFormError, GraphExecutionError):
-        refusals.append(name)
+        assert name in MAY_BE_REFUSED
         return
     assert_same(found, expected)
-
-
-def test_few_replaced_layers_are_refused(refusals: list[str]) -> None:
-    """Runs after all of the above in one process; alone, it sees none."""
-    assert len(refusals) < MAY_BE_REFUSED * len(REPLACED), sorted(set(refusals))
 
 
 def number(value: Any) -> float:

@@ -72,7 +72,7 @@ class ModuleCalls:
             ]
             made = with_sizes(tensor, symbol)
             plain = [(axis, made.shape[axis]) for axis in plain_axes(made) if axis not in kept]
-            self._tape.units += [Expr("eq", (Dim(name, axis), int(size))) for axis, size in plain]
+            self._tape.units[name] = [Expr("eq", (Dim(name, axis), int(size))) for axis, size in plain]
             return made
 
         self._tape.symbols.skip_requirements()

@@ -121,7 +121,7 @@ class Tape(TorchFunctionMode):
         self.reads = ModuleReads(self.root, self._is_forward, self._sized_parameter)
         # Of results of torch modules: their rank, and the sizes that are their input's, until the forward reads one.
         self.kept: dict[str, list[Expr]] = {}
-        self.units: list[Expr] = []  # sizes of 1 that layers have given, until the forward reads one
+        self.units: dict[str, list[Expr]] = {}  # sizes of 1 that layers have given, until the forward reads one
 
     def _is_forward(self) -> bool:
         return not self.paused and not self.shape_env.inside_op
@@ -194,9 +194,9 @@ class Tape(TorchFunctionMode):
             self._add_requirement(condition)
 
     def _require_units(self) -> None:
-        for unit in self.units:
-            self._add_requirement(unit)
-        self.units.clear()
+        for name in [name for name in self.units if name in self.touched]:
+            for unit in self.units.pop(name):
+                self._add_requirement(unit)
         for own, tensor in self._used_own.items():
             self._fix_units(own, tensor)
         self._used_own.clear()
