@@ -17,11 +17,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrizations, parametrize
 
 from model_factory.errors import FormatError
+from model_factory.graph.lookup import PARAMETRIZATIONS
 
 _PARAMETRIZE: Any = vars(parametrize)  # two functions of it that torch keeps to itself are needed
 _WEIGHT_NORM: type[nn.Module] = vars(parametrizations)["_WeightNorm"]
 _WEIGHT_NORM_HOOK = f"{parametrizations.weight_norm.__qualname__}.<locals>._weight_norm_compat_hook"
-PARAMETRIZATIONS = "parametrizations"
 
 
 def derived_names(cls: type[nn.Module]) -> frozenset[str]:

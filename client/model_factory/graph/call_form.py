@@ -33,10 +33,7 @@ FORWARD = "forward"
 
 _CHANGES = 2  # other values of a number before it is said to keep changing
 
-CHILDREN = "_modules"
-"""Where a module has its children, by name."""
-
-TABLES = (CHILDREN, "_keys", "_size")
+TABLES = ("_modules", "_keys", "_size")
 """What a forward reads of the containers among torch's modules: names, or how many there are."""
 
 ANY = "any"

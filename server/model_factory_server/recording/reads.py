@@ -19,7 +19,7 @@ from model_factory.graph.call_form import TABLES, is_plain
 from model_factory.graph.lookup import plain_read
 
 _TRAINING = "training"
-_TABLES = ("_parameters", "_buffers", "_modules")
+_ENTRIES = ("_parameters", "_buffers", "_modules")
 
 
 class ModuleReads:
@@ -36,7 +36,7 @@ class ModuleReads:
         self.attributes: dict[tuple[str, str], Any] = {}
         """Value by module path and name."""
         self.absent: dict[str, None] = {}
-        """Paths of parameters, buffers and children that were None."""
+        """Paths of parameters, buffers and children that were None, or not there."""
         self.flags: dict[str, None] = {}
         """Paths of torch modules whose training flag was read."""
         self._paths: Mapping[nn.Module, str] = {module: path for path, module in root.named_modules()}
@@ -85,7 +85,7 @@ class ModuleReads:
         if module not in self._paths:
             return value
         at = self._at(module, name)
-        if value is None and any(name in module.__dict__[table] for table in _TABLES):
+        if value is None and any(name in module.__dict__[table] for table in _ENTRIES):
             self.absent[at] = None
         if isinstance(value, torch.Tensor) and module in self._stock:
             return self._sized(at, value)

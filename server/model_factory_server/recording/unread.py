@@ -19,8 +19,6 @@ Place = tuple[str | int, ...]
 
 Forms = tuple[tuple[str, Form], ...]
 
-_NOT_NOTED = frozenset("__new__ __init__ __getattribute__ __class__ __init_subclass__ __subclasshook__ __del__".split())
-
 
 def candidates(forms: Forms, defaults: dict[str, Any], unread: Container[Place]) -> Iterator[Place]:
     """The places of a call form that a forward may leave unread: texts, numbers, objects, and lists.
