@@ -23,10 +23,10 @@ from model_factory.descriptor.codec import (
     encode_descriptor,
     encode_programs,
 )
-from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.rebuild import rebuild
-from model_factory.graph.modules import ProgramModule
+from model_factory.program.runtime.modules import ProgramModule
 from model_factory_server import PolicyConstructorModelFactory
+from model_factory_server.export.describe.describe import describe, named_tensors
 
 LOCAL = "in process"
 WARM = "on the node, warm process"

@@ -18,9 +18,9 @@ from benchmarks.experiment import COMPONENTS, CONFIGS, SEED
 from benchmarks.measure import Report, Sample, in_turns, ratio
 from benchmarks.payload import digest_of_tensors
 from benchmarks.servers import OurServer
-from model_factory.components import read_request
+from model_factory.client.connection import Connection
+from model_factory.config.request import read_request
 from model_factory.limits import MAX_MESSAGE_BYTES
-from model_factory.remote.connection import Connection
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, service_pb2_grpc
 from model_factory_server import PolicyConstructorModelFactory

@@ -19,12 +19,12 @@ from benchmarks.measure import Contender, Report, in_turns, rates, ratio, second
 from benchmarks.payload import Payload, land, make_payload
 from benchmarks.peers import CHUNK_BYTES
 from benchmarks.servers import peer
+from model_factory.client.connection import Connection
+from model_factory.client.fetch import fetch_blob
 from model_factory.descriptor.weights import map_weights
-from model_factory.landing import Landing
 from model_factory.memory import reusing_memory
-from model_factory.remote.blobs import fetch_blob
-from model_factory.remote.connection import Connection
 from model_factory.store import Store
+from model_factory.store.hashing_writer import HashingWriter
 from model_factory.v1 import blob_pb2, wire
 
 RAW = "raw TCP into a file, flushed"
@@ -126,9 +126,9 @@ def _landed(payload: Payload, folder: Path, receive: object) -> float:
 
 def _same_way(payload: Payload, file: BinaryIO, receive: Callable[[Take], None]) -> None:
     """Land what comes as our client does: hashed, and the disk told to begin while more is coming."""
-    landing = Landing(file)
-    receive(landing.write)
-    assert landing.digest() == payload.blob.digest, "other bytes than the payload's"
+    writer = HashingWriter(file)
+    receive(writer.write)
+    assert writer.digest() == payload.blob.digest, "other bytes than the payload's"
 
 
 def _from_tcp(port: int, take: Take) -> None:

@@ -22,7 +22,7 @@ def main() -> int:
         "--server-mib",
         type=float,
         default=4.0,
-        help="most that the server may grow after the first quarter, beside its answers (default: %(default)g)",
+        help="most that the server may grow after the first quarter (default: %(default)g)",
     )
     parser.add_argument("--forks-mib", type=float, default=1.0, help="the same of the fork server")
     arguments = parser.parse_args()

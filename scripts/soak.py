@@ -58,7 +58,6 @@ def _plot(outcome: Outcome, how: dict[str, Any], path: Path) -> None:
     ):
         axis.plot(seconds, [getattr(sample, name) for sample in outcome.samples], linewidth=1)
         if name == "rss_mib":
-            axis.plot(seconds, [sample.answers_mib for sample in outcome.samples], linewidth=1, label="answers in it")
             axis.legend()
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)

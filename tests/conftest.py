@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from model_factory import RemoteModelFactory
-from model_factory.remote import patience
+from model_factory.client import retry
 from support.server import ServerProcess, running_server
 
 MakeRemote = Callable[..., RemoteModelFactory]
@@ -75,4 +75,4 @@ def make_remote(server: ServerProcess, tmp_path: Path) -> Iterator[MakeRemote]:
 @pytest.fixture
 def less_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients in this process give up soon on a server that is gone."""
-    monkeypatch.setattr(patience, "RESUME_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "RESUME_SECONDS", 0.5)

@@ -8,7 +8,7 @@ from model_factory.errors import (
     AccessError,
     BuildError,
     BusyError,
-    CallFormError,
+    CallSignatureError,
     ConfigError,
     FormatError,
     GraphExecutionError,
@@ -26,16 +26,16 @@ from model_factory.errors import (
 )
 
 if TYPE_CHECKING:
-    from model_factory.graph.modules import GraphModel
+    from model_factory.client.credentials import Credentials
+    from model_factory.client.factory import RemoteModelFactory
+    from model_factory.program.runtime.modules import GraphModel
     from model_factory.protocol import ModelFactory
-    from model_factory.remote.credentials import Credentials
-    from model_factory.remote.factory import RemoteModelFactory
 
 __all__ = [
     "AccessError",
     "BuildError",
     "BusyError",
-    "CallFormError",
+    "CallSignatureError",
     "ConfigError",
     "Credentials",
     "FormatError",
@@ -57,10 +57,10 @@ __all__ = [
 ]
 
 _LATE = {
-    "Credentials": "model_factory.remote.credentials",
-    "GraphModel": "model_factory.graph.modules",
+    "Credentials": "model_factory.client.credentials",
+    "GraphModel": "model_factory.program.runtime.modules",
     "ModelFactory": "model_factory.protocol",
-    "RemoteModelFactory": "model_factory.remote.factory",
+    "RemoteModelFactory": "model_factory.client.factory",
 }
 
 
@@ -70,7 +70,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib  # noqa: PLC0415
 
-    from model_factory.collection import importing  # noqa: PLC0415
-
-    with importing():
-        return getattr(importlib.import_module(_LATE[name]), name)
+    return getattr(importlib.import_module(_LATE[name]), name)

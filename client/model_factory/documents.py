@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 from model_factory.errors import FormatError
-from model_factory.limits import MAX_DOCUMENT_BYTES
+from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_NUMBER_CHARS
+from model_factory.wording import quoted
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -39,12 +41,38 @@ def decode_document(data: bytes, what: str) -> Any:
     if len(data) > MAX_DOCUMENT_BYTES:
         raise FormatError(f"{what} has {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
     try:
-        return json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        return parse_json(data)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what} is not a JSON document: {error}") from None
 
 
-def typed(data: Any, *types: type) -> Any:
+def parse_json(data: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Parse JSON strictly: no key twice in an object, no NaN, no infinite float, no number of over 200 characters.
+
+    ``object_hook`` may replace each object, innermost first.
+
+    Raises:
+        ValueError: the text is not JSON, or breaks one of these rules.
+        RecursionError: arrays and objects are nested too deeply for the parser.
+
+    Example:
+        >>> parse_json('{"size": 3}')
+        {'size': 3}
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> Any:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise ValueError(f"Duplicate mapping key {quoted(twice)}")
+        return result if object_hook is None else object_hook(result)
+
+    return json.loads(
+        data, object_pairs_hook=unique, parse_constant=_no_constant, parse_int=_bounded_int, parse_float=_finite
+    )
+
+
+def expect_type(data: Any, *types: type) -> Any:
     """Return a part of a document that is of exactly one of these types.
 
     Raises:
@@ -55,9 +83,9 @@ def typed(data: Any, *types: type) -> Any:
     return data
 
 
-def text(data: Any) -> str:
-    """As :func:`typed`, for text."""
-    return typed(data, str)  # type: ignore[no-any-return]
+def expect_str(data: Any) -> str:
+    """As :func:`expect_type`, for text."""
+    return expect_type(data, str)  # type: ignore[no-any-return]
 
 
 def mapping(pairs: Iterable[tuple[K, V]], what: str) -> dict[K, V]:
@@ -84,17 +112,18 @@ def named_float(data: Any) -> float:
     return float(data)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key is given twice")
-    return result
+def _bounded_int(digits: str) -> int:
+    if len(digits) > MAX_NUMBER_CHARS:
+        raise ValueError(f"a number of more than {MAX_NUMBER_CHARS} characters")
+    return int(digits)
 
 
 def _finite(digits: str) -> float:
+    if len(digits) > MAX_NUMBER_CHARS:
+        raise ValueError(f"a number of more than {MAX_NUMBER_CHARS} characters")
     value = float(digits)
     if math.isinf(value):
-        raise ValueError(f"{digits} is too large for a float")
+        raise ValueError("a number is too large for a float")
     return value
 
 

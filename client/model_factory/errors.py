@@ -3,12 +3,12 @@
 ::
 
     ModelFactoryError
-    ├── PlacedError              something in a component config; names file, line and column
+    ├── LocatedError              something in a component config; names file, line and column
     │   ├── ConfigError          a component config is wrong
     │   └── BuildError           the config is well formed, but its model cannot be built
     │       └── NotPortableError a module's forward cannot be written down as a program
     ├── GraphExecutionError      a graph refuses a call or a step's result; other errors of a step keep their type
-    │   └── CallFormError        no program exists for this way of calling a module
+    │   └── CallSignatureError        no program exists for this way of calling a module
     │       └── OutdatedBuildError the server builds another module by now than the one that is called
     │       │                    the forward refuses the call; each is also the error that the forward raises:
     │       ├── RefusedNotImplementedError
@@ -43,7 +43,7 @@ class ModelFactoryError(Exception):
     """Base of all errors of this package."""
 
 
-class PlacedError(ModelFactoryError):
+class LocatedError(ModelFactoryError):
     """Something that a component config asks for.
 
     ``path`` is the place inside the config (``("model", "graph", "inputs", 0)``); ``reason`` is the message
@@ -58,11 +58,11 @@ class PlacedError(ModelFactoryError):
         super().__init__(f"{prefix}: {reason}" if prefix else reason)
 
 
-class ConfigError(PlacedError):
+class ConfigError(LocatedError):
     """A component config is wrong."""
 
 
-class BuildError(PlacedError):
+class BuildError(LocatedError):
     """A well-formed config whose model cannot be built: a constructor failed, say."""
 
 
@@ -78,45 +78,45 @@ class GraphExecutionError(ModelFactoryError):
     """
 
 
-class CallFormError(GraphExecutionError):
+class CallSignatureError(GraphExecutionError):
     """There is no program for this way of calling a module, and none could be recorded."""
 
 
-class OutdatedBuildError(CallFormError):
+class OutdatedBuildError(CallSignatureError):
     """A module needs a new program, and the server would build another module by now: other code or other files."""
 
 
-class RefusedNotImplementedError(CallFormError, NotImplementedError):
+class RefusedNotImplementedError(CallSignatureError, NotImplementedError):
     """The forward refuses a call with a ``NotImplementedError``."""
 
 
-class RefusedRuntimeError(CallFormError, RuntimeError):
+class RefusedRuntimeError(CallSignatureError, RuntimeError):
     """The forward refuses a call with a ``RuntimeError``."""
 
 
-class RefusedValueError(CallFormError, ValueError):
+class RefusedValueError(CallSignatureError, ValueError):
     """The forward refuses a call with a ``ValueError``."""
 
 
-class RefusedTypeError(CallFormError, TypeError):
+class RefusedTypeError(CallSignatureError, TypeError):
     """The forward refuses a call with a ``TypeError``."""
 
 
-class RefusedIndexError(CallFormError, IndexError):
+class RefusedIndexError(CallSignatureError, IndexError):
     """The forward refuses a call with an ``IndexError``."""
 
 
-class RefusedKeyError(CallFormError, KeyError):
+class RefusedKeyError(CallSignatureError, KeyError):
     """The forward refuses a call with a ``KeyError``."""
 
     __str__ = Exception.__str__  # KeyError has the repr of a key
 
 
-class RefusedAttributeError(CallFormError, AttributeError):
+class RefusedAttributeError(CallSignatureError, AttributeError):
     """The forward refuses a call with an ``AttributeError``."""
 
 
-class RefusedAssertionError(CallFormError, AssertionError):
+class RefusedAssertionError(CallSignatureError, AssertionError):
     """The forward refuses a call with an ``AssertionError``."""
 
 
@@ -164,7 +164,7 @@ class UnavailableError(ServerError):
     """The server cannot be reached, is stopping, or went away during a request."""
 
 
-_REFUSALS: tuple[tuple[type[Exception], type[CallFormError]], ...] = (
+_REFUSALS: tuple[tuple[type[Exception], type[CallSignatureError]], ...] = (
     (NotImplementedError, RefusedNotImplementedError),
     (RuntimeError, RefusedRuntimeError),
     (ValueError, RefusedValueError),
@@ -177,13 +177,13 @@ _REFUSALS: tuple[tuple[type[Exception], type[CallFormError]], ...] = (
 """What a forward raises, and the error of its refusal; most specific first."""
 
 
-def refused_call(text: str, raised: BaseException) -> CallFormError:
+def refused_call(text: str, raised: BaseException) -> CallSignatureError:
     """Return the error for a call that a forward refuses, as a subclass of the common class that the forward raised.
 
     >>> isinstance(refused_call("sizes differ", ValueError()), ValueError)
     True
     """
-    return next((error for kind, error in _REFUSALS if isinstance(raised, kind)), CallFormError)(text)
+    return next((error for kind, error in _REFUSALS if isinstance(raised, kind)), CallSignatureError)(text)
 
 
 def plain_text(error: BaseException | str) -> str:

@@ -8,6 +8,9 @@ MIB = 1024 * KIB
 MAX_DOCUMENT_BYTES = 64 * MIB
 """Of a descriptor, a set of programs or a manifest, as JSON."""
 
+MAX_NUMBER_CHARS = 200
+"""Characters of a written number: reading a number can take time that is quadratic in its length."""
+
 MAX_MODULES = 100_000
 """Modules in one descriptor."""
 
@@ -17,7 +20,7 @@ MAX_TENSORS = 100_000
 MAX_STEPS = 100_000
 """Steps in one program."""
 
-MAX_SIDES = 64
+MAX_BRANCHES = 64
 """Programs of one call form of a module that differ in the outcomes of guards on values."""
 
 BLOB_CHUNK_BYTES = 2 * MIB

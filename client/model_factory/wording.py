@@ -37,7 +37,7 @@ def nearest(name: str, known: Iterable[str], *spellings: str) -> str:
     return "" if other is None else f"; did you mean {quoted(other)}?"
 
 
-def meant(missing: str, given: Iterable[str]) -> str:
+def suggest_for_missing(missing: str, given: Iterable[str]) -> str:
     """Return ``; is 'x' meant to be it?`` for the given name closest to a missing one, or nothing."""
     other = _closest((missing,), given)
     return "" if other is None else f"; is {quoted(other)} meant to be it?"

@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model_factory_server.embedded import local_server
     from model_factory_server.local import PolicyConstructorModelFactory
+    from model_factory_server.testing import local_server
 
 __all__ = ["PolicyConstructorModelFactory", "local_server"]
 
 _HOMES = {
     "PolicyConstructorModelFactory": "model_factory_server.local",
-    "local_server": "model_factory_server.embedded",
+    "local_server": "model_factory_server.testing",
 }
 
 

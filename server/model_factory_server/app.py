@@ -16,23 +16,23 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
+from model_factory.environment import environment
 from model_factory.errors import ServerError
 from model_factory.limits import MAX_MESSAGE_BYTES
 from model_factory.memory import keep_freed_memory
-from model_factory.settings import environment
 from model_factory.store import Store
 from model_factory.v1 import blob_pb2, service_pb2, service_pb2_grpc, wire
-from model_factory_server.access import Access, check_exposure, encryption
-from model_factory_server.admission import Admission
+from model_factory_server.access.access import Access, check_exposure, encryption
 from model_factory_server.backends.identity import BackendIdentity, identify
-from model_factory_server.builder import Builder
-from model_factory_server.forks import socket_in
-from model_factory_server.observe.interceptor import CallInterceptor
+from model_factory_server.builds.admission import Admission
+from model_factory_server.builds.fork_server import socket_in
+from model_factory_server.builds.service import BuildService
+from model_factory_server.builds.worker_pool import WorkerPool
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.traces import configure_traces
-from model_factory_server.pool import WorkerPool
-from model_factory_server.servicer import Servicer
-from model_factory_server.settings import ConnectionSettings, Settings
+from model_factory_server.rpc.interceptor import CallInterceptor
+from model_factory_server.rpc.servicer import Servicer
+from model_factory_server.settings.server_settings import ConnectionSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +63,14 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
 def _allow_files(settings: Settings) -> None:
     """Have this process open as many files as its bounds may need, as far as the system lets it."""
     limits = settings.limits
-    needed = limits.max_connections + limits.max_calls + _FILES_OF_BUILD * settings.builders + _MORE_FILES
+    needed = limits.max_connections + limits.max_calls + _FILES_OF_BUILD * settings.workers + _MORE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < needed:
         log.warning(
-            "this process may open %d files; --max-connections, --max-calls and --builders may need %d. Remedy: raise "
+            "this process may open %d files; --max-connections, --max-calls and --workers may need %d. Remedy: raise "
             "the limit of open files (ulimit -n), or lower those",
             allowed,
             needed,
@@ -88,9 +88,9 @@ async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str
     tls, access = encryption(settings.access), Access(settings.access)
     backend = identify(settings.backend, _device_kind(settings.device))
     metrics, traces = Metrics(), configure_traces(environment())
-    admission = Admission(settings.limits, settings.builders)
+    admission = Admission(settings.limits, settings.workers)
     pool = WorkerPool(settings, store, backend, admission, metrics)
-    builder = Builder(store, backend, pool, metrics, traces)
+    builder = BuildService(store, backend, pool, metrics, traces)
     _describe(metrics, settings, store, pool, backend)
     if tls is not None:
         metrics.watch_certificate(tls.expiry)
@@ -166,7 +166,7 @@ def _describe(metrics: Metrics, settings: Settings, store: Store, pool: WorkerPo
         torch_version=backend.torch_version,
         device_kind=backend.device_kind,
     )
-    metrics.watch(pool, settings.builders, store.root)
+    metrics.watch(pool, settings.workers, store.root)
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:

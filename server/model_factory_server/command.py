@@ -8,11 +8,11 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from model_factory.settings import VARIABLES as CLIENT_VARIABLES
-from model_factory.settings import environment
-from model_factory_server import options
-from model_factory_server.options import Option
-from model_factory_server.settings import Settings
+from model_factory.environment import VARIABLES as CLIENT_VARIABLES
+from model_factory.environment import environment
+from model_factory_server.settings import options
+from model_factory_server.settings.options import Option
+from model_factory_server.settings.server_settings import Settings
 
 OPTIONS = tuple(options.options_of(Settings))
 CONFIG_VARIABLE = f"{options.PREFIX}CONFIG"
@@ -77,7 +77,7 @@ def _parser(option: Option) -> Any:
 
 
 def _token(arguments: argparse.Namespace) -> int:
-    from model_factory_server.access import token_line  # noqa: PLC0415  grpc, which --help can do without
+    from model_factory_server.access.access import token_line  # noqa: PLC0415  grpc, which --help can do without
 
     token = secrets.token_urlsafe(32)
     line = token_line(arguments.name, token, arguments.days)
@@ -106,7 +106,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _run(settings: Settings) -> int:
     from model_factory_server.app import serve  # noqa: PLC0415  grpc, which --help can do without
-    from model_factory_server.backends.sources import with_installed_plugins  # noqa: PLC0415  the same
+    from model_factory_server.backends.code_files import with_installed_plugins  # noqa: PLC0415  the same
     from model_factory_server.observe.logs import configure_logging  # noqa: PLC0415  the same
 
     configure_logging(settings.observe.log_format, settings.observe.log_level)

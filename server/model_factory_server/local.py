@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_factory.components import Component, component_seed, read_request
+from model_factory.client.seeds import build_seed
 from model_factory.config import ResolvedConfig
+from model_factory.config.request import Component, component_seed, read_request
 from model_factory.descriptor.architecture import Architecture
-from model_factory.descriptor.describe import describe
-from model_factory.errors import BuildError, PlacedError
-from model_factory.seeds import build_seed
-from model_factory.settings import environment
+from model_factory.environment import environment
+from model_factory.errors import BuildError, LocatedError
+from model_factory_server.backends.code_files import with_installed_plugins
 from model_factory_server.backends.loading import load_backend
-from model_factory_server.backends.sources import with_installed_plugins
-from model_factory_server.construction import construct
-from model_factory_server.settings import BackendSettings
+from model_factory_server.export.describe.describe import describe
+from model_factory_server.settings.server_settings import BackendSettings
+from model_factory_server.worker.construction import construct
 
 
 class PolicyConstructorModelFactory:
@@ -102,6 +102,6 @@ def _placing(component: Component) -> Iterator[None]:
     """Give errors their file, line and column, as a remote factory does."""
     try:
         yield
-    except PlacedError as error:
+    except LocatedError as error:
         place = component.config.place_of(error.path)
         raise type(error)(error.reason, path=error.path, place=place) from error

@@ -22,8 +22,8 @@ from attacks.conftest import layers
 from model_factory import AccessError, Credentials, ModelFactoryError, RemoteModelFactory, ServerError, UnavailableError
 from model_factory.cli.main import main
 from model_factory.v1 import capabilities_pb2, service_pb2_grpc
-from model_factory_server.access import Tokens, check_exposure, encryption, is_loopback, token_line
-from model_factory_server.settings import AccessSettings, Settings
+from model_factory_server.access.access import Tokens, check_exposure, encryption, is_loopback, token_line
+from model_factory_server.settings.server_settings import AccessSettings, Settings
 from support.server import running_server
 from support.strict import TOKEN, Strict
 

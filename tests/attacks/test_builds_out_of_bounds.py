@@ -41,7 +41,7 @@ def test_the_bounds_are_shown(guarded: ServerProcess) -> None:
     assert (shown.config_bytes, shown.request_bytes, shown.components) == (32 * KIB, 256 * KIB, 9)
     assert (shown.memory_bytes, shown.blob_bytes) == (2 * KIB * MIB, 3 * MIB)
     assert (shown.plan_timeout_ms, shown.build_timeout_ms, shown.build_cpu_timeout_ms) == (20_000, 25_000, 2_000)
-    assert (shown.queue, shown.builders, shown.client_builders) == (6, 2, 2)
+    assert (shown.queue, shown.workers, shown.client_workers) == (6, 2, 2)
     assert (shown.calls, shown.client_calls, shown.client_queue) == (8, 128, 512)
     assert shown.connections == 2048
 

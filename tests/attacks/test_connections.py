@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from attacks.conftest import layers
 from attacks.test_builds_out_of_bounds import gone, in_progress, wait_for
 from model_factory import BusyError, IntegrityError, RemoteModelFactory, ServerError
-from model_factory.remote import blobs, connection, patience
+from model_factory.client import connection, fetch, retry
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, service_pb2_grpc, wire
 from support.proxy import Proxy
@@ -356,14 +356,14 @@ def test_a_server_that_lies_in_its_stream(tmp_path: Path) -> None:
     server.start()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(patience, "RESUME_SECONDS", 0.3)
+            patch.setattr(retry, "RESUME_SECONDS", 0.3)
             patch.setattr(connection, "STALL_SECONDS", 0.3)
             for name, answer in answers.items():
                 behaviour[:] = [answer]
                 store = Store(tmp_path / name)
                 link = connection.Connection(f"127.0.0.1:{port}", timeout=20)
                 with pytest.raises((IntegrityError, ServerError)):
-                    blobs.fetch_blob(link, store, blob, lambda _count: None)
+                    fetch.fetch_blob(link, store, blob, lambda _count: None)
                 link.close()
                 assert not list((store.root / "staging").iterdir()), name
                 assert not list((store.root / "blobs").rglob("*/*")), name

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from model_factory import Credentials, RemoteModelFactory
+from model_factory.client import connection as remote_connection
 from model_factory.descriptor.codec import decode_programs, encode_programs
-from model_factory.graph.program import Program, Ref, Step
-from model_factory.remote import connection as remote_connection
+from model_factory.program.ir import Program, Ref, Step
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, wire
 from support.certificates import Authority

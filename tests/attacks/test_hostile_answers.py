@@ -15,18 +15,18 @@ from torch import nn
 
 from attacks.conftest import layers
 from model_factory import FormatError, GraphExecutionError, RemoteModelFactory, StoreError
+from model_factory.client.connection import Connection
+from model_factory.client.fetch import fetch_blob
 from model_factory.descriptor.codec import decode_descriptor, decode_programs, encode_descriptor, encode_programs
-from model_factory.descriptor.describe import describe
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.weights import write_weights
 from model_factory.documents import FORMAT
-from model_factory.graph.modules import GraphModel
-from model_factory.graph.program import Program, Ref, Step, TorchConst
-from model_factory.graph.runner import Runner
-from model_factory.remote.blobs import fetch_blob
-from model_factory.remote.connection import Connection
+from model_factory.program.ir import Program, Ref, Step, TorchConst
+from model_factory.program.runtime.interpreter import Runner
+from model_factory.program.runtime.modules import GraphModel
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2
+from model_factory_server.export.describe.describe import describe
 from support.hostile_server import HostileServer
 
 IDENTITY = layers({"_type_": "nn.Identity"})

@@ -12,7 +12,7 @@ from model_factory import ConfigError, RemoteModelFactory, ServerError
 from model_factory.config import Settings
 from model_factory_server.backends.identity import identify
 from model_factory_server.constructor import Policy
-from model_factory_server.settings import BackendSettings
+from model_factory_server.settings.server_settings import BackendSettings
 
 OPEN = {"allow_imports": True, "allow_target": True, "allowed_import_prefixes": ["allowed_blocks", "os", "subprocess"]}
 
@@ -45,7 +45,7 @@ def test_what_is_allowed_is_built(attacked: RemoteModelFactory) -> None:
         "allowed_blocks_other.Scale",
         "allowed_blocks",
         "hostile_blocks.Spins",
-        "model_factory_server.settings.Settings",
+        "model_factory_server.settings.server_settings.Settings",
     ],
 )
 def test_what_is_not_allowed_is_refused(target: str, monkeypatch: pytest.MonkeyPatch) -> None:

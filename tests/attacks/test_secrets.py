@@ -20,7 +20,7 @@ from model_factory import (
     RemoteModelFactory,
     ServerError,
 )
-from model_factory.remote.connection import RETRY_ATTEMPTS, Connection
+from model_factory.client.connection import RETRY_ATTEMPTS, Connection
 from model_factory.v1 import blob_pb2, build_pb2, program_pb2, service_pb2_grpc
 from support.server import ServerProcess
 from support.wire import built_from

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model_factory.remote.shared import open_shared
+from model_factory.client.shared_store import open_shared
 from model_factory.store import Blob, Store
 
 DATA = os.urandom(100_000)

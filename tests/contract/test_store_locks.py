@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from model_factory.client.shared_store import open_shared
 from model_factory.digest import digest_of
 from model_factory.errors import StoreError
-from model_factory.remote.shared import open_shared
 from model_factory.store import Blob, Store, locking, locks
 from model_factory.store.locking import Mount, lock_reaches_all, mount_of, read_mount
 from model_factory.store.staging import whole_file
@@ -260,7 +260,7 @@ def test_a_servers_file_is_opened_only_where_the_server_sees_the_lock(
 ) -> None:
     blob = put(Store(tmp_path), "a")
     found = Mount("ext4" if reaches else "fuse.sshfs", frozenset())
-    monkeypatch.setattr("model_factory.remote.shared.mount_of", lambda _number: found)
+    monkeypatch.setattr("model_factory.client.shared_store.mount_of", lambda _number: found)
     file = open_shared(str(tmp_path), blob)
     assert (file is not None) == reaches
     if file is not None:

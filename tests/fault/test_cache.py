@@ -15,8 +15,8 @@ import pytest
 from torch import nn
 
 from model_factory import RemoteModelFactory
+from model_factory.client import factory
 from model_factory.digest import digest_of_file
-from model_factory.remote import factory
 from model_factory.store import Blob, Store
 from model_factory_server import PolicyConstructorModelFactory
 from support.cases import CASES

@@ -17,7 +17,7 @@ import pytest
 
 from model_factory import ModelFactoryError, RemoteModelFactory, StoreError
 from model_factory.cli.main import main
-from model_factory.settings import default_cache_dir
+from model_factory.environment import default_cache_dir
 from model_factory.store import Store
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same_state

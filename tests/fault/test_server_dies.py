@@ -20,14 +20,14 @@ from torch import nn
 
 from model_factory import (
     BuildError,
-    CallFormError,
+    CallSignatureError,
     RemoteModelFactory,
     ServerError,
     UnavailableError,
 )
+from model_factory.client import retry
+from model_factory.client.connection import RETRY_ATTEMPTS, Connection
 from model_factory.digest import digest_of_file
-from model_factory.remote import patience
-from model_factory.remote.connection import RETRY_ATTEMPTS, Connection
 from model_factory.v1 import build_pb2
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same_state
@@ -129,7 +129,7 @@ def test_killed_during_a_build(line: Line, cache: Path, in_background: Any, expe
     server.kill()
     with pytest.raises(UnavailableError, match=server.address):
         build.result(60)
-    with pytest.raises(CallFormError, match="Remedy"):  # a form of call that the server would have to record
+    with pytest.raises(CallSignatureError, match="Remedy"):  # a form of call that the server would have to record
         small.graph_modules["layer0"](torch.zeros(1, 2, 2, 9))
     assert wait_gone(below), "the dead server's processes live on"
     assert files(cache, "blobs") == []
@@ -148,7 +148,7 @@ def test_a_build_that_was_cut_off_is_asked_for_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Once there is a server at the same address again."""
-    monkeypatch.setattr(patience, "RESUME_SECONDS", 60.0)
+    monkeypatch.setattr(retry, "RESUME_SECONDS", 60.0)
     server = line.living()
     shutil.rmtree(line.store)  # there was a build of it
     line.end()
@@ -164,7 +164,7 @@ def test_a_build_that_was_cut_off_is_asked_for_again(
 
 def test_a_build_that_ends_servers_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a few of them."""
-    monkeypatch.setattr(patience, "RESUME_SECONDS", 60.0)
+    monkeypatch.setattr(retry, "RESUME_SECONDS", 60.0)
     asked = []
 
     class Ends(HostileServer):
@@ -244,7 +244,7 @@ def test_restarted_during_a_download_which_goes_on_where_it_was(
             yield data
 
     monkeypatch.setattr(Connection, "read_blob", counting)
-    monkeypatch.setattr(patience, "RESUME_SECONDS", 60.0)  # a server takes its time to start on a busy machine
+    monkeypatch.setattr(retry, "RESUME_SECONDS", 60.0)  # a server takes its time to start on a busy machine
     arrived = chance.randrange(LARGE_BYTES // 2, LARGE_BYTES - 4 * MIB)
     proxy.hold_after(arrived)
     build = in_background(factory.build, {"config": LARGE})

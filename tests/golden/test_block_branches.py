@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from matrix.travel import travel_recorded
+from matrix.portability import travel_recorded
 from model_factory_server.constructor.blocks import BLOCKS
-from model_factory_server.constructor.blocks.checks import check_rank
-from model_factory_server.constructor.blocks.embedding import add_positions, embed_time
-from model_factory_server.constructor.blocks.examples import BATCH
+from model_factory_server.constructor.blocks.parts.checks import check_rank
+from model_factory_server.constructor.blocks.parts.embedding import add_positions, embed_time
+from model_factory_server.constructor.blocks.parts.examples import BATCH
 
 D = 8
 TRANSFORMER = {

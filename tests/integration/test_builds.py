@@ -76,7 +76,7 @@ def test_many_clients_of_one_model_cause_one_build(server: ServerProcess, tmp_pa
 
 
 def test_different_models_are_built_side_by_side_within_the_limit(start_server: Start) -> None:
-    server = start_server(None, "--builders", "2")
+    server = start_server(None, "--workers", "2")
     asked = {f"m{width}": linear(width) for width in range(1, 7)}
     with WorkerCount(server) as workers:
         built = build_manifest(server.address, asked)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from model_factory import CallFormError, GraphExecutionError, RemoteModelFactory
+from model_factory import CallSignatureError, GraphExecutionError, RemoteModelFactory
 from model_factory_server import PolicyConstructorModelFactory
 from support.cases import CASES, CONFIGS, Case
 from support.compare import assert_same, assert_same_runs, map_tensors
@@ -137,7 +137,7 @@ def test_wrong_calls_fail_where_the_original_fails(name: str, change: str, make_
 def assert_fails_alike(ours: Exception, theirs: Exception) -> None:
     """Check that a remote model's error is one that ``except`` catches as the original's."""
     assert isinstance(ours, type(theirs)), f"{ours!r} where the original raises {theirs!r}"
-    assert type(ours) is type(theirs) or isinstance(ours, CallFormError), repr(ours)
+    assert type(ours) is type(theirs) or isinstance(ours, CallSignatureError), repr(ours)
     for error in (ours, theirs):
         said = [str(error), *getattr(error, "__notes__", ())]
         assert any(re.search(r"\bstep \d+ \((module|op):", text) for text in said), f"{said} names no step"
@@ -253,7 +253,7 @@ def gone(start_server: Callable[..., ServerProcess], tmp_path: Path) -> Callable
 def test_a_new_form_after_the_server_is_gone(gone: Callable[..., tuple[nn.Module, Any]]) -> None:
     model, _ = gone()
     model(**CASES["info_embedder"].inputs(2, 3))  # the block's own examples need no server
-    with pytest.raises(CallFormError, match=r"no program yet.*server.*gone.*Remedy"):
+    with pytest.raises(CallSignatureError, match=r"no program yet.*server.*gone.*Remedy"):
         model(**new_form(2, 3))
     model(**CASES["info_embedder"].inputs(4, 1))
 

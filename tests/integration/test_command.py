@@ -249,9 +249,7 @@ def test_the_server_may_come_from_the_environment(server: ServerProcess, run: Ru
     assert run("blocks", "mlp", MODEL_FACTORY_SERVER=server.address).returncode == 0
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["build"], ["serve", "--builders", "0"], ["build", "--x", "c"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["build"], ["serve", "--workers", "0"], ["build", "--x", "c"]])
 def test_wrong_usage(arguments: list[str], run: Run) -> None:
     done = run(*arguments)
     assert done.returncode == 2

@@ -95,14 +95,14 @@ def test_a_name_that_is_none(address: str, said: str, examine: Examine) -> None:
 def test_something_else_at_the_port(examine: Examine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def hang_up() -> None:
+        def close_peer_connection() -> None:
             while True:
                 try:
                     listener.accept()[0].close()
                 except OSError:
                     return
 
-        threading.Thread(target=hang_up, daemon=True).start()
+        threading.Thread(target=close_peer_connection, daemon=True).start()
         status, found = examine(f"127.0.0.1:{listener.getsockname()[1]}")
         listener.shutdown(socket.SHUT_RDWR)
     assert status == 1

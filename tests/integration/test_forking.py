@@ -27,8 +27,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 with FakeTensorMode():
     assert asked, "this torch does not ask for GPUs here: find out where it does now"
 asked.clear()
-from model_factory_server import warm
-print(json.dumps([asked, len(os.listdir("/proc/self/task")), torch.cuda.is_initialized(), warm.FAULTS]))
+from model_factory_server.worker import preload
+print(json.dumps([asked, len(os.listdir("/proc/self/task")), torch.cuda.is_initialized(), preload.FAULTS]))
 """
 
 STARTS_A_THREAD = """
@@ -50,7 +50,7 @@ def test_imports_start_no_thread_and_touch_no_device() -> None:
 
 
 def test_a_thread_is_a_fault() -> None:
-    said = python(STARTS_A_THREAD + "from model_factory_server import warm; print(warm.FAULTS)")
+    said = python(STARTS_A_THREAD + "from model_factory_server.worker import preload; print(preload.FAULTS)")
     assert said.startswith("['it has 2 threads (")
 
 
@@ -58,11 +58,11 @@ def test_a_backward_pass_that_fails_in_forks_is_a_fault() -> None:
     """Autograd as it is after a backward pass with devices: on a CPU build, a stand-in that refuses in every fork."""
     code = """
 import os, torch
-from model_factory_server import warm
+from model_factory_server.worker import preload
 def refuse(*_args, **_kwargs):
     raise RuntimeError("Unable to handle autograd's threading in combination with fork-based multiprocessing")
 torch.Tensor.backward = refuse
-print(warm.forking_faults())
+print(preload.forking_faults())
 """
     assert python(code).strip() == "['a backward pass fails in a fork of it']"
 
@@ -71,11 +71,11 @@ print(warm.forking_faults())
 def test_a_backward_pass_after_fake_tensors_is_a_fault_with_the_cuda_build() -> None:
     code = """
 import torch
-from model_factory_server import warm
-with warm.FakeTensorMode():
+from model_factory_server.worker import preload
+with preload.FakeTensorMode():
     torch.ones(1)
 torch.ones(1, requires_grad=True).sum().backward()
-print(warm.forking_faults())
+print(preload.forking_faults())
 """
     said = python(code)
     assert "threads" in said

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from model_factory import RemoteModelFactory
-from model_factory.components import component_seed, read_request
+from model_factory.config.request import component_seed, read_request
 from model_factory_server.backends.loading import load_backend
-from model_factory_server.construction import construct
-from model_factory_server.settings import BackendSettings
+from model_factory_server.settings.server_settings import BackendSettings
+from model_factory_server.worker.construction import construct
 from support.cases import CASES
 from support.compare import assert_same
 from support.server import ServerProcess

@@ -20,10 +20,10 @@ import pytest
 import yaml
 
 from model_factory.cli.main import main
-from model_factory.settings import VARIABLES
+from model_factory.environment import VARIABLES
 from model_factory_server.command import CONFIG_VARIABLE, OPTIONS
-from model_factory_server.options import assemble, gather
-from model_factory_server.settings import Settings
+from model_factory_server.settings.options import assemble, gather
+from model_factory_server.settings.server_settings import Settings
 from support.container import check_contained, contained, why_not
 from support.dockerfile import ROOT, Stage, read_dockerfile
 from support.server import COMMAND, descendants, wait_gone

@@ -14,7 +14,7 @@ from torch import nn
 
 from model_factory import ModelFactoryError, RemoteModelFactory
 from model_factory.cli.main import main
-from model_factory.remote import connection as remote_connection
+from model_factory.client import connection as remote_connection
 from model_factory.store import Store
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same_state

@@ -14,9 +14,9 @@ import torch
 
 from model_factory import RemoteModelFactory
 from model_factory.errors import ServerError
+from model_factory_server.backends.code_files import operator_files
 from model_factory_server.backends.loading import load_backend
-from model_factory_server.backends.sources import operator_files
-from model_factory_server.settings import BackendSettings
+from model_factory_server.settings.server_settings import BackendSettings
 from support.compare import assert_same, observe
 from support.server import COMMAND, ServerProcess, descendants
 

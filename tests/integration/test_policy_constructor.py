@@ -14,11 +14,18 @@ import torch
 from torch import nn
 
 from model_factory import RemoteModelFactory
-from model_factory.components import component_seed
-from model_factory.errors import BuildError, CallFormError, ConfigError, GraphExecutionError, ServerError, SourceError
+from model_factory.config.request import component_seed
+from model_factory.errors import (
+    BuildError,
+    CallSignatureError,
+    ConfigError,
+    GraphExecutionError,
+    ServerError,
+    SourceError,
+)
 from model_factory.source.bundle import decode_bundle
 from model_factory_server import PolicyConstructorModelFactory
-from model_factory_server.settings import BackendSettings
+from model_factory_server.settings.server_settings import BackendSettings
 from support.checkouts import SIGNATURE, imported, policy_config, policy_inputs, write_checkout
 from support.compare import assert_same, assert_same_runs, assert_same_state, train
 from support.server import COMMAND, ServerProcess, running_server
@@ -89,7 +96,7 @@ def test_what_no_program_can_stand_for_travels_as_source(
         SourceError, match=r"only \(Ranked\): its forward decides by the values of a tensor \(blocks\.py"
     ):
         remote.build(asked)
-    described = remote.describe(asked, travel=True)
+    described = remote.describe(asked, portability=True)
     files = decode_bundle(remote.read_source(described.descriptor.bundle)).files
     assert sorted(files) == [
         "model_constructor/blocks.py",
@@ -192,7 +199,7 @@ def test_signature_records_everything_at_build_time(
     factory.close()
     for training in (False, True):
         assert_same_runs(with_signature.train(training), expected.train(training), policy_inputs(5))
-    with pytest.raises((CallFormError, GraphExecutionError), match="no program yet"):
+    with pytest.raises((CallSignatureError, GraphExecutionError), match="no program yet"):
         without(**policy_inputs(5))
 
 

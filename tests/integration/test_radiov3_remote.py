@@ -12,7 +12,7 @@ from torch import nn
 from model_factory import RemoteModelFactory
 from model_factory.errors import BuildError
 from model_factory_server import PolicyConstructorModelFactory
-from model_factory_server.settings import BackendSettings, HubSettings
+from model_factory_server.settings.server_settings import BackendSettings, HubSettings
 from support.compare import assert_same_runs, assert_same_state, train
 from support.hub import write_hub
 from support.server import ServerProcess, running_server

@@ -118,15 +118,17 @@ def test_keys_differ_where_files_do(reading: ServerProcess, data: Path) -> None:
 
 
 @pytest.mark.parametrize("travel", [False, True])
-def test_descriptions_follow_files(travel: bool, reading: ServerProcess, data: Path, make_remote: MakeRemote) -> None:
+def test_descriptions_follow_files(
+    portability: bool, reading: ServerProcess, data: Path, make_remote: MakeRemote
+) -> None:
     """Also those that are made in a process of their own, on the meta device."""
-    path = data / f"width-{travel}"
+    path = data / f"width-{portability}"
     factory = make_remote(reading.address)
     for width in (3, 5, 3):
         path.write_text(str(width), encoding="ascii")
-        described = factory.describe(config("sized", path=path), travel=travel)
+        described = factory.describe(config("sized", path=path), portability=portability)
         assert described.bytes == 4 * (width + 1)
-        assert factory.describe(config("sized", path=path), travel=travel).bytes == 4 * (width + 1)
+        assert factory.describe(config("sized", path=path), portability=portability).bytes == 4 * (width + 1)
 
 
 def test_a_program_of_other_files_is_refused(reading: ServerProcess, data: Path, make_remote: MakeRemote) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from model_factory import RemoteModelFactory
-from model_factory.errors import CallFormError, GraphExecutionError
+from model_factory.errors import CallSignatureError, GraphExecutionError
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same_runs, assert_same_state
 from support.server import ServerProcess
@@ -39,7 +39,7 @@ def test_calls_of_the_signature_need_no_server(
     factory.close()
     for training in (False, True):
         assert_same_runs(known.train(training), local.train(training), {"x": torch.randn(5, 1, 2, 6)})
-    with pytest.raises((CallFormError, GraphExecutionError), match="no program yet"):
+    with pytest.raises((CallSignatureError, GraphExecutionError), match="no program yet"):
         unknown(torch.randn(5, 1, 2, 6))
 
 

@@ -22,13 +22,13 @@ from torch import nn
 
 from model_factory import RemoteModelFactory
 from model_factory.cli.main import main
-from model_factory.descriptor.architecture import Architecture, Travel
-from model_factory.descriptor.describe import describe
-from model_factory.errors import CallFormError, NotPortableError, SourceError
+from model_factory.descriptor.architecture import Architecture, Portability
+from model_factory.errors import CallSignatureError, NotPortableError, SourceError
 from model_factory.source.lock import read_lock
 from model_factory.store import Blob
 from model_factory_server import PolicyConstructorModelFactory
-from model_factory_server.recording.portable import record_model, survey_model
+from model_factory_server.export.describe.describe import describe
+from model_factory_server.export.exporter import record_model, survey_model
 from support.base_install import make_site
 from support.compare import assert_same, assert_same_runs, assert_same_state, train
 from support.server import ServerProcess, running_server
@@ -259,7 +259,7 @@ def test_a_bundle_that_vanished_from_a_running_store(source_server: ServerProces
             factory = RemoteModelFactory(source_server.address, seed=9, cache_dir=cache, trust_source=True)
             if ask == "build":
                 assert factory.build({"config": CONFIG}) is not None
-            architecture = factory.describe({"config": CONFIG}, travel=True)
+            architecture = factory.describe({"config": CONFIG}, portability=True)
             assert isinstance(architecture, Architecture)
             ref = architecture.descriptor.bundle
             assert ref is not None
@@ -293,7 +293,7 @@ def test_a_server_that_shares_nothing_refuses(original: nn.Module) -> None:
     described = describe(original, refused=refused)
     lines = {
         line.split()[0]: line
-        for line in str(Architecture(described, Travel(programs=portable.programs, refused=refused))).splitlines()
+        for line in str(Architecture(described, Portability(programs=portable.programs, refused=refused))).splitlines()
     }
     assert lines["graph_modules.router"].split()[2] == lines["graph_modules.embed"].split()[2] == "none"
     assert "  cannot travel: its forward runs on real tensors" in lines["graph_modules.router"]
@@ -336,7 +336,7 @@ def test_declared_methods_are_methods_of_the_rebuilt_module(model: nn.Module, or
                 block.encode(*args, **kwargs)
             messages.append(str(raised.value))
         assert all("argument" in message and "encode() " in message for message in messages)
-    with pytest.raises(CallFormError, match=r"argument 'z' is a object"):
+    with pytest.raises(CallSignatureError, match=r"argument 'z' is a object"):
         ours.decode(object())
     with pytest.raises(AttributeError, match=r"'Autoencoder' object has no attribute 'interpolate'.*portable_methods"):
         _ = ours.interpolate

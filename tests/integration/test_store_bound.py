@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model_factory import LimitError, RemoteModelFactory
-from model_factory.remote.connection import Connection
+from model_factory.client.connection import Connection
 from model_factory.store import Store
 from model_factory.v1 import blob_pb2, service_pb2_grpc, wire
 from support.compare import assert_same

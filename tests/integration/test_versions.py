@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from model_factory import CallFormError, OutdatedBuildError, RemoteModelFactory
+from model_factory import CallSignatureError, OutdatedBuildError, RemoteModelFactory
 from model_factory.store import Store
 from support.compare import assert_same
 from support.proxy import Proxy
@@ -182,7 +182,7 @@ def test_another_config_is_not_that_of_the_build(fleet: Fleet, make_remote: Make
     other = factory.build(CONFIG)
     recorder = other.graph_modules["layer0"]._recorder
     object.__setattr__(recorder._build, "architecture_key", "ab" * 32)
-    with pytest.raises(CallFormError, match="was built from another config"):
+    with pytest.raises(CallSignatureError, match="was built from another config"):
         other(torch.randn(2, WIDTH))
 
 

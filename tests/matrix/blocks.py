@@ -15,7 +15,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {}
 """Name -> maker of a block whose forward takes ``x (batch, 4)`` and travels."""
 
 
-def travels(cls: type[nn.Module]) -> type[nn.Module]:
+def is_portable(cls: type[nn.Module]) -> type[nn.Module]:
     BLOCKS[cls.__name__] = cls
     return cls
 
@@ -38,7 +38,7 @@ class Inner(nn.Module):
         return torch.tanh(self.linear(x)) + x
 
 
-@travels
+@is_portable
 class TiedParameters(Block):
     """A weight under three names, of two modules and the block itself."""
 
@@ -53,7 +53,7 @@ class TiedParameters(Block):
         return self.decode(torch.relu(self.encode(x))) @ self.alias
 
 
-@travels
+@is_portable
 class SharedModules(Block):
     """A block under three paths, one of them inside an `nn.Sequential`."""
 
@@ -67,7 +67,7 @@ class SharedModules(Block):
         return self.again(self.all[1](self.first(x)))
 
 
-@travels
+@is_portable
 class Buffers(Block):
     """Buffers: persistent, not persistent, None, counted up in place, an `nn.Buffer`, a parameter as a buffer, one
     with gradients.
@@ -91,7 +91,7 @@ class Buffers(Block):
         return x * self.kept + self.dropped * self.count + self.marked * self.learned * self.leaf
 
 
-@travels
+@is_portable
 class ParameterContainers(Block):
     """`nn.ParameterList` and `nn.ParameterDict`, nested."""
 
@@ -106,7 +106,7 @@ class ParameterContainers(Block):
         return x + self.named["a"] + self.named["deep"][0]
 
 
-@travels
+@is_portable
 class ModuleContainers(Block):
     """`nn.ModuleDict`s in an `nn.ModuleList`, with blocks inside."""
 
@@ -120,7 +120,7 @@ class ModuleContainers(Block):
         return x
 
 
-@travels
+@is_portable
 class SequentialOfBlocks(Block):
     """Blocks inside nested `nn.Sequential`s."""
 
@@ -132,7 +132,7 @@ class SequentialOfBlocks(Block):
         return self.layers(x) + 1
 
 
-@travels
+@is_portable
 class Recurrent(Block):
     """A bidirectional `nn.LSTM` with projections, an `nn.GRU` and an `nn.LSTMCell`."""
 
@@ -148,7 +148,7 @@ class Recurrent(Block):
         return self.cell(state[0])[0] + hidden.sum()
 
 
-@travels
+@is_portable
 class Attention(Block):
     """`nn.MultiheadAttention` with other key and value sizes and bias, and an `nn.TransformerEncoder` with masks."""
 
@@ -164,7 +164,7 @@ class Attention(Block):
         return self.layers(attended, src_key_padding_mask=mask).mean(1)
 
 
-@travels
+@is_portable
 class Embeddings(Block):
     """`nn.Embedding` with padding and `max_norm`, and an `nn.EmbeddingBag`."""
 
@@ -178,7 +178,7 @@ class Embeddings(Block):
         return self.table(index).sum(1) + self.bag(index)
 
 
-@travels
+@is_portable
 class Parametrized(Block):
     """`weight_norm`, `spectral_norm` and `orthogonal` of `torch.nn.utils.parametrizations`."""
 
@@ -199,7 +199,7 @@ class Symmetric(nn.Module):
         return w.triu() + w.triu(1).mT
 
 
-@travels
+@is_portable
 class OwnParametrization(Block):
     """A parametrisation of one's own, on the block and on a layer."""
 
@@ -214,7 +214,7 @@ class OwnParametrization(Block):
         return self.linear(x) @ self.weight
 
 
-@travels
+@is_portable
 class Dtypes(Block):
     """Parameters and buffers of ten dtypes, complex and conjugate ones among them, scalars and an empty one."""
 
@@ -237,7 +237,7 @@ class Dtypes(Block):
         return (x * self.wave * self.conjugate).real + self.tiny.float()
 
 
-@travels
+@is_portable
 class Frozen(Block):
     """Parts without gradients, a part left in eval mode, and a part that train() leaves there."""
 
@@ -255,7 +255,7 @@ class Frozen(Block):
         return self.left(self.backbone(x)) if self.training else self.left(x)
 
 
-@travels
+@is_portable
 class PlainTensors(Block):
     """Tensors that are plain attributes: private, with gradients, the same as a buffer, written in place."""
 
@@ -273,7 +273,7 @@ class PlainTensors(Block):
         return x * self.scale + self._private * self.learned + self.same + self.calls
 
 
-@travels
+@is_portable
 class TensorAttributes(Block):
     """Attributes on parameters, which optimisers look for."""
 
@@ -287,7 +287,7 @@ class TensorAttributes(Block):
         return x * self.weight
 
 
-@travels
+@is_portable
 class Strides(Block):
     """A `channels_last` convolution, a transposed parameter, an expanded buffer, buffers side by side in one memory
     block.
@@ -323,7 +323,7 @@ class Stem(nn.Sequential):
         self.width = WIDTH
 
 
-@travels
+@is_portable
 class StockSubclasses(Block):
     """Subclasses of torch's classes, with and without a forward of their own, and a replaced forward."""
 
@@ -338,7 +338,7 @@ class StockSubclasses(Block):
         return self.replaced(self.stem(self.scaled(x)))
 
 
-@travels
+@is_portable
 class UnregisteredActivations(Block):
     """A plain list of modules without tensors is what their forwards do."""
 
@@ -352,7 +352,7 @@ class UnregisteredActivations(Block):
         return nn.Tanh()(x)
 
 
-@travels
+@is_portable
 class Decides(Block):
     """Branches on values: a number from a tensor, the truth of one, and a bound; each side is a program."""
 
@@ -374,7 +374,7 @@ class Decides(Block):
         return [{"x": torch.zeros(2, WIDTH)}, {"x": torch.ones(2, WIDTH)}]
 
 
-@travels
+@is_portable
 class CachedMask(Block):
     """Keeps what it has computed; a program computes it each time."""
 
@@ -404,7 +404,7 @@ class NoForward(nn.Module):
         self.inner = Inner()
 
 
-@travels
+@is_portable
 class Names(Block):
     """Attributes of every kind, and names that mean something to a rebuilt module."""
 
@@ -428,7 +428,7 @@ class Names(Block):
         return self.helper(self.activation(self.space.linear(self.holder.inner(x))))
 
 
-@travels
+@is_portable
 class Lazy(nn.Module):
     """Gets its sizes from the first call; recorded when that comes."""
 

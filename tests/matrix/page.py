@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 _PLACE = re.compile(r" \(\w+\.py:\d+: .*?\)$")  # lines of this folder's files, which move
@@ -18,8 +19,8 @@ from torch import nn  # noqa: E402
 
 from matrix.blocks import BLOCKS  # noqa: E402  after the path is set
 from matrix.cases import CASES, NO_MODULES, REFUSED, Case  # noqa: E402
+from matrix.portability import rebuilt_elsewhere, travel_recorded  # noqa: E402
 from matrix.refusals import REFUSALS  # noqa: E402
-from matrix.travel import travel, travel_recorded  # noqa: E402
 from model_factory.descriptor.stock import STOCK_CLASSES, stock_type  # noqa: E402
 from model_factory.errors import NotPortableError  # noqa: E402
 
@@ -65,7 +66,7 @@ def _classes() -> str:
         f"(`{'`, `'.join(sorted(NO_MODULES))}` of `torch.nn` is not a module.)\n"
     )
     refused = [
-        f"| `nn.{name}` | {_code(case.text)} | {_message(lambda case=case, name=name: travel(case.build(name)))} |"
+        f"| `nn.{name}` | {_code(case.text)} | {_message(partial(_try, name, case))} |"
         for name, case in sorted(REFUSED.items())
     ]
     return "\n".join(
@@ -81,6 +82,10 @@ def _classes() -> str:
             "",
         ]
     )
+
+
+def _try(name: str, case: Case) -> None:
+    rebuilt_elsewhere(case.build(name))
 
 
 def _class_row(name: str, cases: list[Case]) -> str:

@@ -22,9 +22,9 @@ from torch.nn.utils import parametrizations
 
 from matrix.blocks import BLOCKS
 from model_factory.descriptor.codec import MAX_DEPTH, decode_descriptor, encode_descriptor
-from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.errors import FormatError
+from model_factory_server.export.describe.describe import describe, named_tensors
 
 Document = dict[str, Any]
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from matrix.blocks import BLOCKS, WIDTH
+from matrix.portability import rebuilt_elsewhere, travel_recorded
 from matrix.same import assert_same_module, assert_same_runs
-from matrix.travel import travel, travel_recorded
 from support.recording import InProcessRecorder, ask
 
 # Torch's own hints on single arguments, the same for the original.
@@ -28,7 +28,7 @@ def inputs() -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block_travels(name: str) -> None:
     original = make(name)
-    rebuilt = travel_recorded(original) if name != "Lazy" else travel(original)
+    rebuilt = travel_recorded(original) if name != "Lazy" else rebuilt_elsewhere(original)
     assert_same_module(make(name), rebuilt)  # recording left no trace in what was described
     ask(rebuilt, InProcessRecorder(lambda: make(name)) if name == "Lazy" else None)
     assert_same_runs(make(name), rebuilt, inputs)

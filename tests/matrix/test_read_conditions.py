@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from matrix.cases import CASES, SEED_OF_BUILD, Case
-from matrix.travel import travel_recorded
-from model_factory.errors import CallFormError, GraphExecutionError, NotPortableError
-from model_factory.graph.call_form import is_plain
+from matrix.portability import travel_recorded
+from model_factory.errors import CallSignatureError, GraphExecutionError, NotPortableError
+from model_factory.program.call_signature import is_plain
 from support.compare import assert_same
 from support.recording import InProcessRecorder, ask
 
@@ -111,7 +111,7 @@ def test_a_replaced_layer_is_followed_or_refused(name: str, one: Case, other: Ca
     torch.manual_seed(1)
     try:
         found = twin(x.clone())
-    except (CallFormError, GraphExecutionError):
+    except (CallSignatureError, GraphExecutionError):
         assert name in MAY_BE_REFUSED
         return
     assert_same(found, expected)
@@ -302,7 +302,7 @@ def test_attention_scales_by_the_width_of_a_wider_layer() -> None:
 def test_a_longer_table_serves_longer_inputs() -> None:
     both = pair(Table)
     x = torch.randn(2, 20, 6)
-    with pytest.raises(CallFormError):
+    with pytest.raises(CallSignatureError):
         both[1](x)
     set_all(both, lengthen)
     assert_same(both[1](x), both[0](x))
@@ -347,14 +347,14 @@ def test_batch_norm_by_hand_follows_its_layer() -> None:
 def test_one_layer_more_is_refused() -> None:
     both = pair(Layers, InProcessRecorder(Layers))
     set_all(both, lambda module: module.layers.append(nn.Linear(6, 6)))
-    with pytest.raises(CallFormError, match="a layer or parameter has been replaced"):
+    with pytest.raises(CallSignatureError, match="a layer or parameter has been replaced"):
         both[1](torch.randn(2, 6))
 
 
 def test_a_bias_that_was_absent_is_refused() -> None:
     both = pair(MaybeBias, InProcessRecorder(MaybeBias))
     set_all(both, lambda module: setattr(module, "layer", nn.Linear(6, 6)))
-    with pytest.raises(CallFormError, match="a layer or parameter has been replaced"):
+    with pytest.raises(CallSignatureError, match="a layer or parameter has been replaced"):
         both[1](torch.randn(2, 6))
 
 
@@ -515,7 +515,7 @@ def test_a_change_is_followed_or_refused(name: str) -> None:
     expected = both[0](x)
     try:
         found = both[1](x)
-    except (CallFormError, GraphExecutionError):
+    except (CallSignatureError, GraphExecutionError):
         return
     assert_same(found, expected)
 

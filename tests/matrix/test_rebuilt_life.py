@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from matrix.blocks import BLOCKS, WIDTH, Inner
+from matrix.portability import rebuilt_elsewhere
 from matrix.same import assert_same_module, assert_same_runs
-from matrix.travel import travel
 from model_factory.descriptor.codec import Programs, decode_descriptor, encode_descriptor
-from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.rebuild import rebuild
-from model_factory.graph.modules import ProgramModule
-from model_factory_server.recording.portable import record_model
+from model_factory.program.runtime.modules import ProgramModule
+from model_factory_server.export.describe.describe import describe, named_tensors
+from model_factory_server.export.exporter import record_model
 
 EXP1_MODULES = 366
 MAX_MS_PER_MODULE = 0.03
@@ -57,7 +57,7 @@ def model(programs: Programs) -> Model:
     """The original, and what a trainer has of it."""
     torch.manual_seed(0)
     original = Policy()
-    return original, travel(original, programs)
+    return original, rebuilt_elsewhere(original, programs)
 
 
 def inputs() -> list[Tensor]:
@@ -240,7 +240,7 @@ def test_training_step(model: Model) -> None:
 
 def test_frozen_parts_stay_in_eval_mode() -> None:
     original = BLOCKS["Frozen"]()
-    rebuilt = travel(original)
+    rebuilt = rebuilt_elsewhere(original)
     for mode in (True, False, True):
         flags = [{path: item.training for path, item in one.train(mode).named_modules()} for one in (original, rebuilt)]
         assert flags[0] == flags[1]
@@ -255,7 +255,7 @@ def test_frozen_parts_stay_in_eval_mode() -> None:
 
 
 def test_a_block_that_never_trains() -> None:
-    rebuilt = travel(NeverTrains())
+    rebuilt = rebuilt_elsewhere(NeverTrains())
     assert not any(item.training for item in rebuilt.train().modules())
     assert describe(NeverTrains()).modules[0].frozen == ("",)
 
@@ -267,15 +267,15 @@ def test_rebuilt_module_can_travel_on() -> None:
         nn.utils.parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH)),
         nn.LSTM(WIDTH, 3),
     )
-    assert describe(travel(original)) == describe(original)
-    assert_same_module(original, travel(travel(original)))
+    assert describe(rebuilt_elsewhere(original)) == describe(original)
+    assert_same_module(original, rebuilt_elsewhere(rebuilt_elsewhere(original)))
     lazy = nn.LazyLinear(3)
-    assert describe(travel(lazy)) == describe(lazy)
+    assert describe(rebuilt_elsewhere(lazy)) == describe(lazy)
 
 
 def test_weight_norm_loads_old_state_dicts() -> None:
     original = nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, 3))
-    rebuilt = travel(original)
+    rebuilt = rebuilt_elsewhere(original)
     old = {"bias": torch.ones(3), "weight_g": torch.ones(3, 1), "weight_v": torch.ones(3, WIDTH)}
     for module in (original, rebuilt):
         module.load_state_dict(dict(old))

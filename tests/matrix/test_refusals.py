@@ -6,10 +6,10 @@ import importlib
 
 import pytest
 
+from matrix.portability import travel_recorded
 from matrix.refusals import REFUSALS, Refusal
-from matrix.travel import travel_recorded
-from model_factory.descriptor.refused import REFUSED_CLASSES
 from model_factory.errors import NotPortableError
+from model_factory_server.export.describe.refused import REFUSED_CLASSES
 
 
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)

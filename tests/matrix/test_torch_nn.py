@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from matrix.cases import CASES, NO_MODULES, REFUSED, SEED_OF_BUILD, Case
+from matrix.portability import rebuilt_elsewhere
 from matrix.same import assert_same_module, assert_same_runs
-from matrix.travel import travel
 from model_factory.errors import NotPortableError
 
 # Torch's own hints on single arguments, the same for the original.
@@ -32,7 +32,7 @@ def test_class_travels(name: str, case: Case) -> None:
     torch.manual_seed(SEED_OF_BUILD)
     original = case.build(name)
     assert type(original) is getattr(nn, name)
-    rebuilt = travel(original)
+    rebuilt = rebuilt_elsewhere(original)
     assert_same_module(original, rebuilt)
     if case.inputs is None:
         return
@@ -43,7 +43,7 @@ def test_class_travels(name: str, case: Case) -> None:
 @pytest.mark.parametrize(("name", "case"), REFUSED.items())
 def test_class_is_refused(name: str, case: Case) -> None:
     with pytest.raises(NotPortableError, match=name):
-        travel(case.build(name))
+        rebuilt_elsewhere(case.build(name))
 
 
 def _change_tensor(module: nn.Module) -> None:
@@ -71,7 +71,7 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_the_comparison_can_fail(change: Callable[[nn.Module], object]) -> None:
     original = nn.BatchNorm1d(3)
-    rebuilt = travel(original)
+    rebuilt = rebuilt_elsewhere(original)
     change(rebuilt)
     with pytest.raises(AssertionError):
         assert_same_module(original, rebuilt)

@@ -15,11 +15,11 @@ from model_factory.config import (
     resolve_mapping,
     wire_bytes,
 )
-from model_factory.config.lift import lift
-from model_factory.config.merge import merge, settle
-from model_factory.config.nodes import MapNode, Place, lower
-from model_factory.config.references import EnvReference, split_references
-from model_factory.config.yaml_tree import parse_yaml
+from model_factory.config.resolve.merge import merge, settle
+from model_factory.config.resolve.references import EnvReference, split_references
+from model_factory.config.syntax.lift import lift
+from model_factory.config.syntax.nodes import MapNode, Place, lower
+from model_factory.config.syntax.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 from property.amount import EXAMPLES
 

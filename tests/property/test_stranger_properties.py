@@ -19,22 +19,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from model_factory.client import fetch, retry
+from model_factory.client.connection import Connection
 from model_factory.config import parse_config
 from model_factory.descriptor.codec import decode_descriptor, decode_programs, encode_descriptor, encode_programs
-from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.weights import map_weights, write_weights
 from model_factory.errors import ConfigError, FormatError, ModelFactoryError, ServerError
-from model_factory.graph.call_example import decode_call, encode_call
-from model_factory.remote import blobs, patience
-from model_factory.remote.connection import Connection
+from model_factory.program.example_call import decode_call, encode_call
 from model_factory.store import Blob, Store
 from model_factory.v1 import wire
 from model_factory_server import PolicyConstructorModelFactory
-from model_factory_server.access import read_tokens
+from model_factory_server.access.access import read_tokens
 from model_factory_server.command import OPTIONS
-from model_factory_server.options import gather
-from model_factory_server.recording.portable import record_model
+from model_factory_server.export.describe.describe import describe, named_tensors
+from model_factory_server.export.exporter import record_model
+from model_factory_server.settings.options import gather
 from property.amount import EXAMPLES
 
 quick = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -263,10 +263,10 @@ def test_a_blob_arrives_whole_or_not_at_all(
     stream = Stream(events)
     told: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patience, "RESUME_SECONDS", 0.002)
-        patch.setattr(patience, "_FIRST_WAIT_SECONDS", 0.001)
+        patch.setattr(retry, "RESUME_SECONDS", 0.002)
+        patch.setattr(retry, "_FIRST_WAIT_SECONDS", 0.001)
         try:
-            file = blobs.fetch_blob(stream, store, blob, told.append)
+            file = fetch.fetch_blob(stream, store, blob, told.append)
         except ModelFactoryError:
             assert store.find(blob) is None
         else:

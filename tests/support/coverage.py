@@ -19,8 +19,8 @@ if __name__ == "__main__":
 
 from torch import nn  # noqa: E402  after the path is set
 
-from model_factory.graph.call_form import Recorded, form_text  # noqa: E402
-from model_factory.graph.modules import GRAPH_MODULES, ProgramModule  # noqa: E402
+from model_factory.program.call_signature import RecordedProgram, call_signature_text  # noqa: E402
+from model_factory.program.runtime.modules import GRAPH_MODULES, ProgramModule  # noqa: E402
 
 HEAD = """\
 # Models of a library, and policy networks
@@ -63,13 +63,14 @@ def assert_on_page(component: str, model: nn.Module) -> None:
     assert sorted(listed) == sorted(wanted), "write it again: python tests/support/coverage.py"
 
 
-def _row(component: str, path: str, type_name: str, recorded: Recorded) -> str:
+def _row(component: str, path: str, type_name: str, recorded: RecordedProgram) -> str:
     name = ".".join(filter(None, [component, path.removeprefix(GRAPH_MODULES).strip(".")]))
     given = tuple((key, form) for key, form in recorded.form if not _left_out(form))
     modes = {flag for _, flag in recorded.training}
     mode = "train" if modes == {True} else "eval" if modes == {False} else "both"
     sides = ", ".join(map(str, recorded.program.outcomes())) or "none"
-    return f"| `{name}` | `{type_name}` | `{form_text(given)}` | {mode} | {sides} | {len(recorded.program.steps)} |"
+    shown = call_signature_text(given)
+    return f"| `{name}` | `{type_name}` | `{shown}` | {mode} | {sides} | {len(recorded.program.steps)} |"
 
 
 def _left_out(form: tuple[Any, ...]) -> bool:
@@ -80,7 +81,7 @@ def _left_out(form: tuple[Any, ...]) -> bool:
 def _render() -> str:
     rows: dict[str, list[str]] = {"library": [], "policies": []}
     for kind, component, model in _models():
-        from matrix.travel import travel_recorded  # noqa: PLC0415  with the paths set
+        from matrix.portability import travel_recorded  # noqa: PLC0415  with the paths set
 
         rows[kind] += rows_of(component, travel_recorded(model))
     sections = [("Models of transformers 5", "library"), ("Policy networks", "policies")]

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from model_factory.config import resolve_file
-from model_factory.config.model_config import ModelConfig
+from model_factory.config.schema.model_config import ModelConfig
 
 DATA = Path(__file__).parents[1] / "golden" / "data"
 NAMES = sorted(path.stem for path in DATA.glob("*.yaml"))

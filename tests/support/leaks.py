@@ -25,12 +25,8 @@ from model_factory.v1 import blob_pb2, build_pb2, service_pb2_grpc
 from support.server import ServerProcess, descendants
 
 CLIENTS = 4
-ANSWER_KIB = 7.0
-"""That an answer takes at most: a manifest with the descriptor and the programs of the models here has 4 to 5."""
 POOL_THREADS = 4
 """That a pool may start late."""
-ANSWERS_MIB = 64.0
-"""That all of them take at most."""
 QUIET_SECONDS = 10.0
 _CALL_SECONDS = 120.0
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1),)  # a connection for each client, not one for all
@@ -78,8 +74,6 @@ class Figures:
     """Files and folders in the store's staging, locks and scratch; the server's own folder is one."""
     stored: int
     """Blobs and records: they are there to stay."""
-    answers: int
-    """Different requests that were answered: the server keeps the answers in its memory, up to a bound."""
 
 
 class Leaks:
@@ -91,7 +85,7 @@ class Leaks:
         self._seed = self._chance.getrandbits(40)
         self._width = 1
         self._started = time.monotonic()
-        self._jobs = self._answers = 0
+        self._jobs = 0
         self.endings: Counter[str] = Counter()
         """How jobs ended, by what they were."""
         self.wrong: list[str] = []
@@ -114,11 +108,10 @@ class Leaks:
     def faults(self, warm: int, *, server_mib: float, forks_mib: float) -> list[str]:
         """Everything that has grown since round ``warm``; empty if all is well.
 
-        Memory may grow by so much, beside what the answers in it take, and pools of threads may fill up.
+        Memory may grow by this much, and pools of threads may fill up.
         """
-        first, last = self.figures[warm - 1], self.figures[-1]
+        first = self.figures[warm - 1]
         found = self.wrong[:5]
-        server_mib += min(ANSWERS_MIB, (last.answers - first.answers) * ANSWER_KIB / 1024)
         for name, most in {"server_mib": server_mib, "forks_mib": forks_mib, "descriptors": 0, "fork_descriptors": 0,
                            "threads": POOL_THREADS, "processes": 0, "staged": 0}.items():  # fmt: skip
             before, later = getattr(first, name), [getattr(item, name) for item in self.figures[warm:]]
@@ -145,7 +138,6 @@ class Leaks:
                 if _KILLED in details:
                     ending = "killed"
         self.endings[f"{name}: {ending}"] += 1
-        self._answers += ending == "done" and name in {"build", "new architecture", "describe"}
         if ending not in (_ENDINGS.get(name, "done"), "killed"):
             self.wrong.append(f"{name} with seed {seed}: {ending} {details}")
 
@@ -219,7 +211,6 @@ class Leaks:
             threads=int(_status(pid)["Threads"]),
             processes=len(below),
             staged=sum(1 for name in ("staging", "locks", "scratch") for _ in (store / name).iterdir()),
-            answers=self._answers,
             stored=sum(1 for name in ("blobs", "records") for _ in (store / name).glob("*/*")),
         )
 

@@ -91,7 +91,7 @@ class Rank:
 
 def main() -> None:
     """The process that ranks are forks of: reads what each is to do, and writes its number."""
-    import model_factory.remote.factory  # noqa: F401, PLC0415  with torch, once for all
+    import model_factory.client.factory  # noqa: F401, PLC0415  with torch, once for all
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     parent = os.getpid()
@@ -121,9 +121,9 @@ Say = Callable[[str], object]
 
 def fetch(say: Say, *, address: str, cache: str, digest: str, size: int) -> None:
     """Fetch a blob into a node's cache and say the digest of what is there."""
+    from model_factory.client.connection import Connection  # noqa: PLC0415
+    from model_factory.client.fetch import fetch_blob  # noqa: PLC0415
     from model_factory.digest import digest_of_file  # noqa: PLC0415
-    from model_factory.remote.blobs import fetch_blob  # noqa: PLC0415
-    from model_factory.remote.connection import Connection  # noqa: PLC0415
     from model_factory.store import Blob, Store  # noqa: PLC0415
 
     connection = Connection(address, timeout=60)

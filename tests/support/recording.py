@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_factory.graph.call_example import decode_call, encode_call
-from model_factory.graph.call_form import FORWARD, Read, Recorded
-from model_factory.graph.modules import ProgramModule
-from model_factory_server.recording.portable import record_call
+from model_factory.program.call_signature import FORWARD, Read, RecordedProgram
+from model_factory.program.example_call import decode_call, encode_call
+from model_factory.program.runtime.modules import ProgramModule
+from model_factory_server.export.exporter import record_call
 
 
 class InProcessRecorder:
@@ -26,7 +26,7 @@ class InProcessRecorder:
     def calls(self) -> int:
         return len(self.asked)
 
-    def known(self, path: str) -> Sequence[Recorded]:  # noqa: ARG002  as of any source
+    def known(self, path: str) -> Sequence[RecordedProgram]:  # noqa: ARG002  as of any source
         return ()
 
     def record(
@@ -38,7 +38,7 @@ class InProcessRecorder:
         outcomes: tuple[bool | int, ...] = (),
         method: str = FORWARD,
         reads: Sequence[Read] = (),
-    ) -> Recorded:
+    ) -> RecordedProgram:
         self.asked.append(outcomes)
         with torch.random.fork_rng():
             call = decode_call(encode_call(arguments, None, outcomes, method, reads))

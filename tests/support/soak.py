@@ -49,8 +49,6 @@ class Sample:
     """Since the start."""
     rss_mib: float
     """Resident memory of the server's process."""
-    answers_mib: float
-    """Of it, answers that the server keeps as it is meant to, up to a bound, as its metrics count them."""
     descriptors: int
     """Open in it."""
     processes: int
@@ -98,15 +96,15 @@ class Outcome:
             "first": asdict(first),
             "most": {
                 name: max(getattr(sample, name) for sample in self.samples)
-                for name in ("rss_mib", "answers_mib", "descriptors", "processes", "staged", "stored")
+                for name in ("rss_mib", "descriptors", "processes", "staged", "stored")
             },
             "last": asdict(last),
             "growth_mib": round(self.memory_growth(), 2),
         }
 
     def memory_growth(self) -> float:
-        """MiB by which the median of the last quarter of the run is above that of its second quarter, answers apart."""
-        memory = [sample.rss_mib - sample.answers_mib for sample in self.samples[:-1]]
+        """MiB by which the median of the last quarter of the run is above that of its second quarter."""
+        memory = [sample.rss_mib for sample in self.samples[:-1]]
         quarter = max(1, len(memory) // 4)
         return statistics.median(memory[-quarter:]) - statistics.median(memory[quarter : 2 * quarter] or memory)
 
@@ -332,7 +330,6 @@ def _sample(server: ServerProcess, started: float) -> Sample:
     return Sample(
         seconds=round(time.monotonic() - started, 2),
         rss_mib=int(status["VmRSS"].split()[0]) / 1024,
-        answers_mib=sum(item.value for item in _metrics(server) if item.name == "model_factory_answers_bytes") / 2**20,
         descriptors=len(list((process / "fd").iterdir())),
         processes=len(descendants(server.pid)),
         staged=sum(_has_content(path) for path in (server.store / "staging").iterdir()),

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from model_factory.components import read_request
+from model_factory.config.request import read_request
 from model_factory.limits import MAX_MESSAGE_BYTES
 from model_factory.v1 import build_pb2, service_pb2_grpc
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from model_factory import ModelFactoryError, RemoteModelFactory
 from model_factory.cli.main import main
+from model_factory.client.address import parse_address
+from model_factory.client.connection import Connection
 from model_factory.errors import ServerError
-from model_factory.remote.address import parse_address
-from model_factory.remote.connection import Connection
 
 ALLOWED = {
     "gpu-node:50051": [("gpu-node", 50051)],

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 import pytest
 
 from model_factory.errors import BusyError
-from model_factory_server.admission import Admission
-from model_factory_server.settings import LimitSettings
+from model_factory_server.builds.admission import Admission
+from model_factory_server.settings.server_settings import LimitSettings
 
 
 def test_one_client_leaves_builders_to_others() -> None:

@@ -14,11 +14,11 @@ from model_factory.config import resolve_mapping
 from model_factory.digest import Blob
 from model_factory.errors import ServerError
 from model_factory.identity import BuildReference
+from model_factory_server.backends.code_files import code_files, digest_of_files, local_hub_repository
 from model_factory_server.backends.identity import BackendIdentity, identify
-from model_factory_server.backends.private import without_paths
-from model_factory_server.backends.sources import code_files, digest_of_files, local_hub_repository
-from model_factory_server.keys import architecture_key, build_key, call_key
-from model_factory_server.settings import BackendSettings, HubSettings
+from model_factory_server.backends.redaction import without_paths
+from model_factory_server.builds.keys import architecture_key, build_key, call_key
+from model_factory_server.settings.server_settings import BackendSettings, HubSettings
 
 CONFIG = resolve_mapping({"schema_version": 1, "model": {"sequential": {"layers": [{"_type_": "nn.ReLU"}]}}}, {})
 
@@ -192,7 +192,8 @@ def test_local_hub_repository(tmp_path: Path, folder: str, repository: str, foun
 def test_identity_imports_no_torch() -> None:
     code = (
         "import sys; import model_factory_server.app; from model_factory_server.backends.identity import identify; "
-        "from model_factory_server.settings import BackendSettings; identify(BackendSettings(), 'cpu'); "
+        "from model_factory_server.settings.server_settings import BackendSettings; "
+        "identify(BackendSettings(), 'cpu'); "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -13,7 +13,7 @@ from model_factory.digest import digest_of
 from model_factory.errors import FormatError, NotPortableError
 from model_factory.source.bundle import Bundle, Requirement, decode_bundle, encode_bundle
 from model_factory.source.loader import load_source
-from model_factory_server.recording.bundling import Root, collect
+from model_factory_server.export.source.bundling import Root, collect
 
 Write = Callable[[dict[str, str]], tuple[Root, ...]]
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from model_factory.errors import BuildError
-from model_factory.graph.program import Ref as OurRef
+from model_factory.program.ir import Ref as OurRef
 from model_factory_server.backends.checkout_model import convert_model
 
 

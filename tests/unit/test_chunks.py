@@ -13,7 +13,7 @@ import pytest
 
 from model_factory.limits import BLOB_CHUNK_BYTES
 from model_factory.v1 import wire
-from model_factory_server.chunks import read_chunks
+from model_factory_server.rpc.blob_stream import read_chunks
 
 
 @pytest.fixture

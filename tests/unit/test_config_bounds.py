@@ -15,7 +15,7 @@ from model_factory.config import (
     resolve_mapping,
 )
 from model_factory.config.bounds import MAX_FILES, MAX_INT_BITS, MAX_NESTING, MAX_NODES, MAX_TEXT_BYTES
-from model_factory.config.yaml_tree import parse_yaml
+from model_factory.config.syntax.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 
 

@@ -16,7 +16,7 @@ from model_factory.config import (
     resolve_mapping,
     wire_bytes,
 )
-from model_factory.config.nodes import lower
+from model_factory.config.syntax.nodes import lower
 from model_factory.errors import ConfigError
 
 

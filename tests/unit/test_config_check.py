@@ -8,7 +8,7 @@ import pytest
 from model_factory import config as public
 from model_factory.config import ResolvedConfig, Settings, resolve_file, resolve_mapping
 from model_factory.errors import ConfigError
-from model_factory.graph.program import Program, Ref, Step
+from model_factory.program.ir import Program, Ref, Step
 
 LINEAR = {"_type_": "nn.Linear", "in_features": 2, "out_features": 3}
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from model_factory.config.env import read_variable
-from model_factory.config.interpolate import interpolate
-from model_factory.config.lift import lift
-from model_factory.config.nodes import MapNode, Place, lower
-from model_factory.config.references import EnvReference, split_references
+from model_factory.config.resolve.env import read_variable
+from model_factory.config.resolve.interpolate import interpolate
+from model_factory.config.resolve.references import EnvReference, split_references
+from model_factory.config.syntax.lift import lift
+from model_factory.config.syntax.nodes import MapNode, Place, lower
 from model_factory.errors import ConfigError
 
 

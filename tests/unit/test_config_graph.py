@@ -6,7 +6,7 @@ import pytest
 
 from model_factory.config import ModelConfig, resolve_mapping
 from model_factory.errors import ConfigError
-from model_factory.graph.program import Ref, Step
+from model_factory.program.ir import Ref, Step
 
 GRAPH = ("model", "graph")
 CALL_A = {"name": "y", "call": "module:a", "args": ["$x"]}

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from model_factory.config.interpolate import interpolate
-from model_factory.config.lift import lift
-from model_factory.config.nodes import MapNode, Place, lower, nearest_node
-from model_factory.config.yaml_tree import parse_yaml
+from model_factory.config.resolve.interpolate import interpolate
+from model_factory.config.syntax.lift import lift
+from model_factory.config.syntax.nodes import MapNode, Place, lower, nearest_node
+from model_factory.config.syntax.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model_factory.config import resolve_mapping, yaml_tree
-from model_factory.config.load import load_file
-from model_factory.config.nodes import child_of, lower, nearest_node
-from model_factory.config.yaml_tree import parse_yaml
+from model_factory.config import resolve_mapping
+from model_factory.config.resolve.load import load_file
+from model_factory.config.syntax import yaml_tree
+from model_factory.config.syntax.nodes import child_of, lower, nearest_node
+from model_factory.config.syntax.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 
 LOADERS = [yaml.SafeLoader] + ([yaml.CSafeLoader] if hasattr(yaml, "CSafeLoader") else [])

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from model_factory.config.lift import lift
-from model_factory.config.merge import merge, settle
-from model_factory.config.nodes import MapNode, Place, lower
+from model_factory.config.resolve.merge import merge, settle
+from model_factory.config.syntax.lift import lift
+from model_factory.config.syntax.nodes import MapNode, Place, lower
 from model_factory.errors import ConfigError
 
 

@@ -8,8 +8,8 @@ import sys
 
 MIB = 1 << 20
 _ASKED = (
-    "import resource; from model_factory_server import confine; confine.limit_memory({first}); "
-    "confine.limit_memory({second}); print(*resource.getrlimit(resource.RLIMIT_DATA), confine.allowed_memory())"
+    "import resource; from model_factory_server.worker import sandbox; sandbox.limit_memory({first}); "
+    "sandbox.limit_memory({second}); print(*resource.getrlimit(resource.RLIMIT_DATA), sandbox.allowed_memory())"
 )
 
 

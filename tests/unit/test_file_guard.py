@@ -15,8 +15,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from model_factory.errors import BuildError
-from model_factory_server.file_guard import GUARD
-from model_factory_server.settings import BackendSettings
+from model_factory_server.worker.file_guard import GUARD
+from model_factory_server.settings.server_settings import BackendSettings
 
 allowed, store = map(Path, sys.argv[1:3])
 GUARD.watch(BackendSettings(allow_files=(allowed,)), store)

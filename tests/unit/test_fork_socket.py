@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model_factory_server.forks import socket_in
+from model_factory_server.builds.fork_server import socket_in
 
 
 def folder_of_sockets() -> str | None:

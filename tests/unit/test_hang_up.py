@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model_factory_server.hang_up import hang_up
+from model_factory_server.rpc.stalled_peers import close_peer_connection
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_the_one_connection_of_a_peer(family: int, address: str, peer: str) -> N
     ):
         accepted = [listener.accept()[0] for _ in range(2)]
         before = len(list(Path("/proc/self/fd").iterdir()))
-        assert hang_up(peer.format(port=client.getsockname()[1]))
+        assert close_peer_connection(peer.format(port=client.getsockname()[1]))
         assert len(list(Path("/proc/self/fd").iterdir())) == before
         client.settimeout(5)
         assert client.recv(1) == b""
@@ -44,4 +44,4 @@ def test_the_one_connection_of_a_peer(family: int, address: str, peer: str) -> N
 @pytest.mark.parametrize("peer", ["", "unix:", "unix:/run/x", "ipv4:127.0.0.1:1", "ipv4:127.0.0.1:x"])
 def test_a_peer_without_a_connection(peer: str) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), socket.socket(socket.AF_UNIX):  # have other kinds of names
-        assert not hang_up(peer)
+        assert not close_peer_connection(peer)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.digest import Blob
 from model_factory.errors import BuildError
-from model_factory_server.in_place import Allocations, Placement, WeightsFile
+from model_factory_server.export.describe.describe import describe, named_tensors
+from model_factory_server.worker.weights_placement import Allocations, Placement, WeightsFile
 
 SIZE = 160  # of a side: more bytes than are placed at least
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from model_factory.remote import connection
+from model_factory.client import connection
 from model_factory_server import app
 from model_factory_server.command import OPTIONS
-from model_factory_server.settings import ConnectionSettings
+from model_factory_server.settings.server_settings import ConnectionSettings
 
 CLIENT: dict[str, Any] = {str(name): value for name, value in connection._OPTIONS}
 SERVER: dict[str, Any] = dict(app._keepalive(ConnectionSettings()))

@@ -17,10 +17,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from model_factory.errors import ServerError
-from model_factory_server.observe.call import Call, enter_call
 from model_factory_server.observe.gpu import GpuCollector
 from model_factory_server.observe.logs import configure_logging, fields
 from model_factory_server.observe.metrics import Metrics
+from model_factory_server.observe.rpc_context import Call, enter_call
 from model_factory_server.observe.spans import Traces
 from model_factory_server.observe.traces import configure_traces
 

@@ -12,10 +12,10 @@ import yaml
 
 from model_factory.cli.main import main
 from model_factory.errors import ServerError
-from model_factory_server import options
 from model_factory_server.command import OPTIONS
-from model_factory_server.options import Option, assemble, gather, options_of, setting
-from model_factory_server.settings import Settings
+from model_factory_server.settings import options
+from model_factory_server.settings.options import Option, assemble, gather, options_of, setting
+from model_factory_server.settings.server_settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,17 +135,17 @@ def test_every_setting_is_in_the_table_and_in_the_help(capsys: pytest.CaptureFix
 def test_what_is_printed_is_a_file_of_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MODEL_FACTORY_BUILDERS", "3")
+    monkeypatch.setenv("MODEL_FACTORY_WORKERS", "3")
     (tmp_path / "in.yaml").write_text("build_timeout: 12.5\nplugin: [one, two]\n", encoding="utf-8")
     assert main(["serve", "--config", str(tmp_path / "in.yaml"), "--max-weights-bytes", "1GiB", "--print-config"]) == 0
     printed = capsys.readouterr().out
-    assert "builders: 3  # MODEL_FACTORY_BUILDERS\n" in printed
+    assert "workers: 3  # MODEL_FACTORY_WORKERS\n" in printed
     assert "max_weights_bytes: 1073741824  # --max-weights-bytes\n" in printed
     assert f"build_timeout: 12.5  # {tmp_path}/in.yaml:1:16\n" in printed
     assert "listen: 127.0.0.1:50051  # default\n" in printed
     content = yaml.safe_load(printed)
     assert set(content) == {option.name for option in OPTIONS}
-    monkeypatch.delenv("MODEL_FACTORY_BUILDERS")
+    monkeypatch.delenv("MODEL_FACTORY_WORKERS")
     monkeypatch.setenv("MODEL_FACTORY_CONFIG", str(tmp_path / "out.yaml"))
     (tmp_path / "out.yaml").write_text(printed, encoding="utf-8")
     assert main(["serve", "--print-config"]) == 0

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from model_factory.remote import progress
+from model_factory.client import progress
 
 
 class Terminal(io.StringIO):

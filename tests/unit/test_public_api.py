@@ -14,7 +14,7 @@ def test_client_names():
         "AccessError",
         "BuildError",
         "BusyError",
-        "CallFormError",
+        "CallSignatureError",
         "ConfigError",
         "Credentials",
         "FormatError",

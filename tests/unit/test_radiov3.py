@@ -14,7 +14,7 @@ from model_factory.errors import BuildError, ConfigError
 from model_factory_server.backends.hub import load_radio
 from model_factory_server.constructor import Policy, default_registry, instantiate
 from model_factory_server.constructor.blocks.radio import RadioV3, radiov3_factory
-from model_factory_server.settings import HubSettings
+from model_factory_server.settings.server_settings import HubSettings
 from support.hub import write_hub
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from matrix.travel import travel_recorded
-from model_factory import CallFormError, NotPortableError
-from model_factory.graph.call_example import ExampleCall, decode_call, encode_call
-from model_factory_server.recording.portable import record_call
+from matrix.portability import travel_recorded
+from model_factory import CallSignatureError, NotPortableError
+from model_factory.program.example_call import ExampleCall, decode_call, encode_call
+from model_factory_server.export.exporter import record_call
 from support.compare import assert_same, assert_same_runs
 
 WIDTH = 4
@@ -490,7 +490,7 @@ def test_a_program_is_not_run_for_what_its_forward_decides_by(
     original = block()
     twin = travel_recorded(copy.deepcopy(original))
     assert_same_runs(original, twin, original.example_inputs()[0])
-    with pytest.raises(CallFormError, match=f"no program for the call.*{form}"):
+    with pytest.raises(CallSignatureError, match=f"no program for the call.*{form}"):
         twin(**original.example_inputs()[0] | inputs)
 
 
@@ -560,9 +560,9 @@ class Standardises(nn.Module):
 
 def test_a_wrong_call_has_the_reason_of_the_side_that_the_call_takes() -> None:
     call = decode_call(encode_call({"x": torch.randn(2, 7)}))
-    with pytest.raises(CallFormError) as caught:
+    with pytest.raises(CallSignatureError) as caught:
         record_call(Standardises(), "", call, {})
     assert "must match" in str(caught.value) or "size of tensor" in str(caught.value), caught.value
     assert "std evaluated" not in str(caught.value)
-    with pytest.raises(CallFormError, match="std evaluated to zero"):
+    with pytest.raises(CallSignatureError, match="std evaluated to zero"):
         record_call(Standardises(), "", ExampleCall(arguments={"x": torch.ones(2, 6)}, outcomes=(True,)), {})

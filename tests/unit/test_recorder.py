@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  as everyone writes it
 
-from model_factory import CallFormError, NotPortableError
-from model_factory.descriptor.describe import describe, named_tensors
+from model_factory import CallSignatureError, NotPortableError
 from model_factory.descriptor.rebuild import rebuild
-from model_factory.graph.signature import Signature
-from model_factory_server.recording.prover import prove
-from model_factory_server.recording.recorder import record_modes
+from model_factory.program.signature import Signature
+from model_factory_server.export.describe.describe import describe, named_tensors
+from model_factory_server.export.trace.recorder import record_modes
+from model_factory_server.export.verify.verifier import verify
 from support.compare import assert_same, observe
 
 FEATURES = 4
@@ -34,7 +34,7 @@ def ported(module: nn.Module, *calls: dict[str, Any]) -> nn.Module:
     for arguments in calls:
         bound = Signature.of(module.forward).bind((), arguments)
         for recorded in record_modes(module, bound):
-            prove(module, recorded, bound)
+            verify(module, recorded, bound)
             programs.append(("", recorded))
     descriptor = describe(module)
     tensors = {name: tensor.detach().clone() for name, tensor in named_tensors(module, descriptor).items()}
@@ -162,7 +162,7 @@ def test_a_decision_on_sizes_is_never_run_wrong(
     for shape in (recorded_at, *inside):
         assert_same(observe(twin, x(*shape)), observe(original, x(*shape)), str(shape))
     for shape in outside:
-        with pytest.raises(CallFormError, match="no program for the call"):
+        with pytest.raises(CallSignatureError, match="no program for the call"):
             twin(**x(*shape))
 
 
@@ -484,7 +484,7 @@ def test_a_decision_by_dtype_holds_for_that_dtype_only(block: type[nn.Module], d
     original = block()
     twin = ported(original, x(2, 5, FEATURES))
     assert_same(observe(twin, x(3, 2, FEATURES)), observe(original, x(3, 2, FEATURES)))
-    with pytest.raises(CallFormError):
+    with pytest.raises(CallSignatureError):
         twin.to(dtype)(**x(3, 2, FEATURES, dtype=dtype))
 
 
@@ -567,7 +567,7 @@ def test_modes_other_than_all_or_none_are_not_run_wrong() -> None:
     twin = ported(original, x(2, 5, FEATURES))
     for model in (original, twin):
         model.train().inner.eval()
-    with pytest.raises(CallFormError):
+    with pytest.raises(CallSignatureError):
         twin(**x(2, 5, FEATURES))
 
 
@@ -611,7 +611,7 @@ def test_each_nesting_is_a_form_of_its_own() -> None:
         {"named": {"y": token, "factor": 3.0}},
         {"w": token},
     ]:
-        with pytest.raises(CallFormError):
+        with pytest.raises(CallSignatureError):
             twin(token, **other)
     with pytest.raises(TypeError, match="missing a required argument: 'x'"):
         twin()
@@ -788,5 +788,5 @@ def test_hooks_are_refused(register: Callable[[nn.Module, Any], Any], path: str)
 
 
 def test_a_forward_that_refuses_the_call_says_so() -> None:
-    with pytest.raises(CallFormError, match=r"refused the call.*mat1 and mat2|refused the call.*size"):
+    with pytest.raises(CallSignatureError, match=r"refused the call.*mat1 and mat2|refused the call.*size"):
         ported(SizesAsNumbers(), x(2, 5, FEATURES + 1))

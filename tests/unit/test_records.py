@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from matrix.travel import travel_recorded
+from matrix.portability import travel_recorded
 from model_factory import NotPortableError
 from model_factory.errors import FormatError
-from model_factory.graph.codec import decode_value, encode_value
-from model_factory.graph.program import Fields, Ref
-from model_factory.graph.records import Record, RecordTuple
+from model_factory.program.codec import decode_value, encode_value
+from model_factory.program.ir import Fields, Ref
+from model_factory.program.runtime.records import Record, RecordTuple
 from support.compare import assert_same
 
 

@@ -208,9 +208,9 @@ def test_what_torch_takes_besides_is_let_through(name: str, keyword: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"),
+    ("written", "suggestion"),
     [("bmmq", "bmm"), ("torch.linalg.invv", "torch.linalg.inv"), ("torch.Tensor.vieww", "torch.Tensor.view")],
 )
-def test_the_closest_op_is_suggested(written: str, meant: str) -> None:
-    with pytest.raises(ConfigError, match=f"Unknown op '{written}'; did you mean '{meant}'"):
+def test_the_closest_op_is_suggested(written: str, suggestion: str) -> None:
+    with pytest.raises(ConfigError, match=f"Unknown op '{written}'; did you mean '{suggestion}'"):
         default_registry().resolve_op(written)

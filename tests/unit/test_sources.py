@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
-from model_factory.descriptor.describe import describe, named_tensors
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.errors import NotPortableError, SourceError
-from model_factory.graph.modules import ProgramModule
+from model_factory.program.runtime.modules import ProgramModule
 from model_factory.source.loader import load_source
-from model_factory_server.recording.bundling import Root
-from model_factory_server.recording.portable import survey_model
+from model_factory_server.export.describe.describe import describe, named_tensors
+from model_factory_server.export.exporter import survey_model
+from model_factory_server.export.source.bundling import Root
 from support.compare import assert_same_runs, assert_same_state
 
 PLUGINS = Path(__file__).parents[1] / "support" / "plugins"

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from matrix.travel import travel, travel_recorded
-from model_factory import CallFormError
-from model_factory.graph.call_form import any_of, call_form, match_form
+from matrix.portability import rebuilt_elsewhere, travel_recorded
+from model_factory import CallSignatureError
+from model_factory.program.call_signature import any_of, call_signature, match_call_signature
 from support.compare import assert_same
 from support.recording import InProcessRecorder, ask
 
@@ -86,7 +86,7 @@ def make(block: type[nn.Module]) -> nn.Module:
 
 def remote(block: type[nn.Module]) -> tuple[nn.Module, InProcessRecorder]:
     recorder = InProcessRecorder(lambda: make(block))
-    twin = travel(make(block))
+    twin = rebuilt_elsewhere(make(block))
     ask(twin, recorder)
     return twin.eval(), recorder
 
@@ -131,7 +131,7 @@ def test_values_of_other_classes_pass_where_nothing_is_read() -> None:
             batch = {"obs": obs, "task": other, "episode": other, "time": other}
             assert_same(twin(batch), original(batch))
     assert recorder.calls == len(others)
-    with pytest.raises(CallFormError, match=r"argument 'batch\.task' can be called"):
+    with pytest.raises(CallSignatureError, match=r"argument 'batch\.task' can be called"):
         twin({"obs": obs, "task": print})
 
 
@@ -159,7 +159,7 @@ def test_a_text_that_chooses_is_read() -> None:
     for mode in ("double", "triple", "double"):
         assert_same(twin(batches()[0], mode=mode), original(batches()[0], mode=mode))
     assert recorder.calls == 2
-    with pytest.raises(CallFormError, match="KeyError"):
+    with pytest.raises(CallSignatureError, match="KeyError"):
         twin(batches()[0], mode="quadruple")
 
 
@@ -263,19 +263,19 @@ def test_every_way_to_use_a_constant_is_a_read(name: str) -> None:
         torch.manual_seed(0)
         return Uses(name).eval()
 
-    original, twin = build(), travel(build()).eval()
+    original, twin = build(), rebuilt_elsewhere(build()).eval()
     ask(twin, InProcessRecorder(build))
     for v in USES[name][1]:
         batch = {"obs": torch.ones(2, WIDTH), "v": v}
         try:
             assert_same(twin(batch), original(batch), repr(v))
-        except CallFormError:
+        except CallSignatureError:
             continue  # a constant that the recording cannot follow is refused
 
 
 def test_an_object_that_is_read_is_refused() -> None:
     twin, _ = remote(ReadsText)
-    with pytest.raises(CallFormError, match=r"is a datetime\.date; a remotely built module reads tensors"):
+    with pytest.raises(CallSignatureError, match=r"is a datetime\.date; a remotely built module reads tensors"):
         twin({"obs": torch.ones(2, WIDTH), "task": dt.date(2026, 1, 1)})
 
 
@@ -316,11 +316,11 @@ VALUES = st.recursive(
 @given(value=VALUES, other=VALUES)
 def test_a_form_matches_itself_and_any_matches_all(value: Any, other: Any) -> None:
     """The tensors that are left are those of the parts that are compared."""
-    form, leaves = call_form({"x": value, "y": other})
-    assert match_form(form, form) == list(range(len(leaves)))
-    first = len(call_form({"x": value})[1])
-    assert match_form((form[0], ("y", any_of(form[1][1]))), form) == list(range(first))
-    assert match_form((("x", any_of(form[0][1])), form[1]), form) == list(range(first, len(leaves)))
-    assert match_form((form[0], ("y", ("any", "other"))), form) is None
-    theirs, _ = call_form({"x": other, "y": value})
-    assert (match_form(form, theirs) is not None) == (form == theirs)
+    form, leaves = call_signature({"x": value, "y": other})
+    assert match_call_signature(form, form) == list(range(len(leaves)))
+    first = len(call_signature({"x": value})[1])
+    assert match_call_signature((form[0], ("y", any_of(form[1][1]))), form) == list(range(first))
+    assert match_call_signature((("x", any_of(form[0][1])), form[1]), form) == list(range(first, len(leaves)))
+    assert match_call_signature((form[0], ("y", ("any", "other"))), form) is None
+    theirs, _ = call_signature({"x": other, "y": value})
+    assert (match_call_signature(form, theirs) is not None) == (form == theirs)

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from matrix.travel import travel, travel_recorded
-from model_factory import CallFormError, NotPortableError
+from matrix.portability import rebuilt_elsewhere, travel_recorded
+from model_factory import CallSignatureError, NotPortableError
 from model_factory.errors import FormatError
-from model_factory.graph.actions import OtherSideError
-from model_factory.graph.call_example import decode_call, encode_call
-from model_factory.graph.codec import decode_program, encode_program
-from model_factory.graph.modules import ProgramModule
-from model_factory.graph.program import Program, Ref, Step
-from model_factory.graph.runner import Runner
-from model_factory.limits import MAX_SIDES
-from model_factory_server.recording.tape import MAX_DECISIONS
+from model_factory.limits import MAX_BRANCHES
+from model_factory.program.codec import decode_program, encode_program
+from model_factory.program.example_call import decode_call, encode_call
+from model_factory.program.ir import Program, Ref, Step
+from model_factory.program.runtime.interpreter import Runner
+from model_factory.program.runtime.modules import ProgramModule
+from model_factory.program.runtime.step_compiler import BranchMissError
+from model_factory_server.export.trace.tape import MAX_DECISIONS
 from support.compare import assert_same, observe, train
 from support.recording import InProcessRecorder
 
@@ -31,7 +31,7 @@ def pair(block: type[nn.Module]) -> tuple[nn.Module, ProgramModule, InProcessRec
     """The original, and what a trainer gets of it without any program."""
     torch.manual_seed(1)
     original = block()
-    rebuilt = travel(copy.deepcopy(original))
+    rebuilt = rebuilt_elsewhere(copy.deepcopy(original))
     assert isinstance(rebuilt, ProgramModule)
     kept = copy.deepcopy(original)
     rebuilt._recorder = server = InProcessRecorder(lambda: copy.deepcopy(kept))
@@ -171,7 +171,7 @@ class Guarded(Block):
 def test_a_side_that_the_original_refuses_is_refused() -> None:
     _, rebuilt, _ = pair(Guarded)
     rebuilt(torch.rand(2, 5, FEATURES))
-    with pytest.raises(CallFormError, match="ValueError: an image has no negative values"):
+    with pytest.raises(CallSignatureError, match="ValueError: an image has no negative values"):
         rebuilt(-torch.rand(2, 5, FEATURES))
     rebuilt(torch.rand(3, 5, FEATURES))
 
@@ -200,7 +200,7 @@ class Endless(Block):
 
 
 def test_decisions_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_factory_server.recording.tape.MAX_DECISIONS", 4)
+    monkeypatch.setattr("model_factory_server.export.trace.tape.MAX_DECISIONS", 4)
     assert MAX_DECISIONS > 4
     _, rebuilt, _ = pair(Endless)
     with pytest.raises(NotPortableError, match="more than 4 times"):
@@ -208,12 +208,12 @@ def test_decisions_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_sides_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_factory.graph.modules.MAX_SIDES", 2)
-    assert MAX_SIDES > 2
+    monkeypatch.setattr("model_factory.program.runtime.modules.MAX_BRANCHES", 2)
+    assert MAX_BRANCHES > 2
     _, rebuilt, _ = pair(BoundByValue)
     for value in (1.5, 2.5):
         rebuilt(torch.full((2, 5, FEATURES), value))
-    with pytest.raises(CallFormError, match=r"in 2 ways already .*Remedy: decide with torch\.where"):
+    with pytest.raises(CallSignatureError, match=r"in 2 ways already .*Remedy: decide with torch\.where"):
         rebuilt(torch.full((2, 5, FEATURES), 3.5))
 
 
@@ -231,7 +231,7 @@ def test_guards_are_plain_data_and_checked() -> None:
     assert program == guard("int", 3)
     assert program.outcomes() == (3,)
     assert_same(Runner(program).run(nn.Module(), [torch.ones(3)]), torch.full((3,), 2.0))
-    with pytest.raises(OtherSideError) as caught:
+    with pytest.raises(BranchMissError) as caught:
         Runner(program).run(nn.Module(), [torch.ones(4)])
     assert caught.value.outcome == 4
     for bad in (guard("bool", 1), guard("int", True), guard("float", 1.0), guard("int", Ref("x"))):

@@ -42,7 +42,7 @@ def test_every_error_class_has_a_place_in_the_catalogue():
     ours = [cls for cls in below(ModelFactoryError) if cls.__module__ == "model_factory.errors"]
     listed = {reason.error for reason in wire.CATALOGUE}
     # Bases are never raised themselves, and whose source is trusted is a matter of the trainer alone.
-    assert {cls.__name__ for cls in ours if cls not in listed} == {"ModelFactoryError", "PlacedError", "SourceError"}
+    assert {cls.__name__ for cls in ours if cls not in listed} == {"ModelFactoryError", "LocatedError", "SourceError"}
     assert len({reason.name for reason in (*wire.CATALOGUE, wire.INTERNAL)}) == len(wire.CATALOGUE) + 1
     for index, reason in enumerate(wire.CATALOGUE):  # none stands behind one that would be taken for it
         assert wire.reason_of(reason.error("x")) is wire.CATALOGUE[index]
@@ -146,7 +146,7 @@ def test_a_refused_call_keeps_the_class_of_what_the_forward_raised(kind):
         got = wire.from_rpc_error(Failure(wire.to_status(error, "encoder")), "h:1", lambda _name, _path: "")
         for each in (error, got, pickle.loads(pickle.dumps(got))):  # noqa: S301  our own bytes
             assert isinstance(each, kind)
-            assert isinstance(each, errors.CallFormError)
+            assert isinstance(each, errors.CallSignatureError)
         assert str(error) == "the forward refused the call: no"
         assert str(got) == "component 'encoder': the forward refused the call: no"
-    assert type(errors.refused_call("x", ZeroDivisionError())) is errors.CallFormError
+    assert type(errors.refused_call("x", ZeroDivisionError())) is errors.CallSignatureError

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from model_factory.environment import default_cache_bytes, default_cache_dir
 from model_factory.errors import ModelFactoryError
 from model_factory.limits import MIB
-from model_factory.settings import default_cache_bytes, default_cache_dir
 from model_factory.store import Store
 
 _GIB = 1024 * MIB

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model_factory.blocks import SELF_CHECK_CONFIG, SELF_CHECK_WIDTH
+from model_factory.client.address import parse_address
+from model_factory.client.connection import Connection
+from model_factory.client.proxy import is_proxied, proxy_note
+from model_factory.environment import default_cache_bytes, default_cache_dir
 from model_factory.errors import ModelFactoryError
 from model_factory.limits import MIB
-from model_factory.remote.address import parse_address
-from model_factory.remote.connection import Connection
-from model_factory.remote.proxy import is_proxied, proxy_note
-from model_factory.settings import default_cache_bytes, default_cache_dir
 from model_factory.store import Store
 
 Outcome = Literal["OK", "FAIL", "skipped"]
@@ -255,7 +255,7 @@ def _throughput(visit: Visit) -> str:
 
 
 def _factory(visit: Visit, cache: str, seed: int = 0) -> Any:
-    from model_factory.remote.factory import RemoteModelFactory  # noqa: PLC0415  torch
+    from model_factory.client.factory import RemoteModelFactory  # noqa: PLC0415  torch
 
     return RemoteModelFactory(
         visit.address,

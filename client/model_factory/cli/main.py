@@ -15,8 +15,8 @@ from pathlib import Path
 
 from model_factory.cli.cache import add_cache
 from model_factory.config import resolve_file
+from model_factory.environment import default_server, environment
 from model_factory.errors import ModelFactoryError
-from model_factory.settings import default_server, environment
 from model_factory.source.lock import LOCK_NAME
 
 _MAX_SECONDS = 86400.0
@@ -179,7 +179,7 @@ def _build(arguments: argparse.Namespace) -> int:
 def _describe(arguments: argparse.Namespace) -> int:
     from model_factory.cli.models import describe  # noqa: PLC0415  torch, which validate can do without
 
-    return describe(_components(arguments), arguments.server, travel=not arguments.quick)
+    return describe(_components(arguments), arguments.server, portability=not arguments.quick)
 
 
 def _trust(arguments: argparse.Namespace) -> int:
@@ -197,7 +197,7 @@ def _blocks(arguments: argparse.Namespace) -> int:
 
 
 def _health(arguments: argparse.Namespace) -> int:
-    from model_factory.remote.connection import Connection  # noqa: PLC0415  grpc, which validate can do without
+    from model_factory.client.connection import Connection  # noqa: PLC0415  grpc, which validate can do without
 
     status = Connection(arguments.server).health(arguments.timeout)
     print(status)

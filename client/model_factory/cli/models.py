@@ -9,12 +9,12 @@ from pathlib import Path
 from torch import nn
 
 from model_factory.blocks import BlockArgument
+from model_factory.client.factory import RemoteModelFactory
 from model_factory.descriptor.codec import encode_descriptor
-from model_factory.descriptor.describe import describe as describe_module
+from model_factory.descriptor.tree import Descriptor
 from model_factory.descriptor.weights import write_weights
 from model_factory.errors import ModelFactoryError
-from model_factory.graph.constants import torch_dtype
-from model_factory.remote.factory import RemoteModelFactory
+from model_factory.program.torch_names import torch_dtype
 from model_factory.store.staging import whole_file
 
 
@@ -25,19 +25,21 @@ def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: s
     models = factory.build(configs)
     assert isinstance(models, dict)
     seconds = time.monotonic() - started
+    described = factory.describe(configs, portability=True) if output is not None else {}
+    assert isinstance(described, dict)
     for name, model in models.items():
         parameters = sum(item.numel() for item in model.parameters())
         print(f"{name}: {parameters:,} parameters")
         if output is not None:
-            for path in _write(output, name, model):
+            for path in _write(output, name, model, described[name].descriptor):
                 print(f"  {path}")
     print(f"{len(models)} models in {seconds:.2f} s")
     return 0
 
 
-def describe(configs: Mapping[str, str], server: str, *, travel: bool) -> int:
+def describe(configs: Mapping[str, str], server: str, *, portability: bool) -> int:
     """Print a table of each model's modules, with ``travel`` how each of them does and why."""
-    described = RemoteModelFactory(server).describe(configs, travel=travel)
+    described = RemoteModelFactory(server).describe(configs, portability=portability)
     assert isinstance(described, dict)
     for name, architecture in described.items():
         print(f"{name}\n\n{architecture}\n")
@@ -65,11 +67,11 @@ def _argument(argument: BlockArgument) -> str:
     return argument.name if not argument.default else f"{argument.name}={argument.default}"
 
 
-def _write(output: Path, name: str, model: nn.Module) -> list[Path]:
+def _write(output: Path, name: str, model: nn.Module, architecture: Descriptor) -> list[Path]:
     """Write a model's state dict and descriptor; whole files or none."""
     weights, descriptor = output / f"{name}.safetensors", output / f"{name}.descriptor.json"
     with whole_file(weights) as file:
         write_weights(file, model.state_dict())
     with whole_file(descriptor) as file:
-        file.write(encode_descriptor(describe_module(model)))
+        file.write(encode_descriptor(architecture))
     return [weights, descriptor]

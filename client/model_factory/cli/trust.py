@@ -6,9 +6,9 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
+from model_factory.client.factory import RemoteModelFactory
 from model_factory.descriptor.architecture import Architecture
 from model_factory.errors import SourceError
-from model_factory.remote.factory import RemoteModelFactory
 from model_factory.source.bundle import Bundle, decode_bundle
 from model_factory.source.lock import Lock, changes, encode_lock, pin, read_lock
 from model_factory.store.staging import whole_file
@@ -20,7 +20,7 @@ def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, t
     With ``check`` nothing is written: 1 is returned if the lock file does not have exactly these.
     """
     factory = RemoteModelFactory(server)
-    described = factory.describe(configs, travel=True)
+    described = factory.describe(configs, portability=True)
     assert isinstance(described, dict)
     bundles: dict[str, Bundle] = {}
     needed_by: dict[str, list[str]] = {}
@@ -43,7 +43,7 @@ def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, t
 
 
 def _refuse_unbuildable(name: str, architecture: Architecture) -> None:
-    refused = {} if architecture.travel is None else architecture.travel.refused
+    refused = {} if architecture.portability is None else architecture.portability.refused
     for path, reason in refused.items():
         raise SourceError(f"component {name!r} cannot be built: {path or 'the model'}: {reason}")
 

@@ -6,10 +6,10 @@ goes one way: ``load`` and ``merge`` -> ``templates`` -> ``settle`` -> ``interpo
 
 from model_factory.config.bounds import MAX_CONFIG_BYTES
 from model_factory.config.canonical import canonical_bytes, digest, parse_wire, wire_bytes
-from model_factory.config.key_order import order_digest
-from model_factory.config.model_config import ModelConfig, Settings
-from model_factory.config.nodes import ConfigPath
-from model_factory.config.resolve import ResolvedConfig, parse_config, resolve_file, resolve_mapping
+from model_factory.config.pipeline import ResolvedConfig, parse_config, resolve_file, resolve_mapping
+from model_factory.config.schema.key_order import order_digest
+from model_factory.config.schema.model_config import ModelConfig, Settings
+from model_factory.config.syntax.nodes import ConfigPath
 
 __all__ = [
     "MAX_CONFIG_BYTES",

@@ -26,8 +26,5 @@ MAX_FILES = 64
 MAX_INT_BITS = 128
 """Bits of an integer: no torch or numpy argument is wider, seeds included."""
 
-MAX_NUMBER_CHARS = 200
-"""Characters of a written number: reading a number can take time that is quadratic in its length."""
-
 MAX_SIGNATURE_ELEMENTS = 2**26
 """Elements of all example tensors of a ``signature`` together: 256 MiB as float32."""

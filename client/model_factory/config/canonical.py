@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from model_factory.config.bounds import MAX_CONFIG_BYTES
-from model_factory.config.builders import MapBuilder
-from model_factory.config.check import TOP_LEVEL_KEYS
-from model_factory.config.expect import require_keys, require_map
-from model_factory.config.lift import lift
-from model_factory.config.nodes import ListNode, MapNode, Node, Place, Scalar
-from model_factory.config.strict_json import parse_json
+from model_factory.config.schema.check import TOP_LEVEL_KEYS
+from model_factory.config.syntax.bounded_nodes import MapBuilder
+from model_factory.config.syntax.expect import require_keys, require_map
+from model_factory.config.syntax.json_text import parse_json
+from model_factory.config.syntax.lift import lift
+from model_factory.config.syntax.nodes import ListNode, MapNode, Node, Place, Scalar
 from model_factory.digest import digest_of
 from model_factory.errors import ConfigError
 from model_factory.wording import quoted

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.tree import PROGRAM, Descriptor, ModuleNode, TensorRef
-from model_factory.graph.call_form import FORWARD, Recorded
+from model_factory.program.call_signature import FORWARD, RecordedProgram
 
 _CONTAINERS = frozenset({"nn.ModuleList", "nn.ModuleDict"})
 
@@ -36,7 +36,7 @@ class ModuleRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Travel:
+class Portability:
     """What a server found when it tried how a model travels."""
 
     programs: Programs
@@ -51,14 +51,14 @@ class Architecture:
 
     descriptor: Descriptor
     """What it was read from."""
-    travel: Travel | None = None
+    portability: Portability | None = None
     """How its modules travel; None where that was not tried."""
 
     @property
     def modules(self) -> tuple[ModuleRow, ...]:
         """Every module once, in the order of ``named_modules``. A shared tensor counts where it appears first."""
         seen: set[int] = set()
-        reasons = {} if self.travel is None else _reasons(self.descriptor, self.travel)
+        reasons = {} if self.portability is None else _reasons(self.descriptor, self.portability)
         return tuple(
             self._row(path, self.descriptor.modules[index], seen, reasons.get(path, ""))
             for index, path in self.descriptor.paths().items()
@@ -84,7 +84,7 @@ class Architecture:
         return ModuleRow(
             path=path,
             type=node.type,
-            kind=NONE if self.travel is not None and path in self.travel.refused else node.kind,
+            kind=NONE if self.portability is not None and path in self.portability.refused else node.kind,
             shapes=tuple((name, tensors[index].shape) for name, index in parameters + buffers + plain),
             parameters=sum(tensors[index].elements for _, index in parameters if index in fresh),
             bytes=sum(tensors[index].nbytes for index in fresh),
@@ -92,7 +92,7 @@ class Architecture:
         )
 
     def __str__(self) -> str:
-        header = ("name", "type", "kind", "shapes", "parameters", "bytes", "" if self.travel is None else "why")
+        header = ("name", "type", "kind", "shapes", "parameters", "bytes", "" if self.portability is None else "why")
         rows = [
             (
                 *(row.path or "(model)", row.type, row.kind, _shapes_text(row)),
@@ -114,18 +114,18 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join([*left, *right, row[6]]).rstrip()
 
 
-def _reasons(descriptor: Descriptor, travel: Travel) -> dict[str, str]:
+def _reasons(descriptor: Descriptor, portability: Portability) -> dict[str, str]:
     """Why each module travels as it does, by path; nothing for torch's own and for graphs."""
     paths = descriptor.paths()
-    recorded: dict[str, list[Recorded]] = {}
-    for path, item in travel.programs:
+    recorded: dict[str, list[RecordedProgram]] = {}
+    for path, item in portability.programs:
         recorded.setdefault(path, []).append(item)
     nodes = {path: descriptor.modules[index] for index, path in paths.items()}
     reasons: dict[str, str] = {}
     for index, path in paths.items():
         node = descriptor.modules[index]
-        if path in travel.refused:
-            reasons[path] = f"cannot travel: {travel.refused[path]}"
+        if path in portability.refused:
+            reasons[path] = f"cannot travel: {portability.refused[path]}"
         elif node.source is not None:
             reasons[path] = f"source: {node.source.reason}"
         elif node.kind == PROGRAM:
@@ -133,7 +133,7 @@ def _reasons(descriptor: Descriptor, travel: Travel) -> dict[str, str]:
     return reasons
 
 
-def _recorded_text(programs: list[Recorded]) -> str:
+def _recorded_text(programs: list[RecordedProgram]) -> str:
     texts = []
     for method in dict.fromkeys(item.method for item in programs):
         forms = len({item.form for item in programs if item.method == method})

@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from model_factory.descriptor.tree import StockValue, TensorRef
-from model_factory.documents import mapping, named_float, typed
+from model_factory.documents import expect_type, mapping, named_float
 from model_factory.errors import FormatError
-from model_factory.graph.constants import torch_const, torch_name
-from model_factory.graph.ops import OPS
-from model_factory.graph.program import TorchConst
+from model_factory.program.ir import TorchConst
+from model_factory.program.ops import OPS
+from model_factory.program.torch_names import torch_const, torch_name
 
 _ACTIVATIONS = "relu gelu silu elu selu celu leaky_relu mish hardswish softplus sigmoid tanh"
 _ORTHOGONAL_MAPS: Any = vars(parametrizations)["_OrthMaps"]  # an enum that torch keeps to itself
@@ -164,11 +164,11 @@ def decode_attribute(data: Any) -> Any:
 
 
 def _decode_size(body: Any) -> torch.Size:
-    return torch.Size([typed(size, int) for size in typed(body, list)])
+    return torch.Size([expect_type(size, int) for size in expect_type(body, list)])
 
 
 def _decode_dict(body: Any) -> dict[Any, Any]:
-    pairs = ((_decode_key(key), decode_attribute(item)) for key, item in typed(body, list))
+    pairs = ((_decode_key(key), decode_attribute(item)) for key, item in expect_type(body, list))
     return mapping(pairs, "a key of an attribute")
 
 
@@ -181,10 +181,10 @@ def _decode_key(data: Any) -> Any:
 
 _DECODERS: Mapping[str, Callable[[Any], Any]] = {
     "float": named_float,
-    "tuple": lambda body: tuple([decode_attribute(item) for item in typed(body, list)]),
+    "tuple": lambda body: tuple([decode_attribute(item) for item in expect_type(body, list)]),
     "size": _decode_size,
     "dict": _decode_dict,
-    "torch": lambda body: TorchConst(typed(body, str)),
-    "stock": lambda body: StockValue(typed(body, str)),
-    "tensor": lambda body: TensorRef(typed(body, int)),
+    "torch": lambda body: TorchConst(expect_type(body, str)),
+    "stock": lambda body: StockValue(expect_type(body, str)),
+    "tensor": lambda body: TensorRef(expect_type(body, int)),
 }

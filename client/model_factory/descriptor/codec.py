@@ -18,10 +18,11 @@ from model_factory.descriptor.tree import (
     TensorRef,
 )
 from model_factory.digest import Blob, check_digest
-from model_factory.documents import FORMAT, decode_document, encode_document, mapping, text, typed
+from model_factory.documents import FORMAT, decode_document, encode_document, expect_str, expect_type, mapping
 from model_factory.errors import FormatError
-from model_factory.graph.call_form import Recorded
-from model_factory.graph.codec import (
+from model_factory.limits import MAX_MODULES, MAX_TENSORS
+from model_factory.program.call_signature import RecordedProgram
+from model_factory.program.codec import (
     decode_program,
     decode_recorded,
     decode_signature,
@@ -29,12 +30,11 @@ from model_factory.graph.codec import (
     encode_recorded,
     encode_signature,
 )
-from model_factory.limits import MAX_MODULES, MAX_TENSORS
 
 MAX_DEPTH = 200
 """Of modules in modules; torch's own walks are recursive."""
 
-Programs = tuple[tuple[str, Recorded], ...]
+Programs = tuple[tuple[str, RecordedProgram], ...]
 """Recorded programs by module path."""
 
 
@@ -92,7 +92,7 @@ def decode_programs(data: bytes) -> Programs:
     """
     document = _document(data, "set of programs", {"format", "programs"})
     try:
-        return tuple((text(entry["path"]), decode_recorded(entry["recorded"])) for entry in document["programs"])
+        return tuple((expect_str(entry["path"]), decode_recorded(entry["recorded"])) for entry in document["programs"])
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise FormatError(f"malformed set of programs: {error!r}") from None
 
@@ -149,17 +149,17 @@ def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
         raise FormatError(f"a {kind} module has exactly the keys {', '.join(sorted(_KEYS_BY_KIND[kind]))}")
     node = ModuleNode(
         kind=kind,
-        type=text(data["type"]),
-        training=typed(data["training"], bool),
+        type=expect_str(data["type"]),
+        training=expect_type(data["training"], bool),
         attributes=_decode_attributes(data["attributes"]),
         children=tuple((_member(name), _index(child, modules)) for name, child in data["children"]),
         parameters=tuple((_member(name), _index(item, tensors)) for name, item in data["parameters"]),
         buffers=tuple(
-            (_member(name), _index(item, tensors), typed(kept, bool)) for name, item, kept in data["buffers"]
+            (_member(name), _index(item, tensors), expect_type(kept, bool)) for name, item, kept in data["buffers"]
         ),
         signature=decode_signature(data["signature"]) if kind == PROGRAM else None,
         program=decode_program(data["program"]) if kind == GRAPH else None,
-        frozen=tuple(text(path) for path in data.get("frozen", ())),
+        frozen=tuple(expect_str(path) for path in data.get("frozen", ())),
         methods=tuple((_member(name), decode_signature(item)) for name, item in data.get("methods", ())),
         source=_decode_source(data["source"]) if kind == SOURCE else None,
     )
@@ -185,7 +185,7 @@ def _encode_attributes(attributes: Mapping[str, Any]) -> list[Any]:
 
 
 def _decode_attributes(data: Any) -> dict[str, Any]:
-    return mapping(((text(name), decode_attribute(value)) for name, value in data), "an attribute")
+    return mapping(((expect_str(name), decode_attribute(value)) for name, value in data), "an attribute")
 
 
 def _encode_tensor(node: TensorNode) -> list[Any]:
@@ -199,24 +199,24 @@ def _decode_tensor(data: Any) -> TensorNode:
     if order and (shape is None or sorted(map(_size, order)) != list(range(len(shape)))):
         raise FormatError(f"{order!r} is not an order of the axes of {name!r}")
     return TensorNode(
-        name=text(name),
-        dtype=text(dtype),
+        name=expect_str(name),
+        dtype=expect_str(dtype),
         shape=None if shape is None else tuple(_size(size) for size in shape),
-        requires_grad=typed(requires_grad, bool),
-        parameter=typed(parameter, bool),
+        requires_grad=expect_type(requires_grad, bool),
+        parameter=expect_type(parameter, bool),
         order=tuple(order),
         attributes=_decode_attributes(attributes),
     )
 
 
 def _decode_source(data: Any) -> SourceClass:
-    module, qualname, reason = map(text, data)
+    module, qualname, reason = map(expect_str, data)
     return SourceClass(module=module, qualname=qualname, reason=reason)
 
 
 def _decode_bundle(data: Any) -> Blob:
     digest, size = data
-    return Blob(check_digest(text(digest)), _size(size))
+    return Blob(check_digest(expect_str(digest)), _size(size))
 
 
 def _check_tree(descriptor: Descriptor) -> None:

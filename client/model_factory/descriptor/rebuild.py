@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_factory.collection import no_collection
 from model_factory.descriptor.attributes import live, settable
 from model_factory.descriptor.codec import Programs
-from model_factory.descriptor.derived import derive
 from model_factory.descriptor.stock import STOCK_CLASSES
+from model_factory.descriptor.torch_internals import derive
 from model_factory.descriptor.tree import (
     GRAPH,
     SOURCE,
@@ -27,9 +26,15 @@ from model_factory.descriptor.tree import (
     TensorRef,
 )
 from model_factory.errors import FormatError, SourceError
-from model_factory.graph.constants import torch_dtype
-from model_factory.graph.modules import GRAPH_MODULES, GraphModel, ProgramModule, ProgramRecorder, Ready
-from model_factory.graph.runner import Runner
+from model_factory.program.runtime.interpreter import Runner
+from model_factory.program.runtime.modules import (
+    GRAPH_MODULES,
+    CompiledProgram,
+    GraphModel,
+    ProgramModule,
+    ProgramRecorder,
+)
+from model_factory.program.torch_names import torch_dtype
 
 _LAZY: Any = nn.parameter  # its declared types lack the arguments of the lazy tensors
 
@@ -43,7 +48,6 @@ class Blueprint:
     Immutable, and what it made stays independent of it but for the programs, which all modules share.
     """
 
-    @no_collection()
     def __init__(self, descriptor: Descriptor, programs: Programs = ()) -> None:
         """Compile the programs, given by module path.
 
@@ -56,11 +60,10 @@ class Blueprint:
         self._runners = {
             index: Runner(node.program) for index, node in enumerate(descriptor.modules) if node.program is not None
         }
-        self._programs: dict[str, list[Ready]] = {}
+        self._programs: dict[str, list[CompiledProgram]] = {}
         for path, recorded in programs:
-            self._programs.setdefault(path, []).append(Ready(recorded))
+            self._programs.setdefault(path, []).append(CompiledProgram(recorded))
 
-    @no_collection()
     def build(
         self,
         tensors: Mapping[str, torch.Tensor],
@@ -96,11 +99,10 @@ class Blueprint:
         assert node.signature is not None
         path = self._paths.get(index, "")
         programs = self._programs.get(path, ())
-        module.become(node.type, node.signature, path, recorder, programs, node.frozen, dict(node.methods))
+        module._initialise(node.type, node.signature, path, recorder, programs, node.frozen, dict(node.methods))
         return module
 
 
-@no_collection()
 def rebuild(
     descriptor: Descriptor,
     tensors: Mapping[str, torch.Tensor],

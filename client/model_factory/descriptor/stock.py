@@ -14,7 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, parametrize
 
 from model_factory.descriptor.attributes import described, settable
-from model_factory.descriptor.derived import derived_names, is_parametrized
+from model_factory.descriptor.torch_internals import derived_names, is_parametrized
 from model_factory.errors import FormatError
 
 

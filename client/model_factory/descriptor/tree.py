@@ -13,9 +13,9 @@ from typing import Any
 
 from model_factory.digest import Blob
 from model_factory.errors import FormatError
-from model_factory.graph.constants import torch_dtype
-from model_factory.graph.program import Program
-from model_factory.graph.signature import Signature
+from model_factory.program.ir import Program
+from model_factory.program.signature import Signature
+from model_factory.program.torch_names import torch_dtype
 
 STOCK = "stock"
 PROGRAM = "program"

@@ -19,9 +19,8 @@ from typing import BinaryIO, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from model_factory.descriptor.pinned import to_device, to_host
 from model_factory.errors import FormatError, StoreError
-from model_factory.landing import Landing
+from model_factory.store.hashing_writer import HashingWriter
 
 ALIGNMENT = 64
 
@@ -57,11 +56,11 @@ def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[
         FormatError: a tensor's dtype has no written form.
     """
     ordered = _ordered(tensors)
-    landing = Landing(file, threads=torch.get_num_threads())
-    landing.write(_header(ordered))
+    writer = HashingWriter(file, threads=torch.get_num_threads())
+    writer.write(_header(ordered))
     for data in _bytes(tensor for _, tensor in ordered):
-        landing.write(data)
-    return landing.digest(), landing.size
+        writer.write(data)
+    return writer.digest(), writer.size
 
 
 def offsets(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
@@ -81,14 +80,11 @@ def _ordered(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tenso
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> Iterator[memoryview]:
-    """Yield what tensors hold, one after the other; each piece is good until the next is asked for."""
-    for device, some in itertools.groupby(tensors, lambda tensor: tensor.device):
-        plain = (_flat(tensor.detach().resolve_conj().resolve_neg().contiguous()) for tensor in some if tensor.numel())
-        yield from (item.numpy().data for item in plain) if device.type == "cpu" else to_host(plain)
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
+    """Yield the bytes of each tensor in memory order, from a copy on the host where the tensor is on another device."""
+    for tensor in tensors:
+        if tensor.numel():
+            plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+            yield plain.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _header(ordered: list[tuple[str, torch.Tensor]]) -> bytes:
@@ -132,14 +128,9 @@ def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str,
     """
     with _whole():
         entries = _entries(file)
-        if torch.device(device).type == "cpu":
-            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            return {entry.name: _mapped(mapping, entry) for entry in entries}
-    tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype, device=device) for entry in entries}
-    if entries:
-        file.seek(entries[0].offset)
-    to_device(file, (_flat(tensor) for tensor in tensors.values()))
-    return tensors
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        tensors = {entry.name: _mapped(mapping, entry) for entry in entries}
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 @contextmanager

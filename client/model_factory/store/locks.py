@@ -124,7 +124,7 @@ def owned_folder(path: Path, locking: Locking) -> Iterator[int | None]:
         yield number if is_owned else None
 
 
-def of_strangers(found: os.stat_result) -> bool:
+def writable_by_others(found: os.stat_result) -> bool:
     """Whether another user, who is not root, owns a file, or may write to it."""
     return found.st_uid not in {os.getuid(), 0} or bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 

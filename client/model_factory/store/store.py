@@ -19,7 +19,7 @@ from model_factory.errors import FormatError, StoreError
 from model_factory.store import contents
 from model_factory.store.contents import Entry
 from model_factory.store.locking import find_locking, open_file
-from model_factory.store.locks import OnWait, held, of_strangers, sweep
+from model_factory.store.locks import OnWait, held, sweep, writable_by_others
 from model_factory.store.staging import Staged, scratch_folder, staged
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class Store:
                 return None
             if not stat.S_ISREG(found.st_mode):
                 return None
-            is_checked = found.st_mtime_ns == _CHECKED_NS and not of_strangers(found)
+            is_checked = found.st_mtime_ns == _CHECKED_NS and not writable_by_others(found)
             if not is_checked and not (may_hash and self._unharmed(path)):
                 return None
             if found.st_size != blob.size:

@@ -123,14 +123,14 @@ class InlineBlob(_message.Message):
     def __init__(self, digest: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class DescribeModelsRequest(_message.Message):
-    __slots__ = ("components", "dtype", "travel")
+    __slots__ = ("components", "dtype", "portability")
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
-    TRAVEL_FIELD_NUMBER: _ClassVar[int]
+    PORTABILITY_FIELD_NUMBER: _ClassVar[int]
     components: _containers.RepeatedCompositeFieldContainer[Component]
     dtype: str
-    travel: bool
-    def __init__(self, components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., dtype: _Optional[str] = ..., travel: bool = ...) -> None: ...
+    portability: bool
+    def __init__(self, components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., dtype: _Optional[str] = ..., portability: bool = ...) -> None: ...
 
 class DescribeModelsResponse(_message.Message):
     __slots__ = ("components",)

@@ -38,7 +38,7 @@ class Backend(_message.Message):
     def __init__(self, name: _Optional[str] = ..., code_digest: _Optional[str] = ..., torch_version: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("components", "config_bytes", "inline_bytes", "weights_bytes", "build_timeout_ms", "request_bytes", "nesting", "nodes", "modules", "blob_bytes", "memory_bytes", "plan_timeout_ms", "build_cpu_timeout_ms", "builders", "queue", "client_builders", "client_queue", "calls", "client_calls", "store_bytes", "connections")
+    __slots__ = ("components", "config_bytes", "inline_bytes", "weights_bytes", "build_timeout_ms", "request_bytes", "nesting", "nodes", "modules", "blob_bytes", "memory_bytes", "plan_timeout_ms", "build_cpu_timeout_ms", "workers", "queue", "client_workers", "client_queue", "calls", "client_calls", "store_bytes", "connections")
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     CONFIG_BYTES_FIELD_NUMBER: _ClassVar[int]
     INLINE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -52,9 +52,9 @@ class Limits(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     PLAN_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     BUILD_CPU_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
-    BUILDERS_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
-    CLIENT_BUILDERS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_WORKERS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_QUEUE_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_CALLS_FIELD_NUMBER: _ClassVar[int]
@@ -73,15 +73,15 @@ class Limits(_message.Message):
     memory_bytes: int
     plan_timeout_ms: int
     build_cpu_timeout_ms: int
-    builders: int
+    workers: int
     queue: int
-    client_builders: int
+    client_workers: int
     client_queue: int
     calls: int
     client_calls: int
     store_bytes: int
     connections: int
-    def __init__(self, components: _Optional[int] = ..., config_bytes: _Optional[int] = ..., inline_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., build_timeout_ms: _Optional[int] = ..., request_bytes: _Optional[int] = ..., nesting: _Optional[int] = ..., nodes: _Optional[int] = ..., modules: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., plan_timeout_ms: _Optional[int] = ..., build_cpu_timeout_ms: _Optional[int] = ..., builders: _Optional[int] = ..., queue: _Optional[int] = ..., client_builders: _Optional[int] = ..., client_queue: _Optional[int] = ..., calls: _Optional[int] = ..., client_calls: _Optional[int] = ..., store_bytes: _Optional[int] = ..., connections: _Optional[int] = ...) -> None: ...
+    def __init__(self, components: _Optional[int] = ..., config_bytes: _Optional[int] = ..., inline_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., build_timeout_ms: _Optional[int] = ..., request_bytes: _Optional[int] = ..., nesting: _Optional[int] = ..., nodes: _Optional[int] = ..., modules: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., plan_timeout_ms: _Optional[int] = ..., build_cpu_timeout_ms: _Optional[int] = ..., workers: _Optional[int] = ..., queue: _Optional[int] = ..., client_workers: _Optional[int] = ..., client_queue: _Optional[int] = ..., calls: _Optional[int] = ..., client_calls: _Optional[int] = ..., store_bytes: _Optional[int] = ..., connections: _Optional[int] = ...) -> None: ...
 
 class ListBlocksRequest(_message.Message):
     __slots__ = ()

@@ -58,7 +58,7 @@ CATALOGUE: tuple[Reason, ...] = (
     Reason(name="CALL_REFUSED_KEY", error=errors.RefusedKeyError, code=code_pb2.FAILED_PRECONDITION),
     Reason(name="CALL_REFUSED_ATTRIBUTE", error=errors.RefusedAttributeError, code=code_pb2.FAILED_PRECONDITION),
     Reason(name="CALL_REFUSED_ASSERTION", error=errors.RefusedAssertionError, code=code_pb2.FAILED_PRECONDITION),
-    Reason(name="CALL_REFUSED", error=errors.CallFormError, code=code_pb2.FAILED_PRECONDITION),
+    Reason(name="CALL_REFUSED", error=errors.CallSignatureError, code=code_pb2.FAILED_PRECONDITION),
     Reason(name="CALL_FAILED", error=errors.GraphExecutionError, code=code_pb2.FAILED_PRECONDITION),
     Reason(
         name="BLOB_DAMAGED",
@@ -107,12 +107,12 @@ def reason_of(error: BaseException) -> Reason:
 def to_status(error: BaseException, component: str = "", request_id: str = "") -> grpc.Status:
     """Turn an error into the status a server ends a call with; what is private of it stays here."""
     reason = reason_of(error)
-    message = _short(reason.public or (error.reason if isinstance(error, errors.PlacedError) else str(error)))
+    message = _short(reason.public or (error.reason if isinstance(error, errors.LocatedError) else str(error)))
     info = error_details_pb2.ErrorInfo(
         reason=reason.name, domain=ERROR_DOMAIN, metadata={_COMPONENT: _short(component, 255)}
     )
     details: list[Message] = [info, error_details_pb2.RequestInfo(request_id=request_id)]
-    if isinstance(error, errors.ConfigError) or (isinstance(error, errors.PlacedError) and error.path):
+    if isinstance(error, errors.ConfigError) or (isinstance(error, errors.LocatedError) and error.path):
         path = json.dumps(error.path, ensure_ascii=False)
         if len(path.encode()) <= _MAX_PATH_BYTES:  # over it, the text alone says what is wrong
             info.metadata[_PATH] = path
@@ -157,7 +157,7 @@ def from_rpc_error(
         return _without_details(code, message, address)
     cls = _BY_REASON.get(info.reason, errors.ServerError)
     component = info.metadata.get(_COMPONENT, "")
-    if issubclass(cls, errors.ConfigError) or (issubclass(cls, errors.PlacedError) and path):
+    if issubclass(cls, errors.ConfigError) or (issubclass(cls, errors.LocatedError) and path):
         return cls(message, path=path, place=place_of(component, path) or None)
     return cls(f"component {component!r}: {message}" if component else message)
 
@@ -270,17 +270,6 @@ def from_reference(message: build_pb2.BuildReference) -> BuildReference:
         dtype=message.dtype,
         seed=message.seed,
     )
-
-
-HEALTH_CHECK = "/grpc.health.v1.Health/Check"
-"""Asked with an empty message, which means the whole server."""
-
-_HEALTH = {b"\x08\x01": "SERVING", b"\x08\x02": "NOT_SERVING", b"\x08\x03": "SERVICE_UNKNOWN"}
-
-
-def health_of(message: bytes) -> str:
-    """Read a ``HealthCheckResponse``, whose one field is a number; anything else is ``UNKNOWN``."""
-    return _HEALTH.get(message, "UNKNOWN")
 
 
 READ_BLOB = "/model_factory.v1.ModelFactoryService/ReadBlob"

@@ -12,7 +12,7 @@ from model_factory_server.backends.hub import load_radio
 from model_factory_server.backends.plugins import load_register, plugin_errors
 from model_factory_server.backends.self_check import register as register_self_check
 from model_factory_server.constructor import Policy, build_model, default_registry
-from model_factory_server.settings import BUILTIN, BackendSettings
+from model_factory_server.settings.server_settings import BUILTIN, BackendSettings
 
 
 class BuiltinBackend:

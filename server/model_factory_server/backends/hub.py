@@ -11,9 +11,9 @@ from unittest.mock import patch
 import torch
 
 from model_factory.errors import BuildError, ModelFactoryError
-from model_factory_server.backends.private import without_paths
-from model_factory_server.backends.sources import local_hub_repository
-from model_factory_server.settings import HubSettings
+from model_factory_server.backends.code_files import local_hub_repository
+from model_factory_server.backends.redaction import without_paths
+from model_factory_server.settings.server_settings import HubSettings
 
 _ENTRY_POINT = "radio_model"
 

@@ -12,8 +12,8 @@ import model_factory
 from model_factory.digest import digest_of
 from model_factory.documents import FORMAT, encode_document
 from model_factory.identity import BuildIdentity
-from model_factory_server.backends.sources import code_files, digest_of_files, operator_files, stamp_of_files
-from model_factory_server.settings import BUILTIN, BackendSettings
+from model_factory_server.backends.code_files import code_files, digest_of_files, operator_files, stamp_of_files
+from model_factory_server.settings.server_settings import BUILTIN, BackendSettings
 
 _SERVER = Path(__file__).parents[1]
 _CORE = Path(model_factory.__file__).parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from model_factory_server.backends import Backend
 from model_factory_server.backends.builtin import BuiltinBackend
 from model_factory_server.backends.policy_constructor import PolicyConstructorBackend
-from model_factory_server.settings import BUILTIN, BackendSettings
+from model_factory_server.settings.server_settings import BUILTIN, BackendSettings
 
 
 def load_backend(settings: BackendSettings) -> Backend:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from model_factory.errors import ServerError
-from model_factory_server.backends.private import without_paths
+from model_factory_server.backends.redaction import without_paths
 
 
 def load_register(plugin: str) -> Callable[[Any], object]:

@@ -20,11 +20,11 @@ from model_factory.blocks import Block
 from model_factory.config import ConfigPath, ResolvedConfig
 from model_factory.errors import BuildError, ConfigError, ServerError
 from model_factory_server.backends.checkout_model import convert_model
+from model_factory_server.backends.code_files import CHECKOUT_PACKAGE
 from model_factory_server.backends.plugins import load_register, plugin_errors
-from model_factory_server.backends.private import without_paths
+from model_factory_server.backends.redaction import without_paths
 from model_factory_server.backends.self_check import register as register_self_check
-from model_factory_server.backends.sources import CHECKOUT_PACKAGE
-from model_factory_server.settings import BackendSettings
+from model_factory_server.settings.server_settings import BackendSettings
 
 # The permissions are the operator's to give, and a checkout has no flag of the server's for them.
 _NOTHING_ALLOWED = {"allow_imports": False, "allow_target": False}

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from model_factory.config import ConfigPath
-from model_factory.config.specs import is_spec
-from model_factory.errors import BuildError, ConfigError, ModelFactoryError, PlacedError, plain_text
+from model_factory.config.schema.specs import is_spec
+from model_factory.errors import BuildError, ConfigError, LocatedError, ModelFactoryError, plain_text
 from model_factory.wording import quoted
 from model_factory_server.constructor.factory import Factory
 from model_factory_server.constructor.policy import Policy
@@ -77,7 +77,7 @@ def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Co
         _check_text(factory, name, value, place)
     try:
         return factory.call(*args, **kwargs)
-    except PlacedError as error:
+    except LocatedError as error:
         if error.path or error.place:
             raise
         raise type(error)(error.reason, path=path) from error.__cause__

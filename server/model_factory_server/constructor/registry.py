@@ -12,7 +12,7 @@ from torch import nn
 from model_factory.blocks import Block
 from model_factory.config import ConfigPath
 from model_factory.errors import ConfigError
-from model_factory.graph.ops import OPS, resolve_op
+from model_factory.program.ops import OPS, resolve_op
 from model_factory.wording import nearest, quoted
 from model_factory_server.constructor import blocks
 from model_factory_server.constructor.blocks.radio import LoadRadio
@@ -88,7 +88,7 @@ class Registry:
     ) -> None:
         """Let ``call: op:name`` call ``fn``, for an operator's own functions.
 
-        torch's functions need no registration: the closed table of ``model_factory.graph.ops`` has them, and a name
+        torch's functions need no registration: the closed table of ``model_factory.program.ops`` has them, and a name
         registered here goes before the same name there. Since ``fn`` stays on the server, it is put into the model as
         a module without parameters and recorded like any block; so it must be written in torch calls.
 

@@ -9,8 +9,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from model_factory_server.observe.call import current_call
-from model_factory_server.settings import JSON
+from model_factory_server.observe.rpc_context import current_call
+from model_factory_server.settings.server_settings import JSON
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _SHORT = 12  # of a build key, in text

@@ -37,7 +37,7 @@ _ESTABLISHED = "01"  # of the kernel's tcp_states.h
 _WALK_SECONDS = 15.0  # a store of many files takes a while to walk, and scrapers may be many
 
 
-class Builders(Protocol):
+class Workers(Protocol):
     """What metrics ask the worker pool at every scrape."""
 
     @property
@@ -98,9 +98,6 @@ class Metrics:
         self.serving = Gauge(
             "model_factory_serving", "1 while the health service says SERVING, else 0.", registry=registry
         )
-        self.answers_bytes = Gauge(
-            "model_factory_answers_bytes", "Answers kept in memory, with their requests.", registry=registry
-        )
         self._certificate_expiry = Gauge(
             "model_factory_certificate_expiry_timestamp_seconds",
             "When the server's certificate expires, in seconds since the epoch; infinity without TLS.",
@@ -128,10 +125,10 @@ class Metrics:
         """Say what this server is."""
         self._info.labels(version, backend, torch_version, device_kind).set(1)
 
-    def watch(self, builders: Builders, slots: int, store: Path) -> None:
+    def watch(self, workers: Workers, slots: int, store: Path) -> None:
         """Ask the worker pool and the store at every scrape."""
-        self._queued.set_function(lambda: builders.queued)
-        self._workers.set_function(lambda: builders.running)
+        self._queued.set_function(lambda: workers.queued)
+        self._workers.set_function(lambda: workers.running)
         self._slots.set(slots)
         self.registry.register(_StoreCollector(store))
 

@@ -6,8 +6,8 @@ import itertools
 
 from torch import Tensor, nn
 
-from model_factory_server.constructor.blocks.checks import check_count, check_rank
-from model_factory_server.constructor.blocks.examples import BATCH, example
+from model_factory_server.constructor.blocks.parts.checks import check_count, check_rank
+from model_factory_server.constructor.blocks.parts.examples import BATCH, example
 
 
 class ActionEncoder(nn.Module):

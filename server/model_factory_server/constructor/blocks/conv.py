@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from model_factory_server.constructor.blocks.checks import check_count, check_counts, check_flag, check_module
-from model_factory_server.constructor.blocks.examples import BATCH, distinct_sizes, example
+from model_factory_server.constructor.blocks.parts.checks import check_count, check_counts, check_flag, check_module
+from model_factory_server.constructor.blocks.parts.examples import BATCH, distinct_sizes, example
 
 
 class ConvBNAct(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model_factory_server.constructor.blocks.checks import check_count, check_probability, check_rank
-from model_factory_server.constructor.blocks.examples import BATCH, example
+from model_factory_server.constructor.blocks.parts.checks import check_count, check_probability, check_rank
+from model_factory_server.constructor.blocks.parts.examples import BATCH, example
 
 FLAT = {2: "(batch, features)"}
 INIT_METHODS = ("xavier",)

@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from model_factory_server.constructor.blocks.checks import check_count, check_flag, check_module, check_probability
-from model_factory_server.constructor.blocks.examples import BATCH, distinct_sizes, example
+from model_factory_server.constructor.blocks.parts.checks import (
+    check_count,
+    check_flag,
+    check_module,
+    check_probability,
+)
+from model_factory_server.constructor.blocks.parts.examples import BATCH, distinct_sizes, example
 
 
 class MLP(nn.Module):

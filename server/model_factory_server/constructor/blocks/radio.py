@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_factory.errors import BuildError
-from model_factory_server.constructor.blocks.checks import check_count, check_rank
+from model_factory_server.constructor.blocks.parts.checks import check_count, check_rank
 
 LoadRadio: TypeAlias = "Callable[[], Any]"
 """Makes the pretrained model; it has the method ``get_nearest_supported_resolution(height, width)``."""

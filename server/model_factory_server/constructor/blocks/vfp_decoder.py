@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model_factory_server.constructor.blocks.checks import check_count, check_optional_dim
-from model_factory_server.constructor.blocks.embedding import add_positions
-from model_factory_server.constructor.blocks.flow_decoder import FlowDecoder
-from model_factory_server.constructor.blocks.projections import normed_projection, silu_projection
-from model_factory_server.constructor.blocks.transformer import Activation, TransformerArguments
+from model_factory_server.constructor.blocks.parts.checks import check_count, check_optional_dim
+from model_factory_server.constructor.blocks.parts.embedding import add_positions
+from model_factory_server.constructor.blocks.parts.flow_decoder import FlowDecoder
+from model_factory_server.constructor.blocks.parts.projections import normed_projection, silu_projection
+from model_factory_server.constructor.blocks.parts.transformer import Activation, TransformerArguments
 
 
 class VFPSingleActionDecoder(FlowDecoder):

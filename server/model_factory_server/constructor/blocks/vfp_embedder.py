@@ -6,18 +6,22 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from model_factory_server.constructor.blocks.checks import (
+from model_factory_server.constructor.blocks.parts.checks import (
     check_count,
     check_flag,
     check_given,
     check_optional_dim,
     check_rank,
 )
-from model_factory_server.constructor.blocks.embedding import add_positions
-from model_factory_server.constructor.blocks.examples import BATCH, distinct_sizes, example
-from model_factory_server.constructor.blocks.projections import normed_projection, project
-from model_factory_server.constructor.blocks.tokens import SEQUENCE, make_cls_token, prepend, prepend_cls
-from model_factory_server.constructor.blocks.transformer import Activation, TransformerArguments, TransformerEncoder
+from model_factory_server.constructor.blocks.parts.embedding import add_positions
+from model_factory_server.constructor.blocks.parts.examples import BATCH, distinct_sizes, example
+from model_factory_server.constructor.blocks.parts.projections import normed_projection, project
+from model_factory_server.constructor.blocks.parts.tokens import SEQUENCE, make_cls_token, prepend, prepend_cls
+from model_factory_server.constructor.blocks.parts.transformer import (
+    Activation,
+    TransformerArguments,
+    TransformerEncoder,
+)
 
 
 class ModalityTokens(nn.Module):

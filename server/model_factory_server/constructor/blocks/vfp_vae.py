@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from model_factory_server.constructor.blocks.checks import check_count, check_optional_dim
-from model_factory_server.constructor.blocks.latent_encoder import LatentEncoder
-from model_factory_server.constructor.blocks.transformer import Activation, TransformerArguments
+from model_factory_server.constructor.blocks.parts.checks import check_count, check_optional_dim
+from model_factory_server.constructor.blocks.parts.latent_encoder import LatentEncoder
+from model_factory_server.constructor.blocks.parts.transformer import Activation, TransformerArguments
 
 
 class VFPSinglePrior(nn.Module):

@@ -1,0 +1,1 @@
+"""The trainer's side of the RPCs: connection, factory, blob transfer, retries."""

@@ -1,0 +1,1 @@
+"""A tree of nodes loses its files, templates, references and environment variables."""

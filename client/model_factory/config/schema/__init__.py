@@ -1,0 +1,1 @@
+"""A resolved tree is checked and becomes a typed model config."""

@@ -1,0 +1,62 @@
+"""Plain Python data -> located tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from model_factory.config.bounds import MAX_KEY_CHARS, MAX_NESTING
+from model_factory.config.syntax.bounded_nodes import ListBuilder, MapBuilder, make_scalar
+from model_factory.config.syntax.nodes import ConfigPath, ListNode, MapNode, Node, Place
+from model_factory.errors import ConfigError
+from model_factory.wording import quoted
+
+
+def lift(value: object, place: Place) -> Node:
+    """Return plain data as a tree in which every value stands at ``place``; tuples become lists.
+
+    Raises ConfigError for anything but mappings with string keys, lists, tuples, strings, numbers, booleans and
+    None, for a container that holds itself, and for data past the bounds.
+    """
+    return _Lift(place).node(value, ())
+
+
+class _Lift:
+    """One lifting; remembers each container, so data that shares containers costs what it takes in memory."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        # The container is kept beside its node: an id is only unique among living objects.
+        self._done: dict[int, tuple[object, Node]] = {}
+        self._open: set[int] = set()
+
+    def node(self, value: object, path: ConfigPath) -> Node:
+        if not isinstance(value, Mapping | list | tuple):
+            return make_scalar(value, self._place, path)
+        if id(value) in self._done:
+            return self._done[id(value)][1]
+        if id(value) in self._open:
+            raise self._error("the container holds itself", path)
+        if len(path) >= MAX_NESTING:
+            raise self._error(f"the config is too large: mappings and lists nested deeper than {MAX_NESTING}", path)
+        self._open.add(id(value))
+        node = self._mapping(value, path) if isinstance(value, Mapping) else self._list(value, path)
+        self._open.remove(id(value))
+        self._done[id(value)] = (value, node)
+        return node
+
+    def _mapping(self, value: Mapping[object, object], path: ConfigPath) -> MapNode:
+        builder = MapBuilder(self._place, path)
+        for key, item in dict(value).items():
+            if type(key) is not str:
+                raise self._error(f"every mapping key must be a string, found {quoted(key)}", path)
+            builder.add(key, self.node(item, (*path, key[:MAX_KEY_CHARS])))
+        return builder.build()
+
+    def _list(self, value: list[object] | tuple[object, ...], path: ConfigPath) -> ListNode:
+        builder = ListBuilder(self._place, path)
+        for index, item in enumerate(value):
+            builder.add(self.node(item, (*path, index)))
+        return builder.build()
+
+    def _error(self, reason: str, path: ConfigPath) -> ConfigError:
+        return ConfigError(reason, path=path, place=str(self._place))

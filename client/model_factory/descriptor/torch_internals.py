@@ -1,0 +1,148 @@
+"""What torch's own modules keep beside attributes and tensors: not in the descriptor, and made again by the rebuild.
+
+RNNs have lists of their weights, lazy modules the two hooks that give them their shapes, and parametrised modules a
+class of their own with a property for each parametrised tensor. Decoder layers whose activation is a child have it as
+an attribute as well: torch takes a layer that has no such attribute when it is copied or unpickled for one with relu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrizations, parametrize
+
+from model_factory.errors import FormatError
+from model_factory.program.runtime.lookup import PARAMETRIZATIONS
+
+_PARAMETRIZE: Any = vars(parametrize)  # two functions of it that torch keeps to itself are needed
+_WEIGHT_NORM: type[nn.Module] = vars(parametrizations)["_WeightNorm"]
+_WEIGHT_NORM_HOOK = f"{parametrizations.weight_norm.__qualname__}.<locals>._weight_norm_compat_hook"
+
+
+def derived_names(cls: type[nn.Module]) -> frozenset[str]:
+    """The attributes of torch's ``cls`` that the rebuild makes again."""
+    if issubclass(cls, nn.RNNBase):
+        return frozenset({"_flat_weights", "_flat_weight_refs"})
+    if issubclass(cls, LazyModuleMixin):
+        return frozenset({"_load_hook", "_initialize_hook"})
+    return frozenset()
+
+
+def derived_hooks(cls: type[nn.Module] | None, module: nn.Module) -> list[Any]:
+    """The hooks of a module that the rebuild makes again; ``cls`` is the class of torch's own it travels as, if any."""
+    hooks: Any = module
+    found = [item for item in hooks._load_state_dict_pre_hooks.values() if _is_weight_norm_hook(item.hook)]
+    if cls is not None and issubclass(cls, LazyModuleMixin) and "_load_hook" in module.__dict__:
+        found.append(hooks._load_state_dict_pre_hooks.get(hooks._load_hook.id))
+        found.append(hooks._forward_pre_hooks.get(hooks._initialize_hook.id))
+    return found
+
+
+def derive(module: nn.Module) -> None:
+    """Make what :func:`derived_names` and :func:`derived_hooks` name, and the class of a parametrised module.
+
+    Raises:
+        FormatError: the attributes or children it is made from are not what they should be.
+    """
+    try:
+        if is_parametrized(module):
+            _parametrize(module)
+        hooks: Any = module
+        if isinstance(module, nn.RNNBase):
+            _check_weights(module)
+            hooks._init_flat_weights()
+        elif isinstance(module, LazyModuleMixin):
+            hooks._load_hook = hooks._register_load_state_dict_pre_hook(hooks._lazy_load_hook)
+            hooks._initialize_hook = module.register_forward_pre_hook(hooks._infer_parameters, with_kwargs=True)
+        elif isinstance(module, nn.TransformerDecoderLayer) and "activation" in hooks._modules:
+            vars(module).setdefault("activation", hooks._modules["activation"])
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FormatError(f"a described {type(module).__name__} is incomplete: {error}") from None
+
+
+_GATES = MappingProxyType({"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1})
+_MODES: Mapping[type[nn.RNNBase], Collection[str]] = MappingProxyType(
+    {nn.LSTM: ["LSTM"], nn.GRU: ["GRU"], nn.RNN: ["RNN_TANH", "RNN_RELU"]}
+)
+
+
+def _check_weights(rnn: nn.RNNBase) -> None:
+    """Check that an RNN's weights are of the shapes that its attributes say: its kernels read them as if they were."""
+    flags, counts = (rnn.bias, rnn.bidirectional), (rnn.input_size, rnn.hidden_size, rnn.num_layers, rnn.proj_size)
+    if any(type(flag) is not bool for flag in flags) or any(type(count) is not int or count < 0 for count in counts):
+        raise TypeError("its sizes are counts, and its flags true or false")
+    if any(isinstance(rnn, cls) and rnn.mode not in modes for cls, modes in _MODES.items()):
+        raise ValueError(f"{rnn.mode!r} is not a mode of it")
+    if rnn.num_layers > len(rnn._flat_weights_names):
+        raise ValueError("it has weights for fewer layers than it says")
+    shapes = _weight_shapes(rnn, _GATES[rnn.mode])
+    if list(shapes) != rnn._flat_weights_names:
+        raise ValueError(f"it names other weights than {', '.join(shapes)}")
+    for name, shape in shapes.items():
+        weight = getattr(rnn, name, None)
+        if weight is not None and not (isinstance(weight, torch.Tensor) and tuple(weight.shape) == shape):
+            raise ValueError(f"{name} is not a tensor of the shape {shape}")
+
+
+def _weight_shapes(rnn: nn.RNNBase, gates: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an RNN's weights, in the order of ``nn.RNNBase``'s constructor."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    rows, result = gates * rnn.hidden_size, rnn.proj_size or rnn.hidden_size
+    directions = ("", "_reverse") if rnn.bidirectional else ("",)
+    for layer in range(rnn.num_layers):
+        columns = result * len(directions) if layer else rnn.input_size
+        for direction in directions:
+            end = f"_l{layer}{direction}"
+            shapes[f"weight_ih{end}"], shapes[f"weight_hh{end}"] = (rows, columns), (rows, result)
+            if rnn.bias:
+                shapes[f"bias_ih{end}"] = shapes[f"bias_hh{end}"] = (rows,)
+            if rnn.proj_size:
+                shapes[f"weight_hr{end}"] = (rnn.proj_size, rnn.hidden_size)
+    return shapes
+
+
+def is_parametrized(module: nn.Module) -> bool:
+    """Whether a module has the children that ``torch.nn.utils.parametrize`` gives it."""
+    if not isinstance(module._modules, dict):  # a TorchScript module
+        return False
+    lists = module._modules.get(PARAMETRIZATIONS)
+    return isinstance(lists, nn.ModuleDict) and all(
+        type(item) is parametrize.ParametrizationList for item in lists._modules.values()
+    )
+
+
+def _parametrize(module: nn.Module) -> None:
+    lists: Any = module._modules[PARAMETRIZATIONS]
+    cls = type(module)
+    for name in lists:
+        if hasattr(cls, name) or not name.isidentifier() or name.startswith("__") or name in module.__dict__:
+            raise FormatError(f"{cls.__name__} cannot have the parametrised tensor {name!r}")
+    _PARAMETRIZE["_inject_new_class"](module)
+    for name, parametrizations_of in lists.items():
+        _PARAMETRIZE["_inject_property"](module, name)
+        if any(type(item) is _WEIGHT_NORM for item in parametrizations_of):
+            hooks: Any = module
+            hooks._register_load_state_dict_pre_hook(WeightNormKeys(name))
+
+
+class WeightNormKeys:
+    """The hook that torch's ``weight_norm`` leaves: lets state dicts from before parametrisations be loaded."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Rename ``weight_g`` and ``weight_v``."""
+        old = [f"{prefix}{self.name}_g", f"{prefix}{self.name}_v"]
+        if all(key in state_dict for key in old):
+            for index, key in enumerate(old):
+                state_dict[f"{prefix}{PARAMETRIZATIONS}.{self.name}.original{index}"] = state_dict.pop(key)
+
+
+def _is_weight_norm_hook(hook: Any) -> bool:
+    return isinstance(hook, WeightNormKeys) or getattr(hook, "__qualname__", "") == _WEIGHT_NORM_HOOK

@@ -1,0 +1,345 @@
+"""Programs, call forms and plain values as JSON data, and back.
+
+A JSON scalar or list stands for itself; everything else is a mapping with one key that says what it is:
+``{"ref": "v1"}``, ``{"tuple": [...]}``, ``{"size": {"op": ["add", {"dim": ["x", 1]}, 1]}}``. What cannot be written
+this way cannot be in a program.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from model_factory.documents import expect_str, expect_type, mapping, named_float
+from model_factory.errors import FormatError
+from model_factory.limits import MAX_STEPS
+from model_factory.program.call_signature import (
+    ANY,
+    CONSTANT_TYPES,
+    TABLES,
+    Form,
+    Read,
+    RecordedProgram,
+    constant_form,
+    is_plain,
+)
+from model_factory.program.ir import (
+    Argument,
+    Device,
+    Dim,
+    DtypeOf,
+    Expr,
+    Fields,
+    LimitOf,
+    Out,
+    Program,
+    Ref,
+    Size,
+    Step,
+    TorchConst,
+)
+from model_factory.program.signature import KINDS, Parameter, Signature
+
+Json: TypeAlias = Any
+
+
+def encode_value(value: Argument) -> Json:  # noqa: C901, PLR0912  one arm per kind of value
+    """Write a value or a program's argument as JSON data.
+
+    Raises:
+        FormatError: it holds something that has no written form.
+    """
+    if value is None or type(value) in {bool, int, str}:
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"float": repr(value)}
+    if type(value) is list:
+        return [encode_value(item) for item in value]
+    if type(value) is tuple:
+        return {"tuple": [encode_value(item) for item in value]}
+    if isinstance(value, Mapping):
+        return {"dict": [[encode_value(key), encode_value(item)] for key, item in value.items()]}
+    if isinstance(value, slice):
+        return {"slice": [encode_value(bound) for bound in (value.start, value.stop, value.step)]}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(value, Ref):
+        return {"ref": value.name}
+    if isinstance(value, Size):
+        return {"size": encode_expression(value.expr)}
+    if isinstance(value, TorchConst):
+        return {"torch": value.name}
+    if isinstance(value, DtypeOf):
+        return {"dtype_of": value.name}
+    if isinstance(value, LimitOf):
+        return {"limit_of": [value.name, value.limit]}
+    if isinstance(value, Device):
+        return {"device": True}
+    if isinstance(value, Fields):
+        entries = [[name, encode_value(item)] for name, item in zip(value.names, value.values, strict=True)]
+        return {"named_tuple" if value.is_tuple else "record": entries}
+    raise FormatError(f"a {type(value).__module__}.{type(value).__qualname__} has no written form")
+
+
+def decode_value(data: Json) -> Argument:
+    """The inverse of :func:`encode_value`."""
+    if data is None or isinstance(data, bool | int | float | str):
+        return data
+    if isinstance(data, list):
+        return [decode_value(item) for item in data]
+    kind, body = _tagged(data)
+    decode = _VALUES.get(kind)
+    if decode is None:
+        raise FormatError(f"unknown kind of value {kind!r}")
+    return decode(body)
+
+
+def encode_expression(expr: Expr | Dim | Ref | float) -> Json:
+    """Write an expression on sizes as JSON data."""
+    if isinstance(expr, Dim):
+        return {"dim": [expr.name, expr.axis]}
+    if isinstance(expr, Ref):
+        return {"ref": expr.name}
+    if isinstance(expr, Expr):
+        return {"op": [expr.op, *[encode_expression(arg) for arg in expr.args]]}
+    return expr
+
+
+def decode_expression(data: Json) -> Expr | Dim | Ref | int | float:
+    """The inverse of :func:`encode_expression`."""
+    if isinstance(data, int | float):
+        return data
+    kind, body = _tagged(data)
+    if kind == "dim":
+        name, axis = _items(body, 2)
+        return Dim(expect_str(name), _integer(axis))
+    if kind == "ref":
+        return Ref(expect_str(body))
+    if kind == "op" and isinstance(body, list) and body:
+        return Expr(expect_str(body[0]), tuple(decode_expression(arg) for arg in body[1:]))
+    raise FormatError(f"unknown kind of expression {kind!r}")
+
+
+def encode_program(program: Program) -> Json:
+    """Write a program as JSON data."""
+    return {
+        "inputs": list(program.inputs),
+        "steps": [
+            {
+                "call": step.call,
+                "args": [encode_value(arg) for arg in step.args],
+                "kwargs": [[name, encode_value(arg)] for name, arg in step.kwargs.items()],
+                "out": step.out if isinstance(step.out, str) else encode_value(step.out),
+            }
+            for step in program.steps
+        ],
+        "result": encode_value(program.result),
+    }
+
+
+def decode_program(data: Json) -> Program:
+    """The inverse of :func:`encode_program`."""
+    fields = _fields(data, "inputs", "steps", "result")
+    steps = _list(fields["steps"])
+    if len(steps) > MAX_STEPS:
+        raise FormatError(f"a program has {len(steps)} steps; at most {MAX_STEPS} are allowed")
+    return Program(
+        inputs=tuple(expect_str(name) for name in _list(fields["inputs"])),
+        steps=tuple(_decode_step(step) for step in steps),
+        result=decode_value(fields["result"]),
+    )
+
+
+def _decode_step(data: Json) -> Step:
+    fields = _fields(data, "call", "args", "kwargs", "out")
+    return Step(
+        call=expect_str(fields["call"]),
+        args=tuple(decode_value(arg) for arg in _list(fields["args"])),
+        kwargs={expect_str(name): decode_value(arg) for name, arg in _pairs(fields["kwargs"])},
+        out=_decode_out(fields["out"]),
+    )
+
+
+def _decode_out(data: Json) -> Out:
+    if isinstance(data, str):
+        return data
+    out = decode_value(data)
+    if isinstance(out, tuple):
+        return tuple(expect_str(name) for name in out)
+    if isinstance(out, dict):
+        return {expect_str(key): expect_str(name) for key, name in out.items()}
+    raise FormatError("a step's out is a name, a tuple of names or a mapping to names")
+
+
+def encode_recorded(recorded: RecordedProgram) -> Json:
+    """Write a recorded program with its conditions as JSON data."""
+    return {
+        "form": [[name, encode_call_signature(form)] for name, form in recorded.form],
+        "training": [list(entry) for entry in recorded.training],
+        "dtypes": [list(entry) for entry in recorded.dtypes],
+        "guards": [encode_expression(guard) for guard in recorded.guards],
+        "reads": encode_reads(recorded.reads),
+        "absent": list(recorded.absent),
+        "shared": [list(pair) for pair in recorded.shared],
+        "program": encode_program(recorded.program),
+        "method": recorded.method,
+    }
+
+
+def decode_recorded(data: Json) -> RecordedProgram:
+    """The inverse of :func:`encode_recorded`."""
+    fields = _fields(data, "form", "training", "dtypes", "guards", "reads", "absent", "shared", "program", "method")
+    return RecordedProgram(
+        form=tuple((expect_str(name), decode_call_signature(form)) for name, form in _pairs(fields["form"])),
+        training=tuple((expect_str(path), expect_type(flag, bool)) for path, flag in _pairs(fields["training"])),
+        dtypes=tuple((expect_str(name), expect_str(dtype)) for name, dtype in _pairs(fields["dtypes"])),
+        guards=tuple(decode_expression(guard) for guard in _list(fields["guards"])),
+        reads=decode_reads(fields["reads"]),
+        absent=tuple(expect_str(path) for path in _list(fields["absent"])),
+        shared=tuple((expect_str(path), expect_str(other)) for path, other in _pairs(fields["shared"])),
+        program=decode_program(fields["program"]),
+        method=expect_str(fields["method"]),
+    )
+
+
+def encode_reads(reads: Iterable[Read]) -> Json:
+    """Write attributes of torch modules as JSON data."""
+    return [[path, name, encode_value(value)] for path, name, value in reads]
+
+
+def decode_reads(data: Json) -> tuple[Read, ...]:
+    """The inverse of :func:`encode_reads`."""
+    return tuple(_decode_read(entry) for entry in _list(data))
+
+
+def _decode_read(data: Json) -> Read:
+    path, name, encoded = _items(data, 3)
+    value = decode_value(encoded)
+    if not is_plain(value):
+        raise FormatError(f"the attribute {name!r} has a value that is no constant")
+    if expect_str(name).startswith("_") and name not in TABLES:
+        raise FormatError(f"a recorded program has a condition on the attribute {name!r}, which is no public one")
+    return expect_str(path), name, value
+
+
+def encode_call_signature(form: Form) -> Json:
+    """Write one argument's form as JSON data."""
+    match form[0]:
+        case "tensor":
+            _, rank, dtype, empty = form
+            return {"tensor": [rank, dtype, list(empty)] if dtype or empty else rank}
+        case "const":
+            return {"const": encode_value(form[2])}
+        case "nan":
+            return {"const": encode_value(math.nan)}
+        case "any":
+            return {"any": form[1]}
+        case "object":
+            return {"object": form[1]}
+        case "dict":
+            return {"dict": [[key, encode_call_signature(item)] for key, item in form[1]]}
+        case kind:
+            return {kind: [encode_call_signature(item) for item in form[1]]}
+
+
+def decode_call_signature(data: Json) -> Form:
+    """The inverse of :func:`encode_form`."""
+    kind, body = _tagged(data)
+    match kind:
+        case "tensor":
+            rank, dtype, empty = _items(body, 3) if isinstance(body, list) else (body, "", [])
+            return ("tensor", _integer(rank), expect_str(dtype), tuple(_integer(axis) for axis in _list(empty)))
+        case "const":
+            value = decode_value(body)
+            if type(value) not in CONSTANT_TYPES:
+                raise FormatError(f"a call form's constant is a {type(value).__name__}")
+            return constant_form(value)
+        case "any":
+            return (ANY, expect_str(body))
+        case "object":
+            return ("object", expect_str(body))
+        case "dict":
+            return ("dict", tuple((expect_str(key), decode_call_signature(item)) for key, item in _pairs(body)))
+        case "list" | "tuple":
+            return (kind, tuple(decode_call_signature(item) for item in _list(body)))
+    raise FormatError(f"unknown kind of call form {kind!r}")
+
+
+def encode_signature(signature: Signature) -> Json:
+    """Write a forward's signature as JSON data."""
+    return [[item.name, item.kind, item.required, encode_value(item.default)] for item in signature.parameters]
+
+
+def decode_signature(data: Json) -> Signature:
+    """The inverse of :func:`encode_signature`."""
+    parameters = []
+    for entry in _list(data):
+        name, kind, required, default = _items(entry, 4)
+        if kind not in KINDS.values():
+            raise FormatError(f"unknown kind of parameter {kind!r}")
+        parameters.append(Parameter(expect_str(name), kind, expect_type(required, bool), decode_value(default)))
+    return Signature(tuple(parameters))
+
+
+def _decode_dict(body: Json) -> dict[Any, Argument]:
+    pairs = ((expect_type(key, *CONSTANT_TYPES), decode_value(item)) for key, item in _pairs(body))
+    return mapping(pairs, "a key of a mapping")
+
+
+def _decode_slice(body: Json) -> slice:
+    start, stop, step = (decode_value(bound) for bound in _items(body, 3))
+    return slice(start, stop, step)
+
+
+def _decode_fields(body: Json, *, is_tuple: bool) -> Fields:
+    entries = mapping(((expect_str(name), decode_value(item)) for name, item in _pairs(body)), "a field of a record")
+    return Fields(tuple(entries), tuple(entries.values()), is_tuple)
+
+
+_VALUES: Mapping[str, Callable[[Json], Argument]] = {
+    "float": named_float,
+    "tuple": lambda body: tuple(decode_value(item) for item in _list(body)),
+    "dict": _decode_dict,
+    "slice": _decode_slice,
+    "ellipsis": lambda _body: Ellipsis,
+    "ref": lambda body: Ref(expect_str(body)),
+    "size": lambda body: Size(decode_expression(body)),
+    "torch": lambda body: TorchConst(expect_str(body)),
+    "dtype_of": lambda body: DtypeOf(expect_str(body)),
+    "limit_of": lambda body: LimitOf(*map(expect_str, _items(body, 2))),
+    "device": lambda _body: Device(),
+    "record": lambda body: _decode_fields(body, is_tuple=False),
+    "named_tuple": lambda body: _decode_fields(body, is_tuple=True),
+}
+
+
+def _tagged(data: Json) -> tuple[str, Json]:
+    if not isinstance(data, dict) or len(data) != 1:
+        raise FormatError("a value is a scalar, a list or a mapping with one key")
+    return next(iter(data.items()))
+
+
+def _fields(data: Json, *names: str) -> dict[str, Json]:
+    if not isinstance(data, dict) or data.keys() != set(names):
+        raise FormatError(f"expected a mapping with exactly the keys {', '.join(names)}")
+    return data
+
+
+def _integer(data: Json) -> int:
+    return expect_type(data, int)  # type: ignore[no-any-return]
+
+
+def _list(data: Json) -> list[Json]:
+    return expect_type(data, list)  # type: ignore[no-any-return]
+
+
+def _items(data: Json, count: int) -> list[Json]:
+    items = _list(data)
+    if len(items) != count:
+        raise FormatError(f"expected {count} items, got {len(items)}")
+    return items
+
+
+def _pairs(data: Json) -> list[list[Json]]:
+    return [_items(entry, 2) for entry in _list(data)]

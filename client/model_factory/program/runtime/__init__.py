@@ -1,0 +1,1 @@
+"""Programs run: interpreter, and the two modules whose forward is a program."""

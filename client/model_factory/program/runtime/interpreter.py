@@ -1,0 +1,223 @@
+"""Runs programs: a program is compiled once into a list of small functions and then interpreted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_factory.errors import FormatError
+from model_factory.program.expressions import Env, shape_key
+from model_factory.program.ir import (
+    GUARD,
+    OWN,
+    Argument,
+    Device,
+    Dim,
+    DtypeOf,
+    Expr,
+    Fields,
+    LimitOf,
+    Outcome,
+    Program,
+    Ref,
+    Size,
+)
+from model_factory.program.runtime.lookup import own_shape
+from model_factory.program.runtime.step_compiler import (
+    DEVICE,
+    MODES,
+    RESTORED,
+    SELF,
+    Action,
+    BranchMissError,
+    Modes,
+    compile_argument,
+    compile_step,
+    compile_store,
+    out_names,
+    shape_of,
+)
+
+# Asked of every part of every step: a union written out would be made anew each time.
+_ATOMS = (Ref, Dim, str, int)
+_LISTS = (list, tuple)
+_NAMED = (Ref, DtypeOf, LimitOf)
+
+
+class Runner:
+    """A program, ready to run for any module that has the children and tensors it names."""
+
+    def __init__(self, program: Program) -> None:
+        """Check the program and compile it.
+
+        Raises:
+            FormatError: an op, value or constant is unknown.
+        """
+        self.program = program
+        parts = [_parts((step.args, step.kwargs), []) for step in program.steps]
+        parts_of_result = _parts(program.result, [])
+        used = [_names(some) for some in [*parts, parts_of_result]]
+        measured = [_measured(some) for some in [*parts, parts_of_result]]
+        others = [[name for name in sizes if not name.startswith(OWN)] for sizes in measured]
+        _check_names(program, [[*names, *sizes] for names, sizes in zip(used, others, strict=True)])
+        self._measured = {name for sizes in measured for name in sizes}
+        self._actions: list[Action] = [compile_step(step) for step in program.steps]
+        self._stores = [compile_store(step.out, self._measured) for step in program.steps]
+        self._dead: list[list[str]] = [[] for _ in program.steps]  # not needed after a step
+        for name, index in _last_uses(program, used).items():
+            self._dead[index].append(name)
+        self._result = compile_argument(program.result)
+        self._uses_device = any(isinstance(part, Device) for some in parts for part in some)
+        self._sets_modes = any(step.call in RESTORED for step in program.steps)
+        if any(step.call.startswith(GUARD) for step in program.steps):  # another program may finish a run
+            self._uses_device = self._sets_modes = True
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Runner:
+        return self  # immutable: copies of a module share it
+
+    def __reduce__(self) -> tuple[type[Runner], tuple[Program]]:
+        return (Runner, (self.program,))
+
+    def run(
+        self,
+        module: nn.Module,
+        values: list[Any],
+        *,
+        on_error: Callable[[int, BaseException], None] | None = None,
+        other_branch: Callable[[int, Outcome], tuple[Runner, list[Any]]] | None = None,
+    ) -> Any:
+        """Run for ``module`` with one value per program input, in order.
+
+        ``on_error`` is called with the number of a failing step and its error, and may raise another one.
+        ``other_branch`` is called with the number of a guard and an outcome this program has no steps for, and returns
+        the runner that goes on there, and its inputs: its steps before are the same, so the values made are those it
+        needs.
+
+        Raises:
+            BranchMissError: there is such a guard, and no ``other_branch``.
+        """
+        env: Env = dict(zip(self.program.inputs, values, strict=True))
+        env[SELF] = module
+        if self._measured:
+            self._measure(env)
+        if self._uses_device:
+            env[DEVICE] = _device(module, values)
+        if not self._sets_modes:
+            return self._interpret(env, on_error, other_branch)
+        modes = env[MODES] = Modes()
+        try:
+            return self._interpret(env, on_error, other_branch)
+        finally:
+            modes.restore_grad()
+            modes.restore_autocast()
+
+    def _interpret(
+        self,
+        env: Env,
+        on_error: Callable[[int, BaseException], None] | None,
+        other_branch: Callable[[int, Outcome], tuple[Runner, list[Any]]] | None,
+        start: int = 0,
+    ) -> Any:
+        for index, action in enumerate(self._actions[start:] if start else self._actions, start):
+            try:
+                self._stores[index](env, action(env))
+            except BranchMissError as error:
+                if other_branch is None:
+                    raise
+                outcome = error.outcome
+                break
+            except BaseException as error:
+                if on_error is not None:
+                    on_error(index, error)
+                raise
+            for name in self._dead[index]:
+                env.pop(name, None)
+        else:
+            return self._result(env)
+        other, values = other_branch(index, outcome)
+        env.update(zip(other.program.inputs, values, strict=True))
+        other._measure(env)  # noqa: SLF001  its own class
+        return other._interpret(env, on_error, other_branch, index)  # noqa: SLF001
+
+    def _measure(self, env: Env) -> None:
+        """Note the shapes of the inputs, and of the module's own tensors, as far as the program needs them."""
+        for name in self._measured:
+            if name.startswith(OWN):
+                env[shape_key(name)] = own_shape(env[SELF], name)
+            elif shape_key(name) not in env and name in env:
+                env[shape_key(name)] = shape_of(env, name)
+
+
+def _device(module: nn.Module, values: list[Any]) -> torch.device:
+    """The device a program runs on: of its first tensor input, else of the module's first tensor."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            return value.device
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _parts(argument: Argument, found: list[Argument]) -> list[Argument]:
+    """Add to ``found``, and return, an argument's parts that are not containers."""
+    if isinstance(argument, _ATOMS):
+        found.append(argument)
+    elif isinstance(argument, Size):
+        _parts(argument.expr, found)
+    elif isinstance(argument, Expr):
+        _parts(argument.args, found)
+    elif isinstance(argument, slice):
+        _parts((argument.start, argument.stop, argument.step), found)
+    elif isinstance(argument, _LISTS):
+        for item in argument:
+            _parts(item, found)
+    elif isinstance(argument, Mapping):
+        for item in argument.values():
+            _parts(item, found)
+    elif isinstance(argument, Fields):
+        _parts(argument.values, found)
+    else:
+        found.append(argument)
+    return found
+
+
+def _names(parts: list[Argument]) -> list[str]:
+    """The values that parts refer to."""
+    return [part.name for part in parts if isinstance(part, _NAMED)]
+
+
+def _measured(parts: list[Argument]) -> list[str]:
+    """The tensors whose sizes parts are made of."""
+    return [part.name for part in parts if isinstance(part, Dim)]
+
+
+def _check_names(program: Program, used: list[list[str]]) -> None:
+    """Check that what each step uses, and at last the result, is made before."""
+    known = set(program.inputs)
+    for index, (step, names) in enumerate(zip(program.steps, used[:-1], strict=True)):
+        for name in names:
+            if name not in known:
+                raise FormatError(f"step {index} ({step.call}) uses {name!r} before it exists")
+        known.update(out_names(step.out))
+    for name in used[-1]:
+        if name not in known:
+            raise FormatError(f"the program's result uses {name!r}, which no step makes")
+
+
+def _last_uses(program: Program, used: list[list[str]]) -> dict[str, int]:
+    """For each value, the last step that needs it; values of the result are needed for ever.
+
+    Up to its last guard a program keeps all, for another one may go on there.
+    """
+    last: dict[str, int] = {}
+    guard = max((index for index, step in enumerate(program.steps) if step.call.startswith(GUARD)), default=0)
+    for index, (step, names) in enumerate(zip(program.steps, used[:-1], strict=True)):
+        for name in (*out_names(step.out), *names):
+            last[name] = max(index, guard)
+    for name in used[-1]:
+        last.pop(name, None)
+    return last

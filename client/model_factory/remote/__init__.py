@@ -1,1 +1,0 @@
-"""The client side of the wire: channel, blob transfer, and the remote factory."""

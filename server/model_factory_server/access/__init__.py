@@ -1,0 +1,1 @@
+"""Authentication: tokens, TLS, and the addresses where a server may listen without either."""

@@ -1,0 +1,136 @@
+"""The encoder that prior and posterior of a variational policy share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model_factory_server.constructor.blocks.parts.checks import check_count, check_flag, check_given, check_rank
+from model_factory_server.constructor.blocks.parts.embedding import add_positions
+from model_factory_server.constructor.blocks.parts.examples import BATCH, distinct_sizes, example
+from model_factory_server.constructor.blocks.parts.projections import project, silu_projection
+from model_factory_server.constructor.blocks.parts.tokens import (
+    SEQUENCE,
+    make_cls_token,
+    prepend,
+    prepend_cls,
+    semantic_sequence,
+)
+from model_factory_server.constructor.blocks.parts.transformer import TransformerArguments, TransformerEncoder
+
+VISUAL = {
+    4: "(batch, cameras, channels, seq)",
+    5: "(batch, cameras, channels, height, width)",
+    6: "(batch, cameras, time, channels, height, width)",
+}
+
+
+class LatentEncoder(nn.Module):
+    """The encoder of prior and posterior; ``action_dim`` of None makes it the prior's."""
+
+    def __init__(  # noqa: PLR0913  what the config says, one by one
+        self,
+        arguments: TransformerArguments,
+        *,
+        proprio_dim: int,
+        visual_dim: int,
+        semantic_dim: int | None,
+        project_semantic: bool,
+        num_cameras: int,
+        use_cls_token: bool,
+        num_cls_token: int,
+        action_dim: int | None,
+    ) -> None:
+        super().__init__()
+        d_model = self.d_model = arguments.d_model
+        self.proprio_dim = check_count("cond_proprio_dim", proprio_dim)
+        self.visual_dim = check_count("cond_visual_dim", visual_dim)
+        self.semantic_dim = semantic_dim
+        self.action_dim = action_dim
+        self.num_cameras = check_count("num_cameras", num_cameras)
+        self.num_cls_token = check_count("num_cls_token", num_cls_token)
+
+        self.cls_token = make_cls_token(use_cls_token, num_cls_token, d_model)
+        self.action_projection = _projection(action_dim, d_model)
+        is_projected = check_flag("use_cond_semantic_projection", project_semantic)
+        self.semantic_projection = _projection(semantic_dim if is_projected else None, d_model)
+        self.proprio_projection = _projection(proprio_dim, d_model)
+        self.visual_projection = (
+            None
+            if visual_dim == d_model
+            else nn.ModuleList(silu_projection(visual_dim, d_model) for _ in range(num_cameras))
+        )
+        self.encoder = TransformerEncoder(arguments)
+
+    def forward(
+        self, cond_proprio: Tensor, cond_visual: Tensor, cond_semantic: Tensor | None, action: Tensor | None
+    ) -> Tensor:
+        """Encode ``[learned tokens, action, semantics, visual, proprioception]``; returns the first tokens.
+
+        Args:
+            cond_proprio: ``(batch, s, cond_proprio_dim)``.
+            cond_visual: ``(batch, n, c, s)``, ``(batch, n, c, h, w)`` or ``(batch, n, t, c, h, w)`` with ``n``
+                cameras and ``c = cond_visual_dim``.
+            cond_semantic: ``(batch, f)`` or ``(batch, k, f)`` with ``use_cond_semantic``; without it not looked at.
+            action: ``(batch, s, action_dim)`` for the posterior; the prior does not look at it.
+
+        Returns:
+            ``(batch, num_cls_token, d)``.
+
+        Raises:
+            ValueError: an argument is missing, or its rank, width or number of cameras is not as above.
+        """
+        check_rank("cond_proprio", cond_proprio, SEQUENCE)
+        proprio = project("cond_proprio", cond_proprio, self.proprio_projection, self.d_model)
+        x = torch.cat((*self._visual_tokens(cond_visual), proprio), dim=1)
+        if self.semantic_dim is not None:
+            cond_semantic = check_given("cond_semantic", cond_semantic, "use_cond_semantic is true")
+            semantics = semantic_sequence("cond_semantic", cond_semantic)
+            x = prepend(project("cond_semantic", semantics, self.semantic_projection, self.d_model), x)
+        if self.action_dim is not None:
+            action = check_given("action", action, "the posterior encodes actions")
+            check_rank("action", action, SEQUENCE)
+            x = prepend(project("action", action, self.action_projection, self.d_model), x)
+        x = prepend_cls(self.cls_token, add_positions(x, self.d_model))
+        return self.encoder(x)[:, : self.num_cls_token]  # type: ignore[no-any-return]
+
+    def _visual_tokens(self, cond_visual: Tensor) -> list[Tensor]:
+        """Return each camera's tokens ``(batch, tokens, d)``: pixels row by row, image after image."""
+        check_rank("cond_visual", cond_visual, VISUAL)
+        if cond_visual.shape[1] != self.num_cameras:
+            raise ValueError(
+                f"cond_visual is of {cond_visual.shape[1]} cameras (axis 1); the block was built for {self.num_cameras}"
+            )
+        channel_axis = 3 if cond_visual.ndim == 6 else 2
+        visual = cond_visual.movedim(channel_axis, -1).flatten(2, -2)
+        projections = [None] * self.num_cameras if self.visual_projection is None else self.visual_projection
+        return [
+            project("cond_visual", visual[:, camera], projection, self.d_model)
+            for camera, projection in enumerate(projections)
+        ]
+
+    def example_inputs(self) -> list[dict[str, object]]:
+        """Return a call for each rank of the visuals, and one with semantics ``(batch, k, f)`` if they are used."""
+        sizes = distinct_sizes(
+            self.d_model, self.proprio_dim, self.visual_dim, self.semantic_dim, self.action_dim, self.num_cameras
+        )
+        cameras, channels = (BATCH, self.num_cameras), self.visual_dim
+        seq, time, height, width = (next(sizes) for _ in range(4))
+        images = example(*cameras, channels, height, width)
+        is_made_wide = self.semantic_dim is not None and self.semantic_projection is None
+        semantic_width = self.d_model if is_made_wide else self.semantic_dim
+        semantic = None if semantic_width is None else example(BATCH, semantic_width)
+        common: dict[str, object] = {
+            "cond_proprio": example(BATCH, next(sizes), self.proprio_dim),
+            "cond_semantic": semantic,
+            "action": None if self.action_dim is None else example(BATCH, next(sizes), self.action_dim),
+        }
+        visuals = (images, example(*cameras, channels, seq), example(*cameras, time, channels, height, width))
+        calls = [common | {"cond_visual": visual} for visual in visuals]
+        if semantic_width is not None:
+            calls.append(calls[0] | {"cond_semantic": example(BATCH, next(sizes), semantic_width)})
+        return calls
+
+
+def _projection(features: int | None, width: int) -> nn.Sequential | None:
+    return None if features is None or features == width else silu_projection(features, width)

@@ -1,0 +1,37 @@
+"""Assembling a transformer's tokens: sequences are put in front of each other, learned tokens come first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model_factory_server.constructor.blocks.parts.checks import check_count, check_flag, check_rank
+
+SEQUENCE = {3: "(batch, seq, features)"}
+SEMANTIC = {2: "(batch, features)", 3: "(batch, k, features)"}
+
+
+def prepend(tokens: Tensor, rest: Tensor) -> Tensor:
+    """Put ``tokens (batch, n, d)`` in front of ``rest (batch, m, d)``."""
+    return torch.cat((tokens, rest), dim=1)
+
+
+def semantic_sequence(name: str, semantic: Tensor) -> Tensor:
+    """Return the semantics ``(batch, f)`` or ``(batch, k, f)`` of argument ``name`` as ``(batch, 1 or k, f)``."""
+    check_rank(name, semantic, SEMANTIC)
+    return semantic.unsqueeze(1) if semantic.ndim == 2 else semantic
+
+
+def make_cls_token(use_cls_token: bool, num_cls_token: int, width: int) -> nn.Parameter | None:
+    """Return learned tokens ``(num_cls_token, width)``, truncated normal with standard deviation 0.02, if used."""
+    if not check_flag("use_cls_token", use_cls_token):
+        return None
+    token = torch.empty(check_count("num_cls_token", num_cls_token), width)
+    return nn.Parameter(nn.init.trunc_normal_(token, std=0.02))
+
+
+def prepend_cls(cls_token: nn.Parameter | None, tokens: Tensor) -> Tensor:
+    """Put the learned tokens, if there are any, in front of each sample of ``tokens (batch, seq, d)``."""
+    if cls_token is None:
+        return tokens
+    return prepend(cls_token.unsqueeze(0).expand(tokens.shape[0], -1, -1), tokens)

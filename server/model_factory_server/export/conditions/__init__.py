@@ -1,0 +1,1 @@
+"""The conditions under which a recorded program holds: sizes, attributes, arguments that are not read."""

@@ -1,0 +1,1 @@
+"""A live module becomes a descriptor."""

@@ -1,0 +1,126 @@
+"""The example inputs of a config's ``signature``: made, run through the model, and what its blocks were called with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_factory.config import ModelConfig
+from model_factory.errors import CallSignatureError, ConfigError, GraphExecutionError, plain_text
+from model_factory.program.call_signature import call_signature, rebuild
+from model_factory.program.signature import Signature
+from model_factory.program.torch_names import torch_dtype
+from model_factory_server.export.restored_after import restored_after
+
+DEFAULT_DTYPE = "float32"
+
+Call = tuple[str, dict[str, Any]]
+"""Path of a module, and its forward's arguments by name."""
+
+
+def materialise(model: nn.Module, config: ModelConfig) -> None:
+    """Give lazy parameters their shapes by one run on the config's examples, if it has any.
+
+    Raises:
+        ConfigError: the model does not run on them.
+    """
+    if config.signature is not None and any(map(nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])):
+        with _evaluating(model):
+            _run(model, config.signature)
+
+
+def calls_of_blocks(
+    model: nn.Module, blocks: Mapping[str, nn.Module], config: ModelConfig, *, source: bool = False
+) -> list[Call]:
+    """Run the model on the config's examples and return with what each of ``blocks`` (by path) was called.
+
+    Calls of one block that differ in values alone are returned once. The model is afterwards as it was. ``source`` is
+    whether a block may travel as source, which may write to its parameters.
+
+    Raises:
+        ConfigError: the model does not run on the examples.
+    """
+    if config.signature is None:
+        return []
+    with noted_calls(blocks) as calls, restored_after(model, parameters=source), _evaluating(model):
+        _run(model, config.signature)
+    return calls
+
+
+@contextmanager
+def noted_calls(blocks: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
+    """Note with what each of ``blocks`` (by path) is called; calls that differ in values alone are noted once."""
+    calls: list[Call] = []
+    seen: list[Any] = []
+
+    def note(path: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        form, leaves = call_signature(Signature.of(block.forward).bind(args, kwargs))
+        if (kind := (path, form, [(leaf.shape, leaf.dtype) for leaf in leaves])) not in seen:
+            seen.append(kind)
+            calls.append((path, rebuild(form, [leaf.detach().clone() for leaf in leaves])))
+
+    hooks = [
+        block.register_forward_pre_hook(
+            lambda module, args, kwargs, path=path: note(path, module, args, kwargs), with_kwargs=True
+        )
+        for path, block in blocks.items()
+    ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _run(model: nn.Module, signature: Mapping[str, Any]) -> None:
+    device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    inputs = {name: _example(value, device) for name, value in signature.items()}
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    except CallSignatureError:
+        raise
+    except Exception as error:  # the forward is the operator's code: whatever it raises is its refusal
+        kind = "" if isinstance(error, GraphExecutionError) else f"{type(error).__name__}: "
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        text = f"{kind}{plain_text(error)}{notes}"
+        raise ConfigError(f"the model does not run on these examples: {text}", path=("signature",)) from error
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; flags and buffers are put back."""
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not nn.parameter.is_lazy(buffer)]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _example(value: Any, device: torch.device) -> Any:
+    """Make what an entry of a signature stands for; draws nothing from the global generator."""
+    if isinstance(value, Mapping):
+        if "shape" in value:
+            return _tensor(value["shape"], value.get("dtype", DEFAULT_DTYPE), device)
+        return {key: _example(item, device) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_example(item, device) for item in value]
+    return value
+
+
+def _tensor(shape: list[int], dtype_name: str, device: torch.device) -> torch.Tensor:
+    dtype = torch_dtype(dtype_name)
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return torch.zeros(shape, dtype=dtype, device=device)  # an index that every table has
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    return torch.randn(shape, generator=generator, device="cpu").to(device, dtype)

@@ -1,0 +1,102 @@
+"""Which modules travel as their real class, and the proof that they come back as they were."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from model_factory.descriptor.codec import Programs, decode_descriptor, encode_descriptor
+from model_factory.descriptor.rebuild import rebuild
+from model_factory.descriptor.stock import is_stock
+from model_factory.descriptor.tree import SourceClass
+from model_factory.digest import Blob
+from model_factory.errors import NotPortableError
+from model_factory.program.runtime.lookup import get_module
+from model_factory.source.loader import load_source
+from model_factory_server.export.describe.describe import describe, named_tensors, real_class
+from model_factory_server.export.example_inputs import Call
+from model_factory_server.export.source.bundling import Root, collect, find_file
+from model_factory_server.export.verify.verifier import prove_rebuilt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The source modules of one model."""
+
+    classes: Mapping[nn.Module, SourceClass]
+    """Class and reason of each."""
+    bundle: bytes
+    """The files that the classes need."""
+
+    @property
+    def ref(self) -> Blob:
+        """The bundle's identity."""
+        return Blob.of(self.bundle)
+
+
+def shareable(module: nn.Module, roots: Sequence[Root]) -> bool:
+    """Whether a module's class is the operator's and can be found again by its name."""
+    cls = real_class(module)
+    found: Any = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is cls and find_file(cls.__module__, roots) is not None
+
+
+def source_classes(model: nn.Module, refused: Mapping[str, str], roots: Sequence[Root]) -> dict[nn.Module, SourceClass]:
+    """The modules that travel as their real class: those refused that can, and the operator's own below them.
+
+    What is below may be used by the source around it in any way, not by calling it alone, so it is what it was, too.
+    What is torch's stays torch's, and what is a library's stays a program.
+    """
+    found: dict[nn.Module, SourceClass] = {}
+    pending = [(get_module(model, path), reason) for path, reason in refused.items()]
+    while pending:
+        module, reason = pending.pop(0)
+        if module in found or not (is_stock(module) or shareable(module, roots)):
+            continue
+        if not is_stock(module):
+            cls = real_class(module)
+            found[module] = SourceClass(module=cls.__module__, qualname=cls.__qualname__, reason=reason)
+            reason = f"it is part of a {cls.__name__} that is source"
+        pending.extend((child, reason) for child in module.children())
+    return found
+
+
+def bundle_sources(classes: Mapping[nn.Module, SourceClass], roots: Sequence[Root]) -> Sources | None:
+    """Collect the source of these classes.
+
+    Raises:
+        NotPortableError: it makes no bundle.
+    """
+    if not classes:
+        return None
+    return Sources(classes=classes, bundle=collect({item.module for item in classes.values()}, roots))
+
+
+def prove_sources(model: nn.Module, sources: Sources, programs: Programs, calls: Sequence[Call]) -> None:
+    """Rebuild the model from its descriptor and the bundle, as a trainer would, and compare the source modules.
+
+    Raises:
+        NotPortableError: the bundle cannot be used, or a rebuilt module does something else on one of its ``calls``.
+    """
+    described = describe(model, sources.classes, sources.ref)
+    descriptor = decode_descriptor(encode_descriptor(described))
+    loaded = load_source(sources.bundle, sources.ref.digest, "the model")
+    rebuilt = rebuild(
+        descriptor,
+        named_tensors(model, described),
+        programs,
+        find_class=lambda item: loaded.find_class(item.module, item.qualname),
+    )
+    for path, arguments in calls:
+        module = get_module(model, path)
+        if module in sources.classes:
+            try:
+                prove_rebuilt(module, get_module(rebuilt, path), arguments)
+            except NotPortableError as error:
+                raise NotPortableError(f"{path or 'the model'} ({type(module).__name__}): {error}") from error

@@ -1,0 +1,1 @@
+"""A forward runs once on fake tensors and becomes a program."""

@@ -1,1 +1,0 @@
-"""From a module's forward to programs: recorded on symbols, proven by replay."""

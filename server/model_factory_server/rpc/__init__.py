@@ -1,0 +1,1 @@
+"""The gRPC surface: servicer, interceptor, blob streams."""

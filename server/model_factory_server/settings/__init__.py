@@ -1,0 +1,1 @@
+"""The server's settings: declaration, reading from flags, environment and file."""

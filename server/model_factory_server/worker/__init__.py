@@ -1,0 +1,1 @@
+"""The worker process: one build, description or recording, in a sandbox."""
