@@ -32,9 +32,9 @@ def test_nothing_unpickles_or_evaluates(banned):
 
 
 def test_the_server_unpickles_nothing_that_a_builder_sends():
-    """``Connection.recv`` unpickles; ``apart`` uses it inside a builder, between it and its own copy."""
+    """``Connection.recv`` unpickles; ``run_in_fork`` uses it inside a worker, between it and its own copy."""
     readers = [path for path in SOURCES if any(name.endswith(".recv") for name in calls_and_names(path))]
-    assert [path.name for path in readers] == ["apart.py"]
+    assert [path.name for path in readers] == ["run_in_fork.py"]
 
 
 def test_only_the_loader_of_trusted_source_executes_code():
@@ -46,7 +46,7 @@ def test_only_the_loader_of_trusted_source_executes_code():
 
 def test_only_settings_read_the_environment():
     readers = [path for path in SOURCES if calls_and_names(path) & {"os.environ", "os.getenv", "environ"}]
-    assert [path.name for path in readers if path.name != "settings.py"] == []
+    assert [path.name for path in readers if path.name != "environment.py"] == []
 
 
 def test_only_the_command_prints_or_exits():

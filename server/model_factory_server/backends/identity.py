@@ -17,23 +17,18 @@ from model_factory_server.settings.server_settings import BUILTIN, BackendSettin
 
 _SERVER = Path(__file__).parents[1]
 _CORE = Path(model_factory.__file__).parent
-# What decides about weights, descriptors and programs.
+# Whole packages, so that no list of files has to follow the code: every file that decides about weights, descriptors or
+# programs lies in one of these packages.
 _CODE = (
     _SERVER / "backends",
-    _SERVER / "recording",
-    _SERVER / "construction.py",
-    _SERVER / "constructor" / "build.py",
-    _SERVER / "draws.py",
-    _SERVER / "file_guard.py",
-    _SERVER / "in_place.py",
-    _SERVER / "twister.py",
-    _SERVER / "worker.py",
+    _SERVER / "constructor",
+    _SERVER / "export",
+    _SERVER / "worker",
     _CORE / "config",
-    _CORE / "graph",
     _CORE / "descriptor",
+    _CORE / "program",
     _CORE / "source",
 )
-_BUILTIN_CODE = (_SERVER / "constructor",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +67,7 @@ def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
     Raises:
         ServerError: something is not where the settings say.
     """
-    own: dict[str, Path] = {}
-    for root in (*_CODE, *(_BUILTIN_CODE if settings.name == BUILTIN else ())):
-        own |= {f"{root.name}/{name}": path for name, path in code_files(root).items()}
+    own = {f"{package.name}/{name}": path for package in _CODE for name, path in code_files(package).items()}
     operators = operator_files(settings)
     stamp = stamp_of_files(operators)  # before their digest: a change in between is noticed
     version = _version(settings)
