@@ -22,7 +22,7 @@ STEPS = 4
 TRAINER = """
 import importlib.util, json, sys
 sys.path.insert(0, sys.argv[1])
-for name in ("model_factory_server", "grpc_health", "pytest", "hypothesis"):
+for name in ("model_factory_server", "grpc_reflection", "pytest", "hypothesis"):
     assert importlib.util.find_spec(name) is None, name
 try:
     import model_factory_server
@@ -69,7 +69,7 @@ def run_isolated(*arguments: object, code: str) -> subprocess.CompletedProcess[s
 def test_the_base_install_is_what_its_metadata_says(site: Path) -> None:
     needed = requirements("model-factory")
     assert {"torch", "grpcio", "protobuf", "safetensors", "pyyaml", "blake3"} <= needed
-    assert not needed & {"model-factory-server", "grpcio-health-checking", "pytest", "grpcio-tools"}
+    assert not needed & {"model-factory-server", "grpcio-reflection", "pytest", "grpcio-tools"}
     assert (site / "torch").exists()
     assert not (site / "model_factory_server").exists()
 
