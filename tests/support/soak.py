@@ -23,8 +23,9 @@ from typing import Any
 
 import grpc
 from blake3 import blake3
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from model_factory.v1 import blob_pb2, build_pb2, service_pb2_grpc, wire
+from model_factory.v1 import blob_pb2, build_pb2, service_pb2_grpc
 from support.server import ServerProcess, descendants
 
 SERVER_FLAGS = ("--max-calls", "100000", "--max-calls-per-client", "100000", "--max-queue-per-client", "1024")
@@ -306,11 +307,12 @@ def _probe(sender: Connection, address: str, stop: Any) -> None:
     took: list[float] = []
     errors: list[str] = []
     with grpc.insecure_channel(address) as channel:
-        check = channel.unary_unary(wire.HEALTH_CHECK, request_serializer=bytes, response_deserializer=wire.health_of)
+        health = health_pb2_grpc.HealthStub(channel)
         while not stop.wait(PROBE_SECONDS):
             started = time.monotonic()
             try:
-                status = check(b"", timeout=30)
+                answer = health.Check(health_pb2.HealthCheckRequest(), timeout=30)
+                status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
             except grpc.RpcError as error:
                 status = str(error.code())
             took.append(time.monotonic() - started)

@@ -94,6 +94,8 @@ class _Found:
     """The final key, over files as they are now."""
     base: str
     """The key without files."""
+    names: tuple[str, ...]
+    """Blobs that the record must have."""
     record: JobRecord | None
     """None where the store does not have all of it."""
 
@@ -288,13 +290,19 @@ class BuildService:
         """
         if found.record is not None:
             return found
+
+        async def look_again(report: StageCallback) -> JobRecord:
+            # An equal job may have ended while the lookup was on its way back from its thread.
+            stored = (await self._find(found.base, *found.names)).record
+            return await work(report) if stored is None else stored
+
         for _ in range(_ATTEMPTS):
             try:
-                record: JobRecord = await self._once(kind, flight or found.key, work, on_stage)
+                record: JobRecord = await self._once(kind, flight or found.key, look_again, on_stage)
             except _FilesChangedError:
                 continue
             if await self._current(file.path for file in record.files) == tuple(sorted(record.files, key=_path_of)):
-                return _Found(key=with_files(found.base, record.files), base=found.base, record=record)
+                return replace(found, key=with_files(found.base, record.files), record=record)
         raise errors.BuildError(_CHANGING)
 
     async def _find(self, base: str, *names: str) -> _Found:
@@ -313,7 +321,7 @@ class BuildService:
                 record = None
         except (AttributeError, TypeError, errors.FormatError):  # damaged: it is written anew
             record = None
-        return _Found(key=key, base=base, record=record)
+        return _Found(key=key, base=base, names=names, record=record)
 
     def _has(self, record: JobRecord) -> bool:
         return all(self._store.find(blob) for blob in record.blobs.values())

@@ -24,7 +24,7 @@ from model_factory_server.observe.rpc_context import Call, enter_call
 from model_factory_server.observe.spans import Traces
 
 log = logging.getLogger(__name__)
-access = logging.getLogger("model_factory_server.access.access")
+access = logging.getLogger("model_factory_server.access")
 
 Handler = Any
 """A method's handler; the published stubs lack its fields."""
