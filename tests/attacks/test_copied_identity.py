@@ -13,7 +13,7 @@ import torch
 from model_factory import Credentials, RemoteModelFactory
 from model_factory.client import connection as remote_connection
 from model_factory.descriptor.codec import decode_programs, encode_programs
-from model_factory.program.ir import Program, Ref, Step
+from model_factory.program.ir import OpCall, Program, Ref
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, wire
 from support.certificates import Authority
@@ -55,7 +55,7 @@ def copycat(server: ServerProcess, make_remote: MakeRemote, tmp_path: Path) -> I
     model = honest.build({"config": CONFIG})
     model(torch.randn(SHAPE))
     recorded = model.graph_modules.layer0._programs[-1].recorded
-    zeros = Step(call="op:torch.zeros_like", args=(Ref("x"),), out="y")
+    zeros = OpCall(name="torch.zeros_like", args=(Ref("x"),), out="y")
     lie = dataclasses.replace(
         recorded, program=Program(inputs=recorded.program.inputs, steps=(zeros,), result=Ref("y")), guards=()
     )

@@ -21,7 +21,7 @@ from model_factory.descriptor.codec import decode_descriptor, decode_programs, e
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.weights import write_weights
 from model_factory.documents import FORMAT
-from model_factory.program.ir import Program, Ref, Step, TorchConst
+from model_factory.program.ir import ModuleCall, OpCall, Program, Ref, TorchConst
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.modules import GraphModel
 from model_factory.store import Blob, Store
@@ -104,7 +104,7 @@ def run(op: str, *args: Any, values: dict[str, Any] | None = None, **kwargs: Any
     """Run one op of the table as a program does, over named values."""
     values = values or {}
     program = Program(
-        inputs=tuple(values), steps=(Step(call=f"op:{op}", args=args, kwargs=kwargs, out="y"),), result=Ref("y")
+        inputs=tuple(values), steps=(OpCall(name=op, args=args, kwargs=kwargs, out="y"),), result=Ref("y")
     )
     return Runner(program).run(nn.Identity(), list(values.values()))
 
@@ -118,9 +118,10 @@ def test_targets_of_a_ctc_loss_that_are_no_classes(target: int, as_module: bool)
     """The kernel reads, and writes gradients, where they point."""
     targets = torch.full((1, 10), target)
     values = {"p": PROBABILITIES, "t": targets}
-    step = Step(call="module:loss" if as_module else "op:torch.nn.functional.ctc_loss", out="y")
     args = (Ref("p"), Ref("t"), (50,), (10,))
-    program = Program(inputs=tuple(values), steps=(Step(call=step.call, args=args, out="y"),), result=Ref("y"))
+    by_module = ModuleCall(path="loss", args=args, out="y")
+    by_op = OpCall(name="torch.nn.functional.ctc_loss", args=args, out="y")
+    program = Program(inputs=tuple(values), steps=(by_module if as_module else by_op,), result=Ref("y"))
     module = nn.ModuleDict({"loss": nn.CTCLoss()})
     with pytest.raises(GraphExecutionError, match="classes, 0 to 19"):
         Runner(program).run(module, list(values.values()))
@@ -133,14 +134,15 @@ def test_targets_of_a_ctc_loss_that_are_no_classes(target: int, as_module: bool)
 def test_offsets_of_an_embedding_bag_outside_its_input(offsets: list[int], as_module: bool) -> None:
     module = nn.ModuleDict({"bag": nn.EmbeddingBag(5, 3, mode="sum")})
     tokens, weights = torch.tensor([1, 2, 3, 4]), torch.ones(4)
-    if as_module:
-        args, call = (Ref("x"), Ref("o"), Ref("w")), "module:bag"
-        kwargs: dict[str, Any] = {}
-    else:
-        args, call = (Ref("x"), Ref("table"), Ref("o")), "op:torch.nn.functional.embedding_bag"
-        kwargs = {"mode": "sum", "per_sample_weights": Ref("w")}
+    by_module = ModuleCall(path="bag", args=(Ref("x"), Ref("o"), Ref("w")), out="y")
+    by_op = OpCall(
+        name="torch.nn.functional.embedding_bag",
+        args=(Ref("x"), Ref("table"), Ref("o")),
+        kwargs={"mode": "sum", "per_sample_weights": Ref("w")},
+        out="y",
+    )
     inputs = ("x", "o", "w", "table")
-    program = Program(inputs=inputs, steps=(Step(call=call, args=args, kwargs=kwargs, out="y"),), result=Ref("y"))
+    program = Program(inputs=inputs, steps=(by_module if as_module else by_op,), result=Ref("y"))
     table = module["bag"].weight
     with pytest.raises(GraphExecutionError, match="offsets"):
         Runner(program).run(module, [tokens, torch.tensor(offsets), weights, table])
@@ -168,8 +170,8 @@ def test_a_program_has_no_name_for_what_its_run_keeps() -> None:
         program = Program(
             inputs=("fn",),
             steps=(
-                Step(call="op:identity", args=(Ref("fn"),), out=name),
-                Step(call="module:", args=(1,), out="z"),
+                OpCall(name="identity", args=(Ref("fn"),), out=name),
+                ModuleCall(path="", args=(1,), out="z"),
             ),
             result=Ref("z"),
         )

@@ -235,7 +235,9 @@ def test_shadowing_attribute_is_refused(kind: str, name: str) -> None:
         rebuild_document(document, module)
 
 
-@pytest.mark.parametrize("name", ["_path", "_recorder", "_programs", "_signature", "_frozen", "_type_name", "_initialise"])
+@pytest.mark.parametrize(
+    "name", ["_path", "_recorder", "_programs", "_signature", "_frozen", "_type_name", "_initialise"]
+)
 def test_block_keeps_its_own_attributes(name: str) -> None:
     module = linear()
     document = document_of(module)

@@ -16,6 +16,7 @@ from matrix.portability import rebuilt_elsewhere
 from matrix.same import assert_same_module, assert_same_runs
 from model_factory.descriptor.codec import Programs, decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
+from model_factory.descriptor.tree import ProgramNode
 from model_factory.program.runtime.modules import ProgramModule
 from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.exporter import record_model
@@ -257,7 +258,9 @@ def test_frozen_parts_stay_in_eval_mode() -> None:
 def test_a_block_that_never_trains() -> None:
     rebuilt = rebuilt_elsewhere(NeverTrains())
     assert not any(item.training for item in rebuilt.train().modules())
-    assert describe(NeverTrains()).modules[0].frozen == ("",)
+    root = describe(NeverTrains()).modules[0]
+    assert isinstance(root, ProgramNode)
+    assert root.frozen == ("",)
 
 
 def test_rebuilt_module_can_travel_on() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from model_factory.errors import BuildError
 from model_factory.program.ir import Ref as OurRef
+from model_factory.program.ir import step_text
 from model_factory_server.backends.checkout_model import convert_model
 
 
@@ -62,7 +63,7 @@ def test_ops_are_found_in_the_table_by_identity_and_become_modules_otherwise() -
     ]
     # An op that is called like one of ours, and is another.
     model = convert_model(Built(steps, ops={"plus": operator.add, "join": torch.cat, "add": twice}))
-    assert [step.call for step in model.runner.program.steps] == [
+    assert [step_text(step) for step in model.runner.program.steps] == [
         "op:add",
         "op:cat",
         "module:graph_modules.op:add",

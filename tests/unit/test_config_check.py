@@ -8,7 +8,7 @@ import pytest
 from model_factory import config as public
 from model_factory.config import ResolvedConfig, Settings, resolve_file, resolve_mapping
 from model_factory.errors import ConfigError
-from model_factory.program.ir import Program, Ref, Step
+from model_factory.program.ir import ModuleCall, Program, Ref
 
 LINEAR = {"_type_": "nn.Linear", "in_features": 2, "out_features": 3}
 
@@ -190,8 +190,8 @@ def test_sequential_is_lowered_to_modules_and_steps() -> None:
     assert model.inputs == ("x",)
     assert list(model.modules.items()) == [("layer0", LINEAR), ("layer1", {"_type_": "nn.ReLU"})]
     steps = (
-        Step(call="module:layer0", args=(Ref("x"),), out="h0"),
-        Step(call="module:layer1", args=(Ref("h0"),), out="h1"),
+        ModuleCall(path="layer0", args=(Ref("x"),), out="h0"),
+        ModuleCall(path="layer1", args=(Ref("h0"),), out="h1"),
     )
     assert model.steps == steps
     assert model.outputs == Ref("h1")

@@ -6,7 +6,7 @@ import pytest
 
 from model_factory.config import ModelConfig, resolve_mapping
 from model_factory.errors import ConfigError
-from model_factory.program.ir import Ref, Step
+from model_factory.program.ir import ModuleCall, OpCall, Ref, step_text
 
 GRAPH = ("model", "graph")
 CALL_A = {"name": "y", "call": "module:a", "args": ["$x"]}
@@ -36,10 +36,10 @@ def test_nodes_as_a_list() -> None:
     ]
     model = graph(nodes=nodes, outputs=["$t"])
     assert model.steps == (
-        Step(call="module:a", args=(Ref("x"), 2), kwargs={"k": {"deep": [Ref("x"), "$x", "$", "a$x"]}}, out="n0"),
-        Step(call="module:a", kwargs={"v": Ref("n0")}, out=("p", "q")),
-        Step(call="op:nn.functional.relu", out={"hidden": "r", "last state": "s"}),
-        Step(call="op:add", args=([Ref("p"), Ref("q")], {"a": Ref("s")}), out="t"),
+        ModuleCall(path="a", args=(Ref("x"), 2), kwargs={"k": {"deep": [Ref("x"), "$x", "$", "a$x"]}}, out="n0"),
+        ModuleCall(path="a", kwargs={"v": Ref("n0")}, out=("p", "q")),
+        OpCall(name="nn.functional.relu", out={"hidden": "r", "last state": "s"}),
+        OpCall(name="add", args=([Ref("p"), Ref("q")], {"a": Ref("s")}), out="t"),
     )
     assert model.step_paths == tuple((*GRAPH, "nodes", i) for i in range(4))
     assert model.outputs == Ref("t")
@@ -54,7 +54,7 @@ def test_nodes_as_a_mapping_run_in_the_given_order() -> None:
 
 def test_steps() -> None:
     model = graph(nodes=..., steps=[{"call": "module:a", "args": ["$x"], "out": "y"}])
-    assert model.steps == (Step(call="module:a", args=(Ref("x"),), out="y"),)
+    assert model.steps == (ModuleCall(path="a", args=(Ref("x"),), out="y"),)
     assert model.step_paths == ((*GRAPH, "steps", 0),)
 
 
@@ -63,7 +63,7 @@ def test_modules_keep_their_order_and_may_be_called_twice() -> None:
     nodes = [{"name": f"v{i}", "call": "module:z", "args": ["$x"]} for i in range(2)]
     model = graph(modules=modules, nodes=nodes, outputs=["v0", "v1"])
     assert list(model.modules) == ["z", "a", "m"]
-    assert [step.call for step in model.steps] == ["module:z", "module:z"]
+    assert [step_text(step) for step in model.steps] == ["module:z", "module:z"]
     assert model.module_paths["m"] == (*GRAPH, "modules", "m")
 
 

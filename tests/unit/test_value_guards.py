@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +15,9 @@ from matrix.portability import rebuilt_elsewhere, travel_recorded
 from model_factory import CallSignatureError, NotPortableError
 from model_factory.errors import FormatError
 from model_factory.limits import MAX_BRANCHES
-from model_factory.program.codec import decode_program, encode_program
+from model_factory.program.codec import decode_expression, decode_program, encode_program
 from model_factory.program.example_call import decode_call, encode_call
-from model_factory.program.ir import Program, Ref, Step
+from model_factory.program.ir import Expr, Guard, OpCall, Program, Rank, Ref, Require, Size
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.modules import ProgramModule
 from model_factory.program.runtime.step_compiler import BranchMissError
@@ -217,26 +219,73 @@ def test_sides_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         rebuilt(torch.full((2, 5, FEATURES), 3.5))
 
 
-def guard(kind: str, outcome: Any) -> Program:
-    steps = (
-        Step(call="op:torch.Tensor.sum", args=(Ref("x"),), out="v0"),
-        Step(call=f"guard:{kind}", args=(Ref("v0"), outcome), out="v1"),
-        Step(call="op:torch.Tensor.add", args=(Ref("x"), 1), out="v2"),
-    )
-    return Program(inputs=("x",), steps=steps, result=Ref("v2"))
+GUARDED = Program(
+    inputs=("x",),
+    steps=(
+        OpCall(name="torch.Tensor.sum", args=(Ref("x"),), out="v0"),
+        Guard(value=Ref("v0"), outcome=3),
+        OpCall(name="torch.Tensor.add", args=(Ref("x"), 1), out="v2"),
+    ),
+    result=Ref("v2"),
+)
+
+
+def with_step(**changes: Any) -> Any:
+    """Return the document of ``GUARDED`` with the guard's fields changed."""
+    document = encode_program(GUARDED)
+    document["steps"][1] |= changes
+    return document
 
 
 def test_guards_are_plain_data_and_checked() -> None:
-    program = decode_program(encode_program(guard("int", 3)))
-    assert program == guard("int", 3)
+    program = decode_program(encode_program(GUARDED))
+    assert program == GUARDED
+    assert encode_program(GUARDED)["steps"][1] == {
+        "call": "guard:int",
+        "args": [{"ref": "v0"}, 3],
+        "kwargs": [],
+        "out": "",
+    }
     assert program.outcomes() == (3,)
     assert_same(Runner(program).run(nn.Module(), [torch.ones(3)]), torch.full((3,), 2.0))
     with pytest.raises(BranchMissError) as caught:
         Runner(program).run(nn.Module(), [torch.ones(4)])
     assert caught.value.outcome == 4
-    for bad in (guard("bool", 1), guard("int", True), guard("float", 1.0), guard("int", Ref("x"))):
-        with pytest.raises(FormatError, match="unknown kind"):
-            Runner(bad)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"call": "guard:bool", "args": [{"ref": "v0"}, 1]},
+        {"call": "guard:int", "args": [{"ref": "v0"}, True]},
+        {"call": "guard:float", "args": [{"ref": "v0"}, 1.0]},
+        {"call": "guard:int", "args": [{"ref": "v0"}, {"ref": "x"}]},
+        {"call": "guard:int", "args": [{"ref": "v0"}]},
+        {"call": "guard", "args": [{"ref": "v0"}, 1]},
+        {"call": "guard:int", "kwargs": [["a", 1]]},
+        {"call": "guard:int", "out": "v1"},
+        {"call": "require", "args": [1]},
+        {"call": "require", "args": [{"size": {"rank": "x"}}, 1]},
+        {"call": "require:x", "args": [{"size": {"rank": "x"}}]},
+        {"call": "attr:weight", "args": [1]},
+        {"call": "attr:weight", "args": [], "out": {"tuple": ["a", "b"]}},
+        {"call": "other:x"},
+        {"call": ""},
+    ],
+)
+def test_steps_of_unknown_kinds_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(FormatError, match=f"call of unknown kind: {changes.get('call')!r}"):
+        decode_program(with_step(**changes))
+
+
+def test_a_rank_is_a_node_of_its_own_and_axes_are_counted_from_0() -> None:
+    program = replace(GUARDED, steps=(Require(condition=Size(Expr("eq", (Rank("x"), 1)))),), result=Ref("x"))
+    assert decode_program(encode_program(program)) == program
+    Runner(program).run(nn.Module(), [torch.ones(3)])
+    with pytest.raises(CallSignatureError, match=re.escape("relies on the sizes eq(x.dim(), 1)")):
+        Runner(program).run(nn.Module(), [torch.ones(3, 1)])
+    with pytest.raises(FormatError, match="-1 is not an axis"):
+        decode_expression({"dim": ["x", -1]})
 
 
 @pytest.mark.parametrize("outcome", [1.5, "x", None])

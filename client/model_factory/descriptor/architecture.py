@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model_factory.descriptor.codec import Programs
-from model_factory.descriptor.tree import PROGRAM, Descriptor, ModuleNode, TensorRef
+from model_factory.descriptor.tree import Descriptor, ModuleNode, ProgramNode, SourceNode, TensorRef
 from model_factory.program.call_signature import FORWARD, RecordedProgram
 
 _CONTAINERS = frozenset({"nn.ModuleList", "nn.ModuleDict"})
@@ -126,9 +126,9 @@ def _reasons(descriptor: Descriptor, portability: Portability) -> dict[str, str]
         node = descriptor.modules[index]
         if path in portability.refused:
             reasons[path] = f"cannot travel: {portability.refused[path]}"
-        elif node.source is not None:
+        elif isinstance(node, SourceNode):
             reasons[path] = f"source: {node.source.reason}"
-        elif node.kind == PROGRAM:
+        elif isinstance(node, ProgramNode):
             reasons[path] = _recorded_text(recorded[path]) if path in recorded else _unrecorded_text(path, nodes)
     return reasons
 
@@ -146,7 +146,7 @@ def _unrecorded_text(path: str, nodes: Mapping[str, ModuleNode]) -> str:
     while path:
         path = path.rpartition(".")[0]
         above = nodes.get(path)
-        if above is not None and above.kind == PROGRAM:
+        if isinstance(above, ProgramNode):
             return f"part of the program of {path or 'the model'}"
         if above is not None and above.type not in _CONTAINERS:
             break  # called by one of torch's own, by the graph or by source: it has a program to itself

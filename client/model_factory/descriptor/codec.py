@@ -7,13 +7,13 @@ from typing import Any
 
 from model_factory.descriptor.attributes import decode_attribute, encode_attribute
 from model_factory.descriptor.tree import (
-    GRAPH,
-    PROGRAM,
-    SOURCE,
-    STOCK,
     Descriptor,
+    GraphNode,
     ModuleNode,
+    ProgramNode,
     SourceClass,
+    SourceNode,
+    StockNode,
     TensorNode,
     TensorRef,
 )
@@ -72,7 +72,7 @@ def decode_descriptor(data: bytes) -> Descriptor:
         raise FormatError(f"malformed descriptor: {error!r}") from None
     if len({node.name for node in descriptor.tensors}) != len(tensors):
         raise FormatError("two tensors of a descriptor have the same name")
-    if (descriptor.bundle is not None) != any(node.kind == SOURCE for node in descriptor.modules):
+    if (descriptor.bundle is not None) != any(isinstance(node, SourceNode) for node in descriptor.modules):
         raise FormatError("a descriptor has a bundle if and only if it has source modules")
     _check_tree(descriptor)
     return descriptor
@@ -119,26 +119,27 @@ def _encode_module(node: ModuleNode) -> dict[str, Any]:
         "parameters": [list(entry) for entry in node.parameters],
         "buffers": [list(entry) for entry in node.buffers],
     }
-    if node.signature is not None:
-        document["signature"] = encode_signature(node.signature)
-        document["frozen"] = list(node.frozen)
-    if node.methods:
-        document["methods"] = [[name, encode_signature(signature)] for name, signature in node.methods]
-    if node.source is not None:
-        document["source"] = [node.source.module, node.source.qualname, node.source.reason]
-    if node.program is not None:
-        document["program"] = encode_program(node.program)
+    match node:
+        case ProgramNode():
+            document["signature"] = encode_signature(node.signature)
+            document["frozen"] = list(node.frozen)
+            if node.methods:
+                document["methods"] = [[name, encode_signature(signature)] for name, signature in node.methods]
+        case GraphNode():
+            document["program"] = encode_program(node.program)
+        case SourceNode():
+            document["source"] = [node.source.module, node.source.qualname, node.source.reason]
     return document
 
 
 _MODULE_KEYS = {"kind", "type", "training", "attributes", "children", "parameters", "buffers"}
 _KEYS_BY_KIND = {
-    STOCK: _MODULE_KEYS,
-    PROGRAM: _MODULE_KEYS | {"signature", "frozen"},
-    GRAPH: _MODULE_KEYS | {"program"},
-    SOURCE: _MODULE_KEYS | {"source"},
+    StockNode.kind: _MODULE_KEYS,
+    ProgramNode.kind: _MODULE_KEYS | {"signature", "frozen"},
+    GraphNode.kind: _MODULE_KEYS | {"program"},
+    SourceNode.kind: _MODULE_KEYS | {"source"},
 }
-_OPTIONAL_KEYS = {PROGRAM: frozenset({"methods"})}
+_OPTIONAL_KEYS = {ProgramNode.kind: frozenset({"methods"})}
 
 
 def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
@@ -147,22 +148,7 @@ def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
         raise FormatError(f"unknown kind of module {kind!r}")
     if data.keys() - _OPTIONAL_KEYS.get(kind, frozenset()) != _KEYS_BY_KIND[kind]:
         raise FormatError(f"a {kind} module has exactly the keys {', '.join(sorted(_KEYS_BY_KIND[kind]))}")
-    node = ModuleNode(
-        kind=kind,
-        type=expect_str(data["type"]),
-        training=expect_type(data["training"], bool),
-        attributes=_decode_attributes(data["attributes"]),
-        children=tuple((_member(name), _index(child, modules)) for name, child in data["children"]),
-        parameters=tuple((_member(name), _index(item, tensors)) for name, item in data["parameters"]),
-        buffers=tuple(
-            (_member(name), _index(item, tensors), expect_type(kept, bool)) for name, item, kept in data["buffers"]
-        ),
-        signature=decode_signature(data["signature"]) if kind == PROGRAM else None,
-        program=decode_program(data["program"]) if kind == GRAPH else None,
-        frozen=tuple(expect_str(path) for path in data.get("frozen", ())),
-        methods=tuple((_member(name), decode_signature(item)) for name, item in data.get("methods", ())),
-        source=_decode_source(data["source"]) if kind == SOURCE else None,
-    )
+    node = _decode_kind(data, _decode_common(data, modules, tensors))
     if not node.type.isprintable():
         raise FormatError(f"{node.type!r} is not the name of a class")
     _check_names(node)
@@ -172,8 +158,38 @@ def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
     return node
 
 
+def _decode_common(data: Any, modules: int, tensors: int) -> dict[str, Any]:
+    """Return the fields of ``ModuleNode``."""
+    return {
+        "type": expect_str(data["type"]),
+        "training": expect_type(data["training"], bool),
+        "attributes": _decode_attributes(data["attributes"]),
+        "children": tuple((_member(name), _index(child, modules)) for name, child in data["children"]),
+        "parameters": tuple((_member(name), _index(item, tensors)) for name, item in data["parameters"]),
+        "buffers": tuple(
+            (_member(name), _index(item, tensors), expect_type(kept, bool)) for name, item, kept in data["buffers"]
+        ),
+    }
+
+
+def _decode_kind(data: Any, common: dict[str, Any]) -> ModuleNode:
+    if data["kind"] == StockNode.kind:
+        return StockNode(**common)
+    if data["kind"] == GraphNode.kind:
+        return GraphNode(**common, program=decode_program(data["program"]))
+    if data["kind"] == SourceNode.kind:
+        return SourceNode(**common, source=_decode_source(data["source"]))
+    return ProgramNode(
+        **common,
+        signature=decode_signature(data["signature"]),
+        frozen=tuple(expect_str(path) for path in data["frozen"]),
+        methods=tuple((_member(name), decode_signature(item)) for name, item in data.get("methods", ())),
+    )
+
+
 def _check_names(node: ModuleNode) -> None:
-    members = (node.children, node.parameters, node.buffers, node.methods)
+    methods = node.methods if isinstance(node, ProgramNode) else ()
+    members = (node.children, node.parameters, node.buffers, methods)
     tables = (node.attributes, *({entry[0] for entry in table} for table in members))
     entries = len(node.attributes) + sum(map(len, members))
     if len(set().union(*tables)) != entries:

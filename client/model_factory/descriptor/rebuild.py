@@ -16,12 +16,13 @@ from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.stock import STOCK_CLASSES
 from model_factory.descriptor.torch_internals import derive
 from model_factory.descriptor.tree import (
-    GRAPH,
-    SOURCE,
-    STOCK,
     Descriptor,
+    GraphNode,
     ModuleNode,
+    ProgramNode,
     SourceClass,
+    SourceNode,
+    StockNode,
     TensorNode,
     TensorRef,
 )
@@ -58,7 +59,7 @@ class Blueprint:
         self.tensor_bytes = sum(node.nbytes for node in descriptor.tensors)
         self._paths = descriptor.paths()
         self._runners = {
-            index: Runner(node.program) for index, node in enumerate(descriptor.modules) if node.program is not None
+            index: Runner(node.program) for index, node in enumerate(descriptor.modules) if isinstance(node, GraphNode)
         }
         self._programs: dict[str, list[CompiledProgram]] = {}
         for path, recorded in programs:
@@ -73,30 +74,29 @@ class Blueprint:
         """Make the module, as :func:`rebuild` does."""
         nodes = self.descriptor.modules
         values = [_tensor(node, tensors) for node in self.descriptor.tensors]
-        modules: list[nn.Module] = [
-            _bare_source(node, find_class) if node.kind == SOURCE else self._bare(index, node, recorder)
-            for index, node in enumerate(nodes)
-        ]
+        modules: list[nn.Module] = [self._bare(index, node, recorder, find_class) for index, node in enumerate(nodes)]
         for module, node in zip(modules, nodes, strict=True):
             _fill(module, node, modules, values)
         for module, node in zip(modules, nodes, strict=True):
             _finish(module, node)
         return modules[0]
 
-    def _bare(self, index: int, node: ModuleNode, recorder: ProgramRecorder | None) -> Any:
-        if node.kind == STOCK:
-            cls = STOCK_CLASSES.get(node.type)
-            if cls is None:
-                raise FormatError(f"{node.type!r} is not a stock module of this torch ({torch.__version__})")
-            return _empty(cls)
-        if node.kind == GRAPH:
-            model = _empty(GraphModel)
-            assert node.program is not None
-            model.inputs = list(node.program.inputs)
-            model.runner = self._runners[index]
-            return model
+    def _bare(
+        self, index: int, node: ModuleNode, recorder: ProgramRecorder | None, find_class: FindClass | None
+    ) -> Any:
+        """Make a module without its tensors, children and attributes."""
+        match node:
+            case StockNode():
+                return _bare_stock(node)
+            case SourceNode():
+                return _bare_source(node, find_class)
+            case GraphNode():
+                model: GraphModel = _empty(GraphModel)
+                model.inputs = list(node.program.inputs)
+                model.runner = self._runners[index]
+                return model
+        assert isinstance(node, ProgramNode)
         module = _empty(ProgramModule)
-        assert node.signature is not None
         path = self._paths.get(index, "")
         programs = self._programs.get(path, ())
         module._initialise(node.type, node.signature, path, recorder, programs, node.frozen, dict(node.methods))
@@ -156,8 +156,14 @@ def _stored(node: TensorNode, dtype: torch.dtype, tensors: Mapping[str, torch.Te
     return tensor.permute([node.order.index(axis) for axis in range(len(shape))]) if node.order else tensor
 
 
-def _bare_source(node: ModuleNode, find_class: FindClass | None) -> Any:
-    assert node.source is not None
+def _bare_stock(node: StockNode) -> Any:
+    cls = STOCK_CLASSES.get(node.type)
+    if cls is None:
+        raise FormatError(f"{node.type!r} is not a stock module of this torch ({torch.__version__})")
+    return _empty(cls)
+
+
+def _bare_source(node: SourceNode, find_class: FindClass | None) -> Any:
     if find_class is None:
         raise SourceError(f"a {node.type} needs its source here, and none is trusted: {node.source.reason}")
     cls = find_class(node.source)
@@ -203,5 +209,5 @@ def _parameter(tensor: torch.Tensor, node: ModuleNode, name: str) -> nn.Paramete
 
 def _finish(module: nn.Module, node: ModuleNode) -> None:
     derive(module)
-    if node.kind == GRAPH and not isinstance(module._modules.get(GRAPH_MODULES), nn.ModuleDict):
+    if isinstance(node, GraphNode) and not isinstance(module._modules.get(GRAPH_MODULES), nn.ModuleDict):
         raise FormatError(f"a graph module has a child {GRAPH_MODULES!r}, an nn.ModuleDict")

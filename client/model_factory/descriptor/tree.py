@@ -9,18 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from model_factory.digest import Blob
 from model_factory.errors import FormatError
 from model_factory.program.ir import Program
 from model_factory.program.signature import Signature
 from model_factory.program.torch_names import torch_dtype
-
-STOCK = "stock"
-PROGRAM = "program"
-GRAPH = "graph"
-SOURCE = "source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +86,14 @@ class TensorNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleNode:
-    """One module."""
+    """One module: the fields of every kind. A node is of one of the four subclasses."""
 
-    kind: str
+    kind: ClassVar[str]
     """``stock``, ``program``, ``graph`` or ``source``."""
     type: str
-    """A key of ``STOCK_CLASSES``; for the other kinds the class name, for people to read."""
+    """Class name, for display; of a stock node, a key of ``STOCK_CLASSES``."""
     training: bool
-    """Its training flag."""
+    """Training flag."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Plain attributes: plain data, ``TorchConst``, ``StockValue`` and ``TensorRef``."""
     children: tuple[tuple[str, int | None], ...] = ()
@@ -106,18 +101,45 @@ class ModuleNode:
     parameters: tuple[tuple[str, int | None], ...] = ()
     """Name and position in the tensor table, in order."""
     buffers: tuple[tuple[str, int | None, bool], ...] = ()
-    """Name, position in the tensor table, and whether it is in the state dict; in order."""
-    signature: Signature | None = None
-    """Of a program node's forward."""
+    """Name, position in the tensor table, and membership in the state dict, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StockNode(ModuleNode):
+    """A module of torch's own."""
+
+    kind: ClassVar[str] = "stock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramNode(ModuleNode):
+    """A module whose forward is a recorded program."""
+
+    kind: ClassVar[str] = "program"
+    signature: Signature
+    """Signature of the forward."""
     frozen: tuple[str, ...] = ()
-    """Of a program node: paths below it, itself included as ``""``, that its ``train()`` leaves in eval mode with all
-    below them."""
+    """Paths below the module (``""`` for the module itself) that ``train()`` leaves in eval mode, with all below."""
     methods: tuple[tuple[str, Signature], ...] = ()
-    """Of a program node: name and signature of each declared method besides the forward."""
-    program: Program | None = None
-    """A graph node's steps."""
-    source: SourceClass | None = None
-    """Of a source node: its class."""
+    """Name and signature of each declared method besides the forward."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNode(ModuleNode):
+    """A ``GraphModel``."""
+
+    kind: ClassVar[str] = "graph"
+    program: Program
+    """The steps of the graph."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceNode(ModuleNode):
+    """A module of a class from trusted source code."""
+
+    kind: ClassVar[str] = "source"
+    source: SourceClass
+    """The class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +159,7 @@ class Descriptor:
         return {
             f"{path or 'the model'} ({node.type})": node.source.reason
             for index, path in self.paths().items()
-            if (node := self.modules[index]).source is not None
+            if isinstance(node := self.modules[index], SourceNode)
         }
 
     def paths(self) -> dict[int, str]:

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 
 from model_factory.errors import CallSignatureError
-from model_factory.program.ir import Dim, Expr, Program, Ref
+from model_factory.program.ir import Expression, Program
 from model_factory.program.torch_names import torch_name
 
 Form: TypeAlias = tuple[Any, ...]
@@ -61,7 +61,7 @@ class RecordedProgram:
     """Training flags by module path (``""`` is the module itself) that it holds for; empty: it holds for all."""
     dtypes: tuple[tuple[str, str], ...] = ()
     """Dtypes by tensor name that it is limited to, because the forward decides something by dtype."""
-    guards: tuple[Expr | Dim | Ref | int | float, ...] = ()
+    guards: tuple[Expression, ...] = ()
     """Conditions on sizes that the recording relied on; all must hold."""
     reads: tuple[Read, ...] = ()
     """What the forward read of torch's own modules. :data:`TABLES` as names stand for names of entries."""

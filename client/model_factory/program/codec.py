@@ -26,18 +26,26 @@ from model_factory.program.call_signature import (
 )
 from model_factory.program.ir import (
     Argument,
+    AttributeRead,
     Device,
     Dim,
     DtypeOf,
     Expr,
+    Expression,
     Fields,
+    Guard,
     LimitOf,
+    ModuleCall,
+    OpCall,
     Out,
     Program,
+    Rank,
     Ref,
+    Require,
     Size,
     Step,
     TorchConst,
+    step_text,
 )
 from model_factory.program.signature import KINDS, Parameter, Signature
 
@@ -95,10 +103,12 @@ def decode_value(data: Json) -> Argument:
     return decode(body)
 
 
-def encode_expression(expr: Expr | Dim | Ref | float) -> Json:
+def encode_expression(expr: Expression) -> Json:
     """Write an expression on sizes as JSON data."""
     if isinstance(expr, Dim):
         return {"dim": [expr.name, expr.axis]}
+    if isinstance(expr, Rank):
+        return {"rank": expr.name}
     if isinstance(expr, Ref):
         return {"ref": expr.name}
     if isinstance(expr, Expr):
@@ -106,14 +116,16 @@ def encode_expression(expr: Expr | Dim | Ref | float) -> Json:
     return expr
 
 
-def decode_expression(data: Json) -> Expr | Dim | Ref | int | float:
+def decode_expression(data: Json) -> Expression:
     """The inverse of :func:`encode_expression`."""
     if isinstance(data, int | float):
         return data
     kind, body = _tagged(data)
     if kind == "dim":
         name, axis = _items(body, 2)
-        return Dim(expect_str(name), _integer(axis))
+        return Dim(expect_str(name), _axis(axis))
+    if kind == "rank":
+        return Rank(expect_str(body))
     if kind == "ref":
         return Ref(expect_str(body))
     if kind == "op" and isinstance(body, list) and body:
@@ -125,16 +137,29 @@ def encode_program(program: Program) -> Json:
     """Write a program as JSON data."""
     return {
         "inputs": list(program.inputs),
-        "steps": [
-            {
-                "call": step.call,
-                "args": [encode_value(arg) for arg in step.args],
-                "kwargs": [[name, encode_value(arg)] for name, arg in step.kwargs.items()],
-                "out": step.out if isinstance(step.out, str) else encode_value(step.out),
-            }
-            for step in program.steps
-        ],
+        "steps": [_encode_step(step) for step in program.steps],
         "result": encode_value(program.result),
+    }
+
+
+def _encode_step(step: Step) -> Json:
+    args: tuple[Argument, ...] = ()
+    kwargs: Mapping[str, Argument] = {}
+    out: Out = ""
+    match step:
+        case ModuleCall() | OpCall():
+            args, kwargs, out = step.args, step.kwargs, step.out
+        case AttributeRead():
+            out = step.out
+        case Guard():
+            args = (step.value, step.outcome)
+        case Require():
+            args = (step.condition,)
+    return {
+        "call": step_text(step),
+        "args": [encode_value(arg) for arg in args],
+        "kwargs": [[name, encode_value(arg)] for name, arg in kwargs.items()],
+        "out": out if isinstance(out, str) else encode_value(out),
     }
 
 
@@ -153,12 +178,26 @@ def decode_program(data: Json) -> Program:
 
 def _decode_step(data: Json) -> Step:
     fields = _fields(data, "call", "args", "kwargs", "out")
-    return Step(
-        call=expect_str(fields["call"]),
-        args=tuple(decode_value(arg) for arg in _list(fields["args"])),
-        kwargs={expect_str(name): decode_value(arg) for name, arg in _pairs(fields["kwargs"])},
-        out=_decode_out(fields["out"]),
-    )
+    call = expect_str(fields["call"])
+    args = tuple(decode_value(arg) for arg in _list(fields["args"]))
+    kwargs = {expect_str(name): decode_value(arg) for name, arg in _pairs(fields["kwargs"])}
+    out = _decode_out(fields["out"])
+    kind, _, target = call.partition(":")
+    if kind == "module":
+        return ModuleCall(path=target, args=args, kwargs=kwargs, out=out)
+    if kind == "op":
+        return OpCall(name=target, args=args, kwargs=kwargs, out=out)
+    if kind == "attr" and not args and not kwargs and isinstance(out, str):
+        return AttributeRead(path=target, out=out)
+    if not kwargs and out == "":
+        match kind, target, args:
+            case ("guard", "bool", (value, bool() as outcome)):
+                return Guard(value=value, outcome=outcome)
+            case ("guard", "int", (value, int() as outcome)) if not isinstance(outcome, bool):
+                return Guard(value=value, outcome=outcome)
+            case ("require", "", (Size() as condition,)):
+                return Require(condition=condition)
+    raise FormatError(f"a program makes a call of unknown kind: {call!r}")
 
 
 def _decode_out(data: Json) -> Out:
@@ -328,6 +367,13 @@ def _fields(data: Json, *names: str) -> dict[str, Json]:
 
 def _integer(data: Json) -> int:
     return expect_type(data, int)  # type: ignore[no-any-return]
+
+
+def _axis(data: Json) -> int:
+    axis = _integer(data)
+    if axis < 0:
+        raise FormatError(f"{axis} is not an axis; axes are counted from 0")
+    return axis
 
 
 def _list(data: Json) -> list[Json]:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from model_factory.errors import FormatError
-from model_factory.program.ir import RANK, Dim, Expr, Ref
+from model_factory.program.ir import Dim, Expr, Expression, Rank, Ref
 
 _MAX_BITS = 256  # of an integer: no size has as many, and powers of powers would never end
 
@@ -87,7 +87,7 @@ def shape_key(name: str) -> tuple[str, str]:
     return ("shape", name)
 
 
-def compile_expression(expr: Expr | Dim | Ref | float) -> Evaluate:
+def compile_expression(expr: Expression) -> Evaluate:
     """Turn an expression into a function of the values by name; the function may raise FormatError."""
     evaluate = _compile(expr)
 
@@ -97,16 +97,19 @@ def compile_expression(expr: Expr | Dim | Ref | float) -> Evaluate:
         except _FAILURES as error:
             raise FormatError(f"the size {expression_text(expr)} cannot be worked out: {error}") from None
 
-    return checked if isinstance(expr, Expr | Dim) else evaluate
+    return checked if isinstance(expr, Expr | Dim | Rank) else evaluate
 
 
 _FAILURES = (ArithmeticError, AttributeError, FormatError, LookupError, TypeError, ValueError)
 
 
-def _compile(expr: Expr | Dim | Ref | float) -> Evaluate:
+def _compile(expr: Expression) -> Evaluate:
     if isinstance(expr, Dim):
         key, axis = shape_key(expr.name), expr.axis
-        return (lambda env: len(env[key])) if axis == RANK else (lambda env: env[key][axis])
+        return lambda env: env[key][axis]
+    if isinstance(expr, Rank):
+        key = shape_key(expr.name)
+        return lambda env: len(env[key])
     if isinstance(expr, Ref):
         name = expr.name
         return lambda env: env[name]
@@ -120,17 +123,19 @@ def _compile(expr: Expr | Dim | Ref | float) -> Evaluate:
     return lambda _env: constant
 
 
-def expression_names(expr: Expr | Dim | Ref | float) -> set[str]:
+def expression_names(expr: Expression) -> set[str]:
     """The values that an expression is over."""
     if isinstance(expr, Expr):
         return set().union(*map(expression_names, expr.args))
-    return {expr.name} if isinstance(expr, Dim | Ref) else set()
+    return {expr.name} if isinstance(expr, Dim | Rank | Ref) else set()
 
 
-def expression_text(expr: Expr | Dim | Ref | float) -> str:
+def expression_text(expr: Expression) -> str:
     """Write an expression for a message: ``gt(cond_proprio.shape[1], 64)``."""
     if isinstance(expr, Dim):
-        return f"{expr.name}.dim()" if expr.axis == RANK else f"{expr.name}.shape[{expr.axis}]"
+        return f"{expr.name}.shape[{expr.axis}]"
+    if isinstance(expr, Rank):
+        return f"{expr.name}.dim()"
     if isinstance(expr, Ref):
         return expr.name
     if isinstance(expr, Expr):

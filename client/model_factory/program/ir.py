@@ -17,26 +17,20 @@ from typing import Any, Literal, TypeAlias
 Argument: TypeAlias = Any
 """A step's argument; see the module's docstring."""
 
-GUARD = "guard:"
-"""How the call of a guard begins."""
-
-REQUIRE = "require"
-"""The call of a step that refuses to go on unless its argument, a truth value of sizes, is true."""
-
 OWN = "attr:"
-"""How the name of a parameter or buffer begins in the call of a step, in sizes and in conditions."""
+"""Prefix of a parameter's or buffer's path where a size or a condition names the tensor: ``attr:layer.weight``."""
 
 FLOAT_LIMITS = ("min", "max", "eps", "tiny", "resolution")
-"""Of ``torch.finfo``."""
+"""Attributes of ``torch.finfo``."""
 
 GuardKind: TypeAlias = Literal["bool", "int"]
-"""Whether a guard asks if a value is true, or which integer it is."""
+"""Type of a guard's outcome: the truth of a value, or an integer."""
 
 Outcome: TypeAlias = bool | int
-"""Of a guard."""
+"""Outcome of a guard."""
 
 Out: TypeAlias = "str | tuple[str, ...] | Mapping[str, str]"
-"""Where a result goes: one name; one name per element of a tuple or list; or ``{key: name}`` for a dict."""
+"""Names for a step's result: one name; one name per element of a tuple or list; or ``{key: name}`` for a dict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +40,38 @@ class Ref:
     name: str
 
 
-RANK = -1
-"""In the place of a ``Dim``'s axis: the number of axes."""
-
-
 @dataclass(frozen=True, slots=True)
 class Dim:
-    """The size of a tensor along one axis: an input, an earlier step's value, or a parameter (``attr:PATH``)."""
+    """Size of a tensor along one axis: of an input, an earlier step's value, or a parameter (``attr:PATH``)."""
 
     name: str
     axis: int
 
 
 @dataclass(frozen=True, slots=True)
+class Rank:
+    """Number of axes of a tensor, named as in :class:`Dim`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Expr:
-    """Integer, float or truth arithmetic over ``Dim``, ``Ref`` (a number) and constants; ``op`` names the operation."""
+    """Integer, float or truth arithmetic over sizes, ``Ref`` (a number) and constants; ``op`` names the operation."""
 
     op: str
-    args: tuple[Expr | Dim | Ref | int | float, ...]
+    args: tuple[Expression, ...]
+
+
+Expression: TypeAlias = Expr | Dim | Rank | Ref | int | float
+"""Arithmetic on sizes; see :mod:`model_factory.program.expressions`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
     """A number computed from the sizes of the inputs."""
 
-    expr: Expr | Dim | Ref | int | float
+    expr: Expression
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +116,114 @@ class Fields:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One call.
+class ModuleCall:
+    """Step: call a descendant of the module that the program belongs to."""
 
-    ``call`` is ``module:PATH`` (a descendant of the module the program belongs to), ``op:NAME`` (the closed table),
-    ``attr:PATH`` (a parameter or buffer), ``guard:KIND``, which goes on only if its first argument has the second
-    for its outcome (the steps after a guard were recorded for one side of a decision by values), or ``require``, which
-    goes on only if its argument is true: a size that the steps after it rely on.
-    """
-
-    call: str
+    path: str
+    """Dotted path of the descendant; in a config, the name of a module."""
     args: tuple[Argument, ...] = ()
     kwargs: Mapping[str, Argument] = field(default_factory=dict)
     out: Out = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpCall:
+    """Step: call an op of the closed table."""
+
+    name: str
+    """Canonical name in ``OPS``; in a config, any name that ``resolve_op`` accepts."""
+    args: tuple[Argument, ...] = ()
+    kwargs: Mapping[str, Argument] = field(default_factory=dict)
+    out: Out = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeRead:
+    """Step: read a parameter or buffer."""
+
+    path: str
+    """Dotted path of the tensor."""
+    out: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """Step: continue only on the recorded branch of a decision by values.
+
+    The steps after a guard were recorded for one outcome of ``bool(value)`` or ``int(value)``. On another outcome,
+    another program continues the run.
+    """
+
+    value: Argument
+    """The value that the forward decided by."""
+    outcome: Outcome
+    """The recorded outcome."""
+
+    @property
+    def kind(self) -> GuardKind:
+        """Type of the outcome."""
+        return "bool" if isinstance(self.outcome, bool) else "int"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Require:
+    """Step: refuse to continue unless a condition on sizes holds. The steps after rely on the condition."""
+
+    condition: Size
+    """A truth value of sizes."""
+
+
+Step: TypeAlias = ModuleCall | OpCall | AttributeRead | Guard | Require
+"""One step of a program."""
+
+
+def step_text(step: Step) -> str:
+    """Name a step without its arguments, as in JSON documents and messages.
+
+    Example:
+        >>> step_text(OpCall(name="torch.cat", args=([Ref("x"), Ref("y")],), out="z"))
+        'op:torch.cat'
+        >>> step_text(Guard(value=Ref("z"), outcome=True))
+        'guard:bool'
+    """
+    match step:
+        case ModuleCall(path=path):
+            return f"module:{path}"
+        case OpCall(name=name):
+            return f"op:{name}"
+        case AttributeRead(path=path):
+            return f"{OWN}{path}"
+        case Guard(kind=kind):
+            return f"guard:{kind}"
+        case Require():
+            return "require"
+
+
+def step_arguments(step: Step) -> Argument:
+    """Return every argument of a step, as one nested argument."""
+    match step:
+        case ModuleCall() | OpCall():
+            return (step.args, step.kwargs)
+        case AttributeRead():
+            return ()
+        case Guard():
+            return (step.value, step.outcome)
+        case Require():
+            return step.condition
+
+
+def out_names(step: Step) -> tuple[str, ...]:
+    """Names of the values that a step makes.
+
+    Example:
+        >>> out_names(ModuleCall(path="lstm", args=(Ref("x"),), out=("y", "state")))
+        ('y', 'state')
+    """
+    if isinstance(step, Guard | Require):
+        return ()
+    if isinstance(step.out, str):
+        return (step.out,)
+    return step.out if isinstance(step.out, tuple) else tuple(step.out.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,5 +235,5 @@ class Program:
     result: Argument
 
     def outcomes(self, end: int | None = None) -> tuple[Outcome, ...]:
-        """The outcomes that its guards (those before step ``end``) go on with."""
-        return tuple(step.args[1] for step in self.steps[:end] if step.call.startswith(GUARD))
+        """Outcomes that the guards were recorded for; only of guards before step ``end``, if given."""
+        return tuple(step.outcome for step in self.steps[:end] if isinstance(step, Guard))

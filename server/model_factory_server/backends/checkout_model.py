@@ -8,13 +8,14 @@ its arguments is a ``Ref(name)``. Whatever is not of that shape is refused rathe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from model_factory.errors import BuildError, FormatError
 from model_factory.program.call_signature import CONSTANT_TYPES
-from model_factory.program.ir import Argument, Out, Program, Ref, Step
+from model_factory.program.ir import Argument, ModuleCall, OpCall, Out, Program, Ref, Step
 from model_factory.program.ops import OPS
 from model_factory.program.runtime.modules import GRAPH_MODULES, GraphModel
 from model_factory_server.constructor.build import add_op
@@ -58,16 +59,16 @@ class _Calls:
         self._ops = ops
         self._table = {id(op): name for name, op in reversed(list(OPS.items()))}
 
-    def call(self, kind: str, name: str) -> str | None:
-        """Return a step's call as a program writes it, or None if there is no such module or op."""
+    def call(self, kind: str, name: str) -> ModuleCall | OpCall | None:
+        """Return a step without arguments, or None if there is no module or op of the name."""
         if kind == "module" and name in self._modules:
-            return f"module:{GRAPH_MODULES}.{name}"
+            return ModuleCall(path=f"{GRAPH_MODULES}.{name}")
         if kind != "op" or name not in self._ops:
             return None
         op = self._ops[name]
         if id(op) in self._table:  # by identity: an op of theirs may be called like another one of ours
-            return f"op:{self._table[id(op)]}"
-        return add_op(self._modules, name, op)
+            return OpCall(name=self._table[id(op)])
+        return ModuleCall(path=add_op(self._modules, name, op))
 
 
 def _step(index: int, step: Any, calls: _Calls) -> Step:
@@ -78,8 +79,8 @@ def _step(index: int, step: Any, calls: _Calls) -> Step:
         raise _unknown(f"{where} calls neither one of its modules nor one of its ops")
     if not isinstance(step.args, list | tuple) or not isinstance(step.kwargs, Mapping):
         raise _unknown(f"{where} has args that are no list or kwargs that are no mapping")
-    return Step(
-        call=call,
+    return replace(
+        call,
         args=tuple(_argument(item, where) for item in step.args),
         kwargs={name: _argument(item, where) for name, item in step.kwargs.items()},
         out=_names(step.out, f"the results of {where}"),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from model_factory.config import ConfigPath, ModelConfig
 from model_factory.errors import ConfigError
-from model_factory.program.ir import Program, Step
+from model_factory.program.ir import ModuleCall, OpCall, Program, Step
 from model_factory.program.runtime.modules import GRAPH_MODULES, GraphModel, plugin_op_child
 from model_factory_server.constructor.instantiate import instantiate_module
 from model_factory_server.constructor.policy import Policy
@@ -55,26 +55,26 @@ def build_model(config: ModelConfig, registry: Registry, policy: Policy) -> Grap
     }
     steps = []
     for step, path in zip(config.steps, config.step_paths, strict=True):
-        call = _resolve_call(step, registry, modules, (*path, "call"))
-        steps.append(dataclasses.replace(step, call=call))
+        steps.append(_resolve_call(step, registry, modules, (*path, "call")))
     return GraphModel(Program(inputs=config.inputs, steps=tuple(steps), result=config.outputs), modules)
 
 
-def _resolve_call(step: Step, registry: Registry, modules: dict[str, nn.Module], path: ConfigPath) -> str:
-    """Return a config's call as a program writes it."""
-    kind, _, name = step.call.partition(":")
-    if kind == "module":
-        return f"module:{GRAPH_MODULES}.{name}"
+def _resolve_call(step: Step, registry: Registry, modules: dict[str, nn.Module], path: ConfigPath) -> Step:
+    """Return a config's step as a program has it; adds an operator's op to ``modules``."""
+    if isinstance(step, ModuleCall):
+        return replace(step, path=f"{GRAPH_MODULES}.{step.path}")
+    assert isinstance(step, OpCall)  # a config has no other steps
     kwargs = {key: (*path[:-1], "kwargs", key) for key in step.kwargs}
-    plugin = registry.plugin_op(name)
+    plugin = registry.plugin_op(step.name)
     if plugin is None:
-        return f"op:{registry.resolve_op(name, path, kwargs)}"
+        return replace(step, name=registry.resolve_op(step.name, path, kwargs))
     plugin.check_arguments(step.args, kwargs, path)
-    return add_op(modules, name, plugin.call)
+    child = add_op(modules, step.name, plugin.call)
+    return ModuleCall(path=child, args=step.args, kwargs=step.kwargs, out=step.out)
 
 
 def add_op(modules: dict[str, nn.Module], name: str, op: Callable[..., Any]) -> str:
-    """Add an operator's op to the modules of a graph, unless it is there; return a step's call of it."""
+    """Add an operator's op to the modules of a graph, unless it is there; return the path of the module."""
     child = plugin_op_child(name)
     modules.setdefault(child, PluginOp(op))
-    return f"module:{GRAPH_MODULES}.{child}"
+    return f"{GRAPH_MODULES}.{child}"

@@ -21,7 +21,7 @@ from torch import nn
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
-from model_factory.descriptor.tree import Descriptor, SourceClass
+from model_factory.descriptor.tree import Descriptor, SourceClass, SourceNode
 from model_factory.documents import encode_document
 from model_factory.environment import keep_variables
 from model_factory.errors import (
@@ -248,8 +248,9 @@ def _classes(portable: Portable) -> tuple[Mapping[nn.Module, SourceClass], Blob 
 
 
 def _known_classes(model: nn.Module, known: Descriptor) -> tuple[Mapping[nn.Module, SourceClass], Blob | None]:
-    nodes = {path: known.modules[index].source for index, path in known.paths().items()}
-    return {get_module(model, path): node for path, node in nodes.items() if node is not None}, known.bundle
+    nodes = {path: known.modules[index] for index, path in known.paths().items()}
+    classes = {get_module(model, path): node.source for path, node in nodes.items() if isinstance(node, SourceNode)}
+    return classes, known.bundle
 
 
 def _describe(job: Job, tell: SendEvent) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from model_factory.config.syntax.expect import (
     require_name,
 )
 from model_factory.config.syntax.nodes import ConfigPath, MapNode, Node, error_at, lower
-from model_factory.program.ir import Ref, Step
+from model_factory.program.ir import ModuleCall, Ref, Step
 
 _SEQUENTIAL_KEYS = ("inputs", "layers", "outputs", "return")
 _GRAPH_KEYS = ("inputs", "modules", "nodes", "order", "steps", "outputs", "return")
@@ -47,7 +47,7 @@ def read_sequential(body: MapNode, path: ConfigPath, settings: Settings) -> Mode
     for index, layer in enumerate(layers):
         modules[f"layer{index}"] = lower(check_module_spec(layer, (*layers_path, index), strict=settings.strict))
         values.add(f"h{index}", index, layer, (*layers_path, index))
-        steps.append(Step(call=f"module:layer{index}", args=(last,), out=f"h{index}"))
+        steps.append(ModuleCall(path=f"layer{index}", args=(last,), out=f"h{index}"))
         last = Ref(f"h{index}")
     layer_paths = tuple((*layers_path, index) for index in range(len(layers)))
     return ModelConfig(

@@ -9,7 +9,7 @@ from model_factory.config.schema.step_forms import WrittenStep, written_steps
 from model_factory.config.schema.values import Values
 from model_factory.config.syntax.expect import require_entry, require_list, require_map, require_name, require_text
 from model_factory.config.syntax.nodes import ConfigPath, ListNode, MapNode, Node, Scalar, error_at, found
-from model_factory.program.ir import Argument, Out, Step
+from model_factory.program.ir import Argument, ModuleCall, OpCall, Out, Step
 from model_factory.wording import nearest, quoted
 
 _CALL = re.compile(r"(module|op):(.+)", re.DOTALL)
@@ -48,7 +48,7 @@ def _new_value(node: Node, path: ConfigPath, index: int, values: Values) -> str:
 
 def _read_step(step: WrittenStep, index: int, out: Out, modules: Collection[str], values: Values) -> Step:
     call_node = require_entry(step.node, step.path, "call")
-    call = _read_call(call_node, (*step.path, "call"), modules)
+    kind, name = _read_call(call_node, (*step.path, "call"), modules)
     args: tuple[Argument, ...] = ()
     kwargs: dict[str, Argument] = {}
     if "args" in step.node.entries:
@@ -59,10 +59,13 @@ def _read_step(step: WrittenStep, index: int, out: Out, modules: Collection[str]
         path = (*step.path, "kwargs")
         entries = require_map(step.node.entries["kwargs"], path).entries
         kwargs = {key: _read_argument(item, (*path, key), index, values) for key, item in entries.items()}
-    return Step(call=call, args=args, kwargs=kwargs, out=out)
+    if kind == "module":
+        return ModuleCall(path=name, args=args, kwargs=kwargs, out=out)
+    return OpCall(name=name, args=args, kwargs=kwargs, out=out)
 
 
-def _read_call(node: Node, path: ConfigPath, modules: Collection[str]) -> str:
+def _read_call(node: Node, path: ConfigPath, modules: Collection[str]) -> tuple[str, str]:
+    """Return the kind of a call, ``module`` or ``op``, and the name after the colon."""
     call = require_text(node, path)
     match = _CALL.fullmatch(call)
     if not match:
@@ -71,7 +74,7 @@ def _read_call(node: Node, path: ConfigPath, modules: Collection[str]) -> str:
     kind, name = match.groups()
     if kind == "module" and name not in modules:
         raise error_at(node, path, f"Unknown module {quoted(name)}{nearest(name, modules)}")
-    return call
+    return kind, name
 
 
 def _read_argument(node: Node, path: ConfigPath, index: int, values: Values) -> Argument:

@@ -12,7 +12,6 @@ from torch import nn
 from model_factory.errors import FormatError
 from model_factory.program.expressions import Env, shape_key
 from model_factory.program.ir import (
-    GUARD,
     OWN,
     Argument,
     Device,
@@ -20,17 +19,21 @@ from model_factory.program.ir import (
     DtypeOf,
     Expr,
     Fields,
+    Guard,
     LimitOf,
     Outcome,
     Program,
+    Rank,
     Ref,
     Size,
+    out_names,
+    step_arguments,
+    step_text,
 )
 from model_factory.program.runtime.lookup import own_shape
 from model_factory.program.runtime.step_compiler import (
     DEVICE,
     MODES,
-    RESTORED,
     SELF,
     Action,
     BranchMissError,
@@ -38,14 +41,15 @@ from model_factory.program.runtime.step_compiler import (
     compile_argument,
     compile_step,
     compile_store,
-    out_names,
+    sets_modes,
     shape_of,
 )
 
 # Asked of every part of every step: a union written out would be made anew each time.
-_ATOMS = (Ref, Dim, str, int)
+_ATOMS = (Ref, Dim, Rank, str, int)
 _LISTS = (list, tuple)
 _NAMED = (Ref, DtypeOf, LimitOf)
+_SIZES = (Dim, Rank)
 
 
 class Runner:
@@ -58,7 +62,7 @@ class Runner:
             FormatError: an op, value or constant is unknown.
         """
         self.program = program
-        parts = [_parts((step.args, step.kwargs), []) for step in program.steps]
+        parts = [_parts(step_arguments(step), []) for step in program.steps]
         parts_of_result = _parts(program.result, [])
         used = [_names(some) for some in [*parts, parts_of_result]]
         measured = [_measured(some) for some in [*parts, parts_of_result]]
@@ -66,14 +70,14 @@ class Runner:
         _check_names(program, [[*names, *sizes] for names, sizes in zip(used, others, strict=True)])
         self._measured = {name for sizes in measured for name in sizes}
         self._actions: list[Action] = [compile_step(step) for step in program.steps]
-        self._stores = [compile_store(step.out, self._measured) for step in program.steps]
+        self._stores = [compile_store(step, self._measured) for step in program.steps]
         self._dead: list[list[str]] = [[] for _ in program.steps]  # not needed after a step
         for name, index in _last_uses(program, used).items():
             self._dead[index].append(name)
         self._result = compile_argument(program.result)
         self._uses_device = any(isinstance(part, Device) for some in parts for part in some)
-        self._sets_modes = any(step.call in RESTORED for step in program.steps)
-        if any(step.call.startswith(GUARD) for step in program.steps):  # another program may finish a run
+        self._sets_modes = any(map(sets_modes, program.steps))
+        if any(isinstance(step, Guard) for step in program.steps):  # another program may finish a run
             self._uses_device = self._sets_modes = True
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Runner:
@@ -192,7 +196,7 @@ def _names(parts: list[Argument]) -> list[str]:
 
 def _measured(parts: list[Argument]) -> list[str]:
     """The tensors whose sizes parts are made of."""
-    return [part.name for part in parts if isinstance(part, Dim)]
+    return [part.name for part in parts if isinstance(part, _SIZES)]
 
 
 def _check_names(program: Program, used: list[list[str]]) -> None:
@@ -201,8 +205,8 @@ def _check_names(program: Program, used: list[list[str]]) -> None:
     for index, (step, names) in enumerate(zip(program.steps, used[:-1], strict=True)):
         for name in names:
             if name not in known:
-                raise FormatError(f"step {index} ({step.call}) uses {name!r} before it exists")
-        known.update(out_names(step.out))
+                raise FormatError(f"step {index} ({step_text(step)}) uses {name!r} before it exists")
+        known.update(out_names(step))
     for name in used[-1]:
         if name not in known:
             raise FormatError(f"the program's result uses {name!r}, which no step makes")
@@ -214,9 +218,9 @@ def _last_uses(program: Program, used: list[list[str]]) -> dict[str, int]:
     Up to its last guard a program keeps all, for another one may go on there.
     """
     last: dict[str, int] = {}
-    guard = max((index for index, step in enumerate(program.steps) if step.call.startswith(GUARD)), default=0)
+    guard = max((index for index, step in enumerate(program.steps) if isinstance(step, Guard)), default=0)
     for index, (step, names) in enumerate(zip(program.steps, used[:-1], strict=True)):
-        for name in (*out_names(step.out), *names):
+        for name in (*out_names(step), *names):
             last[name] = max(index, guard)
     for name in used[-1]:
         last.pop(name, None)

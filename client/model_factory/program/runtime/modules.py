@@ -26,7 +26,7 @@ from model_factory.program.call_signature import (
     under_autocast,
 )
 from model_factory.program.expressions import Env, compile_expression, expression_names, shape_key
-from model_factory.program.ir import OWN, Outcome, Program
+from model_factory.program.ir import OWN, ModuleCall, OpCall, Outcome, Program, Step, step_text
 from model_factory.program.ops import short_op
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import (
@@ -106,7 +106,7 @@ class GraphModel(nn.Module):
         return [values[name] for name in self.inputs]
 
     def _step_failed(self, index: int, error: BaseException) -> None:
-        where = f"step {index} ({_written(self.runner.program.steps[index].call)})"
+        where = f"step {index} ({_written(self.runner.program.steps[index])})"
         if type(error) in _REFUSALS:
             raise type(error)(f"{where}: {error}") from error
         _note(error, f"in {where} of a graph")
@@ -125,12 +125,14 @@ def _note(error: BaseException, note: str) -> None:
         error.add_note(note)
 
 
-def _written(call: str) -> str:
-    """A program's call as a config writes it."""
-    if call.startswith(_OP):
-        return _OP + short_op(call.removeprefix(_OP))
-    name = call.removeprefix(f"module:{GRAPH_MODULES}.")
-    return _OP + name.removeprefix(_OP).replace(_DOT, ".") if name.startswith(_OP) else f"module:{name}"
+def _written(step: Step) -> str:
+    """Name the call of a graph's step as a config writes it."""
+    if isinstance(step, OpCall):
+        return f"{_OP}{short_op(step.name)}"
+    if isinstance(step, ModuleCall):
+        name = step.path.removeprefix(f"{GRAPH_MODULES}.")
+        return _OP + name.removeprefix(_OP).replace(_DOT, ".") if name.startswith(_OP) else f"module:{name}"
+    return step_text(step)
 
 
 class ProgramRecorder(Protocol):
@@ -173,6 +175,7 @@ class CompiledProgram:
         self.guards = [compile_expression(guard) for guard in recorded.guards]
         self.own = {name for guard in recorded.guards for name in expression_names(guard) if name.startswith(OWN)}
         self.dtypes = [(name, torch_dtype(dtype)) for name, dtype in recorded.dtypes]
+        self._calls = [(step_text(step), getattr(step, "out", "")) for step in recorded.program.steps]
         self._has_any = has_any(recorded.form)
         self._check_names()
 
@@ -197,8 +200,7 @@ class CompiledProgram:
             return False
         if ours.outcomes(step + 1) != (*theirs.outcomes(step), outcome):
             return False
-        pairs = zip(ours.steps[: step + 1], theirs.steps[: step + 1], strict=True)
-        return all(one.call == two.call and one.out == two.out for one, two in pairs)
+        return self._calls[: step + 1] == other._calls[: step + 1]
 
     def leaves_of(self, call: _Call) -> list[torch.Tensor] | None:
         """The tensors of a call that this program takes, in order; None if it is for another way of calling."""

@@ -17,19 +17,23 @@ from model_factory.program.checked_ops import CHECKED_MODULES, CHECKED_OPS, chec
 from model_factory.program.expressions import Env, Evaluate, compile_expression, expression_text, shape_key
 from model_factory.program.ir import (
     FLOAT_LIMITS,
-    GUARD,
-    REQUIRE,
     Argument,
+    AttributeRead,
     Device,
     DtypeOf,
     Fields,
+    Guard,
     LimitOf,
+    ModuleCall,
+    OpCall,
     Out,
     Outcome,
     Ref,
+    Require,
     Size,
     Step,
     TorchConst,
+    out_names,
 )
 from model_factory.program.ops import AUTOCAST_KINDS, OPS, SET_AUTOCAST_ENABLED, SET_GRAD_ENABLED
 from model_factory.program.runtime.lookup import get_module, get_tensor
@@ -74,41 +78,57 @@ class Modes:
             torch.set_autocast_enabled(kind, enabled)
 
 
-RESTORED: Mapping[str, Callable[[Modes], None]] = {
-    f"op:{SET_GRAD_ENABLED}": Modes.restore_grad,
-    f"op:{SET_AUTOCAST_ENABLED}": Modes.restore_autocast,
+_RESTORES: Mapping[str, Callable[[Modes], None]] = {
+    SET_GRAD_ENABLED: Modes.restore_grad,
+    SET_AUTOCAST_ENABLED: Modes.restore_autocast,
 }
-"""What such a call does without an argument."""
+"""Effect of an op that sets modes, in a call without an argument."""
+
+
+def sets_modes(step: Step) -> bool:
+    """Whether a step sets the grad mode or the autocast modes."""
+    return isinstance(step, OpCall) and step.name in _RESTORES
 
 
 def compile_step(step: Step) -> Action:
-    """Return what does a step and returns the step's result.
+    """Return a function that runs a step and returns the step's result.
 
     Raises:
-        FormatError: the step's op, or the kind of the step, is unknown.
+        FormatError: an op or an argument of the step is unknown.
     """
-    kind, _, target = step.call.partition(":")
-    args = [compile_argument(arg) for arg in step.args]
-    kwargs = {name: compile_argument(arg) for name, arg in step.kwargs.items()}
-    if kind == "attr":
-        return lambda env: _present(get_tensor(env[SELF], target), target)
-    if kind == "op":
-        function = CHECKED_OPS.get(target) or OPS.get(target)
-        if function is None:
-            raise FormatError(f"a program calls the unknown op {target!r}")
-        if step.call in RESTORED and not args:
-            restore = RESTORED[step.call]
-            return lambda env: restore(env[MODES])
-        return lambda env: function(*[arg(env) for arg in args], **{name: arg(env) for name, arg in kwargs.items()})
-    if kind == "module":
-        return lambda env: _call_module(
-            get_module(env[SELF], target), [arg(env) for arg in args], {name: arg(env) for name, arg in kwargs.items()}
-        )
-    if step.call == REQUIRE and len(args) == 1 and isinstance(step.args[0], Size):
-        return _compile_requirement(args[0], expression_text(step.args[0].expr))
-    if step.call in _GUARDS and len(args) == 2 and type(step.args[1]) is _GUARDS[step.call]:
-        return _compile_guard(args[0], _GUARDS[step.call], step.args[1])
-    raise FormatError(f"a program makes a call of unknown kind: {step.call!r}")
+    match step:
+        case ModuleCall():
+            return _compile_module_call(step)
+        case OpCall():
+            return _compile_op_call(step)
+        case AttributeRead(path=path):
+            return lambda env: _present(get_tensor(env[SELF], path), path)
+        case Guard():
+            return _compile_guard(compile_argument(step.value), step.outcome)
+        case Require(condition=condition):
+            return _compile_requirement(compile_argument(condition), expression_text(condition.expr))
+
+
+def _compile_module_call(step: ModuleCall) -> Action:
+    path, args, kwargs = step.path, [*map(compile_argument, step.args)], _compile_kwargs(step.kwargs)
+    return lambda env: _call_module(
+        get_module(env[SELF], path), [arg(env) for arg in args], {name: arg(env) for name, arg in kwargs.items()}
+    )
+
+
+def _compile_op_call(step: OpCall) -> Action:
+    args, kwargs = [*map(compile_argument, step.args)], _compile_kwargs(step.kwargs)
+    function = CHECKED_OPS.get(step.name) or OPS.get(step.name)
+    if function is None:
+        raise FormatError(f"a program calls the unknown op {step.name!r}")
+    if step.name in _RESTORES and not args:
+        restore = _RESTORES[step.name]
+        return lambda env: restore(env[MODES])
+    return lambda env: function(*[arg(env) for arg in args], **{name: arg(env) for name, arg in kwargs.items()})
+
+
+def _compile_kwargs(kwargs: Mapping[str, Argument]) -> dict[str, Evaluate]:
+    return {name: compile_argument(arg) for name, arg in kwargs.items()}
 
 
 def _present(tensor: torch.Tensor | None, path: str) -> torch.Tensor:
@@ -123,10 +143,9 @@ def _call_module(module: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> 
     return module(*args, **kwargs)
 
 
-_GUARDS: Mapping[str, type[bool] | type[int]] = {f"{GUARD}bool": bool, f"{GUARD}int": int}
+def _compile_guard(value: Evaluate, wanted: Outcome) -> Action:
+    kind = type(wanted)
 
-
-def _compile_guard(value: Evaluate, kind: type[bool] | type[int], wanted: Outcome) -> Action:
     def check(env: Env) -> None:
         outcome = kind(value(env))
         if outcome != wanted:
@@ -205,10 +224,12 @@ def shape_of(env: Env, name: str) -> torch.Size:
     return value.shape
 
 
-def compile_store(out: Out, measured: Iterable[str]) -> Callable[[Env, Any], None]:
-    """Return what puts a step's result into an environment, with the shapes that are needed later."""
-    store = _compile_plain_store(out)
-    shapes = [(name, shape_key(name)) for name in out_names(out) if name in measured]
+def compile_store(step: Step, measured: Iterable[str]) -> Callable[[Env, Any], None]:
+    """Return a function that puts a step's result into an environment, with the shapes that later steps need."""
+    if isinstance(step, Guard | Require):
+        return _discard
+    store = _compile_plain_store(step.out)
+    shapes = [(name, shape_key(name)) for name in out_names(step) if name in measured]
     if not shapes:
         return store
 
@@ -218,6 +239,10 @@ def compile_store(out: Out, measured: Iterable[str]) -> Callable[[Env, Any], Non
             env[key] = shape_of(env, name)
 
     return store_with_shapes
+
+
+def _discard(_env: Env, _value: Any) -> None:
+    """Store nothing: the step makes no value."""
 
 
 def _compile_plain_store(out: Out) -> Callable[[Env, Any], None]:
@@ -254,10 +279,3 @@ def _shape_text(value: Any) -> str:
     return (
         f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
     )
-
-
-def out_names(out: Out) -> tuple[str, ...]:
-    """The names a step's result is stored under."""
-    if isinstance(out, str):
-        return (out,)
-    return out if isinstance(out, tuple) else tuple(out.values())

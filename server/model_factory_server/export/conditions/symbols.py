@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import (
 
 from model_factory.errors import NotPortableError
 from model_factory.program.expressions import expression_text
-from model_factory.program.ir import OWN, Dim, Expr, Ref
+from model_factory.program.ir import OWN, Dim, Expr, Expression, Rank, Ref
 from model_factory_server.export.conditions.given_sizes import with_sizes
 
 _SYMBOL = re.compile(r"\bs[0-9]+\b")
@@ -148,6 +148,10 @@ class SymbolTable:
         """Make sizes of a parameter or buffer, by axis, conditions."""
         self._ones += [Expr("eq", (Dim(f"{OWN}{path}", axis), size)) for axis, size in sizes.items()]
 
+    def fix_own_rank(self, path: str, rank: int) -> None:
+        """Make the rank of a parameter or buffer a condition."""
+        self._ones.append(Expr("eq", (Rank(f"{OWN}{path}"), rank)))
+
     def _symbol(self, name: str, hint: int, meaning: Dim) -> torch.SymInt:
         source = ConstantSource(name)
         symbol: Any = self._shape_env.create_symbol(hint, source=source, dynamic_dim=DimDynamic.DYNAMIC)
@@ -172,7 +176,7 @@ class SymbolTable:
         """Leave out the new conditions on sizes that layers give: a torch module has asked, and asks again itself."""
         self._required = (len(self._shape_env.decisions), len(self._shape_env.guards))
 
-    def requirements(self) -> list[Expr | Dim | Ref | int | float]:
+    def requirements(self) -> list[Expression]:
         """The new conditions, since this was called last, on sizes that layers give."""
         conditions = self._shape_env.relied_on(*self._required)
         self._required = (len(self._shape_env.decisions), len(self._shape_env.guards))
@@ -195,11 +199,11 @@ class SymbolTable:
         """Return a text of an error with the call's own sizes in place of the symbols that it names."""
         return _SYMBOL.sub(lambda match: str(self._sizes.get(match[0], match[0])), text)
 
-    def expression(self, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> Expr | Dim | Ref | int | float:
+    def expression(self, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> Expression:
         """Write a symbolic number as a program's expression."""
         return self.translate(value.node.expr)
 
-    def guards(self) -> tuple[Expr | Dim | Ref | int | float, ...]:
+    def guards(self) -> tuple[Expression, ...]:
         """The conditions on sizes of inputs and parameters that the recording relied on, each once.
 
         Where sizes that layers give follow from those of inputs, as a convolution's, the condition is on the inputs;
@@ -218,7 +222,7 @@ class SymbolTable:
             expr = expr.subs({symbol: self._given[symbol] for symbol in given})
         return None if expr in {sympy.true, sympy.false} else expr
 
-    def translate(self, expr: Any) -> Expr | Dim | Ref | int | float:
+    def translate(self, expr: Any) -> Expression:
         """Write an expression of symbols as a program's."""
         if isinstance(expr, sympy.Symbol):
             if expr not in self._meaning:
@@ -249,5 +253,5 @@ def _is_layout_check(expr: Any) -> bool:
     return isinstance(expr, sympy.Ne) and expr.rhs in {sympy.Integer(0), sympy.Integer(1)}
 
 
-def _order(expr: Expr | Dim | Ref | float) -> tuple[bool, str]:
+def _order(expr: Expression) -> tuple[bool, str]:
     return (isinstance(expr, int | float), expression_text(expr))

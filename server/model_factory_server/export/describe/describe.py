@@ -17,13 +17,13 @@ from model_factory.descriptor.attributes import described, settable
 from model_factory.descriptor.stock import STOCK_NAMES, stock_attributes, stock_type
 from model_factory.descriptor.torch_internals import derived_hooks
 from model_factory.descriptor.tree import (
-    GRAPH,
-    PROGRAM,
-    SOURCE,
-    STOCK,
     Descriptor,
+    GraphNode,
     ModuleNode,
+    ProgramNode,
     SourceClass,
+    SourceNode,
+    StockNode,
     TensorNode,
     TensorRef,
 )
@@ -131,9 +131,7 @@ class _Table:
             refuse_class(module, where)
             self.modules[index] = self._node(module, path, where)
         if self.modules[index] is None:  # refused: what is inside may be of no shape that is known
-            self.modules[index] = ModuleNode(
-                kind=PROGRAM, type=type(module).__name__, training=True, signature=Signature(())
-            )
+            self.modules[index] = ProgramNode(type=type(module).__name__, training=True, signature=Signature(()))
         return index
 
     def _node(self, module: nn.Module, path: str, where: str) -> ModuleNode:
@@ -154,27 +152,25 @@ class _Table:
             (name, None if child is None else self.add_module(child, _join(path, name)))
             for name, child in module._modules.items()
         )
-        node = ModuleNode(
-            kind=PROGRAM,
-            type=type(module).__name__,
-            training=module.training,
-            children=children,
-            parameters=parameters,
-            buffers=buffers,
-        )
+        common: dict[str, Any] = {
+            "training": module.training,
+            "children": children,
+            "parameters": parameters,
+            "buffers": buffers,
+        }
         if isinstance(module, GraphModel):
-            return replace(node, kind=GRAPH, program=module.runner.program)
+            return GraphNode(type=type(module).__name__, program=module.runner.program, **common)
         if module in self._sources:
-            return self._source_node(node, module, path, where)
+            return self._source_node(common, module, path, where)
         if stock is None:
-            return self._program_node(node, module, path, where)
-        node = replace(node, kind=STOCK, type=STOCK_NAMES[stock])
+            return self._program_node(common, module, path, where)
+        node = StockNode(type=STOCK_NAMES[stock], **common)
         with self.noting(path):
             return replace(node, attributes=self._with_tensors(_stock_attributes(module, stock, where), path))
         return node
 
-    def _program_node(self, node: ModuleNode, module: nn.Module, path: str, where: str) -> ModuleNode:
-        node = replace(node, signature=_signature(module.forward))
+    def _program_node(self, common: dict[str, Any], module: nn.Module, path: str, where: str) -> ProgramNode:
+        node = ProgramNode(type=type(module).__name__, signature=_signature(module.forward), **common)
         with self.noting(path):
             methods = declared_methods(module, where)
             return replace(
@@ -185,9 +181,9 @@ class _Table:
             )
         return node
 
-    def _source_node(self, node: ModuleNode, module: nn.Module, path: str, where: str) -> ModuleNode:
+    def _source_node(self, common: dict[str, Any], module: nn.Module, path: str, where: str) -> SourceNode:
         cls = real_class(module)
-        node = replace(node, kind=SOURCE, type=cls.__name__, source=self._sources[module])
+        node = SourceNode(type=cls.__name__, source=self._sources[module], **common)
         with self.noting(path):
             refuse_slots(cls, where)
             return replace(node, attributes=self._with_tensors(_stock_attributes(module, cls, where), path))

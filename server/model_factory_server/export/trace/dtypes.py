@@ -14,7 +14,17 @@ from unittest.mock import patch
 
 import torch
 
-from model_factory.program.ir import FLOAT_LIMITS, DtypeOf, Fields, LimitOf, Program, Step, TorchConst
+from model_factory.program.ir import (
+    FLOAT_LIMITS,
+    DtypeOf,
+    Fields,
+    Guard,
+    LimitOf,
+    ModuleCall,
+    OpCall,
+    Program,
+    TorchConst,
+)
 from model_factory.program.torch_names import torch_name
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -122,8 +132,11 @@ def _merge(*parts: Any) -> Any:
     if all(isinstance(part, ReadLimit | float) for part in parts):
         return _merge_numbers(*parts)
     _check_alike(map(type, parts))
-    if isinstance(first, Step):
-        _check_alike((part.call, part.out) for part in parts)
+    if isinstance(first, Guard):
+        _check_alike((part.kind, part.outcome) for part in parts)
+        return replace(first, value=_merge(*(part.value for part in parts)))
+    if isinstance(first, ModuleCall | OpCall):
+        _check_alike(replace(part, args=(), kwargs={}) for part in parts)
         args, kwargs = (_merge(*(getattr(part, name) for part in parts)) for name in ("args", "kwargs"))
         return replace(first, args=args, kwargs=kwargs)
     if isinstance(first, Fields):

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 from torch.backends import opt_einsum
 
-from model_factory.program.ir import Program
+from model_factory.program.ir import OpCall, Program
 from model_factory.program.ops import EINSUM
 
 _SETTINGS: Any = opt_einsum  # a module whose type torch does not declare
@@ -41,7 +41,7 @@ def contraction_order(equation: str, *operands: Any) -> tuple[int, ...]:
 @contextmanager
 def orders_of(program: Program) -> Iterator[None]:
     """Have ``torch.einsum`` take the orders of a program while this is entered, at whatever sizes."""
-    steps = [step for step in program.steps if step.call == f"op:{EINSUM}" and step.kwargs["path"]]
+    steps = [step for step in program.steps if isinstance(step, OpCall) and step.name == EINSUM and step.kwargs["path"]]
     orders: dict[str, Iterator[tuple[int, ...]]] = {}
     for equation in {step.args[0] for step in steps}:  # the same one again and again, in a program's runs
         orders[equation] = itertools.cycle([step.kwargs["path"] for step in steps if step.args[0] == equation])

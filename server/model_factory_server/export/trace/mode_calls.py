@@ -17,7 +17,7 @@ from torch.amp import autocast_mode
 from torch.autograd import grad_mode
 
 from model_factory.errors import NotPortableError
-from model_factory.program.ir import Step
+from model_factory.program.ir import OpCall, Step
 from model_factory.program.ops import SET_AUTOCAST_ENABLED
 
 _GRAD_REGIONS = ((grad_mode.no_grad, "__enter__"), (grad_mode.enable_grad, "__enter__"))
@@ -78,7 +78,8 @@ class _Regions:
             result = end(region, *args)
             if region.ends_with_callers:
                 last = self._steps[-1]  # which set the mode that was before
-                self._steps[-1] = Step(call=last.call, out=last.out)
+                assert isinstance(last, OpCall)
+                self._steps[-1] = OpCall(name=last.name, out=last.out)
                 self._grad_is_callers = True
             return result
 
@@ -124,7 +125,7 @@ class _Regions:
         return wrapped
 
     def _note(self, *args: bool) -> None:
-        self._steps.append(Step(call=f"op:{SET_AUTOCAST_ENABLED}", args=args, out=f"v{len(self._steps)}"))
+        self._steps.append(OpCall(name=SET_AUTOCAST_ENABLED, args=args, out=f"v{len(self._steps)}"))
 
 
 def _refusing(ask: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from torch._dispatch.python import enable_python_dispatcher
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import NotPortableError
-from model_factory.program.ir import RANK, Dim, Expr, Size, Step
+from model_factory.program.ir import Dim, Expr, ModuleCall, Rank, Size
 from model_factory_server.export.conditions.given_sizes import plain_axes, with_sizes
 from model_factory_server.export.trace.foreign import hidden_in
 from model_factory_server.export.trace.rules import keeps_size, result_by_rule
@@ -49,8 +49,8 @@ class ModuleCalls:
         if path is None:
             return self._enter_stranger(call, module, args, kwargs)
         self._tape.require()
-        step = Step(
-            call=f"module:{path}",
+        step = ModuleCall(
+            path=path,
             args=tuple(self._tape.argument(arg) for arg in args),
             kwargs={key: self._tape.argument(arg) for key, arg in kwargs.items()},
         )
@@ -67,7 +67,7 @@ class ModuleCalls:
                 return None if axis in kept else self._tape.symbols.add_given(name, axis, size)
 
             sizes = [(axis, self._tape.argument(tensor.shape[axis])) for axis in kept]
-            self._tape.kept[name] = [Expr("eq", (Dim(name, RANK), tensor.dim()))] + [
+            self._tape.kept[name] = [Expr("eq", (Rank(name), tensor.dim()))] + [
                 Expr("eq", (Dim(name, axis), size.expr if isinstance(size, Size) else size)) for axis, size in sizes
             ]
             made = with_sizes(tensor, symbol)

@@ -34,7 +34,7 @@ from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError, NotPortableError, refused_call
 from model_factory.program.call_signature import RecordedProgram, call_signature, leaf_names, rebuild
 from model_factory.program.expressions import expression_names
-from model_factory.program.ir import OWN, Outcome, Program
+from model_factory.program.ir import AttributeRead, ModuleCall, Outcome, Program
 from model_factory.program.runtime.lookup import get_module
 from model_factory.program.signature import Signature
 from model_factory.program.torch_names import torch_name
@@ -122,10 +122,10 @@ def _conditions(*recordings: _Recording) -> dict[str, Any]:
     attributes = {key: value for recording in recordings for key, value in recording.tape.reads.attributes.items()}
     absent = dict.fromkeys(path for recording in recordings for path in recording.tape.reads.absent)
     used = dict.fromkeys(
-        step.call.partition(":")[2]
+        step.path
         for recording in recordings
         for step in recording.tape.steps
-        if step.call.startswith(("module:", OWN))
+        if isinstance(step, ModuleCall | AttributeRead)
     )
     reads = tuple((*key, value) for key, value in attributes.items())
     return {"reads": reads, "absent": tuple(absent), "shared": shared_paths(recordings[0].module, used)}

@@ -20,16 +20,19 @@ from torch.overrides import TorchFunctionMode
 from model_factory.errors import NotPortableError
 from model_factory.program.call_signature import Unreadable
 from model_factory.program.ir import (
-    RANK,
-    REQUIRE,
     Argument,
+    AttributeRead,
     Device,
     Expr,
     Fields,
+    Guard,
     GuardKind,
+    ModuleCall,
+    OpCall,
     Outcome,
     Program,
     Ref,
+    Require,
     Size,
     Step,
     TorchConst,
@@ -176,7 +179,7 @@ class Tape(TorchFunctionMode):
             self._add_requirement(condition)
 
     def _add_requirement(self, condition: Any) -> None:
-        self.steps.append(Step(call=REQUIRE, args=(Size(condition),), out=f"v{len(self.steps)}"))
+        self.steps.append(Require(condition=Size(condition)))
 
     def _read_sizes(self, tensor: torch.Tensor) -> None:
         """Note that the forward reads sizes or the rank of a tensor.
@@ -187,7 +190,7 @@ class Tape(TorchFunctionMode):
         path, name = self.attributes.get(id(tensor)), self._names.get(id(tensor))
         if path is not None:
             self._fix_units(path, tensor)
-            self.symbols.fix_own(path, {RANK: tensor.dim()})
+            self.symbols.fix_own_rank(path, tensor.dim())
         elif name not in self.inputs:
             self._require_units()
         for condition in self.kept.pop(name or "", ()):
@@ -255,7 +258,7 @@ class Tape(TorchFunctionMode):
     def _decide_by_op(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         out = f"v{len(self.steps)}"
         step_kwargs = {key: self.argument(arg) for key, arg in kwargs.items()}
-        self.steps.append(Step(call=f"op:{op}", args=tuple(map(self.argument, args)), kwargs=step_kwargs, out=out))
+        self.steps.append(OpCall(name=op, args=tuple(map(self.argument, args)), kwargs=step_kwargs, out=out))
         return self._decide("bool", Ref(out))
 
     def _decide(self, kind: GuardKind, condition: Argument) -> Outcome:
@@ -270,7 +273,7 @@ class Tape(TorchFunctionMode):
         if type(outcome) is not {"bool": bool, "int": int}[kind]:
             raise NotPortableError(f"its forward decides by a {kind} where the call says {outcome!r}")
         self.decisions.append(outcome)
-        self.steps.append(Step(call=f"guard:{kind}", args=(condition, outcome), out=f"v{len(self.steps)}"))
+        self.steps.append(Guard(value=condition, outcome=outcome))
         return outcome
 
     def _decide_number(self, expr: Any) -> Any:
@@ -296,7 +299,7 @@ class Tape(TorchFunctionMode):
                 self._read_sizes(args[0])
             return getter(*args)
         if f"torch.Tensor.{name}" in OPS:
-            return self.store(Step(call=f"op:torch.Tensor.{name}", args=(self.argument(args[0]),)), getter(*args))
+            return self.store(OpCall(name=f"torch.Tensor.{name}", args=(self.argument(args[0]),)), getter(*args))
         raise NotPortableError(f"its forward reads .{name} of a tensor, which can differ where the program is run")
 
     def _record_op(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -317,7 +320,7 @@ class Tape(TorchFunctionMode):
         result = func(*args, **kwargs)
         if name in MAYBE_ITSELF and any(result is arg for arg in args):
             result = torch.ops.aten.alias(result)  # with another dtype it would be another tensor: so have two here
-        return self.store(Step(call=f"op:{op}", args=step_args, kwargs=step_kwargs), result)
+        return self.store(OpCall(name=op, args=step_args, kwargs=step_kwargs), result)
 
     def _check_written(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse an op that writes to what is a parameter's, though ``.data`` may hide that from autograd."""
@@ -343,7 +346,7 @@ class Tape(TorchFunctionMode):
             bool(tensor.shape[axis] == 1)
         self.shape_env.inside_op = inside
 
-    def store(self, step: Step, result: Any, given: _Given = lambda _name, tensor: tensor) -> Any:
+    def store(self, step: ModuleCall | OpCall, result: Any, given: _Given = lambda _name, tensor: tensor) -> Any:
         """Add a step; return its result, each tensor as ``given`` returns it for the tensor's name."""
         name = f"v{len(self.steps)}"
         if isinstance(result, tuple | list) and not isinstance(result, torch.Size):
@@ -368,7 +371,7 @@ class Tape(TorchFunctionMode):
 
     def _name_item(self, item: Any, name: str, key: Any, given: _Given) -> Any:
         item_name = f"{name}_{len(self.steps)}"
-        self.steps.append(Step(call="op:getitem", args=(Ref(name), self.argument(key)), out=item_name))
+        self.steps.append(OpCall(name="getitem", args=(Ref(name), self.argument(key)), out=item_name))
         return self._name_result(item, item_name, given)
 
     def _tensor_name(self, tensor: torch.Tensor) -> str:
@@ -380,7 +383,7 @@ class Tape(TorchFunctionMode):
         if path is None:
             raise NotPortableError(foreign_tensor(self.root))
         name = f"v{len(self.steps)}"
-        self.steps.append(Step(call=f"attr:{path}", out=name))
+        self.steps.append(AttributeRead(path=path, out=name))
         self.know(tensor, name)
         self._used_own[path] = tensor
         return name

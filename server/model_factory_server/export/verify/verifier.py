@@ -25,7 +25,7 @@ from model_factory.program.call_signature import (
     rebuild,
 )
 from model_factory.program.expressions import Env, compile_expression, expression_names, shape_key
-from model_factory.program.ir import OWN, Dim, Expr
+from model_factory.program.ir import OWN, Dim, Expr, ModuleCall
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import get_module, own_shape
 from model_factory.program.runtime.step_compiler import BranchMissError
@@ -69,7 +69,7 @@ def _shallow_stacks(module: nn.Module, recorded: RecordedProgram) -> Iterator[No
 
     What is inside torch's own modules is not in question, and a proof of a large model would take minutes.
     """
-    calls = [step.call.removeprefix("module:") for step in recorded.program.steps if step.call.startswith("module:")]
+    calls = [step.path for step in recorded.program.steps if isinstance(step, ModuleCall)]
     stacks = [
         item
         for path, item in module.named_modules()
