@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from model_factory.client.shared_store import open_shared
 from model_factory.store import Blob, Store
+from model_factory.store.shared_store import open_shared
 
 DATA = os.urandom(100_000)
 BLOB = Blob.of(DATA)
@@ -128,7 +128,7 @@ def test_what_somebody_else_could_change_later_is_opened_only_where_the_node_was
     os.chown(place, 12345, -1)
     store = str(place.parents[2])
     assert open_within(store) is None
-    with open_shared(store, BLOB, of_anyone=True) as file:  # type: ignore[union-attr]
+    with open_shared(store, BLOB, is_trusted=True) as file:  # type: ignore[union-attr]
         assert file.read() == DATA
 
 

@@ -14,8 +14,8 @@ import torch
 
 from model_factory.descriptor.weights import map_weights, write_weights
 from model_factory.errors import StoreError
-from model_factory.store import Blob, Holder, Store, locks
-from model_factory.store.locks import read_holder
+from model_factory.store import Blob, Holder, Store, named_locks
+from model_factory.store.named_locks import read_holder
 
 KEY = "ab" * 32
 SIZE = 1000
@@ -130,7 +130,7 @@ def test_who_opens_a_blob_that_is_being_evicted_has_it_whole_or_not_at_all(store
 def test_who_waits_is_told_for_whom_and_goes_on_when_that_one_dies(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "SAY_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr(named_locks, "REPORT_AFTER_SECONDS", 0.1)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, store.root, KEY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

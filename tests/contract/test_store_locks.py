@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from model_factory.client.shared_store import open_shared
 from model_factory.digest import digest_of
 from model_factory.errors import StoreError
-from model_factory.store import Blob, Store, locking, locks
-from model_factory.store.locking import Mount, lock_reaches_all, mount_of, read_mount
+from model_factory.store import Blob, Store, file_locks, named_locks
+from model_factory.store.file_locks import Mount, lock_reaches_all, mount_of, read_mount
+from model_factory.store.shared_store import open_shared
 from model_factory.store.staging import whole_file
 
 KEY = digest_of(b"a key")
@@ -67,7 +67,7 @@ def flock_for_nobody(patch: pytest.MonkeyPatch) -> None:
 
 
 def mounted(kind: str, *options: str) -> MakePatch:
-    return lambda patch: patch.setattr(locking, "mount_of", lambda _number: Mount(kind, frozenset(options)))
+    return lambda patch: patch.setattr(file_locks, "mount_of", lambda _number: Mount(kind, frozenset(options)))
 
 
 def no_locks(patch: pytest.MonkeyPatch) -> None:
@@ -123,8 +123,8 @@ def test_the_kind_of_lock_is_found(
 ) -> None:
     make_patch, kind, writes = EVICTING[name]
     make_patch(monkeypatch)
-    found = Store(tmp_path)._locking
-    assert (found.kind, found.writes, found.evicts) == (kind, writes, True)
+    found = Store(tmp_path)._locks
+    assert (found.kind, found.needs_writable, found.allows_eviction) == (kind, writes, True)
     assert caplog.text == ""
 
 
@@ -145,7 +145,7 @@ def test_a_mapped_blob_stays_and_an_unused_one_goes(name: str, tmp_path: Path, m
 @pytest.mark.parametrize("name", EVICTING)
 def test_one_holder_and_the_living_are_not_swept(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     EVICTING[name][0](monkeypatch)
-    monkeypatch.setattr(locks, "SAY_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(named_locks, "REPORT_AFTER_SECONDS", 0.0)
     store, waits = Store(tmp_path), threading.Event()
     dead = tmp_path / "staging" / "dead"
     dead.write_bytes(b"half")
@@ -176,7 +176,7 @@ def test_without_a_lock_that_reaches_every_machine_nothing_is_evicted(
 ) -> None:
     KEEPING[name](monkeypatch)
     store = Store(tmp_path, 3 * SIZE, setting="--store")
-    assert Store(tmp_path)._locking.evicts is False
+    assert Store(tmp_path)._locks.allows_eviction is False
     (warned,) = caplog.messages
     assert "set --store to a folder on a local disk" in warned
     blobs = [put(store, letter) for letter in "abc"]
@@ -230,7 +230,7 @@ def test_where_no_file_can_be_created_the_blobs_show_which_locks_work(
 
     monkeypatch.setattr(os, "open", open_existing)
     store = Store(tmp_path, SIZE)
-    assert store._locking.evicts
+    assert store._locks.allows_eviction
     assert [entry.digest for entry in store.make_room(SIZE)] == [blob.digest]
 
 
@@ -247,7 +247,7 @@ def test_a_mount_of_nfs_that_is_read_only_grants_shared_locks(tmp_path: Path, mo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", open_to_read)
         store = Store(tmp_path)
-    assert (store._locking.kind, store._locking.evicts) == ("flock", False)
+    assert (store._locks.kind, store._locks.allows_eviction) == ("flock", False)
     file = store.open(blob)
     assert file is not None
     with file:
@@ -260,7 +260,7 @@ def test_a_servers_file_is_opened_only_where_the_server_sees_the_lock(
 ) -> None:
     blob = put(Store(tmp_path), "a")
     found = Mount("ext4" if reaches else "fuse.sshfs", frozenset())
-    monkeypatch.setattr("model_factory.client.shared_store.mount_of", lambda _number: found)
+    monkeypatch.setattr("model_factory.store.shared_store.mount_of", lambda _number: found)
     file = open_shared(str(tmp_path), blob)
     assert (file is not None) == reaches
     if file is not None:
@@ -284,7 +284,7 @@ def test_a_mount_is_read() -> None:
 
 
 def test_the_mount_of_an_open_folder_is_found() -> None:
-    with locking.opened(Path("/proc")) as number:
+    with file_locks.opened(Path("/proc")) as number:
         assert mount_of(number).kind == "proc"
 
 

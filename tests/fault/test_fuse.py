@@ -51,7 +51,7 @@ def disk(locks: str, tmp_path: Path) -> Iterator[Fuse]:
 def test_a_store_keeps_finds_and_evicts_nothing(locks: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "place" / "store"
     store = Store(root, 30_000)
-    assert (store._locking.kind, store._locking.claims, store._locking.evicts) == (*FOUND[locks], False)
+    assert (store._locks.kind, store._locks.exclusive, store._locks.allows_eviction) == (*FOUND[locks], False)
     assert "Remedy: set MODEL_FACTORY_CACHE to a folder on a local disk" in caplog.text
     blobs = [store.put(letter * 10_000) for letter in (b"a", b"b", b"c")]
     store.put_record(KEY, {"a": 1})

@@ -15,7 +15,7 @@ import pytest
 from model_factory import BuildError, RemoteModelFactory, UnavailableError
 from model_factory.digest import digest_of_file
 from model_factory.store import Store
-from model_factory.store.locks import read_holder
+from model_factory.store.named_locks import read_holder
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same_state
 from support.proxy import Proxy

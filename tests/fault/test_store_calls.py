@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from model_factory import ModelFactoryError
 from model_factory.digest import digest_of, digest_of_file
 from model_factory.store import Blob, Store
-from model_factory.store.locking import TRIAL
+from model_factory.store.file_locks import TRIAL
 from support.failing_calls import CALLS, ERRORS, Decide, always, failing, once, open_descriptors
 
 KEY, OTHER_KEY, THIRD_KEY = (digest_of(name) for name in (b"a key", b"another key", b"a third key"))

@@ -10,11 +10,11 @@ import grpc
 
 from model_factory.client.connection import Connection
 from model_factory.client.retry import Backoff, is_disconnect
-from model_factory.client.shared_store import open_shared
 from model_factory.errors import IntegrityError, StoreError, UnavailableError
 from model_factory.memory import reusing_memory
 from model_factory.store import Blob, Holder, Store
 from model_factory.store.hashing_writer import HashingWriter
+from model_factory.store.shared_store import open_shared
 from model_factory.v1 import blob_pb2, wire
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def fetch_blob(
         if file is not None:
             return file
         for folder, is_trusted in connection.shared_stores():
-            file = open_shared(folder, blob, of_anyone=is_trusted)
+            file = open_shared(folder, blob, is_trusted=is_trusted)
             if file is not None and cache.adopt(file, blob):
                 file.close()
                 file = cache.open(blob)

@@ -1,26 +1,27 @@
-"""A folder of blobs and records: the server's store, and the trainer node's cache.
+"""A folder of blobs and records: the server's store, and the node cache of a trainer.
 
-Blobs are content, named by their digest. Records are small documents under a key: which blobs a build resulted in, say.
-Both are written beside their place, flushed to disk and renamed into it, so a reader sees a whole one or none, and
-several processes and containers may use one folder at a time. What is damaged is removed when it is come upon, so it is
-fetched or built again.
+A blob is content, named by its digest. A record is a small document under a key, for example the digests of a build's
+blobs. Each file is written in ``staging``, flushed to disk and renamed into place, so readers see a whole file or no
+file, and several processes and containers can use one folder at a time. A damaged file is removed when a reader finds
+the damage; the content is then fetched or built again.
 
 ::
 
-    blobs/ab/abcd...     content; its last access is the time of its last use, its modification time a mark (see below)
+    blobs/ab/abcd...     content; access time: last use; modification time: a mark, see ``store.py``
     records/ab/abcd...   canonical JSON
-    staging/             being written; a file nobody holds a lock on is left over from a process that died
-    scratch/             what a running server keeps to itself, swept in the same way; the lock is a file in the folder
-    locks/               one file per thing being made, with who makes it; removed by its holder
+    staging/             files being written; a file without a lock is left over from a process that died
+    scratch/             folders private to a running server, removed like staged files; each has a lock file
+    locks/               one file per key being worked on, with the holder's name; removed by the holder
 
-Three uses of file locks, which the kernel takes back from a process that dies: exclusively on a file being staged, and
-on a lock; shared on a blob for as long as somebody has it open or mapped, so that it is not evicted. ``locking`` finds
-the kind of lock that works in the folder. Without such a lock the store works, and evicts nothing.
+File locks have three uses. The kernel releases the locks of a process that dies. An exclusive lock is held on a file
+being staged, and on a file in ``locks``. A shared lock is held on a blob while a process has the blob open or mapped,
+so that the blob is not evicted. ``file_locks`` finds the kind of lock that works in the folder. Where no lock works,
+the store works without eviction.
 """
 
 from model_factory.digest import Blob
 from model_factory.store.contents import Entry
-from model_factory.store.locks import Holder
+from model_factory.store.named_locks import Holder
 from model_factory.store.store import Store
 
 __all__ = ["Blob", "Entry", "Holder", "Store"]

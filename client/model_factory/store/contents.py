@@ -1,4 +1,4 @@
-"""What a store holds: how much, when it was used, whether it is in use, and making room."""
+"""The blobs of a store: sizes, times of use, and eviction."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from model_factory.store.locking import Locking
-from model_factory.store.locks import is_file_of
+from model_factory.store.file_locks import FileLocks, names_open_file
 
 _NOT_REMOVABLE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS}
-"""Errors of a blob that is gone, or that this user may not remove."""
+"""Errors for a blob that is gone, or that this user may not remove."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,32 +20,32 @@ class Entry:
     """A blob in a store."""
 
     digest: str
-    """Its name."""
+    """Digest of the content, and name of the file."""
     size: int
     """In bytes."""
     used: float
-    """When it was last asked for, in seconds since the epoch."""
+    """Time of the last use, in seconds since the epoch."""
     links: int
-    """In how many places its content is known: 2 where the cache shares the server's file."""
+    """Number of hard links; 2 where a cache shares the server's file."""
     path: Path
-    """Where it lies."""
-    locking: Locking = field(repr=False)
-    """The locks of its store."""
+    """Place of the file."""
+    locks: FileLocks = field(repr=False)
+    """File locks of the store."""
 
     @property
     def in_use(self) -> bool:
-        """Whether a process has it open or mapped; what may not be opened or locked here counts as that: it stays."""
+        """Whether a process has the blob open or mapped. A blob that cannot be opened or locked counts as in use."""
         try:
-            with self.locking.open_to_claim(self.path) as number:
-                return not self.locking.claim(number)
+            with self.locks.open_for_exclusive(self.path) as fd:
+                return not self.locks.try_exclusive(fd)
         except FileNotFoundError:
             return False
         except OSError:
             return True
 
 
-def entries(blobs: Path, locking: Locking) -> Iterator[Entry]:
-    """The blobs under a folder, in no order, but for folders in the folder that only another user may read."""
+def entries(blobs: Path, locks: FileLocks) -> Iterator[Entry]:
+    """List the blobs under a folder, unordered. Folders that only another user can read are skipped."""
     for path in _files(blobs):
         with suppress(FileNotFoundError, PermissionError):
             found = path.lstat()
@@ -57,7 +56,7 @@ def entries(blobs: Path, locking: Locking) -> Iterator[Entry]:
                     used=found.st_atime,
                     links=found.st_nlink,
                     path=path,
-                    locking=locking,
+                    locks=locks,
                 )
 
 
@@ -68,9 +67,9 @@ def _files(blobs: Path) -> Iterator[Path]:
 
 
 def make_room(found: list[Entry], max_bytes: int) -> list[Entry]:
-    """Remove blobs that are not in use, least recently used first, until no more than ``max_bytes`` are left.
+    """Remove unused blobs, least recently used first, until at most ``max_bytes`` are left; return the removed blobs.
 
-    What is in use stays, even if that is more.
+    Blobs in use stay, even above ``max_bytes``.
     """
     total = sum(entry.size for entry in found)
     removed = []
@@ -84,13 +83,13 @@ def make_room(found: list[Entry], max_bytes: int) -> list[Entry]:
 
 
 def remove_unused(entry: Entry) -> bool:
-    """Remove a blob unless somebody uses it, or it may not be removed here; return whether it was.
+    """Remove a blob unless the blob is in use or this user may not remove the file; return whether it was removed.
 
-    Who opens it at the same moment has it whole, or does not find it.
+    A process that opens the blob at the same moment gets the whole blob, or does not find the file.
     """
     try:
-        with entry.locking.open_to_claim(entry.path) as number:
-            if not entry.locking.claim(number) or not is_file_of(entry.path, number):
+        with entry.locks.open_for_exclusive(entry.path) as fd:
+            if not entry.locks.try_exclusive(fd) or not names_open_file(entry.path, fd):
                 return False
             entry.path.unlink()
     except OSError as error:

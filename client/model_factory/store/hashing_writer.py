@@ -1,4 +1,4 @@
-"""Large files on their way to the disk: hashed and flushed bit by bit while they are written."""
+"""Large files on the way to the disk: hashed, and written back part by part, during the write."""
 
 from __future__ import annotations
 
@@ -10,28 +10,34 @@ from blake3 import blake3
 from model_factory.limits import MIB
 
 WRITE_BACK_BYTES = 32 * MIB
-"""Written between one word to the disk and the next."""
+"""Bytes written between two write-back requests."""
 
 _SYNC_FILE_RANGE_WRITE = 2
 
-_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # of Linux
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux only
 
 
 def begin_write_back(file: BinaryIO, start: int, size: int) -> None:
-    """Have the disk begin with a part of a file. This does not wait; an error is the flush's to tell."""
+    """Request write-back of a part of a file. Does not wait; errors are left to the flush at the end."""
     if _sync_file_range is not None:
         _sync_file_range(file.fileno(), ctypes.c_int64(start), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 
 class HashingWriter:
-    """Writes a file from its beginning, and knows its digest and size at the end.
+    """Writes a file from the beginning, and computes digest and size on the way.
 
-    The disk is told to begin with what was written, so that the flush at the end finds little left to do. All of it
-    happens in the caller's thread: a second one took more processor time than it saved on two cores.
+    Write-back is requested during the write, so that the flush at the end has little left to do. All work happens in
+    the caller's thread: on two cores a second thread costs more processor time than is saved.
+
+    >>> import io
+    >>> writer = HashingWriter(io.BytesIO())
+    >>> writer.write(b"weights")
+    >>> writer.size, len(writer.digest())
+    (7, 64)
     """
 
     def __init__(self, file: BinaryIO, threads: int = 1) -> None:
-        """``threads`` is how many hash a large piece."""
+        """``threads`` is the number of threads that hash one large piece."""
         self._file = file
         self._hasher = blake3(max_threads=threads)
         self._begun = self._written = 0
@@ -45,7 +51,7 @@ class HashingWriter:
         """Append ``data``.
 
         Raises:
-            OSError: it could not be written.
+            OSError: the file system refused the write.
         """
         self._hasher.update(data)
         self._file.write(data)
@@ -57,6 +63,6 @@ class HashingWriter:
             self._begun = self._written
 
     def digest(self) -> str:
-        """Digest of what was written so far, in hexadecimal."""
+        """Digest of the bytes written so far: blake3, 64 hexadecimal digits."""
         digest: str = self._hasher.hexdigest()
         return digest

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written beside their place, flushed to disk, renamed into it."""
+"""New files appear whole or not at all: written in a staging folder, flushed to disk, renamed into place."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 from model_factory.errors import StoreError
-from model_factory.store.locking import NO_LOCKS, Locking, open_file
-from model_factory.store.locks import is_file_of, owned_folder
+from model_factory.store.file_locks import NO_LOCKS, FileLocks, names_open_file, open_file
+from model_factory.store.leftovers import owned_folder
 
 _NOT_FLUSHED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF}
-"""Errors of file systems that cannot flush, a folder above all."""
+"""Errors of file systems that cannot flush a file or, more often, a folder."""
 
 
 class Staged:
     """A file being written in a staging folder."""
 
-    def __init__(self, file: BinaryIO, path: Path, locking: Locking) -> None:
+    def __init__(self, file: BinaryIO, path: Path, locks: FileLocks) -> None:
         self.file = file
         self._path = path
-        self._locking = locking
+        self._locks = locks
 
     def publish(self, place: Path, modified: int | None = None) -> None:
-        """Publish the file at ``place``: flushed, renamed, the rename flushed; ``modified`` is its time in ns."""
+        """Flush the file, rename the file to ``place``, flush the rename; ``modified``: modification time in ns."""
         place.parent.mkdir(exist_ok=True)
         self.file.flush()
         if modified is not None:
@@ -38,7 +38,7 @@ class Staged:
         _flush(self.file.fileno())
         self._path.rename(place)
         with suppress(OSError):
-            self._locking.release(self.file.fileno())  # a fork may have it open for longer
+            self._locks.unlock(self.file.fileno())  # a forked process may keep the file open
         folder = os.open(place.parent, os.O_RDONLY)
         try:
             _flush(folder)
@@ -46,27 +46,29 @@ class Staged:
             os.close(folder)
 
 
-def _flush(number: int) -> None:
+def _flush(fd: int) -> None:
     try:
-        os.fsync(number)
+        os.fsync(fd)
     except OSError as error:
         if error.errno not in _NOT_FLUSHED:
             raise
 
 
 @contextmanager
-def staged(folder: Path, locking: Locking) -> Iterator[Staged]:
-    """Open a new file in ``folder``; what is not published is removed.
+def staged(folder: Path, locks: FileLocks) -> Iterator[Staged]:
+    """Open a new file in ``folder``; a file that is not published is removed.
 
-    Other users may read the file as far as the umask allows.
+    The umask decides whether other users can read the file.
     """
     while True:
         path = folder / secrets.token_hex(16)
         with open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, "wb") as file:
             try:
-                if locking.claims and not (locking.claim(file.fileno()) and is_file_of(path, file.fileno())):
-                    continue  # taken for a leftover before it was locked
-                yield Staged(file, path, locking)
+                if locks.exclusive and not (
+                    locks.try_exclusive(file.fileno()) and names_open_file(path, file.fileno())
+                ):
+                    continue  # removed as a leftover before the lock was taken
+                yield Staged(file, path, locks)
             finally:
                 path.unlink(missing_ok=True)
             return
@@ -74,14 +76,14 @@ def staged(folder: Path, locking: Locking) -> Iterator[Staged]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write to that appears at ``path`` when all went well, and not at all otherwise.
+    """Open a file for writing that appears at ``path`` if the block succeeds, and not at all otherwise.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with staged(path.parent, NO_LOCKS) as new:  # nobody sweeps that folder
+        with staged(path.parent, NO_LOCKS) as new:  # no process sweeps this folder
             yield new.file
             new.publish(path)
     except OSError as error:
@@ -89,18 +91,18 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def scratch_folder(folder: Path, locking: Locking) -> Iterator[Path]:
-    """Make a folder in ``folder`` for as long as the block; it goes like a staged file if this process dies.
+def scratch_folder(folder: Path, locks: FileLocks) -> Iterator[Path]:
+    """Create a folder in ``folder`` for the duration of the block; a later sweep removes the folder of a dead process.
 
-    The path is for this process alone, and short however long that of ``folder`` is: a socket's has to be.
+    The path is valid in this process alone. The path is short for any ``folder``, as the path of a socket must be.
     """
     while True:
         path = Path(tempfile.mkdtemp(dir=folder))
-        with owned_folder(path, locking) as number:
-            if number is None:  # taken for a leftover before it was locked
+        with owned_folder(path, locks) as fd:
+            if fd is None:  # removed as a leftover before the lock was taken
                 continue
             try:
-                yield Path(f"/proc/self/fd/{number}")
+                yield Path(f"/proc/self/fd/{fd}")
             finally:
                 with suppress(OSError):
                     shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""The store itself; see the package."""
+"""The class ``Store``; the package describes the layout of the folder."""
 
 from __future__ import annotations
 
@@ -18,43 +18,54 @@ from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError, StoreError
 from model_factory.store import contents
 from model_factory.store.contents import Entry
-from model_factory.store.locking import find_locking, open_file
-from model_factory.store.locks import OnWait, held, sweep, writable_by_others
+from model_factory.store.file_locks import find_file_locks, open_file, writable_by_others
+from model_factory.store.leftovers import sweep
+from model_factory.store.named_locks import OnWait, hold_lock
 from model_factory.store.staging import Staged, scratch_folder, staged
 
 log = logging.getLogger(__name__)
 
 _CHECKED_NS = 1_000_000_000
-"""Modification time of blobs whose content was checked: whatever writes to one afterwards changes it."""
-
+"""Modification time of blobs with verified content; any later write changes the time."""
 
 _FOLDERS = ("blobs", "records", "staging", "locks", "scratch")
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _warned: set[Path] = set()
-"""Stores of this process whose locks were warned of."""
+"""Stores for which this process has logged a warning about file locks."""
 
 
 class Store:
-    """A folder of blobs and records; made if it does not exist."""
+    """A folder of blobs and records, created if missing.
+
+    >>> import tempfile
+    >>> store = Store(Path(tempfile.mkdtemp()))
+    >>> blob = store.put(b"weights")
+    >>> store.read(blob)
+    b'weights'
+    """
 
     def __init__(self, root: Path, max_bytes: int | None = None, *, setting: str = "MODEL_FACTORY_CACHE") -> None:
-        """Open a store and remove what processes that died left in it.
+        """Open a store and remove leftovers of processes that died.
 
-        ``max_bytes`` bounds what its blobs take: before one is fetched or built, those used least recently go. What is
-        in use stays; then there may be more. ``setting`` names the variable or option that chooses the folder, for
-        errors. A store that cannot be written to can be read.
+        A store without permission to write is opened for reading.
+
+        Args:
+            root: The folder.
+            max_bytes: Bound on the size of all blobs. Before a blob is fetched or built, unused blobs are evicted,
+                least recently used first. Blobs in use stay, even above the bound. None: no bound.
+            setting: Name of the variable or option that chooses the folder, for error messages.
 
         Raises:
-            StoreError: the folder can neither be made nor read.
+            StoreError: the folder can neither be created nor read.
         """
         self.max_bytes = max_bytes
         self._setting = setting
         with self._errors(f"cannot use {root} as a store"):
             self.root = root.absolute()
             self._make_or_read()
-            self._locking = find_locking(self.root / "staging", self.root / "blobs")
+            self._locks = find_file_locks(self.root / "staging", self.root / "blobs")
         self._warn_of_locks()
         self.sweep()
 
@@ -69,32 +80,32 @@ class Store:
             if not os.access(self.root / "blobs", os.R_OK | os.X_OK):
                 raise
         else:
-            os.scandir(self.root / "blobs").close()  # a folder of another user may be closed to this one
+            os.scandir(self.root / "blobs").close()  # this user may be unable to read the folder of another user
 
     def _warn_of_locks(self) -> None:
         writable = os.access(self.root / "blobs", os.W_OK)
-        if self._locking.evicts or not writable or self.root in _warned:
+        if self._locks.allows_eviction or not writable or self.root in _warned:
             return
         _warned.add(self.root)
         log.warning(
             "file locks in %s %s: no blob is evicted there, and the same blob may be fetched or built twice. Remedy: "
             "set %s to a folder on a local disk",
             self.root,
-            "hold on this machine alone" if self._locking.claims else "do not work",
+            "work on this machine alone" if self._locks.exclusive else "do not work",
             self._setting,
         )
 
     def sweep(self) -> None:
-        """Remove what processes that died were writing or had locked."""
+        """Remove files and locks of processes that died."""
         for name in ("staging", "locks", "scratch"):
-            sweep(self.root / name, self._locking)
+            sweep(self.root / name, self._locks)
 
     def find(self, blob: Blob, *, may_hash: bool = True) -> Path | None:
-        """Return the file of a blob, or None if it is not here. Counts as a use.
+        """Return the path of a blob, or None if the store does not have the blob. Counts as a use.
 
-        A file that was written to after its content was checked, or that others may write to, is hashed, and removed if
-        its content is not the blob's; without ``may_hash``, for callers who cannot wait, it is not found. One of
-        another size than asked for is not removed: then it is the question that is wrong.
+        A file that was changed after verification, or that other users can write to, is hashed, and removed if the
+        digest differs. With ``may_hash=False``, for callers that must not wait, None is returned for this file. A blob
+        of another size than ``blob.size`` stays: the size in the request is wrong.
         """
         path = self._path("blobs", blob.digest)
         with self._errors(f"cannot read {path}"):
@@ -105,18 +116,18 @@ class Store:
             if not stat.S_ISREG(found.st_mode):
                 return None
             is_checked = found.st_mtime_ns == _CHECKED_NS and not writable_by_others(found)
-            if not is_checked and not (may_hash and self._unharmed(path)):
+            if not is_checked and not (may_hash and self._verify_file(path)):
                 return None
             if found.st_size != blob.size:
                 return None
-            with suppress(OSError):  # another user's file in a shared cache, or a file system that is read-only now
+            with suppress(OSError):  # the file of another user in a shared cache, or a read-only file system
                 os.utime(path, ns=(time.time_ns(), _CHECKED_NS))
         return path
 
     def open(self, blob: Blob) -> BinaryIO | None:
-        """Open a blob for reading, or return None if it is not here.
+        """Open a blob for reading, or return None if the store does not have the blob.
 
-        It is in use, and so not evicted, until the file is closed and every mapping of it is gone.
+        The blob counts as in use, and is not evicted, until the file and every mapping of the file are closed.
         """
         path = self.find(blob)
         if path is None:
@@ -124,17 +135,17 @@ class Store:
         with self._errors(f"cannot read {path}"):
             try:
                 file = open_file(path, os.O_RDONLY, "rb", 0)
-            except FileNotFoundError:  # evicted meanwhile
+            except FileNotFoundError:  # evicted in the meantime
                 return None
             try:
-                self._locking.share(file.fileno())
+                self._locks.lock_shared(file.fileno())
             except OSError:
                 file.close()
                 raise
         return file
 
     def read(self, blob: Blob) -> bytes | None:
-        """Return the content of a small blob, checked, or None if it is not here or damaged."""
+        """Return the verified content of a small blob, or None if the blob is missing or damaged."""
         path = self.find(blob)
         if path is None:
             return None
@@ -149,7 +160,11 @@ class Store:
         return data
 
     def put(self, data: bytes) -> Blob:
-        """Store bytes."""
+        """Store bytes as a blob.
+
+        Raises:
+            StoreError: the folder cannot be written, for example without space on the disk.
+        """
         blob = Blob.of(data)
         if self.find(blob) is None:
             with self.stage() as (file, publish):
@@ -159,12 +174,13 @@ class Store:
 
     @contextmanager
     def stage(self) -> Iterator[tuple[BinaryIO, Callable[[Blob], Path]]]:
-        """Open a new file to write a blob to; calling the second value with its identity publishes it.
+        """Open a new file for a blob; call the second value with the blob's identity to publish the file.
 
-        What is not published is removed. The caller answers for the digest: it is computed while writing.
+        A file that is not published is removed. The caller computes the digest during the write; the store does not
+        verify the digest.
 
         Raises:
-            StoreError: the disk is full, say.
+            StoreError: the folder cannot be written, for example without space on the disk.
         """
         with self._errors(f"cannot write to {self.root}"), self._staged() as new:
 
@@ -177,28 +193,28 @@ class Store:
 
     @contextmanager
     def _staged(self) -> Iterator[Staged]:
-        self._make()  # somebody may have removed them all
-        with staged(self.root / "staging", self._locking) as new:
+        self._make()  # another process may have removed the folders
+        with staged(self.root / "staging", self._locks) as new:
             yield new
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Make a folder for what is not to outlive this process, nor, once the store is opened again, its death."""
+        """Create a folder for the duration of the block; after a crash, the next store removes the folder."""
         with ExitStack() as stack:
             with self._errors(f"cannot write to {self.root}"):
-                folder = stack.enter_context(scratch_folder(self.root / "scratch", self._locking))
+                folder = stack.enter_context(scratch_folder(self.root / "scratch", self._locks))
             yield folder
 
     def adopt(self, file: BinaryIO, blob: Blob) -> bool:
-        """Make a blob of an open file that was checked to be it, without copying; False where that cannot be done.
+        """Add an open file with the verified content of a blob as a hard link, without a copy; return False on failure.
 
-        It cannot where the file lies on another file system, or belongs to somebody else who does not allow it.
+        A hard link is impossible for a file on another file system, or for a file of another user without permission.
         """
-        place, number = self._path("blobs", blob.digest), file.fileno()
+        place, fd = self._path("blobs", blob.digest), file.fileno()
         try:
             place.parent.mkdir(exist_ok=True)
-            # Python links the link itself unless a folder is named, which a path from the root then makes no use of.
-            os.link(f"/proc/self/fd/{number}", place, src_dir_fd=number, follow_symlinks=True)
+            # Without src_dir_fd, Python links the symbolic link itself. An absolute path ignores the descriptor.
+            os.link(f"/proc/self/fd/{fd}", place, src_dir_fd=fd, follow_symlinks=True)
         except FileExistsError:
             return True
         except OSError:
@@ -208,7 +224,7 @@ class Store:
         return True
 
     def record(self, key: str) -> Any | None:
-        """Return the document under a key, or None; a record that is damaged, or of another key, is removed."""
+        """Return the document under a key, or None. A damaged record, or the record of another key, is removed."""
         path = self._path("records", key)
         with self._errors(f"cannot read {path}"):
             try:
@@ -220,7 +236,7 @@ class Store:
                 return None
 
     def put_record(self, key: str, document: Any) -> None:
-        """Store a document under a key, in place of any that is there."""
+        """Store a document under a key; replaces the previous document."""
         place = self._path("records", key)
         with self._errors(f"cannot write to {self.root}"), self._staged() as new:
             new.file.write(encode_document({"key": key, "document": document}))
@@ -228,24 +244,24 @@ class Store:
 
     @contextmanager
     def locked(self, key: str, doing: str = "works on it", on_wait: OnWait = lambda _holder: None) -> Iterator[None]:
-        """Hold the lock of a key against all processes on this node; it goes when its holder dies.
+        """Hold the lock of a key against all processes on this node; the kernel releases the lock of a dead process.
 
-        ``doing`` is what others are told who wait for it; ``on_wait`` is told whom one waits for.
+        Waiting processes see the text ``doing``. ``on_wait`` is called with the holder during a long wait.
         """
         check_digest(key)
         with ExitStack() as stack:
             with self._errors(f"cannot lock {key} in {self.root}"):
-                self._make()  # somebody may have removed them all
-                stack.enter_context(held(self.root / "locks" / key, self._locking, doing, on_wait))
+                self._make()  # another process may have removed the folders
+                stack.enter_context(hold_lock(self.root / "locks" / key, self._locks, doing, on_wait))
             yield
 
     def make_room(self, size: int, staged: int = 0) -> list[Entry]:
-        """Evict what is not in use, least recently used first, so that ``size`` more bytes fit the bound and the disk.
+        """Evict unused blobs, least recently used first, so that ``size`` more bytes fit the bound and the disk.
 
-        Without a bound nothing is evicted. ``staged`` of the bytes are on the disk already.
+        Without a bound nothing is evicted. ``staged`` bytes of ``size`` are on the disk already.
 
         Raises:
-            StoreError: that many never fit; then nothing was evicted.
+            StoreError: ``size`` exceeds the bound or the disk; nothing was evicted.
         """
         if self.max_bytes is None:
             return []
@@ -254,8 +270,9 @@ class Store:
         most = min(self.max_bytes, taken + free)
         if size > most:
             raise StoreError(
-                f"{size} bytes do not fit into {self.root}: it may hold {self.max_bytes}, and the disk has {free} free "
-                f"beside its {taken}. Remedy: a higher bound, or a larger disk: {self._setting} names the folder"
+                f"{size} bytes do not fit into {self.root}: the store may hold {self.max_bytes} bytes, holds {taken}, "
+                f"and the disk has {free} bytes free. Remedy: raise the bound, or set {self._setting} to a folder on a "
+                "larger disk"
             )
         return self.prune(most - size)
 
@@ -269,22 +286,22 @@ class Store:
             return shutil.disk_usage(self.root).free
 
     def keep_bound(self) -> None:
-        """Evict what is beyond the bound, as far as it is not in use."""
+        """Evict unused blobs until the store is within the bound."""
         if self.max_bytes is not None:
             self.prune(self.max_bytes)
 
     def prune(self, max_bytes: int) -> list[Entry]:
-        """Evict blobs that are not in use, least recently used first, down to ``max_bytes``; return the evicted.
+        """Evict unused blobs, least recently used first, down to ``max_bytes``; return the evicted blobs.
 
         Raises:
-            StoreError: blobs would have to go, and no lock tells whether they are in use.
+            StoreError: the store holds more, and file locks do not show whether a blob is in use.
         """
         found = self.entries()
         taken = sum(entry.size for entry in found)
-        if taken > max_bytes and not self._locking.evicts:
+        if taken > max_bytes and not self._locks.allows_eviction:
             raise StoreError(
                 f"{self.root} holds {taken} bytes of blobs, {max_bytes} may stay, and no blob is evicted: file locks "
-                "there do not tell whether a blob is in use. Remedy: stop every process that uses the folder and "
+                "there do not show whether a blob is in use. Remedy: stop every process that uses the folder and "
                 f"remove files under {self.root / 'blobs'}, or set {self._setting} to a folder on a local disk"
             )
         with self._errors(f"cannot clear {self.root}"):
@@ -294,25 +311,25 @@ class Store:
         return removed
 
     def entries(self) -> list[Entry]:
-        """The blobs, most recently used first.
+        """List the blobs, most recently used first.
 
         Raises:
             StoreError: the folder cannot be read.
         """
         with self._errors(f"cannot read {self.root}"):
-            found = contents.entries(self.root / "blobs", self._locking)
+            found = contents.entries(self.root / "blobs", self._locks)
             return sorted(found, key=lambda entry: entry.used, reverse=True)
 
     def verify(self, digest: str) -> bool:
-        """Hash a blob; one that is damaged is removed."""
+        """Hash a blob and return whether the digest matches; a damaged blob is removed."""
         path = self._path("blobs", digest)
         with self._errors(f"cannot read {path}"):
-            return self._unharmed(path)
+            return self._verify_file(path)
 
-    def _unharmed(self, path: Path) -> bool:
+    def _verify_file(self, path: Path) -> bool:
         try:
             digest = digest_of_file(path)
-        except FileNotFoundError:  # evicted meanwhile
+        except FileNotFoundError:  # evicted in the meantime
             return False
         if digest != path.name:
             self._remove_damaged(path, "does not match its digest")
@@ -323,8 +340,8 @@ class Store:
         return self.root / folder / key[:2] / key
 
     def _remove_damaged(self, path: Path, how: str) -> None:
-        log.warning("%s %s; it is removed, to be made again", path, how)
-        with self._errors(f"{path} {how}, and cannot be removed"):  # it would be found again
+        log.warning("%s %s; the file is removed, and made again when needed", path, how)
+        with self._errors(f"{path} {how}, and cannot be removed"):  # else the next reader finds the same damage
             path.unlink(missing_ok=True)
 
     @contextmanager
@@ -340,14 +357,14 @@ class Store:
 
 
 def _document_of(key: str, data: bytes) -> Any:
-    """Return the document of a record, which names its key: a copy in another place is no record.
+    """Return the document of a record. A record contains its key, so that a copy under another key is refused.
 
     Raises:
-        FormatError: the record is damaged, or of another key.
+        FormatError: the record is damaged, or has another key.
     """
     record = decode_document(data, f"record {key}")
     if not isinstance(record, dict) or record.keys() != {"key", "document"}:
-        raise FormatError("it is not a record")
+        raise FormatError("the file is not a record: expected exactly the keys 'key' and 'document'")
     if record["key"] != key:
-        raise FormatError("it is the record of another key")
+        raise FormatError("the record has another key")
     return record["document"]
