@@ -1,7 +1,8 @@
-"""What built a module: copied from the manifest of a build, and compared wherever the build is referred to later."""
+"""The identity of a build, and the manifest with a build's results."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model_factory.digest import Blob
@@ -9,7 +10,7 @@ from model_factory.digest import Blob
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildIdentity:
-    """What a server builds with."""
+    """Software and device that a server builds with."""
 
     backend: str
     """Name of the backend."""
@@ -23,7 +24,7 @@ class BuildIdentity:
     """Version of the descriptor, programs and manifest formats."""
 
     def differences(self, other: BuildIdentity) -> list[str]:
-        """Name what differs from another identity, with both values.
+        """List the fields that differ from another identity, with both values.
 
         Example:
             >>> ours = BuildIdentity(
@@ -41,25 +42,53 @@ class BuildIdentity:
             "format_version": "format",
         }
         pairs = ((name, getattr(self, field), getattr(other, field)) for field, name in names.items())
-        return [f"{name} {_short(own)!r} is {_short(others)!r}" for name, own, others in pairs if own != others]
+        return [f"{name} {_shortened(own)!r} is {_shortened(others)!r}" for name, own, others in pairs if own != others]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReference:
-    """The build that a module comes from."""
+    """Reference to the build of a module."""
 
     identity: BuildIdentity
-    """What the server built with."""
+    """Software and device of the server."""
     architecture_key: str
-    """Identity of descriptor and programs, as the server of the build gave it."""
+    """Identity of descriptor and programs, from the server of the build."""
     descriptor: Blob
     """The module tree."""
     dtype: str
-    """What floating tensors were cast to by the build; empty: left."""
+    """Dtype to which the build cast floating tensors; empty: no cast."""
     seed: int
     """Seed of the whole request."""
 
 
-def _short(value: object) -> object:
-    """A value that fits into a message: of a long text the beginning."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltComponent:
+    """The blobs of one built component."""
+
+    name: str
+    """Name of the component in the request."""
+    architecture_key: str
+    """Identity of descriptor and programs."""
+    descriptor: Blob
+    """The module tree, as a JSON document."""
+    programs: Blob
+    """The recorded programs, as a JSON document."""
+    weights: Blob
+    """Parameters and buffers, as a safetensors file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The result of a build on a server."""
+
+    identity: BuildIdentity
+    """Software and device of the server, at the time of the response."""
+    components: tuple[BuiltComponent, ...]
+    """In the order of the request."""
+    inline: Mapping[str, bytes]
+    """Content of small blobs by digest, not verified yet."""
+
+
+def _shortened(value: object) -> object:
+    """Return the beginning of a long text, for a message."""
     return f"{value[:12]}..." if isinstance(value, str) and len(value) > 40 else value

@@ -15,7 +15,7 @@ import pytest
 from torch import nn
 
 from model_factory import RemoteModelFactory
-from model_factory.client import factory
+from model_factory.client import assembly
 from model_factory.digest import digest_of_file
 from model_factory.store import Blob, Store
 from model_factory_server import PolicyConstructorModelFactory
@@ -167,7 +167,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(
     chance: random.Random,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(factory, "MAX_BLUEPRINTS", 0)  # so that every file is read at every build
+    monkeypatch.setattr(assembly, "MAX_BLUEPRINTS", 0)  # so that every file is read at every build
     expected = mlp()
     for path in blob_files(tmp_path / "cache"):
         data, stat = path.read_bytes(), path.stat()

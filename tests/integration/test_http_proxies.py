@@ -71,7 +71,7 @@ def test_a_proxy_that_is_not_used_is_named_where_nobody_answers(
 @pytest.mark.parametrize("url", ["somebody:s3cret@gateway:3128", "s3cret", "http://s3cret:[x", "http://h:s3cret"])
 def test_what_is_no_url_is_not_shown(url: str, make_remote: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", url)
-    with pytest.raises(UnavailableError, match=r"not through a text that is no http://HOST:PORT") as caught:
+    with pytest.raises(UnavailableError, match=r"not through a text that is not http://HOST:PORT") as caught:
         make_remote(address="127.0.0.1:1").blocks()
     assert "s3cret" not in str(caught.value)
 

@@ -74,7 +74,7 @@ def test_a_newer_server_and_an_older_one_on_the_same_store(
             patch.setenv(name, value)
         newer = start_server(tmp_path / "store")
     factory = RemoteModelFactory(newer.address, seed=1, cache_dir=tmp_path / "cache")
-    with pytest.raises(ServerError, match=rf"speaks format {OTHER}, this client format {FORMAT}\. Remedy: "):
+    with pytest.raises(ServerError, match=rf"uses format {OTHER}, this client format {FORMAT}\. Remedy: "):
         factory.build({"config": layers({"_type_": "nn.PReLU"})})
     done = build(newer.address, other_version)
     assert done.returncode == 0, done.stderr
@@ -82,7 +82,7 @@ def test_a_newer_server_and_an_older_one_on_the_same_store(
     older = start_server(tmp_path / "store")
     done = build(older.address, other_version)
     assert done.returncode == 1
-    assert f"speaks format {FORMAT}, this client format {OTHER}. Remedy: " in done.stderr
+    assert f"uses format {FORMAT}, this client format {OTHER}. Remedy: " in done.stderr
     assert "Traceback" not in done.stderr
     done = build(older.address, {"MODEL_FACTORY_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stderr

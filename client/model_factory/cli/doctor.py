@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model_factory.blocks import SELF_CHECK_CONFIG, SELF_CHECK_WIDTH
-from model_factory.client.address import parse_address
+from model_factory.client.address import is_proxied, parse_address, proxy_note
 from model_factory.client.connection import Connection
-from model_factory.client.proxy import is_proxied, proxy_note
 from model_factory.environment import default_cache_bytes, default_cache_dir
 from model_factory.errors import ModelFactoryError
 from model_factory.limits import MIB

@@ -1,1 +1,1 @@
-"""The trainer's side of the RPCs: connection, factory, blob transfer, retries."""
+"""The client of a build service: factory, connection, credentials, blob transfer, retries."""

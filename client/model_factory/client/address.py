@@ -1,21 +1,26 @@
-"""Addresses of servers: which forms gRPC takes, and what is wrong with any other text."""
+"""Addresses of servers, and HTTP proxies on the way.
+
+gRPC accepts several forms of an address; any other text is refused with the cause and a remedy. HTTP proxies are off by
+default. Error messages name the proxy without user name and password.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-from model_factory.environment import DEFAULT_ADDRESS
+from model_factory.environment import DEFAULT_ADDRESS, USE_PROXY, proxy_variables, use_proxy
 from model_factory.errors import ServerError
 from model_factory.limits import MAX_PORT
 from model_factory.wording import quoted
 
 _LOCAL = ("unix:", "unix-abstract:")
-_OTHERS = ("vsock:", "xds:")
+_NAME_SERVICES = ("vsock:", "xds:")
 _HOSTS = ("dns:", "ipv4:", "ipv6:")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_IN_NO_HOST = re.compile(r"[\s/\\@?#,\[\]\x00-\x1f\x7f\ud800-\udfff]")
+_NOT_IN_HOST = re.compile(r"[\s/\\@?#,\[\]\x00-\x1f\x7f\ud800-\udfff]")
 _FORMS = "Remedy: HOST:PORT, as in gpu-node:50051, or [IPV6]:PORT; unix:PATH and dns:///HOST:PORT are addresses too"
 
 
@@ -24,20 +29,20 @@ class Address:
     """The address of a server."""
 
     text: str
-    """As the trainer wrote the address, and as gRPC takes the address."""
+    """The address as the trainer wrote the text; gRPC takes the same text."""
     hosts: tuple[tuple[str, int], ...] = ()
-    """Host and port; several for a list of numeric addresses, and empty for local sockets and name services."""
+    """Pairs of host and port: several for a list of numeric addresses, empty for local sockets and name services."""
 
     @property
     def is_loopback(self) -> bool:
-        """Whether nothing that is sent there leaves this machine."""
+        """Whether all traffic to the address stays on this machine."""
         if not self.hosts:
             return self.text.startswith(_LOCAL)
         return all(_is_loopback(host) for host, _ in self.hosts)
 
 
 def parse_address(text: str) -> Address:
-    """Return the address that a text is.
+    """Parse the address of a server.
 
     >>> parse_address("gpu-node:50051").hosts
     (('gpu-node', 50051),)
@@ -45,23 +50,23 @@ def parse_address(text: str) -> Address:
     True
 
     Raises:
-        ServerError: the text is no address; the message has the text, the cause and a remedy.
+        ServerError: the text is not an address; the message has the text, the cause and a remedy.
     """
     if not isinstance(text, str):
-        raise ServerError(f"the address of a server is text, got {quoted(text)}. {_FORMS}")
+        raise ServerError(f"the address of a server is a string, got {quoted(text)}. {_FORMS}")
     scheme, _, rest = text.partition(":")
-    if text.startswith((*_LOCAL, *_OTHERS)) and rest.strip("/"):
+    if text.startswith((*_LOCAL, *_NAME_SERVICES)) and rest.strip("/"):
         return Address(text=text)
     if not text.startswith(_HOSTS):
-        return Address(text=text, hosts=(_host_and_port(text, text),))
-    if rest.startswith("//"):  # an authority, which is the name server to ask
+        return Address(text=text, hosts=(_parse_host_and_port(text, text),))
+    if rest.startswith("//"):  # an authority: the DNS server
         rest = rest.removeprefix("//").partition("/")[2]
     parts = rest.split(",") if scheme != "dns" else [rest]
-    return Address(text=text, hosts=tuple(_host_and_port(part, text) for part in parts))
+    return Address(text=text, hosts=tuple(_parse_host_and_port(part, text) for part in parts))
 
 
-def _host_and_port(part: str, text: str) -> tuple[str, int]:
-    """Read ``HOST:PORT``, a part of an address."""
+def _parse_host_and_port(part: str, text: str) -> tuple[str, int]:
+    """Parse ``HOST:PORT``, a part of an address."""
     host, _, port = part.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if cause := _fault(part, host, bare, port):
@@ -70,50 +75,51 @@ def _host_and_port(part: str, text: str) -> tuple[str, int]:
 
 
 def _fault(part: str, host: str, bare: str, port: str) -> str:
-    """Return what keeps a text from being ``HOST:PORT``, with the remedy; empty if nothing does."""
+    """Return why a text is not ``HOST:PORT``, with the remedy; empty for a valid text."""
     if not part.strip():
         return f"the address is empty. {_FORMS}"
     if url := _URL.fullmatch(part):
-        return _of_url(url[1], url[2])
+        return _url_fault(url[1], url[2])
     if part != part.strip():
-        return f"there is space at an end. Remedy: {part.strip()}"
+        return f"the text begins or ends with white space. Remedy: {part.strip()}"
     if ":" not in part or (part.startswith("[") and part.endswith("]")):
-        is_host = _is_ipv6(part.strip("[]")) or not _IN_NO_HOST.search(part)
+        is_host = _is_ipv6(part.strip("[]")) or not _NOT_IN_HOST.search(part)
         return f"the port is missing. Remedy: {part if is_host else 'HOST'}:50051"
     if _is_ipv6(part) or (host == bare and ":" in host):
-        return f"an IPv6 address stands in brackets, and a port comes after. Remedy: {_bracketed(part)}"
+        return f"an IPv6 address needs brackets before the port. Remedy: {_bracketed(part)}"
     if not bare:
         return f"the host is missing. Remedy: {DEFAULT_ADDRESS} for a server on this machine"
     if host != bare and not _is_ipv6(bare):
-        return f"{quoted(bare)} in brackets is no IPv6 address. {_FORMS}"
-    if found := _IN_NO_HOST.search(bare):
-        return f"a host has no {quoted(found[0])}. {_FORMS}"
-    return _fault_of_port(port)
+        return f"{quoted(bare)} in brackets is not an IPv6 address. {_FORMS}"
+    if found := _NOT_IN_HOST.search(bare):
+        return f"a host cannot contain {quoted(found[0])}. {_FORMS}"
+    return _port_fault(port)
 
 
-def _fault_of_port(port: str) -> str:
+def _port_fault(port: str) -> str:
     if not (port.isascii() and port.isdigit()):
-        return f"the port {quoted(port)} is no number. {_FORMS}"
+        return f"the port {quoted(port)} is not a number. {_FORMS}"
     if len(port) > len(str(MAX_PORT)) or not 0 < int(port) <= MAX_PORT:
         return f"the port is {quoted(port)}; ports are 1 to {MAX_PORT}. Remedy: the port of the server's --listen"
     return ""
 
 
-def _of_url(scheme: str, rest: str) -> str:
-    """Return what is wrong with a URL, with the address in it as the remedy."""
+def _url_fault(scheme: str, rest: str) -> str:
+    """Return the fault for a URL; the remedy is the address inside the URL."""
     place = rest.partition("/")[0].rpartition("@")[2]
     port = place.rpartition(":")[2]
     remedy = place if port != place and port.isdigit() else f"{place or 'HOST'}:50051"
     secure = (
         ", with MODEL_FACTORY_TLS=1 or Credentials(tls=True) for TLS" if scheme.lower() in {"https", "grpcs"} else ""
     )
-    return f"a URL of the scheme {quoted(scheme)}, where gRPC takes an address. Remedy: {remedy}{secure}"
+    cause = f"the text is a URL with the scheme {quoted(scheme)}; gRPC takes an address without a scheme"
+    return f"{cause}. Remedy: {remedy}{secure}"
 
 
 def _bracketed(part: str) -> str:
-    """Return the likeliest spelling of an IPv6 address without brackets, with a port."""
+    """Return the likeliest correct spelling of an IPv6 address without brackets."""
     host, _, port = part.rpartition(":")
-    if _is_ipv6(host) and port.isdigit() and len(port) == 5:  # no group of an address is so long
+    if _is_ipv6(host) and port.isdigit() and len(port) == 5:  # a group of an IPv6 address has at most four digits
         return f"[{host}]:{port}"
     return f"[{part}]:50051" if _is_ipv6(part) else "[IPV6]:PORT"
 
@@ -131,3 +137,40 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def proxy_option() -> tuple[str, int]:
+    """Return the channel option that turns HTTP proxies on or off; gRPC's own default is on.
+
+    Raises:
+        ModelFactoryError: ``MODEL_FACTORY_USE_PROXY`` is neither true nor false.
+    """
+    return ("grpc.enable_http_proxy", int(use_proxy()))
+
+
+def is_proxied() -> bool:
+    """Whether connections go through a proxy that the environment names."""
+    return use_proxy() and bool(proxy_variables()[1])
+
+
+def proxy_note() -> str:
+    """Describe the proxy of the environment, and whether connections use the proxy, for an error; else empty."""
+    variable, url, exceptions = proxy_variables()
+    if not url:
+        return ""
+    named = f"{_proxy_host_and_port(url)}, the proxy of {variable}"
+    if not use_proxy():
+        return f" (not through {named}; {USE_PROXY}=1 connects through the proxy)"
+    return f" (through {named}{f', unless {exceptions} lists the server' if exceptions else ''})"
+
+
+def _proxy_host_and_port(url: str) -> str:
+    """Return host and port of a proxy's URL, without user name and password."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host:
+        return "a text that is not http://HOST:PORT"
+    return f"{host}:{port or 80}"

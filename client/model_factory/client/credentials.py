@@ -1,4 +1,4 @@
-"""How a client knows its server, and shows who it is."""
+"""Credentials: how a client verifies the server, and identifies itself."""
 
 from __future__ import annotations
 
@@ -18,30 +18,38 @@ from model_factory.environment import client_credentials
 from model_factory.errors import AccessError
 
 MAX_TOKEN_BYTES = 4096
-"""Of a token; more is another file."""
+"""Maximum size of a token; a larger file is not a token file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What a connection is opened with. It holds names of files, never what is in them, so it may be shown and copied.
+    """TLS and token of a connection, as names of files; without secrets, so safe to print, copy and pickle.
 
-    The files are read when a connection is opened, the token at each call: a new one needs no new factory.
+    Certificates are read when a connection is opened, the token at each RPC: a new token needs no new factory.
+
+    >>> credentials = Credentials(ca_file="ca.pem", token_file="/run/secrets/token")
+    >>> credentials.encrypts
+    True
+    >>> factory = RemoteModelFactory("gpu-node:50051", credentials=credentials, cache_dir=cache_dir)
+
+    Raises:
+        AccessError: ``cert_file`` is given without ``key_file``, or ``key_file`` without ``cert_file``.
     """
 
     tls: bool = False
-    """Whether to use TLS with the system's certificate authorities; the fields for certificates imply it."""
+    """Use TLS with the system's certificate authorities; implied by ``ca_file`` and ``cert_file``."""
     ca_file: str | PathLike[str] | None = None
-    """Certificates, in PEM, of the authorities that sign the server's."""
+    """PEM file with the certificates of the authorities that sign the server's certificate."""
     cert_file: str | PathLike[str] | None = None
-    """This client's certificate in PEM, for mutual TLS."""
+    """PEM file with this client's certificate, for mutual TLS."""
     key_file: str | PathLike[str] | None = None
-    """The private key of ``cert_file``, in PEM."""
+    """PEM file with the private key of ``cert_file``."""
     server_name: str = ""
-    """The name in the server's certificate, where it is not that of the address."""
+    """Name in the server's certificate; empty: the host of the address."""
     token_file: str | PathLike[str] | None = None
-    """Holds the token that the operator gave out, and nothing else."""
+    """File with the operator's token as the only content."""
     allow_plaintext: bool = False
-    """Whether the token may be sent without TLS to other machines, where something else encrypts."""
+    """Allow the token to be sent to other machines without TLS, for networks with their own encryption."""
 
     def __post_init__(self) -> None:
         if (self.cert_file is None) != (self.key_file is None):
@@ -49,7 +57,7 @@ class Credentials:
 
     @classmethod
     def from_environment(cls) -> Credentials:
-        """What ``MODEL_FACTORY_CA_FILE``, ``..._CERT_FILE``, ``..._KEY_FILE``, ``..._TOKEN_FILE`` and so on say."""
+        """Read ``MODEL_FACTORY_CA_FILE``, ``..._CERT_FILE``, ``..._KEY_FILE``, ``..._TOKEN_FILE`` and so on."""
         return cls(**client_credentials())
 
     @property
@@ -58,10 +66,10 @@ class Credentials:
         return self.tls or self.ca_file is not None or self.cert_file is not None
 
     def server_identity(self, address: str) -> str:
-        """Return a digest of who answers at an address, as far as this client can tell one server from another.
+        """Return a digest of the server's identity, as far as this client can distinguish servers.
 
-        With TLS: the authorities, and the name that the certificate is checked for. Without TLS: the address, and this
-        node's name where the address is this machine's own.
+        With TLS: digest of the authorities and of the expected name in the certificate. Without TLS: digest of the
+        address, with this node's name for a loopback address.
 
         Raises:
             AccessError: the file of authorities cannot be read.
@@ -78,7 +86,7 @@ class Credentials:
         """Open a channel to a server.
 
         Raises:
-            AccessError: a file cannot be read, or the token would travel unencrypted.
+            AccessError: a file cannot be read, or the token would be sent without encryption.
         """
         if self.encrypts:
             if self.server_name:
@@ -91,22 +99,22 @@ class Credentials:
             return channel
         if not (self.encrypts or self.allow_plaintext or parse_address(address).is_loopback):
             raise AccessError(
-                f"the token is not sent to {address} without TLS, since whoever is on the way could read it. Remedy: "
-                "Credentials(ca_file=...) or tls=True; or allow_plaintext=True where something else encrypts"
+                f"the token is not sent to {address} without TLS: the network could read the token. Remedy: "
+                "Credentials(ca_file=...) or tls=True; or allow_plaintext=True where the network encrypts"
             )
-        return grpc.intercept_channel(channel, _SendsToken(self._token))
+        return grpc.intercept_channel(channel, _TokenInterceptor(self._token))
 
     def _token(self) -> str:
         token = (_read(self.token_file, MAX_TOKEN_BYTES) or b"").decode("ascii", "replace").strip()
         if not token or not token.isprintable() or not token.isascii() or " " in token:
             raise AccessError(
-                f"{self.token_file} does not hold a token. Remedy: one word and nothing else, as the operator gave it"
+                f"{self.token_file} does not hold a token. Remedy: a file with the operator's token as the only word"
             )
         return token
 
 
 class _Details(NamedTuple):
-    """``grpc.ClientCallDetails``, which is abstract."""
+    """A concrete ``grpc.ClientCallDetails``."""
 
     method: str
     timeout: float | None
@@ -116,8 +124,8 @@ class _Details(NamedTuple):
     compression: Any
 
 
-class _SendsToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
-    """Sends the token along with every call."""
+class _TokenInterceptor(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
+    """Adds the token to the metadata of every RPC."""
 
     def __init__(self, token: Callable[[], str]) -> None:
         self._token = token
@@ -140,13 +148,13 @@ class _SendsToken(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterc
         )
 
 
-def _read(path: str | PathLike[str] | None, most: int = -1) -> bytes | None:
+def _read(path: str | PathLike[str] | None, max_bytes: int = -1) -> bytes | None:
     if path is None:
         return None
     try:
         with Path(path).open("rb") as file:
-            return file.read(most)
+            return file.read(max_bytes)
     except OSError as error:
         raise AccessError(
-            f"cannot read {path}: {error.strerror}. Remedy: a file that is there, and that this user may read"
+            f"cannot read {path}: {error.strerror}. Remedy: name a file that exists and that this user may read"
         ) from None

@@ -1,4 +1,4 @@
-"""Programs for call forms that the manifest had none for: from the cache, else recorded by the server."""
+"""Programs for call signatures without a program in the build: from the node cache, else recorded by the server."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from model_factory.program.example_call import encode_call
 from model_factory.program.ir import Outcome
 from model_factory.program.torch_names import torch_name
 from model_factory.store import Blob, Store
-from model_factory.v1 import build_pb2, program_pb2, wire
+from model_factory.v1 import program_pb2, wire
 
 log = logging.getLogger(__name__)
 
 
-class RemotePrograms:
-    """A ``ProgramRecorder`` for the modules of one built component."""
+class ProgramClient:
+    """The ``ProgramRecorder`` of the modules of one built component; records programs on the server."""
 
     def __init__(
         self, connection: Connection, cache: Store, component: Component, build: BuildReference, programs: Blob
     ) -> None:
-        """``build`` is the build that the modules come from, and ``programs`` what that build recorded."""
+        """``build`` identifies the build of the modules; ``programs`` is the blob of programs from the build."""
         self._connection = connection
         self._cache = cache
         self._component = component
         self._build = build
         self._key = _cache_key(connection.server_identity(), component, build, programs)
-        self._read: tuple[Any, Programs] = (None, ())
+        self._decoded: tuple[Any, Programs] = (None, ())  # the last record read, and the programs in the record
 
-    def __deepcopy__(self, _memo: Mapping[int, Any]) -> RemotePrograms:
+    def __deepcopy__(self, _memo: Mapping[int, Any]) -> ProgramClient:
         return self
 
     def known(self, path: str) -> list[RecordedProgram]:
-        """Return the programs of a module that were recorded for any process of this node."""
+        """Return the programs of a module that any process of this node has had recorded."""
         try:
-            return [recorded for at, recorded in self._recorded() if at == path]
+            return [recorded for at, recorded in self._cached_programs() if at == path]
         except StoreError as error:  # training goes on
-            log.warning("programs of %s cannot be looked for on this node: %s", path, error)
+            log.warning("cannot look up programs of %s in the node cache: %s", path, error)
             return []
 
     def record(
@@ -60,46 +60,47 @@ class RemotePrograms:
         method: str = FORWARD,
         reads: Sequence[Read] = (),
     ) -> RecordedProgram:
-        """Return a program for a call, and keep it for every later process on this node.
+        """Have the server record a program for a call; cache the program for every later process of this node.
 
         Raises:
             CallSignatureError: the server cannot be reached, or the forward refuses the call.
-            OutdatedBuildError: the server builds another module by now: its code, or a file that the build read,
-                has changed.
-            NotPortableError: the forward cannot be written down for this call.
+            OutdatedBuildError: the server now builds another module: the code, or a file read by the build, changed.
+            NotPortableError: the forward cannot be recorded for this call.
         """
-        # Under autocast the inputs' dtype may differ from the parameters'; the server records without autocast.
+        # Under autocast the dtypes of inputs and parameters can differ; the server records without autocast.
         cast = dtype if under_autocast(call_signature(arguments)[1]) else None
         call = encode_call(arguments, cast, outcomes, method, reads)
-        programs = decode_programs(self._ask(path, call, training, dtype))
+        programs = decode_programs(self._record_on_server(path, call, training, dtype))
         if [(at, item.method) for at, item in programs] != [(path, method)]:
-            raise ServerError(f"the server at {self._connection.address} answered with programs for something else")
+            raise ServerError(f"the server at {self._connection.address} sent programs of another module or method")
         try:
-            self._keep(programs)
+            self._cache_programs(programs)
         except StoreError as error:  # training goes on
-            log.warning("the program of %s is not kept for other processes of this node: %s", path, error)
+            log.warning("cannot cache the program of %s for other processes of this node: %s", path, error)
         return programs[0][1]
 
-    def _keep(self, programs: Programs) -> None:
+    def _cache_programs(self, programs: Programs) -> None:
         with self._cache.locked(self._key):
-            recorded = self._recorded()
+            recorded = self._cached_programs()
             if programs[0] not in recorded:
                 self._cache.put_record(self._key, {"programs": encode_programs(recorded + programs).decode()})
 
-    def _recorded(self) -> Programs:
+    def _cached_programs(self) -> Programs:
         document = self._cache.record(self._key)
-        if document is not None and document == self._read[0]:  # many modules ask, and few processes record
-            return self._read[1]
+        if document is not None and document == self._decoded[0]:  # many modules look up programs, few processes record
+            return self._decoded[1]
         try:
             programs = () if document is None else decode_programs(document["programs"].encode())
-        except (FormatError, AttributeError, KeyError, TypeError):  # damaged: it is written anew
+        except (FormatError, AttributeError, KeyError, TypeError):  # damaged: the next program replaces the record
             return ()
-        self._read = (document, programs)
+        self._decoded = (document, programs)
         return programs
 
-    def _ask(self, path: str, call: bytes, training: tuple[tuple[str, bool], ...], dtype: torch.dtype | None) -> bytes:
+    def _record_on_server(
+        self, path: str, call: bytes, training: tuple[tuple[str, bool], ...], dtype: torch.dtype | None
+    ) -> bytes:
         request = program_pb2.RecordProgramRequest(
-            component=build_pb2.Component(name=self._component.name, config_json=self._component.config.wire),
+            component=wire.to_component(self._component),
             dtype=self._build.dtype if dtype is None else torch_name(dtype),
             module_path=path,
             call_json=call,
@@ -111,18 +112,18 @@ class RemotePrograms:
                 response = self._connection.stub.RecordProgram(request, timeout=self._connection.timeout)
         except UnavailableError as error:
             raise CallSignatureError(
-                f"{self._component.name}: {path} is called in a form that has no program yet, and the server that "
-                f"could record one is gone ({error}). Remedy: make this call once while the server is up"
+                f"{self._component.name}: no program exists for this call signature of {path}, and the server that "
+                f"records programs cannot be reached ({error}). Remedy: make this call once while the server is up"
             ) from error
         data: bytes = response.programs_json
         return data
 
 
 def _cache_key(server: str, component: Component, build: BuildReference, programs: Blob) -> str:
-    """Key of a component's programs in the node's cache: who recorded them, for which build, of which config.
+    """Key of a component's programs in the node cache: digest over server, build and config.
 
-    Everything in a manifest is public, and a hostile server can copy all of it. ``server`` keeps the programs of one
-    server from the modules of another.
+    Everything in a manifest is public, so a hostile server can copy a manifest. The identity of the server in the key
+    keeps the programs of one server from the modules of another server.
     """
     identity, config = build.identity, component.config
     parts = [server, identity.backend, identity.code_digest, identity.torch_version, identity.device_kind]

@@ -1,4 +1,4 @@
-"""Progress bars on long builds and downloads, where a person is watching."""
+"""Progress bars for long builds and downloads, shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SHOW_AFTER_SECONDS = 1.0
 
 @contextmanager
 def building(names: list[str]) -> Iterator[Callable[[str, str], None]]:
-    """Show the stage each component is at; call the value with a component and its stage."""
+    """Show the stage of each component; call the value with a component and a stage."""
     started = time.monotonic()
     with _bar(total=len(names), desc="build", unit="model") as bar:
 
         def report(component: str, stage: str) -> None:
             bar.set_postfix_str(f"{component}: {stage}", refresh=False)
             bar.update(1 if stage == "done" else 0)
-            if time.monotonic() - started >= SHOW_AFTER_SECONDS:  # a refresh does not heed the bar's own delay
+            if time.monotonic() - started >= SHOW_AFTER_SECONDS:  # refresh() ignores the delay of the bar
                 bar.refresh()
 
         yield report
@@ -35,29 +35,29 @@ def building(names: list[str]) -> Iterator[Callable[[str, str], None]]:
 
 @contextmanager
 def downloading(name: str, size: int) -> Iterator[Download]:
-    """Show bytes transferred, or whose transfer is waited for."""
+    """Show the bytes transferred, or the process that transfers the blob for this process."""
     with _bar(total=size, desc=name, unit="B", unit_scale=True) as bar:
         yield Download(name, bar)
 
 
 class Download:
-    """What is told of a blob on its way."""
+    """Progress of one download."""
 
     def __init__(self, name: str, bar: tqdm[Any]) -> None:
         self._name = name
         self._bar = bar
 
     def received(self, count: int) -> None:
-        """So many more bytes are here."""
+        """Add ``count`` bytes."""
         self._bar.update(count)
 
     def waiting(self, holder: Holder | None) -> None:
-        """Another process transfers it."""
+        """Report that another process transfers the blob."""
         text = f"waits for {holder or 'another process'}"
         log.info("%s: %s", self._name, text)
         self._bar.set_postfix_str(text)
 
 
 def _bar(**options: Any) -> tqdm[Any]:
-    """Make a bar on standard error; silent unless that is a terminal, and until the work has taken a while."""
+    """Create a bar on standard error; hidden without a terminal, and in the first second."""
     return tqdm(disable=not sys.stderr.isatty(), leave=False, delay=SHOW_AFTER_SECONDS, **options)

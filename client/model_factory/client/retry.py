@@ -1,4 +1,4 @@
-"""How long what a server's end broke off is tried again: long enough for the server to be restarted."""
+"""Retry back-off for RPCs interrupted by a server restart."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import time
 import grpc
 
 RESUME_SECONDS = 20.0
-"""Waited in all without progress; a restart of a server takes less."""
+"""Total wait without progress; a restart of a server takes less."""
 
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 2.0
-_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # the latter by a server that stops
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # CANCELLED: from a server that stops
 
 
 class Backoff:
-    """The waits between one try and the next, which grow."""
+    """Growing waits between the attempts of one RPC."""
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
-        """Start over: there was progress."""
+        """Restart with the shortest wait, after progress."""
         self._left = RESUME_SECONDS
         self._next = _FIRST_WAIT_SECONDS
 
     def wait(self) -> bool:
-        """Wait before another try; False if there is no patience left."""
+        """Wait before the next attempt; return False, without a wait, after ``RESUME_SECONDS`` in total."""
         if self._left <= 0:
             return False
         time.sleep(self._next)
@@ -36,5 +36,5 @@ class Backoff:
 
 
 def is_disconnect(error: grpc.RpcError) -> bool:
-    """Whether a call failed because the server, or the way to it, is gone; then another try may do."""
+    """Whether an RPC failed because the server or the network is gone, so that another attempt may succeed."""
     return error.code() in _GONE

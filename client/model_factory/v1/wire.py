@@ -1,4 +1,4 @@
-"""Between protobuf messages and this package's types: errors, blobs and blocks, for client and server."""
+"""Maps protobuf messages to the types of this package and back, for client and server."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ from grpc_status import rpc_status
 
 from model_factory import errors
 from model_factory.blocks import Block, BlockArgument
+from model_factory.config.request import Component, Request
 from model_factory.digest import Blob, check_digest
-from model_factory.identity import BuildIdentity, BuildReference
+from model_factory.documents import FORMAT
+from model_factory.identity import BuildIdentity, BuildReference, BuiltComponent, Manifest
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2
 
 ERROR_DOMAIN = "model-factory"
 
 REQUEST_ID = "x-request-id"
-"""Metadata key of the request id: in a request as the client likes, in trailing metadata as the server uses it."""
+"""Metadata key of the request id: a client's wish in the request, the server's choice in trailing metadata."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """One kind of failure, as the wire and the metrics name it."""
+    """One kind of failure, under one name in responses and metrics."""
 
     name: str
-    """In ``ErrorInfo.reason``."""
+    """Value of ``ErrorInfo.reason``."""
     error: type[errors.ModelFactoryError]
-    """The class that a server raises and a client gets."""
+    """Class of the error, raised on the server and again on the client."""
     code: int
-    """The call's status."""
+    """Status code of the RPC."""
     public: str = ""
-    """What is sent in place of the error's own text, which then is for the server's log alone; empty: that text."""
+    """Message sent to clients instead of the error text; if empty, the error text is sent."""
     retry_seconds: float = 0.0
-    """When trying again makes sense; 0: it does not."""
+    """Time before a retry makes sense; 0: a retry is useless."""
 
 
-_SEE_LOG = "the server's log has the details under this request's id"
+_SEE_LOG = "the server's log has the details under the id of this request"
 
-# Most specific first: an error is sent as the first class that it is an instance of.
+# Most specific first: the first matching class decides.
 CATALOGUE: tuple[Reason, ...] = (
     Reason(name="CONFIG_INVALID", error=errors.ConfigError, code=code_pb2.INVALID_ARGUMENT),
     Reason(name="NOT_PORTABLE", error=errors.NotPortableError, code=code_pb2.FAILED_PRECONDITION),
@@ -81,7 +83,7 @@ CATALOGUE: tuple[Reason, ...] = (
     Reason(name="UNAVAILABLE", error=errors.UnavailableError, code=code_pb2.UNAVAILABLE, retry_seconds=1.0),
     Reason(name="SERVER_FAILED", error=errors.ServerError, code=code_pb2.INTERNAL),
 )
-"""Reason, error class, status and public message of every error that crosses the wire."""
+"""Reason, error class, status and public message of every error that a server can send."""
 
 INTERNAL = Reason(
     name="INTERNAL_ERROR",
@@ -89,10 +91,10 @@ INTERNAL = Reason(
     code=code_pb2.INTERNAL,
     public=f"the server failed; {_SEE_LOG}",
 )
-"""The reason of every error that has none: a bug, so nothing of it is public."""
+"""Reason of an error without an entry in the catalogue: a bug, so the error text stays private."""
 
 _BY_REASON = {reason.name: reason.error for reason in (*CATALOGUE, INTERNAL)}
-_OURS_TO_MEND = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
+_SERVER_FAULTS = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS})
 _PATH = "config_path"
 _COMPONENT = "component"
 _MAX_ID = 64
@@ -100,23 +102,27 @@ _MAX_PATH_BYTES = 500
 
 
 def reason_of(error: BaseException) -> Reason:
-    """Return the catalogue's entry for an error; ``INTERNAL`` if it has none."""
+    """Return the catalogue's entry for an error; ``INTERNAL`` without an entry.
+
+    >>> reason_of(errors.BusyError("at most 8 builds wait")).name
+    'BUSY'
+    """
     return next((reason for reason in CATALOGUE if isinstance(error, reason.error)), INTERNAL)
 
 
 def to_status(error: BaseException, component: str = "", request_id: str = "") -> grpc.Status:
-    """Turn an error into the status a server ends a call with; what is private of it stays here."""
+    """Turn an error into the status of a failed RPC; private texts are left out."""
     reason = reason_of(error)
-    message = _short(reason.public or (error.reason if isinstance(error, errors.LocatedError) else str(error)))
+    message = _shortened(reason.public or (error.reason if isinstance(error, errors.LocatedError) else str(error)))
     info = error_details_pb2.ErrorInfo(
-        reason=reason.name, domain=ERROR_DOMAIN, metadata={_COMPONENT: _short(component, 255)}
+        reason=reason.name, domain=ERROR_DOMAIN, metadata={_COMPONENT: _shortened(component, 255)}
     )
     details: list[Message] = [info, error_details_pb2.RequestInfo(request_id=request_id)]
     if isinstance(error, errors.ConfigError) or (isinstance(error, errors.LocatedError) and error.path):
         path = json.dumps(error.path, ensure_ascii=False)
-        if len(path.encode()) <= _MAX_PATH_BYTES:  # over it, the text alone says what is wrong
+        if len(path.encode()) <= _MAX_PATH_BYTES:  # a longer path is left out; the message is enough
             info.metadata[_PATH] = path
-        field = _short(errors.path_text(error.path), _MAX_PATH_BYTES)
+        field = _shortened(errors.path_text(error.path), _MAX_PATH_BYTES)
         violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if reason.retry_seconds:
@@ -129,28 +135,29 @@ def to_status(error: BaseException, component: str = "", request_id: str = "") -
     return rpc_status.to_status(status_pb2.Status(code=reason.code, message=message, details=packed))
 
 
-def _short(text: str, most: int = 1000) -> str:
-    """Leave out the middle of a text that takes more than ``most`` bytes.
+def _shortened(text: str, max_bytes: int = 1000) -> str:
+    """Leave out the middle of a text of more than ``max_bytes`` bytes.
 
-    A status travels as metadata, of which clients take 8 KiB, and a text travels in it up to three times, escaped.
+    A status is sent as metadata. Clients accept 8 KiB of metadata, and a status contains a text up to three times,
+    escaped.
     """
     data = text.encode("utf-8", "replace")
-    if len(data) <= most:
+    if len(data) <= max_bytes:
         return data.decode()
-    head, tail = data[: most * 3 // 4], data[-most // 5 :]
+    head, tail = data[: max_bytes * 3 // 4], data[-max_bytes // 5 :]
     return f"{head.decode(errors='ignore')} ... {tail.decode(errors='ignore')}"
 
 
 def from_rpc_error(
     error: grpc.RpcError, address: str, place_of: Callable[[str, tuple[str | int, ...]], str]
 ) -> Exception:
-    """Turn a failed call into an exception of this package.
+    """Turn a failed RPC into an exception of this package.
 
-    ``place_of`` gives file, line and column for a component and a path inside its config. The text of an error that
-    is the server's to mend ends with the request id, by which its log has the details.
+    ``place_of`` returns file, line and column for a component and a path inside the component's config. The message of
+    a fault of the server ends with the request id, for a search in the server's log.
     """
     code, message = error.code(), error.details() or "no details"
-    if code in _OURS_TO_MEND and (request_id := _request_id(error.trailing_metadata() or ())):
+    if code in _SERVER_FAULTS and (request_id := _request_id(error.trailing_metadata() or ())):
         message = f"{message} (request {request_id})"
     info, path = _details(error)
     if info is None:
@@ -163,7 +170,7 @@ def from_rpc_error(
 
 
 def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The request id of a call's trailing metadata: short and plain, whoever sent it."""
+    """Read the request id from trailing metadata; an untrusted peer may have written a long or unprintable id."""
     for key, value in metadata:
         if key == REQUEST_ID and isinstance(value, str) and value.isprintable() and len(value) <= _MAX_ID:
             return value
@@ -172,21 +179,21 @@ def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
 
 def _without_details(code: grpc.StatusCode, message: str, address: str) -> errors.ServerError:
     match code:
-        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:  # the latter by a server that stops
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:  # CANCELLED: from a server that stops
             return errors.UnavailableError(f"the model-factory server at {address} cannot be reached: {message}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
-            return errors.UnavailableError(f"the model-factory server at {address} did not answer in time: {message}")
+            return errors.UnavailableError(f"the model-factory server at {address} did not respond in time: {message}")
         case grpc.StatusCode.UNIMPLEMENTED:
             return errors.ServerError(f"{address} is not a model-factory server of this version: {message}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return errors.LimitError(f"the model-factory server at {address} refused: {message}")
+            return errors.LimitError(f"the model-factory server at {address} refused the request: {message}")
     return errors.ServerError(f"the model-factory server at {address} failed ({code.name}): {message}")
 
 
 def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, tuple[str | int, ...]]:
     try:
         status = rpc_status.from_call(error)
-    except ValueError:  # code and details disagree: the other side is not ours
+    except ValueError:  # code and details disagree: not a model-factory server
         return None, ()
     for detail in status.details if status is not None else ():
         info = error_details_pb2.ErrorInfo()
@@ -196,7 +203,7 @@ def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, 
 
 
 def _decode_path(text: str) -> tuple[str | int, ...]:
-    """Read a config path off error details; what is not one is no place, rather than an error about an error."""
+    """Read a config path from error details; a malformed path counts as an empty path, not as another error."""
     try:
         path = json.loads(text)
     except ValueError:
@@ -205,7 +212,7 @@ def _decode_path(text: str) -> tuple[str | int, ...]:
 
 
 def from_block(message: capabilities_pb2.Block) -> Block:
-    """Read the description of a block."""
+    """Read the description of a block that configs can name."""
     arguments = tuple(
         BlockArgument(name=item.name, annotation=item.annotation, required=item.required, default=item.default)
         for item in message.arguments
@@ -220,12 +227,23 @@ def from_block(message: capabilities_pb2.Block) -> Block:
 
 
 def to_digest(blob: Blob) -> blob_pb2.Digest:
-    """Write a blob's identity as a message."""
+    """Write the identity of a blob."""
     return blob_pb2.Digest(blake3=blob.digest, size_bytes=blob.size)
 
 
+def from_digest(message: blob_pb2.Digest) -> Blob:
+    """Read the identity of a blob.
+
+    Raises:
+        FormatError: the digest is malformed, or the size is negative.
+    """
+    if message.size_bytes < 0:
+        raise errors.FormatError(f"{message.size_bytes} is not the size of a blob")
+    return Blob(check_digest(message.blake3), message.size_bytes)
+
+
 def to_identity(identity: BuildIdentity) -> build_pb2.BuildIdentity:
-    """Write what a server builds with as a message."""
+    """Write the identity of a build."""
     return build_pb2.BuildIdentity(
         backend=identity.backend,
         code_digest=identity.code_digest,
@@ -236,7 +254,7 @@ def to_identity(identity: BuildIdentity) -> build_pb2.BuildIdentity:
 
 
 def from_identity(message: build_pb2.BuildIdentity) -> BuildIdentity:
-    """Read what a server builds with."""
+    """Read the identity of a build."""
     return BuildIdentity(
         backend=message.backend,
         code_digest=message.code_digest,
@@ -247,7 +265,7 @@ def from_identity(message: build_pb2.BuildIdentity) -> BuildIdentity:
 
 
 def to_reference(reference: BuildReference) -> build_pb2.BuildReference:
-    """Write a reference to a build as a message."""
+    """Write a reference to a build."""
     return build_pb2.BuildReference(
         identity=to_identity(reference.identity),
         architecture_key=reference.architecture_key,
@@ -272,14 +290,65 @@ def from_reference(message: build_pb2.BuildReference) -> BuildReference:
     )
 
 
+def to_components(request: Request) -> list[build_pb2.Component]:
+    """Write the components of a request."""
+    return [to_component(component) for component in request.components]
+
+
+def to_component(component: Component) -> build_pb2.Component:
+    """Write one component of a request."""
+    return build_pb2.Component(name=component.name, config_json=component.config.wire)
+
+
+def stage_name(stage: int) -> str:
+    """Return the name of a build's stage, for people.
+
+    >>> stage_name(build_pb2.BUILD_STAGE_CONSTRUCTING)
+    'constructing'
+    """
+    if stage not in build_pb2.BuildStage.values():  # a stage of a later server
+        return "working"
+    return build_pb2.BuildStage.Name(stage).removeprefix("BUILD_STAGE_").lower()
+
+
+def from_manifest(message: build_pb2.Manifest, address: str) -> Manifest:
+    """Read the manifest that the server at ``address`` sent.
+
+    Raises:
+        ServerError: the manifest has another format; the address may lead to another server by now.
+        FormatError: a digest or a size is malformed.
+    """
+    found = message.identity.format_version
+    if found != FORMAT:
+        raise errors.ServerError(
+            f"the server at {address} built with format {found}, this client reads format {FORMAT}. Remedy: install "
+            "the same version on both"
+        )
+    return Manifest(
+        identity=from_identity(message.identity),
+        components=tuple(_from_built(item) for item in message.components),
+        inline={item.digest.blake3: item.data for item in message.inline_blobs},
+    )
+
+
+def _from_built(message: build_pb2.BuiltComponent) -> BuiltComponent:
+    return BuiltComponent(
+        name=message.name,
+        architecture_key=check_digest(message.architecture_key),
+        descriptor=from_digest(message.descriptor),
+        programs=from_digest(message.programs),
+        weights=from_digest(message.weights),
+    )
+
+
 READ_BLOB = "/model_factory.v1.ModelFactoryService/ReadBlob"
-"""The one method whose responses are written with :func:`chunk_prefix` and read with :func:`chunk_of`."""
+"""The method with responses written by :func:`chunk_prefix` and read by :func:`chunk_of`, to save copies."""
 
 _CHUNK_TAG = 0x0A  # field 1, length-delimited: ReadBlobResponse.data
 
 
 def chunk_prefix(length: int) -> bytes:
-    """What comes before ``length`` bytes of data, at least one, to make them a ``ReadBlobResponse``."""
+    """Return the bytes that turn ``length`` bytes of data (at least 1) into a serialised ``ReadBlobResponse``."""
     prefix = bytearray((_CHUNK_TAG,))
     while length > 0x7F:
         prefix.append(length & 0x7F | 0x80)
@@ -289,10 +358,10 @@ def chunk_prefix(length: int) -> bytes:
 
 
 def chunk_of(message: bytes) -> memoryview:
-    """Return the data of a serialised ``ReadBlobResponse``, without copying it.
+    """Return the data of a serialised ``ReadBlobResponse`` without a copy.
 
     Raises:
-        FormatError: it is not one.
+        FormatError: the message has another field, or a wrong length.
     """
     view = memoryview(message)
     if not message:
@@ -305,15 +374,4 @@ def chunk_of(message: bytes) -> memoryview:
             if message[0] != _CHUNK_TAG or length != len(message) - index - 1:
                 break
             return view[index + 1 :]
-    raise errors.FormatError("a chunk of a blob is not a ReadBlobResponse with data and nothing else")
-
-
-def from_digest(message: blob_pb2.Digest) -> Blob:
-    """Read a blob's identity.
-
-    Raises:
-        FormatError: it is not one.
-    """
-    if message.size_bytes < 0:
-        raise errors.FormatError(f"{message.size_bytes} is not a size")
-    return Blob(check_digest(message.blake3), message.size_bytes)
+    raise errors.FormatError("a chunk of a blob is not a ReadBlobResponse with the field data only")

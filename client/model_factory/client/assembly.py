@@ -1,0 +1,135 @@
+"""Assemble a built component on the trainer: fetch descriptor, programs and weights, and rebuild the module."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from model_factory.client.connection import Connection
+from model_factory.client.fetch import fetch_blob, read_blob
+from model_factory.client.program_client import ProgramClient
+from model_factory.client.progress import downloading
+from model_factory.config.request import Component
+from model_factory.descriptor.codec import decode_descriptor, decode_programs
+from model_factory.descriptor.rebuild import Blueprint, FindClass
+from model_factory.descriptor.tree import Descriptor
+from model_factory.descriptor.weights import map_weights
+from model_factory.errors import FormatError
+from model_factory.identity import BuildReference, BuiltComponent, Manifest
+from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_SOURCE_BYTES
+from model_factory.source.loader import load_source
+from model_factory.source.trust import Trust
+from model_factory.store import Blob, Store
+
+MAX_BLUEPRINTS = 64
+"""Compiled architectures kept per process; one takes some hundred kilobytes."""
+
+
+class Assembler:
+    """Rebuilds modules from the blobs of a build."""
+
+    def __init__(self, connection: Connection, cache: Store, trust: Trust, *, device: torch.device, dtype: str) -> None:
+        """``dtype`` is the dtype of the builds (empty: no cast), ``device`` the place of the tensors."""
+        self._connection = connection
+        self._cache = cache
+        self._trust = trust
+        self._device = device
+        self._dtype = dtype
+
+    def assemble(self, component: Component, built: BuiltComponent, manifest: Manifest, seed: int) -> nn.Module:
+        """Rebuild the module of one component.
+
+        Raises:
+            MissingBlobError: the server's store no longer has a blob of the build.
+            SourceError: the module needs source code that is not trusted.
+            ModelFactoryError: see the other subclasses.
+        """
+        blueprint = _BLUEPRINTS.get(
+            (built.descriptor, built.programs), lambda: self._read_blueprint(built, manifest.inline)
+        )
+        find_class = self._trusted_classes(component.name, blueprint.descriptor)  # before the large download
+        build = BuildReference(
+            identity=manifest.identity,
+            architecture_key=built.architecture_key,
+            descriptor=built.descriptor,
+            dtype=self._dtype,
+            seed=seed,
+        )
+        recorder = ProgramClient(self._connection, self._cache, component, build, built.programs)
+        _check_size(built.weights, blueprint.tensor_bytes)
+        return blueprint.build(self._read_weights(component.name, built.weights), recorder, find_class)
+
+    def read_source(self, bundle: Blob) -> bytes:
+        """Return a bundle of source code as text; no code is run.
+
+        Raises:
+            FormatError: the bundle is too large.
+            IntegrityError: the server sent other bytes.
+            UnavailableError: the server went away.
+        """
+        if bundle.size > MAX_SOURCE_BYTES:
+            raise FormatError(f"a bundle of {bundle.size} bytes; at most {MAX_SOURCE_BYTES} are allowed")
+        return read_blob(self._connection, self._cache, bundle, {})
+
+    def _read_blueprint(self, built: BuiltComponent, inline: Mapping[str, bytes]) -> Blueprint:
+        for blob in (built.descriptor, built.programs):
+            if blob.size > MAX_DOCUMENT_BYTES:
+                raise FormatError(f"a document of {blob.size} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
+        return Blueprint(
+            decode_descriptor(read_blob(self._connection, self._cache, built.descriptor, inline)),
+            decode_programs(read_blob(self._connection, self._cache, built.programs, inline)),
+        )
+
+    def _trusted_classes(self, component: str, descriptor: Descriptor) -> FindClass | None:
+        """Return a function that finds classes in trusted source; None without source. Refuses untrusted source."""
+        bundle = descriptor.bundle
+        if bundle is None:
+            return None
+        reasons = descriptor.source_reasons
+        self._trust.check(component, bundle.digest, reasons, lambda: self.read_source(bundle))
+        source = load_source(self.read_source(bundle), bundle.digest, f"{component}: {', '.join(reasons)}")
+        return lambda item: source.find_class(item.module, item.qualname)
+
+    def _read_weights(self, name: str, blob: Blob) -> dict[str, torch.Tensor]:
+        with (
+            downloading(name, blob.size) as progress,
+            fetch_blob(self._connection, self._cache, blob, progress.received, progress.waiting) as file,
+        ):
+            try:
+                return map_weights(file, self._device)
+            except FormatError:
+                if self._cache.verify(blob.digest):
+                    raise  # the server made the malformed file
+        return self._read_weights(name, blob)  # the file was damaged on this node's disk, and is removed
+
+
+def _check_size(weights: Blob, tensor_bytes: int) -> None:
+    """Refuse weights of another size than the described tensors plus a header, before the cache makes room."""
+    if not 0 <= weights.size - tensor_bytes <= MAX_DOCUMENT_BYTES:
+        raise FormatError(f"a weights file of {weights.size} bytes for described tensors of {tensor_bytes} bytes")
+
+
+class _BlueprintCache:
+    """Blueprints that this process used last, so that a repeated build of an architecture compiles nothing."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Blob, Blob], Blueprint] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[Blob, Blob], make: Callable[[], Blueprint]) -> Blueprint:
+        """Return the blueprint of a descriptor and programs; call ``make`` for a new pair."""
+        with self._lock:
+            blueprint = self._known.pop(key, None)
+        if blueprint is None:
+            blueprint = make()
+        with self._lock:
+            self._known[key] = blueprint  # most recently used
+            while len(self._known) > MAX_BLUEPRINTS:
+                del self._known[next(iter(self._known))]
+        return blueprint
+
+
+_BLUEPRINTS = _BlueprintCache()
