@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from model_factory.program.runtime.modules import GraphModel
     from model_factory.protocol import ModelFactory
 
+    __version__: str
+
 __all__ = [
     "AccessError",
     "BuildError",
@@ -56,7 +58,7 @@ __all__ = [
     "UnavailableError",
 ]
 
-_LATE = {
+_LAZY_MODULES = {
     "Credentials": "model_factory.client.credentials",
     "GraphModel": "model_factory.program.runtime.modules",
     "ModelFactory": "model_factory.protocol",
@@ -65,9 +67,15 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up late, so that what needs no torch (the server's own process, `validate`) does not import it.
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Lazy, so that the server's gRPC process and commands like `validate` do not import torch.
     import importlib  # noqa: PLC0415
 
-    return getattr(importlib.import_module(_LATE[name]), name)
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("model-factory")
+    if name not in _LAZY_MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

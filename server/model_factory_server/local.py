@@ -27,7 +27,15 @@ from model_factory_server.worker.construction import construct
 
 
 class PolicyConstructorModelFactory:
-    """Builds models here, with the same configs, seeds and results as a server would."""
+    """Builds models in this process; configs, seeds and results are the same as on a server.
+
+    >>> from model_factory_server import PolicyConstructorModelFactory
+    >>> factory = PolicyConstructorModelFactory(seed=7)
+    >>> layer = {"_type_": "nn.Linear", "in_features": 8, "out_features": 4}
+    >>> model = factory.build({"config": {"schema_version": 1, "model": {"sequential": {"layers": [layer]}}}})
+    >>> model(torch.ones(2, 8)).shape
+    torch.Size([2, 4])
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A server of one's own, for as long as a block of code: examples, notebooks, integration tests."""
+"""A local server for the duration of a block of code: for examples, notebooks and integration tests."""
 
 from __future__ import annotations
 
@@ -20,12 +20,18 @@ _READY = "listening on "
 def local_server(*options: str, store: Path | None = None) -> Iterator[str]:
     """Run ``model-factory serve`` on a free loopback port and yield its ``HOST:PORT``.
 
+    >>> from model_factory import RemoteModelFactory
+    >>> from model_factory_server import local_server
+    >>> with local_server("--workers", "1") as address, RemoteModelFactory(address) as factory:
+    ...     any(block.name == "nn.Linear" for block in factory.blocks())
+    True
+
     Args:
-        options: More options of the command: ``"--workers", "1"``.
-        store: Its store; by default a temporary folder.
+        options: More options of the command, for example ``"--workers", "1"``.
+        store: Folder of the server's store; by default a temporary folder.
 
     Raises:
-        ServerError: it does not come up; what it said is in the message.
+        ServerError: the server does not start; the message contains the server's output.
     """
     with tempfile.TemporaryDirectory(prefix="model-factory-") as folder, tempfile.TemporaryFile("w+") as log:
         place = Path(folder) / "store" if store is None else store

@@ -27,10 +27,11 @@ class Credentials:
 
     Certificates are read when a connection is opened, the token at each RPC: a new token needs no new factory.
 
+    >>> from model_factory import Credentials, RemoteModelFactory
     >>> credentials = Credentials(ca_file="ca.pem", token_file="/run/secrets/token")
     >>> credentials.encrypts
     True
-    >>> factory = RemoteModelFactory("gpu-node:50051", credentials=credentials, cache_dir=cache_dir)
+    >>> factory = RemoteModelFactory("gpu-node:50051", seed=7, credentials=credentials)
 
     Raises:
         AccessError: ``cert_file`` is given without ``key_file``, or ``key_file`` without ``cert_file``.

@@ -56,11 +56,9 @@ class RemoteModelFactory:
     >>> loss.backward()
     >>> optimizer.step()
 
-    Several components are built in one request, here from a file and from a mapping:
+    Several components are built in one request; a component is a mapping or the path of a YAML file:
 
-    >>> Path("head.json").write_text(json.dumps(head)) > 0
-    True
-    >>> sorted(factory.build({"policy": "head.json", "critic": head}))
+    >>> sorted(factory.build({"policy": head, "critic": head}))
     ['critic', 'policy']
     """
 
@@ -150,6 +148,11 @@ class RemoteModelFactory:
         With ``portability`` the server also finds out how each module is sent to a trainer, and why. This takes as long
         as a first build.
 
+        >>> factory = RemoteModelFactory(server)
+        >>> layer = {"_type_": "nn.Linear", "in_features": 8, "out_features": 4}
+        >>> model_cfg = {"config": {"schema_version": 1, "model": {"sequential": {"layers": [layer]}}}}
+        >>> factory.describe(model_cfg).parameters
+        36
 
         Raises:
             ValueError: the mapping is empty.
