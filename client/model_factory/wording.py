@@ -38,9 +38,9 @@ def nearest(name: str, known: Iterable[str], *spellings: str) -> str:
 
 
 def suggest_for_missing(missing: str, given: Iterable[str]) -> str:
-    """Return ``; is 'x' meant to be it?`` for the given name closest to a missing one, or nothing."""
+    """Return ``; is 'x' a misspelling?`` for the given name closest to a missing one, or nothing."""
     other = _closest((missing,), given)
-    return "" if other is None else f"; is {quoted(other)} meant to be it?"
+    return "" if other is None else f"; is {quoted(other)} a misspelling?"
 
 
 def _closest(names: Iterable[str], others: Iterable[str]) -> str | None:

@@ -126,7 +126,7 @@ def test_schema_version_is_one(version: Any) -> None:
 
 def test_schema_version_and_model_are_required() -> None:
     assert refused({}).reason == "'schema_version' is required"
-    assert refused({"shema_version": 1}).reason.endswith("; is 'shema_version' meant to be it?")
+    assert refused({"shema_version": 1}).reason.endswith("; is 'shema_version' a misspelling?")
     assert refused({"schema_version": 1}).reason == "'model' is required"
     for model in (None, [], "x"):
         assert refused({"schema_version": 1, "model": model}).reason.startswith("must be a mapping")

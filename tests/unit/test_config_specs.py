@@ -44,7 +44,7 @@ def test_good_specs_are_kept_as_they_are(spec: dict[str, Any]) -> None:
     [
         ("nn.ReLU", (), "must be a spec, a mapping with '_type_', found the string 'nn.ReLU'"),
         ({}, (), "needs '_type_'"),
-        ({"_typ_": "a"}, (), "is '_typ_' meant to be it?"),
+        ({"_typ_": "a"}, (), "is '_typ_' a misspelling?"),
         ({"x": {"_type_": "a"}}, (), "needs '_type_'"),
         ({"_type_": ""}, ("_type_",), "must be a non-empty string"),
         ({"_type_": None}, ("_type_",), "must be a non-empty string, found null"),

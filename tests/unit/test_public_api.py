@@ -3,10 +3,45 @@
 import inspect
 import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
 
 import model_factory
 import model_factory_server
 from model_factory import errors
+
+PACKAGES = pytest.mark.parametrize(
+    ("package", "distribution"),
+    [(model_factory, "model-factory"), (model_factory_server, "model-factory-server")],
+    ids=["client", "server"],
+)
+
+
+@PACKAGES
+def test_names_are_sorted(package, distribution):
+    assert package.__all__ == sorted(package.__all__)
+
+
+@PACKAGES
+def test_dir_lists_every_public_name(package, distribution):
+    code = f"import {package.__name__} as package; print(*dir(package))"  # before the lazy names are looked up
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {*package.__all__, "__version__"} <= set(done.stdout.split())
+    assert len(dir(package)) == len(set(dir(package)))
+
+
+@PACKAGES
+def test_the_version_is_the_version_of_the_distribution(package, distribution):
+    assert package.__version__ == metadata.version(distribution)
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'versoin'"):
+        _ = package.versoin
+
+
+@PACKAGES
+def test_type_checkers_may_read_the_package(package, distribution):
+    assert (Path(package.__file__).parent / "py.typed").is_file()
 
 
 def test_client_names():
