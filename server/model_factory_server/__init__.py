@@ -1,4 +1,4 @@
-"""model-factory's server: builds models from component configs and hands out weights, descriptors and programs."""
+"""The model-factory server: builds models from component configs; serves weights, descriptors and programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up late: the gRPC process imports this package and never torch.
+    # Imported on first use: the gRPC process imports this package without torch.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""A server of one's own, for as long as a block of code: examples, notebooks, integration tests."""
+"""A local server for the duration of a ``with`` block: for examples, notebooks and integration tests."""
 
 from __future__ import annotations
 
@@ -18,18 +18,32 @@ _READY = "listening on "
 
 @contextmanager
 def local_server(*options: str, store: Path | None = None) -> Iterator[str]:
-    """Run ``model-factory serve`` on a free loopback port and yield its ``HOST:PORT``.
+    """Run ``model-factory serve`` on a free loopback port and yield the address ``HOST:PORT``.
 
     Args:
-        options: More options of the command: ``"--workers", "1"``.
-        store: Its store; by default a temporary folder.
+        options: Further options of the command, for example ``"--workers", "1"``.
+        store: Folder of the server's store; None: a temporary folder.
 
     Raises:
-        ServerError: it does not come up; what it said is in the message.
+        ServerError: the server did not start; the message has its log.
+
+    Example::
+
+        with local_server() as address:
+            model = RemoteModelFactory(address).build({"config_path": "model.yaml"})
     """
     with tempfile.TemporaryDirectory(prefix="model-factory-") as folder, tempfile.TemporaryFile("w+") as log:
-        place = Path(folder) / "store" if store is None else store
-        command = [sys.executable, "-m", "model_factory", "serve", "--listen", "127.0.0.1:0", "--store", str(place)]
+        store_folder = Path(folder) / "store" if store is None else store
+        command = [
+            sys.executable,
+            "-m",
+            "model_factory",
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--store",
+            str(store_folder),
+        ]
         with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log, text=True) as process:  # noqa: S603
             try:
                 yield _address(process, log)
@@ -47,4 +61,4 @@ def _address(process: subprocess.Popen[str], log: IO[str]) -> str:
         if line.startswith(_READY):
             return line.removeprefix(_READY).strip()
     log.seek(0)
-    raise ServerError(f"the local server ended before it could serve:\n{log.read()}")
+    raise ServerError(f"the local server exited before it was ready:\n{log.read()}")

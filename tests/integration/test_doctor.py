@@ -163,8 +163,8 @@ STRICT = ("CA_FILE", "CERT_FILE", "KEY_FILE", "TOKEN_FILE")
     ("changes", "failed", "said", "remedy"),
     [
         ({}, "", "", ""),
-        ({"TOKEN_FILE": ""}, "capabilities", "wants a token", "MODEL_FACTORY_TOKEN_FILE"),
-        ({"TOKEN_FILE": "unknown"}, "capabilities", "does not know the token", "ask its operator"),
+        ({"TOKEN_FILE": ""}, "capabilities", "requires a token", "MODEL_FACTORY_TOKEN_FILE"),
+        ({"TOKEN_FILE": "unknown"}, "capabilities", "does not know the token", "ask the server's operator"),
         ({"TOKEN_FILE": "nowhere"}, "health", "cannot read nowhere", "that this user may read"),
         ({"CA_FILE": "nowhere"}, "health", "cannot read nowhere", "that this user may read"),
         ({"CA_FILE": "stranger"}, "health", "cannot be reached", "MODEL_FACTORY_CA_FILE"),

@@ -460,7 +460,7 @@ def test_a_stopping_server_says_so_from_the_first_signal(
         server._process.terminate()  # a second one does not wait for the delay
         assert server._process.wait(30) == 0
         watch.cancel()
-    assert "told again to stop" in server.log
+    assert "second signal to stop" in server.log
 
 
 def test_many_clients_of_all_kinds(observed: ServerProcess) -> None:
