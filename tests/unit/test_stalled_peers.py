@@ -43,5 +43,8 @@ def test_closes_the_connection_of_the_peer_only(family: int, address: str, peer:
 
 @pytest.mark.parametrize("peer", ["", "unix:", "unix:/run/x", "ipv4:127.0.0.1:1", "ipv4:127.0.0.1:x"])
 def test_a_peer_without_a_connection(peer: str) -> None:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), socket.socket(socket.AF_UNIX):  # sockets with other kinds of addresses
+    with (
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
+        socket.socket(socket.AF_UNIX),
+    ):  # other kinds of addresses
         assert not close_peer_connection(peer)

@@ -14,9 +14,8 @@ from model_factory_server.settings.server_settings import JSON
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _SHORT = 12  # characters of a build key in text
-_CLIENT_GONE = (
-    "ExecuteBatchError raised in core"  # logged with a traceback for every client that disconnects during a response
-)
+# gRPC logs a traceback with this message for every client that disconnects during a response.
+_CLIENT_GONE = "ExecuteBatchError raised in core"
 _TO_QUOTE = frozenset(' "')
 _IN_MESSAGE = frozenset({"method", "status", "duration_ms", "outcome"})  # already in the message's text
 
