@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make what compose.yaml wants in docker/secrets: an authority, a certificate for the name "server", a token for 90 days.
-# For trying out; a deployment has its own authority. Needs openssl and the model-factory command.
+# Makes the files of docker/secrets for compose.yaml: an authority, a certificate for "server", a token for 90 days.
+# For local tests only; a deployment has its own authority. Needs openssl and the model-factory command.
 set -eu
 for command in openssl model-factory; do
     if ! command -v "$command" >/dev/null; then
@@ -25,6 +25,6 @@ rm -f tls.csr san.txt ca.srl
 said=$(model-factory token trainer --days 90)
 echo "$said" | sed -n "s/^for the client's token file: //p" >token
 echo "$said" | sed -n "s/^for the server's --tokens file: //p" >tokens
-# The containers run as user 10001, and compose mounts the files as they are.
+# The containers run as user 10001; compose mounts files with their owner and mode.
 chmod 0644 tls.crt ca.crt
 chmod 0644 tls.key tokens token

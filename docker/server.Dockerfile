@@ -4,7 +4,7 @@
 #   docker build -f docker/server.Dockerfile -t model-factory-server:cuda \
 #     --build-arg BASE=nvidia/cuda:12.8.1-runtime-ubuntu24.04 --build-arg EXTRAS=otel,gpu \
 #     --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 --build-arg PIP_CONSTRAINT= .
-# An image with an operator's blocks: FROM this one, pip install the package of the plug-in as root, USER 10001 again.
+# For an image with an operator's plug-in: FROM this image, pip install the plug-in's package as root, then USER 10001.
 ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS build
@@ -14,9 +14,9 @@ RUN apt-get update \
 RUN python3 -m venv /opt/model-factory
 WORKDIR /src
 COPY constraints.txt ./
-# Empty: the newest versions that fit.
+# Empty: the newest compatible versions.
 ARG PIP_CONSTRAINT=/src/constraints.txt
-# Empty: pip's own index, which is PyPI with the CUDA build.
+# Empty: PyPI, with the CUDA build of torch.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN /opt/model-factory/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch
 COPY pyproject.toml README.md ./
@@ -40,10 +40,10 @@ ENV PATH=/opt/model-factory/bin:${PATH} \
     MODEL_FACTORY_LOG_FORMAT=json \
     MODEL_FACTORY_SERVER=localhost:50051
 USER 10001
-# All that is written lies here and under /tmp: the root file system may be read-only.
+# The server writes here and under /tmp only: the root file system may be read-only.
 VOLUME /var/lib/model-factory
 EXPOSE 50051
 STOPSIGNAL SIGTERM
-# Asks as any client does, so with TLS it needs MODEL_FACTORY_CA_FILE.
+# The probe is an ordinary client: with TLS the probe needs MODEL_FACTORY_CA_FILE.
 HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 CMD ["model-factory", "health"]
 ENTRYPOINT ["model-factory", "serve"]

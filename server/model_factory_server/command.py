@@ -1,4 +1,4 @@
-"""``model-factory serve``: added to the command by this package's entry point."""
+"""The commands ``serve`` and ``token``, added to ``model-factory`` by this package's entry point."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ OPTIONS = tuple(options.options_of(Settings))
 CONFIG_VARIABLE = f"{options.PREFIX}CONFIG"
 
 _EPILOG = """\
-Each setting is also a variable, named in brackets, and a key of the YAML file that --config names: the flag without
-its dashes, with _ for -. A flag goes before a variable, a variable before the file, the file before the default. Sizes
-may have a unit (64MiB), lists in variables have commas. What is secret is in files of its own: settings name them.
+Every setting is also an environment variable, named in brackets, and a key of the YAML file given by --config: the flag
+without leading dashes, with _ for -. Precedence: flag, variable, file, default. Sizes may have a unit (64MiB). Lists in
+variables are separated by commas. Secrets are stored in files; settings hold the paths of these files only.
 """
 
 
 def add_commands(commands: Any) -> None:
     """Add the server's commands to the sub-parsers of ``model-factory``."""
-    token = commands.add_parser("token", help="make a token for a client, and the line that a server knows it by")
-    token.add_argument("name", metavar="NAME", help="the client's name: quotas and logs go by it")
-    token.add_argument("--days", type=float, metavar="N", help="how long it is valid (default: for ever)")
+    token = commands.add_parser("token", help="make a token for a client, and its line for the server's token file")
+    token.add_argument("name", metavar="NAME", help="the client's name, for quotas and logs")
+    token.add_argument("--days", type=float, metavar="N", help="days until the token expires (default: never)")
     token.set_defaults(run=_token)
     parser = commands.add_parser(
         "serve", help="run a server", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,7 +40,7 @@ def add_commands(commands: Any) -> None:
         "--print-config",
         action="store_true",
         dest="_print_config",
-        help="print every setting and where its value comes from, as a file of settings, and end",
+        help="print every setting and the source of its value, as a settings file, and exit",
     )
     groups: dict[str, Any] = {"": parser}
     for option in OPTIONS:
@@ -52,14 +52,16 @@ def add_commands(commands: Any) -> None:
 
 def _add(group: Any, option: Option) -> None:
     default = "" if option.default in (None, ()) else f" (default: {_shown(option.default)})"
-    how: dict[str, Any] = {"action": "append"} if option.is_list else {}
+    keywords: dict[str, Any] = {"action": "append"} if option.is_list else {}
     if option.kind is bool:
-        how["action"] = argparse.BooleanOptionalAction
+        keywords["action"] = argparse.BooleanOptionalAction
     else:
         metavar = option.metavar or "|".join(option.choices) or option.name.upper()
-        how |= {"type": _parser(option), "metavar": metavar}
+        keywords |= {"type": _parser(option), "metavar": metavar}
     text = f"{option.help}{default} [{option.variable}]"
-    group.add_argument(option.flag, dest=option.name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **how)
+    group.add_argument(
+        option.flag, dest=option.name, default=argparse.SUPPRESS, help=text.replace("%", "%%"), **keywords
+    )
 
 
 def _shown(value: Any) -> str:
@@ -77,12 +79,12 @@ def _parser(option: Option) -> Any:
 
 
 def _token(arguments: argparse.Namespace) -> int:
-    from model_factory_server.access.access import token_line  # noqa: PLC0415  grpc, which --help can do without
+    from model_factory_server.access.tokens import token_line  # noqa: PLC0415  --help needs no grpc
 
     token = secrets.token_urlsafe(32)
     line = token_line(arguments.name, token, arguments.days)
     print(f"for the client's token file: {token}")  # noqa: T201  the command's output
-    print(f"for the server's --tokens file: {line}")  # noqa: T201  the same
+    print(f"for the server's --tokens file: {line}")  # noqa: T201  as above
     return 0
 
 
@@ -98,16 +100,16 @@ def _serve(arguments: argparse.Namespace) -> int:
         other_variables=[*CLIENT_VARIABLES, CONFIG_VARIABLE],
     )
     settings = options.assemble(Settings, OPTIONS, values)
-    if arguments._print_config:  # noqa: SLF001  an argument, named apart from the settings
+    if arguments._print_config:  # noqa: SLF001  an argument, not a setting
         print(options.listing(OPTIONS, values))  # noqa: T201  the command's output
         return 0
     return _run(settings)
 
 
 def _run(settings: Settings) -> int:
-    from model_factory_server.app import serve  # noqa: PLC0415  grpc, which --help can do without
-    from model_factory_server.backends.code_files import with_installed_plugins  # noqa: PLC0415  the same
-    from model_factory_server.observe.logs import configure_logging  # noqa: PLC0415  the same
+    from model_factory_server.app import serve  # noqa: PLC0415  --help needs no grpc
+    from model_factory_server.backends.code_files import with_installed_plugins  # noqa: PLC0415  as above
+    from model_factory_server.observe.logs import configure_logging  # noqa: PLC0415  as above
 
     configure_logging(settings.observe.log_format, settings.observe.log_level)
     plugins = with_installed_plugins(settings.backend.plugins)

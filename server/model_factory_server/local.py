@@ -1,4 +1,4 @@
-"""``PolicyConstructorModelFactory``: the factory in the trainer's own process, for those who have the model code."""
+"""``PolicyConstructorModelFactory``: builds models in the trainer's own process, where the model code is installed."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ class PolicyConstructorModelFactory:
         backend: BackendSettings | None = None,
         plugins: Sequence[str] = (),
     ) -> None:
-        """Make a factory; ``seed`` to ``base_dir`` mean what they mean for ``RemoteModelFactory``.
+        """Make a factory; ``seed`` to ``base_dir`` are the arguments of ``RemoteModelFactory``.
 
         Args:
-            seed: Of the weights; without one, each build draws its seed from torch's default generator.
-            dtype: What floating parameters and buffers are cast to.
-            device: Where the modules' tensors are put.
-            base_dir: What relative config paths are relative to.
-            backend: What builds; by default the built-in backend with the plug-ins of installed packages.
-            plugins: More modules with a function ``register(registry)``, as for ``model-factory serve --plugin``.
+            seed: Seed of the weights; None: each build draws a seed from torch's default generator.
+            dtype: Dtype of floating parameters and buffers; None: unchanged.
+            device: Device of the modules' tensors.
+            base_dir: Base folder of relative config paths; None: the working directory.
+            backend: Settings of the backend; None: the built-in backend with the plug-ins of installed packages.
+            plugins: Additional plug-ins, as for ``model-factory serve --plugin``: modules with ``register(registry)``.
 
         Raises:
             ServerError: the backend or a plug-in cannot be used.
@@ -71,34 +71,40 @@ class PolicyConstructorModelFactory:
     def build(self, model_cfg: Mapping[str, Any]) -> nn.Module | dict[str, nn.Module]:
         """Build the models of a config; see :class:`model_factory.ModelFactory`.
 
-        Without a seed, one number is drawn from torch's default generator; otherwise random state is as before.
+        Without a seed, a build draws one number from torch's default generator and changes no other random state.
 
         Raises:
             ValueError: the mapping is empty.
-            ConfigError: a config is wrong.
+            ConfigError: a config is invalid.
             BuildError: a constructor fails.
         """
         request = read_request(model_cfg, self._base_dir, environment())
         modules: dict[str, nn.Module] = {}
         with build_seed(self._seed) as seed:
             for component in request.components:
-                with torch.random.fork_rng(), _placing(component):
+                with torch.random.fork_rng(), _locating_errors(component):
                     module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
                 modules[component.name] = module.to(device=self._device, dtype=self._dtype)
         return request.answer(modules)
 
     def describe(self, model_cfg: Mapping[str, Any]) -> Architecture | dict[str, Architecture]:
-        """Return the architecture and sizes of the models of a config."""
+        """Return the architectures of the models of a config, without building weights.
+
+        Raises:
+            ValueError: the mapping is empty.
+            ConfigError: a config is invalid.
+            BuildError: a constructor fails.
+        """
         request = read_request(model_cfg, self._base_dir, environment())
         found: dict[str, Architecture] = {}
         for component in request.components:
-            with torch.random.fork_rng(), _placing(component):
+            with torch.random.fork_rng(), _locating_errors(component):
                 module = self._without_weights(component.config)
             found[component.name] = Architecture(describe(module.to(dtype=self._dtype)))
         return request.answer(found)
 
     def _without_weights(self, config: ResolvedConfig) -> nn.Module:
-        """Build a component on the meta device, or on the CPU if a constructor needs real tensors."""
+        """Build a component on the meta device, or on the CPU where a constructor needs real tensors."""
         try:
             return construct(self._backend, config, 0, "meta")
         except BuildError:
@@ -106,8 +112,8 @@ class PolicyConstructorModelFactory:
 
 
 @contextmanager
-def _placing(component: Component) -> Iterator[None]:
-    """Give errors their file, line and column, as a remote factory does."""
+def _locating_errors(component: Component) -> Iterator[None]:
+    """Add file, line and column to errors, like a remote factory."""
     try:
         yield
     except LocatedError as error:

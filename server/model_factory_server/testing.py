@@ -18,7 +18,7 @@ _READY = "listening on "
 
 @contextmanager
 def local_server(*options: str, store: Path | None = None) -> Iterator[str]:
-    """Run ``model-factory serve`` on a free loopback port and yield its ``HOST:PORT``.
+    """Run ``model-factory serve`` on a free loopback port and yield the address ``HOST:PORT``.
 
     >>> from model_factory import RemoteModelFactory
     >>> from model_factory_server import local_server
@@ -34,8 +34,17 @@ def local_server(*options: str, store: Path | None = None) -> Iterator[str]:
         ServerError: the server does not start; the message contains the server's output.
     """
     with tempfile.TemporaryDirectory(prefix="model-factory-") as folder, tempfile.TemporaryFile("w+") as log:
-        place = Path(folder) / "store" if store is None else store
-        command = [sys.executable, "-m", "model_factory", "serve", "--listen", "127.0.0.1:0", "--store", str(place)]
+        store_folder = Path(folder) / "store" if store is None else store
+        command = [
+            sys.executable,
+            "-m",
+            "model_factory",
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--store",
+            str(store_folder),
+        ]
         with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log, text=True) as process:  # noqa: S603
             try:
                 yield _address(process, log)
@@ -53,4 +62,4 @@ def _address(process: subprocess.Popen[str], log: IO[str]) -> str:
         if line.startswith(_READY):
             return line.removeprefix(_READY).strip()
     log.seek(0)
-    raise ServerError(f"the local server ended before it could serve:\n{log.read()}")
+    raise ServerError(f"the local server exited before it was ready:\n{log.read()}")

@@ -1,4 +1,4 @@
-"""Strangers: without a certificate, with a wrong one, without a token, with a guessed, old or revoked one."""
+"""Untrusted peers: with a missing or wrong certificate, or a missing, guessed, expired or revoked token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from attacks.conftest import layers
 from model_factory import AccessError, Credentials, ModelFactoryError, RemoteModelFactory, ServerError, UnavailableError
 from model_factory.cli.main import main
 from model_factory.v1 import capabilities_pb2, service_pb2_grpc
-from model_factory_server.access.access import Tokens, check_exposure, encryption, is_loopback, token_line
+from model_factory_server.access.exposure import check_exposure, is_loopback
+from model_factory_server.access.tls import load_tls
+from model_factory_server.access.tokens import Tokens, token_line
 from model_factory_server.settings.server_settings import AccessSettings, Settings
 from support.server import running_server
 from support.strict import TOKEN, Strict
@@ -63,7 +65,7 @@ def test_certificates(strict: Strict, make_remote: MakeRemote) -> None:
         {"cert_file": None, "key_file": None},
         {"cert_file": forged.cert, "key_file": forged.key},
         {"cert_file": old.cert, "key_file": old.key},
-        {"ca_file": strict.stranger.file},  # the server is not the one it should be
+        {"ca_file": strict.stranger.file},  # the server is another than expected
         {"server_name": "elsewhere"},
     ):
         assert_refused(make_remote(address, credentials=strict.credentials(**changes)), UnavailableError, address)
@@ -79,7 +81,9 @@ def test_tokens(strict: Strict, make_remote: MakeRemote, tmp_path: Path) -> None
     other = tmp_path / "other"
     other.write_text(OTHER, encoding="utf-8")
     with_other = make_remote(address, credentials=strict.credentials(token_file=other))
-    assert_refused(make_remote(address, credentials=strict.credentials(token_file=None)), AccessError, "wants a token")
+    assert_refused(
+        make_remote(address, credentials=strict.credentials(token_file=None)), AccessError, "requires a token"
+    )
     assert_refused(with_other, AccessError, "does not know the token")
     # The hash is not the token.
     stolen = tmp_path / "stolen"
@@ -105,18 +109,18 @@ def test_tokens(strict: Strict, make_remote: MakeRemote, tmp_path: Path) -> None
     let_in(token_line("trainer", TOKEN, None))
     assert trainer.blocks()
     assert_refused(with_other, AccessError, "does not know the token")
-    # A line that is broken lets nobody in, and who is not in another is out.
+    # An invalid line is skipped; a token without a line is refused.
     let_in(token_line("other", OTHER, 1), "garbage")
     assert with_other.blocks()
     assert_refused(trainer, AccessError, "does not know the token")
     let_in(token_line("trainer", TOKEN, None))
     assert trainer.blocks()
-    # A file that is broken lets nobody new in, and keeps nobody out.
+    # A file without a valid line changes nothing.
     let_in(f"other {OTHER}")
     assert trainer.blocks()
     assert_refused(with_other, AccessError, "does not know the token")
     strict.let_in(token_line("trainer", TOKEN, None))
-    assert "the tokens stay as they were" in strict.process.log
+    assert "the accepted tokens stay unchanged" in strict.process.log
 
 
 def test_a_new_certificate_is_used_without_a_restart(strict: Strict, make_remote: MakeRemote) -> None:
@@ -133,8 +137,8 @@ def test_a_new_certificate_is_used_without_a_restart(strict: Strict, make_remote
     before = serial()
     right = strict.server_pair.key.read_bytes()
     strict.server_pair.key.write_bytes(strict.client_pair.key.read_bytes())
-    assert serial() == before  # nor is any other used until the key is its own
-    assert f"the key in {strict.server_pair.key} is not that of the certificate" in strict.process.log
+    assert serial() == before  # unchanged until certificate and key match
+    assert f"the key in {strict.server_pair.key} does not belong to the certificate" in strict.process.log
     strict.server_pair.key.write_bytes(right)
     strict.authority.issue("server")
     assert serial() != before
@@ -146,7 +150,7 @@ def called(method: Any) -> list[Any]:
     return list(answer if hasattr(answer, "__iter__") else [answer])
 
 
-def test_health_needs_no_token_and_all_else_does(strict: Strict) -> None:
+def test_only_health_needs_no_token(strict: Strict) -> None:
     pair = strict.client_pair
     tls = grpc.ssl_channel_credentials(
         strict.authority.file.read_bytes(), pair.key.read_bytes(), pair.cert.read_bytes()
@@ -171,7 +175,7 @@ def test_no_secret_is_shown_or_pickled(strict: Strict, tmp_path: Path) -> None:
         assert "PRIVATE KEY" not in text
 
 
-def test_a_token_is_not_sent_where_it_can_be_read(strict: Strict, tmp_path: Path) -> None:
+def test_a_token_is_not_sent_without_tls(strict: Strict, tmp_path: Path) -> None:
     plain = Credentials(token_file=strict.token_file)
     with pytest.raises(AccessError, match="the token is not sent to gpu-node:50051 without TLS"):
         RemoteModelFactory("gpu-node:50051", cache_dir=tmp_path, credentials=plain).blocks()
@@ -186,7 +190,7 @@ def test_credentials_from_the_environment(strict: Strict, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("variable", ["MODEL_FACTORY_TLS", "MODEL_FACTORY_ALLOW_PLAINTEXT"])
-def test_a_word_that_is_neither_yes_nor_no_is_not_taken_for_no(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_boolean_is_an_error(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "ture")
     with pytest.raises(ModelFactoryError, match=rf"{variable} is true/false, 1/0, yes/no or on/off, got 'ture'"):
         Credentials.from_environment()
@@ -197,22 +201,22 @@ def test_a_word_that_is_neither_yes_nor_no_is_not_taken_for_no(variable: str, mo
 def test_a_key_of_another_certificate_is_named(strict: Strict, tmp_path: Path) -> None:
     other = tmp_path / "other.key"
     for content, message in (
-        (strict.client_pair.key.read_bytes(), f"the key in {other} is not that of the certificate in"),
+        (strict.client_pair.key.read_bytes(), f"the key in {other} does not belong to the certificate in"),
         (b"junk", f"{other} does not hold a private key in PEM"),
     ):
         other.write_bytes(content)
         with pytest.raises(ServerError, match=re.escape(message)):
-            encryption(AccessSettings(tls_cert=strict.server_pair.cert, tls_key=other))
+            load_tls(AccessSettings(tls_cert=strict.server_pair.cert, tls_key=other))
 
 
 @pytest.mark.parametrize("listen", ["unix:/run/x", "127.0.0.1", "50051", "127.0.0.1:http", "127.0.0.1:65536", ""])
-def test_an_address_that_is_no_host_and_port(listen: str) -> None:
-    with pytest.raises(ServerError, match=r"--listen is HOST:PORT"):
+def test_an_address_without_host_and_port(listen: str) -> None:
+    with pytest.raises(ServerError, match=r"--listen must be HOST:PORT"):
         Settings(listen=listen)
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", ":0", "8.8.8.8:0", "no-such-host.invalid:0"])
-def test_beyond_loopback_there_is_tls_or_no_server(listen: str, tmp_path: Path) -> None:
+def test_beyond_loopback_a_server_needs_tls(listen: str, tmp_path: Path) -> None:
     assert not is_loopback(listen)
     with pytest.raises(ServerError, match=r"can be reached from other machines.*Remedy: --tls-cert and --tls-key"):
         check_exposure(listen, AccessSettings(tokens=tmp_path))
@@ -230,12 +234,12 @@ def test_loopback(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("days", ["1e9", "nan", "inf"])
-def test_no_token_is_made_for_days_that_there_are_not(days: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_token_is_made_for_days_beyond_the_calendar(days: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["token", "lab-7", "--days", days]) == 1
-    assert "is no number of days" in capsys.readouterr().err
+    assert "is not a number of days within the calendar" in capsys.readouterr().err
 
 
-def test_the_command_makes_a_token_that_a_server_knows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_makes_a_token_for_a_server(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["token", "lab-7", "--days", "2"]) == 0
     first, second = (line.partition(": ")[2] for line in capsys.readouterr().out.splitlines())
     assert len(first) >= 43
@@ -252,7 +256,7 @@ def test_the_command_makes_a_token_that_a_server_knows(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("line", ["name", "name xyz", f"name {'0' * 64} tomorrow", f"a b {'0' * 64}", TOKEN])
-def test_a_file_of_tokens_that_is_wrong(line: str, tmp_path: Path) -> None:
+def test_an_invalid_token_file(line: str, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text(f"# fine\n{line}\n", encoding="utf-8")
     with pytest.raises(ServerError, match=rf"{tmp_path}/tokens:2") as caught:
         Tokens(tmp_path / "tokens")

@@ -60,8 +60,8 @@ def test_the_bounds_are_shown(guarded: ServerProcess) -> None:
         ),
         (layers(*[{"_type_": "nn.ReLU"}] * 60), r"the model has 6\d modules; this server builds at most 50"),
         (layers({"_type_": "nn.Linear", "in_features": [[[1] * 3] * 20] * 6}), r"at most 400 values, got \d{3}"),
-        (layers({"_type_": "nn.Linear", "in_features": [[[[[[[[[1]]]]]]]]]}), r"nests at most 12 deep, got 1\d"),
-        (layers({"_type_": "nn.Linear", "notes": "n" * 40_000}), r"a config takes at most 32768 bytes, got 40\d\d\d"),
+        (layers({"_type_": "nn.Linear", "in_features": [[[[[[[[[1]]]]]]]]]}), r"at most 12 levels of nesting, got 1\d"),
+        (layers({"_type_": "nn.Linear", "notes": "n" * 40_000}), r"a config has at most 32768 bytes, got 40\d\d\d"),
         (
             layers(
                 {"_type_": "nn.TransformerEncoder", "num_layers": 100_000_000, "encoder_layer":

@@ -248,7 +248,7 @@ def test_answers_that_nobody_takes(make_remote: Callable[..., RemoteModelFactory
         finally:
             for channel in channels:
                 channel.close()
-        assert server.log.count("takes nothing for 2 seconds") == 4
+        assert server.log.count("has received nothing for 2 seconds") == 4
         assert "ExecuteBatchError" not in server.log
 
 

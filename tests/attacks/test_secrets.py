@@ -132,7 +132,7 @@ def test_a_request_for_bytes_that_are_not_there(attacked: RemoteModelFactory, gu
             link.close()
             assert type(told.value) is error
             if error is RangeError:
-                assert f"offset {offset} and limit {limit} are outside the blob, which has {size} bytes" in str(
+                assert f"offset {offset} and limit {limit} are out of range for a blob of {size} bytes" in str(
                     told.value
                 )
         digest = blob_pb2.Digest(blake3=some.name, size_bytes=size)

@@ -1,4 +1,4 @@
-"""The ``model-factory`` command, as people and service managers use it."""
+"""The ``model-factory`` command, run by people and service managers."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_serve_refuses_a_store_that_is_a_file(run: Run, tmp_path: Path) -> None:
     assert f"cannot use {tmp_path / 'file'} as a store" in done.stderr
 
 
-def test_build_writes_files_that_can_be_loaded(server: ServerProcess, run: Run, tmp_path: Path) -> None:
+def test_build_writes_loadable_files(server: ServerProcess, run: Run, tmp_path: Path) -> None:
     output = tmp_path / "out"
     done = run("build", SMALL / "mlp.yaml", f"conv={SMALL / 'conv_graph.yaml'}", "--server", server.address,
                "--seed", 7, "-o", output)  # fmt: skip
@@ -133,7 +133,7 @@ def test_build_in_another_dtype(server: ServerProcess, run: Run, tmp_path: Path)
     assert "float99" in done.stderr
 
 
-def test_build_says_what_is_wrong(server: ServerProcess, run: Run, tmp_path: Path) -> None:
+def test_build_explains_errors(server: ServerProcess, run: Run, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("schema_version: 1\nmodel: {sequential: {layers: [{_type_: nn.Linaer}]}}\n", encoding="utf-8")
     done = run("build", bad, "--server", server.address, "-o", tmp_path / "out")
@@ -146,7 +146,7 @@ def test_build_says_what_is_wrong(server: ServerProcess, run: Run, tmp_path: Pat
     assert "127.0.0.1:1 cannot be reached" in done.stderr
 
 
-def test_two_configs_of_one_name(server: ServerProcess, run: Run, tmp_path: Path) -> None:
+def test_two_configs_with_one_name(server: ServerProcess, run: Run, tmp_path: Path) -> None:
     (tmp_path / "mlp.yaml").write_bytes((SMALL / "mlp.yaml").read_bytes())
     done = run("build", SMALL / "mlp.yaml", tmp_path / "mlp.yaml", "--server", server.address)
     assert done.returncode == 1
@@ -263,7 +263,7 @@ def test_help_and_version(run: Run) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["validate", SMALL / "mlp.yaml"], ["serve", "--help"]])
-def test_what_needs_no_torch_does_not_wait_for_it(arguments: list[object]) -> None:
+def test_commands_without_torch_do_not_import_torch(arguments: list[object]) -> None:
     code = (
         "import sys\nfrom model_factory.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
@@ -274,7 +274,7 @@ def test_what_needs_no_torch_does_not_wait_for_it(arguments: list[object]) -> No
     assert done.returncode == 0, done.stderr
 
 
-def test_a_reader_that_goes_away(server: ServerProcess) -> None:
+def test_a_closed_pipe(server: ServerProcess) -> None:
     command = f"'{COMMAND}' blocks --server {server.address} | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=100,
                           check=False)  # fmt: skip

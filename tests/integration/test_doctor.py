@@ -70,7 +70,7 @@ def test_a_good_deployment(server: ServerProcess, examine: Examine, capsys: pyte
     assert capsys.readouterr().out == "SERVING\n"
 
 
-def test_nobody_at_the_port(examine: Examine) -> None:
+def test_a_closed_port(examine: Examine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"127.0.0.1:{closed.getsockname()[1]}"
     status, found = examine(address)
@@ -85,24 +85,24 @@ def test_nobody_at_the_port(examine: Examine) -> None:
 @pytest.mark.parametrize(
     ("address", "said"), [("no-such-host.invalid:1", "no address"), ("host", "the port is missing")]
 )
-def test_a_name_that_is_none(address: str, said: str, examine: Examine) -> None:
+def test_an_invalid_address(address: str, said: str, examine: Examine) -> None:
     status, found = examine(address)
     assert status == 1
     assert outcomes(found, "FAIL") == ["name"]
     assert said in found["name"]["said"]
 
 
-def test_something_else_at_the_port(examine: Examine) -> None:
+def test_another_program_at_the_port(examine: Examine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def close_peer_connection() -> None:
+        def close_connections() -> None:
             while True:
                 try:
                     listener.accept()[0].close()
                 except OSError:
                     return
 
-        threading.Thread(target=close_peer_connection, daemon=True).start()
+        threading.Thread(target=close_connections, daemon=True).start()
         status, found = examine(f"127.0.0.1:{listener.getsockname()[1]}")
         listener.shutdown(socket.SHUT_RDWR)
     assert status == 1
@@ -110,7 +110,7 @@ def test_something_else_at_the_port(examine: Examine) -> None:
     assert outcomes(found, "OK") == ["name", "port", "cache"]
 
 
-class _OfAnotherTime(service_pb2_grpc.ModelFactoryServiceServicer):
+class _OtherVersion(service_pb2_grpc.ModelFactoryServiceServicer):
     def GetCapabilities(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         return capabilities_pb2.GetCapabilitiesResponse(server_version="99.0", format_version=99)
 
@@ -122,14 +122,14 @@ def other_server(status: int) -> Iterator[str]:
     health = HealthServicer()
     health.set("", status)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    service_pb2_grpc.add_ModelFactoryServiceServicer_to_server(_OfAnotherTime(), server)
+    service_pb2_grpc.add_ModelFactoryServiceServicer_to_server(_OtherVersion(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"127.0.0.1:{port}"
     server.stop(None).wait()
 
 
-def test_a_server_that_starts_or_stops(examine: Examine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_starting_or_stopping_server(examine: Examine, capsys: pytest.CaptureFixture[str]) -> None:
     with other_server(health_pb2.HealthCheckResponse.NOT_SERVING) as address:
         status, found = examine(address)
         assert main(["health", "--server", address]) == 1
@@ -163,8 +163,8 @@ STRICT = ("CA_FILE", "CERT_FILE", "KEY_FILE", "TOKEN_FILE")
     ("changes", "failed", "said", "remedy"),
     [
         ({}, "", "", ""),
-        ({"TOKEN_FILE": ""}, "capabilities", "wants a token", "MODEL_FACTORY_TOKEN_FILE"),
-        ({"TOKEN_FILE": "unknown"}, "capabilities", "does not know the token", "ask its operator"),
+        ({"TOKEN_FILE": ""}, "capabilities", "requires a token", "MODEL_FACTORY_TOKEN_FILE"),
+        ({"TOKEN_FILE": "unknown"}, "capabilities", "does not know the token", "ask the server's operator"),
         ({"TOKEN_FILE": "nowhere"}, "health", "cannot read nowhere", "that this user may read"),
         ({"CA_FILE": "nowhere"}, "health", "cannot read nowhere", "that this user may read"),
         ({"CA_FILE": "stranger"}, "health", "cannot be reached", "MODEL_FACTORY_CA_FILE"),
@@ -174,7 +174,7 @@ STRICT = ("CA_FILE", "CERT_FILE", "KEY_FILE", "TOKEN_FILE")
     ],
     ids=str,
 )
-def test_who_may_talk(
+def test_access(
     changes: dict[str, str],
     failed: str,
     said: str,
@@ -199,14 +199,14 @@ def test_who_may_talk(
         assert remedy in found[failed]["remedy"]
 
 
-def test_a_bound_on_the_cache_that_is_none(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_bound_of_the_cache(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_FACTORY_CACHE_GIB", "lots")
     _, found = examine("no-such-host.invalid:1")
     assert "a size in GiB" in found["cache"]["said"]
     assert "unset it" in found["cache"]["remedy"]
 
 
-def test_a_cache_that_cannot_be_used(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unusable_cache(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MODEL_FACTORY_CACHE", str(tmp_path / "file"))
     status, found = examine("no-such-host.invalid:1")

@@ -51,7 +51,7 @@ def test_draining_and_the_second_signal(
     with pytest.raises(grpc.RpcError) as caught:
         list(call)
     assert caught.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-    assert "told again to stop" in server.log
+    assert "second signal to stop" in server.log
     assert "model_factory_server/" not in server.log, "a traceback of ours; gRPC writes one of its own"
 
 

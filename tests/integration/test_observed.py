@@ -1,4 +1,4 @@
-"""What an operator sees of a server: log lines, metrics, spans, health and reflection, of the real command."""
+"""Observability of the real command: log lines, metrics, spans, health and reflection."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[ServerProcess]:
-    """A server with everything on."""
+    """A server with every kind of observation on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_TRACES_EXPORTER", "otlp")
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
@@ -78,7 +78,7 @@ def lines(server: ServerProcess) -> list[dict[str, Any]]:
 
 
 def lines_of(server: ServerProcess, request_id: str, seconds: float = 5.0) -> list[dict[str, Any]]:
-    """The lines of a call, once its access line is there: it is written after the client has its answer."""
+    """Return the lines of an RPC once its access line is written, after the client has the response."""
     deadline = time.monotonic() + seconds
     while True:
         found = [line for line in lines(server) if line.get("request_id") == request_id]
@@ -96,7 +96,7 @@ def scrape(server: ServerProcess) -> dict[tuple[str, frozenset[tuple[str, str]]]
 
 
 def value(samples: dict[Any, float], name: str, **labels: str) -> float:
-    """Of a sample, or the sum of those that have these labels among others."""
+    """Return the sum of the samples with these labels."""
     wanted = labels.items()
     return sum(number for (at, others), number in samples.items() if at == name and wanted <= dict(others).items())
 
@@ -116,11 +116,11 @@ def test_a_call_has_one_access_line_with_its_id(observed: ServerProcess, stub: A
 
 
 @pytest.mark.parametrize("sent", ["short", "x" * 65, "with space 1234", "new\tline-1234", "ünïcödé"])
-def test_an_id_that_is_not_well_formed_is_replaced(sent: str, stub: Any, observed: ServerProcess) -> None:
+def test_a_malformed_id_is_replaced(sent: str, stub: Any, observed: ServerProcess) -> None:
     metadata = [(wire.REQUEST_ID, sent)]
     try:
         call = stub.GetCapabilities.with_call(capabilities_pb2.GetCapabilitiesRequest(), metadata=metadata)[1]
-    except (grpc.RpcError, ValueError):  # gRPC itself refuses what is not plain ASCII
+    except (grpc.RpcError, ValueError):  # gRPC itself refuses other texts than plain ASCII
         return
     made = dict(call.trailing_metadata())[wire.REQUEST_ID]
     assert re.fullmatch(r"[0-9a-f]{32}", made)
@@ -142,7 +142,7 @@ def test_a_builds_lines_name_its_key(observed: ServerProcess, stub: Any) -> None
 
 
 def test_private_details_are_in_the_log_alone(observed: ServerProcess, make_remote: MakeRemote) -> None:
-    """A store that fails says so with an id; where it is and why is under that id in the log."""
+    """The error of a failing store has a request id; path and cause are in the log under this id only."""
     staging = observed.store / "staging"
     moved = staging.rename(staging.with_name("moved"))
     staging.touch()
@@ -182,7 +182,7 @@ def test_an_error_in_memory_names_its_component(make_remote: MakeRemote, observe
         factory.build({"config": bad})
 
 
-def test_metrics_count_what_happens(observed: ServerProcess, make_remote: MakeRemote, stub: Any) -> None:
+def test_metrics_count_rpcs_jobs_and_lookups(observed: ServerProcess, make_remote: MakeRemote, stub: Any) -> None:
     before = scrape(observed)
     factory = make_remote(observed.address, seed=11)
     factory.build({"a": layers(linear(6)), "b": layers(linear(7))})
@@ -224,7 +224,7 @@ def test_metrics_count_what_happens(observed: ServerProcess, make_remote: MakeRe
     assert value(after, "process_open_fds") > 3
 
 
-def test_nothing_that_a_client_sends_becomes_a_label(observed: ServerProcess, channel: grpc.Channel) -> None:
+def test_no_text_of_a_client_becomes_a_label(observed: ServerProcess, channel: grpc.Channel) -> None:
     labels = {label for _, labels in scrape(observed) for label in labels}
     for method in ("/canary.Service/Method", f"/{SERVICE}/CanaryMethod", "/canary"):
         with pytest.raises(grpc.RpcError) as caught:
@@ -239,7 +239,7 @@ def test_nothing_that_a_client_sends_becomes_a_label(observed: ServerProcess, ch
 
 
 def test_the_store_is_measured(observed: ServerProcess) -> None:
-    """Walked every quarter of a minute at most, so the numbers may be older than the files."""
+    """The store is walked at most every 15 s, so the numbers may be older than the files."""
     samples = scrape(observed)
     assert (
         0
@@ -255,7 +255,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def families(server: ServerProcess) -> dict[str, str]:
-    """Exported metrics by the name that the page has for them, with their type."""
+    """Return the types of exported metrics, by the names of the operators' page."""
     found = {item.name: item.type for item in text_string_to_metric_families(server.metrics_page())}
     return {f"{name}_total" if kind == "counter" else name: kind for name, kind in found.items()}
 
@@ -270,7 +270,7 @@ def test_the_page_for_operators_has_every_metric(observed: ServerProcess) -> Non
 
 
 def labels_of(server: ServerProcess) -> dict[str, set[str]]:
-    """Exported series by the name that queries have for them, with their labels; none where there is no sample yet."""
+    """Return the labels of exported series, by the names of queries; empty without a sample."""
     found = list(text_string_to_metric_families(server.metrics_page()))
     labels: dict[str, set[str]] = {
         f"{item.name}_total" if item.type == "counter" else item.name: set() for item in found
@@ -281,7 +281,7 @@ def labels_of(server: ServerProcess) -> dict[str, set[str]]:
 
 
 def selectors(query: str) -> list[promql_parser.VectorSelector]:
-    """What a query selects; ValueError if it is none, of types that do not fit say."""
+    """Return the selectors of a query; ValueError for an invalid query."""
     found: list[promql_parser.VectorSelector] = []
 
     def note(part: promql_parser.Expr) -> bool:
@@ -296,7 +296,7 @@ def selectors(query: str) -> list[promql_parser.VectorSelector]:
 
 
 def check_query(query: str, exported: dict[str, set[str]]) -> None:
-    """A query reads, and asks for series that there are by labels and values that they can have."""
+    """Check that a query parses, and selects existing series by possible labels and values."""
     reasons = {reason.name for reason in (*wire.CATALOGUE, wire.INTERNAL)}
     can_be = {
         "outcome": reasons | {"OK", "CANCELLED"},
@@ -317,7 +317,7 @@ def check_query(query: str, exported: dict[str, set[str]]) -> None:
                 assert set(matcher.value.split("|")) <= can_be[matcher.name], f"{item} in {query}"
 
 
-def test_queries_of_alerts_and_page_ask_for_what_there_is(observed: ServerProcess, stub: Any) -> None:
+def test_queries_of_alerts_and_page_select_existing_series(observed: ServerProcess, stub: Any) -> None:
     stub.GetCapabilities(capabilities_pb2.GetCapabilitiesRequest())
     page = (DOCS / "operations.md").read_text(encoding="utf-8")
     rules = yaml.safe_load((DOCS / "alerts.yaml").read_text(encoding="utf-8"))["groups"][0]["rules"]
@@ -342,8 +342,8 @@ def test_queries_of_alerts_and_page_ask_for_what_there_is(observed: ServerProces
             check_query(wrong, exported)
 
 
-def test_every_alert_has_been_seen_to_fire_and_to_be_quiet(observed: ServerProcess) -> None:
-    """That they do is promtool's to find out, with ``make alerts``."""
+def test_every_alert_has_a_firing_and_a_quiet_case(observed: ServerProcess) -> None:
+    """``make alerts`` runs the cases with promtool."""
     rules = yaml.safe_load((DOCS / "alerts.yaml").read_text(encoding="utf-8"))["groups"][0]["rules"]
     tried = yaml.safe_load((DOCS / "alerts.test.yaml").read_text(encoding="utf-8"))["tests"]
     exported = labels_of(observed)
@@ -440,44 +440,44 @@ def test_a_cancelled_call_is_counted_as_such(observed: ServerProcess, channel: g
         time.sleep(0.05)
 
 
-def test_a_stopping_server_says_so_from_the_first_signal(
+def test_a_stopping_server_is_not_serving_from_the_first_signal(
     start_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
-    """With a delay it answers new calls meanwhile, so that balancers learn of it before anybody meets a closed port."""
+    """During the drain delay new RPCs are still accepted, so that balancers notice before the port closes."""
     server = start_server(tmp_path / "stopping", "--drain-delay", "60", "--log-level", "warning")
     with grpc.insecure_channel(server.address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         server._process.terminate()
-        told = time.monotonic()
+        signalled = time.monotonic()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert time.monotonic() - told < 1.0
+        assert time.monotonic() - signalled < 1.0
         assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         factory = RemoteModelFactory(server.address, cache_dir=tmp_path / "c", seed=1)
         assert factory.build({"config": layers(linear(4))})  # new calls, on a new connection
         assert server.log == ""
-        server._process.terminate()  # a second one does not wait for the delay
+        server._process.terminate()  # a second signal ends the delay
         assert server._process.wait(30) == 0
         watch.cancel()
-    assert "told again to stop" in server.log
+    assert "second signal to stop" in server.log
 
 
 def test_many_clients_of_all_kinds(observed: ServerProcess) -> None:
-    """A soak of some seconds: what the command does for an hour, with the same checks."""
+    """A soak of some seconds, with the checks of the hour-long command."""
     outcome = soak(observed, seconds=SOAK_SECONDS, clients=CLIENTS, seed=20261123)
-    # Everything shares two cores here, and a span of each call is kept until it is sent.
+    # All processes share two cores, and the span of each RPC is kept until its export.
     assert not outcome.faults(health_seconds=2.0, growth_mib=64.0), outcome.summary()
     assert {"hit", "download", "describe", "build", "give up"} <= set(outcome.latencies)
     assert len(outcome.probes) > SOAK_SECONDS
-    assert max(sample.descriptors for sample in outcome.samples) > CLIENTS / 2, "were there that many connections?"
+    assert max(sample.descriptors for sample in outcome.samples) > CLIENTS / 2, "too few connections for this test"
 
 
-def test_a_health_check_does_not_wait_for_others_large_configs(server: ServerProcess) -> None:
-    """The largest configs take seconds to read; who sends them by the dozen makes nobody else wait."""
+def test_a_health_check_does_not_wait_for_large_configs(server: ServerProcess) -> None:
+    """Parsing the largest configs takes seconds; health checks do not wait for a dozen of these."""
     layers = [{"_type_": "nn.Linear", "in_features": 3, "out_features": 3}] * 12_000
     config = json.dumps({"schema_version": 1, "model": {"sequential": {"layers": layers}}}).encode()
-    # One name twice: read and then refused, so that nothing is built.
+    # One name twice: parsed and then refused, without a build.
     names = [*(str(index) for index in range(8)), "0"]
     request = build_pb2.DescribeModelsRequest(
         components=[build_pb2.Component(name=name, config_json=config) for name in names]
@@ -495,7 +495,7 @@ def test_a_health_check_does_not_wait_for_others_large_configs(server: ServerPro
             answer = health.Check(health_pb2.HealthCheckRequest(), timeout=30)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
             took.append(time.monotonic() - started)
-        assert not any(call.done() for call in calls), "they were read too soon to be in anyone's way"
+        assert not any(call.done() for call in calls), "the configs were parsed too fast for this test"
         for call in calls:
             call.cancel()
     assert max(took) < 1.0, sorted(took)[-5:]

@@ -263,4 +263,4 @@ def test_path_and_backend_go_together(tmp_path: Path) -> None:
     for arguments in (["--backend", "policy_constructor"], ["--backend-path", str(tmp_path)]):
         ended = subprocess.run([COMMAND, "serve", *arguments], capture_output=True, text=True, timeout=60, check=False)
         assert ended.returncode == 1
-        assert "--backend-path DIR goes with --backend policy_constructor" in ended.stderr
+        assert "--backend-path DIR needs --backend policy_constructor" in ended.stderr

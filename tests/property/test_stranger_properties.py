@@ -30,7 +30,7 @@ from model_factory.program.example_call import decode_call, encode_call
 from model_factory.store import Blob, Store
 from model_factory.v1 import wire
 from model_factory_server import PolicyConstructorModelFactory
-from model_factory_server.access.access import read_tokens
+from model_factory_server.access.tokens import read_tokens
 from model_factory_server.command import OPTIONS
 from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.exporter import record_model

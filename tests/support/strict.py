@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model_factory import Credentials
-from model_factory_server.access.access import token_line
+from model_factory_server.access.tokens import token_line
 from support.certificates import Authority
 from support.server import ServerProcess
 

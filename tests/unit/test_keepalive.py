@@ -17,7 +17,7 @@ from model_factory_server.command import OPTIONS
 from model_factory_server.settings.server_settings import ConnectionSettings
 
 CLIENT: dict[str, Any] = {str(name): value for name, value in connection._OPTIONS}
-SERVER: dict[str, Any] = dict(app._keepalive(ConnectionSettings()))
+SERVER: dict[str, Any] = dict(app._keepalive_options(ConnectionSettings()))
 
 MINUTE = 60_000
 # What a server does that sets nothing: a ping sooner than this after the last one is a strike, the third ends it all.
@@ -52,7 +52,7 @@ def test_idle_hours_do_not_look_like_a_flood(calls: bool) -> None:
     assert is_cut_off(CLIENT, {}, 1, calls=calls), "gRPC's own defaults would have cut them off"
     (option,) = (option for option in OPTIONS if option.name == "ping_interval")
     assert option.maximum is not None
-    strictest = dict(app._keepalive(ConnectionSettings(ping_interval=option.maximum)))
+    strictest = dict(app._keepalive_options(ConnectionSettings(ping_interval=option.maximum)))
     assert not is_cut_off(CLIENT, strictest, 24, calls=calls), "a server can be set up to cut off our own clients"
     hasty = CLIENT | {"grpc.keepalive_time_ms": SERVER["grpc.http2.min_ping_interval_without_data_ms"]}
     assert is_cut_off(hasty, SERVER, 1, calls=calls)

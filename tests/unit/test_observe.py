@@ -1,4 +1,4 @@
-"""Parts of what operators see that need no server: log lines, GPU metrics, tracing that is not there."""
+"""Observability without a server: log lines, metrics, and traces that are off."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from model_factory.errors import ServerError
 from model_factory_server.observe.gpu import GpuCollector
 from model_factory_server.observe.logs import configure_logging, fields
 from model_factory_server.observe.metrics import Metrics
-from model_factory_server.observe.rpc_context import Call, enter_call
+from model_factory_server.observe.rpc_context import RpcContext, enter_rpc
 from model_factory_server.observe.spans import Traces
 from model_factory_server.observe.traces import configure_traces
 
@@ -33,7 +33,7 @@ def written(capsys: Written) -> Iterator[Written]:
     handlers, level = root.handlers[:], root.level
     yield capsys
     root.handlers[:], root.level = handlers, level
-    enter_call(Call(request_id="", method=""))
+    enter_rpc(RpcContext(request_id="", method=""))
 
 
 LOGS_TO_A_FULL_DISK = """
@@ -50,7 +50,7 @@ print("started", process.exitcode)
 
 
 def test_a_log_that_cannot_be_written_fails_nothing_else() -> None:
-    """As it is when the disk is full: processes are started all the same, which flushes every stream."""
+    """On a full disk processes still start, although each start flushes every stream."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run([sys.executable, "-c", LOGS_TO_A_FULL_DISK], stdout=subprocess.PIPE, stderr=full,
@@ -59,9 +59,9 @@ def test_a_log_that_cannot_be_written_fails_nothing_else() -> None:
 
 
 def test_no_message_can_look_like_another_line(written: Written) -> None:
-    enter_call(Call(request_id="id-00000001", method="S/M", identity='a" level=ERROR'))
-    for form in ("text", "json"):
-        configure_logging(form, "info")
+    enter_rpc(RpcContext(request_id="id-00000001", method="S/M", identity='a" level=ERROR'))
+    for log_format in ("text", "json"):
+        configure_logging(log_format, "info")
         logging.getLogger("x").info("one\n2026-01-01 00:00:00 ERROR forged\r\nand more", extra=fields(build="abc"))
     text, structured = written.readouterr().err.rsplit("\n{", 1)
     first, *rest = text.splitlines()
@@ -91,7 +91,7 @@ class _NvmlError(Exception):
 
 
 def nvml(*, works: bool) -> ModuleType:
-    """The few names of NVML that are used, as its documentation has them: two GPUs, or no driver."""
+    """The used part of NVML, after its documentation: two GPUs, or no driver."""
     module = ModuleType("pynvml")
 
     def init() -> None:
@@ -125,14 +125,14 @@ def test_no_gpu_no_metric(module: ModuleType | None, monkeypatch: pytest.MonkeyP
     assert list(registry.collect()) == []
 
 
-def test_metrics_refuse_an_address_that_is_none() -> None:
+def test_metrics_refuse_an_invalid_address() -> None:
     for listen in ("127.0.0.1:99999", "nonsense", "256.256.256.256:0"):
         with pytest.raises(ServerError, match=r"cannot serve metrics on .*--metrics-listen"):
             Metrics().serve(listen)
 
 
-def test_what_cannot_be_asked_keeps_nothing_else_from_a_scraper(tmp_path: Path) -> None:
-    """A certificate that is being replaced, a store on a file system that went away."""
+def test_a_failing_metric_hides_no_other_metric(tmp_path: Path) -> None:
+    """While a certificate is replaced, or with a store on an unmounted file system."""
 
     def expiry() -> float:
         raise ServerError("no certificate")
@@ -148,7 +148,7 @@ def test_what_cannot_be_asked_keeps_nothing_else_from_a_scraper(tmp_path: Path) 
     assert metrics.registry.get_sample_value("model_factory_worker_slots") == 2
 
 
-def test_traces_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traces_are_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     for variables in (
         {},
@@ -157,11 +157,11 @@ def test_traces_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         assert type(configure_traces(variables)) is Traces
     monkeypatch.delitem(sys.modules, "model_factory_server.observe.otel", raising=False)
-    with pytest.raises(ServerError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT asks for traces.*model-factory-server\[otel\]"):
+    with pytest.raises(ServerError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT enables traces.*model-factory-server\[otel\]"):
         configure_traces({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"})
 
 
 def test_an_exporter_that_is_not_installed() -> None:
     assert importlib.metadata.version("opentelemetry-sdk")
-    with pytest.raises(ServerError, match=r"names 'zipkin'; installed are .*otlp_proto_grpc"):
+    with pytest.raises(ServerError, match=r"names 'zipkin', which is not installed. Installed: .*otlp_proto_grpc"):
         configure_traces({"OTEL_TRACES_EXPORTER": "zipkin"})

@@ -1,4 +1,4 @@
-"""The table of settings: flags, variables, file, defaults, and what is said about mistakes."""
+"""Settings: flags, variables, file, defaults, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def given(
     return assemble(Outer, TABLE, values), {name: source for name, (_, source) in values.items()}
 
 
-def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(tmp_path: Path) -> None:
+def test_precedence_is_flag_variable_file_default(tmp_path: Path) -> None:
     file = "count: 3\nmost_bytes: 2MiB\nquick: true\nnames: [a, b]\n"
     variables = {"MODEL_FACTORY_COUNT": "4", "MODEL_FACTORY_MOST_BYTES": "3 KiB"}
     settings, sources = given(tmp_path, flags={"count": 5}, variables=variables, file=file)
@@ -63,7 +63,7 @@ def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(tmp_pa
         "most_bytes": "MODEL_FACTORY_MOST_BYTES",
     }
     assert given(tmp_path)[0] == Outer()
-    # An empty variable is none: compose files make those.
+    # An empty variable counts as unset: compose files set empty variables.
     assert given(tmp_path, variables={"MODEL_FACTORY_COUNT": "", "MODEL_FACTORY_FOLDER": ""})[0] == Outer()
     assert given(tmp_path, variables={"MODEL_FACTORY_NAMES": "x, y", "MODEL_FACTORY_FOLDER": "/a"})[0] == Outer(
         names=("x", "y"), inner=Inner(folder=Path("/a"))
@@ -73,15 +73,15 @@ def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(tmp_pa
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("cuont: 3", r"settings\.yaml:1:8: there is no setting 'cuont'; did you mean 'count'\?"),
-        ("count: 0", r"settings\.yaml:1:8: count: 0 is too small: at least 1"),
+        ("cuont: 3", r"settings\.yaml:1:8: unknown setting 'cuont'; did you mean 'count'\?"),
+        ("count: 0", r"settings\.yaml:1:8: count: 0 is too small: the minimum is 1"),
         ("count: many", r"count: 'many' is not a whole number"),
-        ("count: true", r"count: True is not a value for this"),
+        ("count: true", r"count: True has the wrong type"),
         ("count: null", r"count: None is not a single value"),
         ("count: 1\ncount: 2", r"Duplicate mapping key 'count'"),
-        ("quick: 7", r"quick: 7 is not a value for this"),
+        ("quick: 7", r"quick: 7 has the wrong type"),
         ("names: {a: 1}", r"names: \{'a': 1\} is not a list"),
-        ("most_bytes: 5 miles", r"'5 miles' is not a size: a number of bytes, or with a unit"),
+        ("most_bytes: 5 miles", r"'5 miles' is not a size: give a number of bytes, or a unit"),
         ("- 1", r"must be a mapping"),
         ("a: [", r"not valid YAML"),
     ],
@@ -92,12 +92,14 @@ def test_mistakes_in_the_file_are_named(file: str, message: str, tmp_path: Path)
 
 
 def test_mistakes_in_variables_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ServerError, match=r"MODEL_FACTORY_CUONT means .*did you mean 'MODEL_FACTORY_COUNT'"):
+    with pytest.raises(
+        ServerError, match=r"MODEL_FACTORY_CUONT is not a variable of this server.*did you mean 'MODEL_FACTORY_COUNT'"
+    ):
         given(tmp_path, variables={"MODEL_FACTORY_CUONT": "1"})
     with pytest.raises(ServerError, match=r"MODEL_FACTORY_QUICK: 'maybe' is not one of true, "):
         given(tmp_path, variables={"MODEL_FACTORY_QUICK": "maybe"})
-    # A variable of the client's, and those that Kubernetes makes for services called model-factory and
-    # model-factory-server, are nobody's mistake.
+    # Variables of the client, and variables that Kubernetes sets for services called model-factory and
+    # model-factory-server, are no mistakes.
     given(
         tmp_path,
         variables={
@@ -114,7 +116,7 @@ def test_mistakes_in_variables_are_named(tmp_path: Path) -> None:
 
 
 def test_every_setting_is_in_the_table_and_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    """A field of the settings without ``setting(...)`` could not be set by anyone."""
+    """A field without ``setting(...)`` would be out of reach for operators."""
 
     def leaves(cls: type) -> int:
         hints = options.get_type_hints(cls)
@@ -132,7 +134,7 @@ def test_every_setting_is_in_the_table_and_in_the_help(capsys: pytest.CaptureFix
         assert re.sub(r"\s+", " ", option.help) in text, option.name
 
 
-def test_what_is_printed_is_a_file_of_settings(
+def test_print_config_prints_a_settings_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MODEL_FACTORY_WORKERS", "3")
@@ -153,7 +155,7 @@ def test_what_is_printed_is_a_file_of_settings(
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
-def test_every_default_is_a_value_that_may_be_given(option: Option) -> None:
+def test_every_default_is_an_allowed_value(option: Option) -> None:
     if option.default is not None and not option.is_list:
         assert option.parse(str(option.default)) == option.default
     assert option.help[0].islower() or option.help[0].isupper()

@@ -31,25 +31,26 @@ if _version_not_supported:
 class ModelFactoryServiceStub(object):
     """Builds models from component configs.
 
-    Every call has a request id: the one in its metadata under x-request-id if that is 8 to 64 letters, digits and
-    ".", "_", ":", "-", else one that the server makes. It comes back in the trailing metadata under the same key and is
-    in every line of the server's log about the call. A traceparent in the metadata is the parent of the call's span.
+    Request ids: a client MAY send an id in the metadata under x-request-id: 8 to 64 letters, digits and ".", "_", ":",
+    "-". Without a well-formed id, the server makes an id. The server returns the id in the trailing metadata under the
+    same key, and writes the id into every log line of the RPC. A traceparent in the metadata becomes the parent of the
+    RPC's span.
 
-    Errors carry google.rpc details: an ErrorInfo with a reason of the catalogue (v1/wire.py) and the component's name, a
-    RequestInfo, where a config is at fault a BadRequest whose field is the path inside it, and where trying again makes
-    sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
+    Errors have google.rpc details: an ErrorInfo with a reason from the catalogue (v1/wire.py) and the name of the
+    component; a RequestInfo; for an error in a config, a BadRequest whose field is the path inside the config; and for
+    an error worth a retry, a RetryInfo. Private details of an error are written to the server's log only. Statuses:
 
-    INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
-    UNAUTHENTICATED      no token, or one that is unknown or expired; with another token again
-    OUT_OF_RANGE         bytes of a blob were asked for that it does not have
-    FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
-    RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now
-    NOT_FOUND            no such blob in this store: build again
-    UNAVAILABLE          the server is stopping or overloaded: try again, here or at another replica
+    INVALID_ARGUMENT     the request or a config is invalid: do not retry
+    UNAUTHENTICATED      the token is missing, unknown or expired: retry with another token
+    OUT_OF_RANGE         the requested bytes are outside the blob
+    FAILED_PRECONDITION  the model cannot be built or recorded, or not for this module call
+    RESOURCE_EXHAUSTED   the request exceeds a limit; with RetryInfo: too much is in progress, retry later
+    NOT_FOUND            the store does not have the blob: build again
+    UNAVAILABLE          the server is stopping or overloaded: retry, here or at another replica
     DATA_LOSS            a file in the server's store is damaged
-    INTERNAL             a bug, or a store that cannot be used: the server's log has the details under the request id
+    INTERNAL             a bug, or an unusable store: the server's log has the details under the request id
 
-    Every call is idempotent.
+    Every RPC is idempotent.
     """
 
     def __init__(self, channel):
@@ -93,68 +94,69 @@ class ModelFactoryServiceStub(object):
 class ModelFactoryServiceServicer(object):
     """Builds models from component configs.
 
-    Every call has a request id: the one in its metadata under x-request-id if that is 8 to 64 letters, digits and
-    ".", "_", ":", "-", else one that the server makes. It comes back in the trailing metadata under the same key and is
-    in every line of the server's log about the call. A traceparent in the metadata is the parent of the call's span.
+    Request ids: a client MAY send an id in the metadata under x-request-id: 8 to 64 letters, digits and ".", "_", ":",
+    "-". Without a well-formed id, the server makes an id. The server returns the id in the trailing metadata under the
+    same key, and writes the id into every log line of the RPC. A traceparent in the metadata becomes the parent of the
+    RPC's span.
 
-    Errors carry google.rpc details: an ErrorInfo with a reason of the catalogue (v1/wire.py) and the component's name, a
-    RequestInfo, where a config is at fault a BadRequest whose field is the path inside it, and where trying again makes
-    sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
+    Errors have google.rpc details: an ErrorInfo with a reason from the catalogue (v1/wire.py) and the name of the
+    component; a RequestInfo; for an error in a config, a BadRequest whose field is the path inside the config; and for
+    an error worth a retry, a RetryInfo. Private details of an error are written to the server's log only. Statuses:
 
-    INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
-    UNAUTHENTICATED      no token, or one that is unknown or expired; with another token again
-    OUT_OF_RANGE         bytes of a blob were asked for that it does not have
-    FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
-    RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now
-    NOT_FOUND            no such blob in this store: build again
-    UNAVAILABLE          the server is stopping or overloaded: try again, here or at another replica
+    INVALID_ARGUMENT     the request or a config is invalid: do not retry
+    UNAUTHENTICATED      the token is missing, unknown or expired: retry with another token
+    OUT_OF_RANGE         the requested bytes are outside the blob
+    FAILED_PRECONDITION  the model cannot be built or recorded, or not for this module call
+    RESOURCE_EXHAUSTED   the request exceeds a limit; with RetryInfo: too much is in progress, retry later
+    NOT_FOUND            the store does not have the blob: build again
+    UNAVAILABLE          the server is stopping or overloaded: retry, here or at another replica
     DATA_LOSS            a file in the server's store is damaged
-    INTERNAL             a bug, or a store that cannot be used: the server's log has the details under the request id
+    INTERNAL             a bug, or an unusable store: the server's log has the details under the request id
 
-    Every call is idempotent.
+    Every RPC is idempotent.
     """
 
     def GetCapabilities(self, request, context):
-        """What this server is and accepts. Asked first.
+        """Returns versions, backend and limits of this server. A client SHOULD call this method first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListBlocks(self, request, context):
-        """What configs may name.
+        """Lists the blocks for use in configs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DescribeModels(self, request, context):
-        """The architecture of models, without building their weights.
+        """Returns the architecture of models without building their weights.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BuildModels(self, request, context):
-        """Builds what is not built yet. Equal requests at the same time share one build. A client that goes away does not
-        stop a build that others wait for.
+        """Builds models, unless the store has them. Concurrent equal requests share one build. A build continues while at
+        least one of its clients waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RecordProgram(self, request, context):
-        """Records a module's forward for a call form that the manifest has no program for. BUILD_OUTDATED if this server would
-        build another module than the one that the request refers to: build again with this server, or ask a server of the
-        version that built the module.
+        """Records a module's forward for a call signature without a known program. FAILED_PRECONDITION with the reason
+        BUILD_OUTDATED if this server would build another module than the referenced build: a client SHOULD build again
+        with this server, or use a server of the version of that build.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadBlob(self, request, context):
-        """Reads a blob that a manifest named. OUT_OF_RANGE if the offset is negative or beyond its end, or the limit
-        negative.
+        """Reads a blob named in a manifest. OUT_OF_RANGE if the offset is negative or after the blob's end, or if the limit
+        is negative.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,25 +206,26 @@ def add_ModelFactoryServiceServicer_to_server(servicer, server):
 class ModelFactoryService(object):
     """Builds models from component configs.
 
-    Every call has a request id: the one in its metadata under x-request-id if that is 8 to 64 letters, digits and
-    ".", "_", ":", "-", else one that the server makes. It comes back in the trailing metadata under the same key and is
-    in every line of the server's log about the call. A traceparent in the metadata is the parent of the call's span.
+    Request ids: a client MAY send an id in the metadata under x-request-id: 8 to 64 letters, digits and ".", "_", ":",
+    "-". Without a well-formed id, the server makes an id. The server returns the id in the trailing metadata under the
+    same key, and writes the id into every log line of the RPC. A traceparent in the metadata becomes the parent of the
+    RPC's span.
 
-    Errors carry google.rpc details: an ErrorInfo with a reason of the catalogue (v1/wire.py) and the component's name, a
-    RequestInfo, where a config is at fault a BadRequest whose field is the path inside it, and where trying again makes
-    sense a RetryInfo. What is private of an error is in the server's log alone. Statuses:
+    Errors have google.rpc details: an ErrorInfo with a reason from the catalogue (v1/wire.py) and the name of the
+    component; a RequestInfo; for an error in a config, a BadRequest whose field is the path inside the config; and for
+    an error worth a retry, a RetryInfo. Private details of an error are written to the server's log only. Statuses:
 
-    INVALID_ARGUMENT     the request or a config in it is wrong; sending it again is useless
-    UNAUTHENTICATED      no token, or one that is unknown or expired; with another token again
-    OUT_OF_RANGE         bytes of a blob were asked for that it does not have
-    FAILED_PRECONDITION  the model is fine but cannot be handed out, or not for this call
-    RESOURCE_EXHAUSTED   over a limit of this server; with RetryInfo: too much is in progress now
-    NOT_FOUND            no such blob in this store: build again
-    UNAVAILABLE          the server is stopping or overloaded: try again, here or at another replica
+    INVALID_ARGUMENT     the request or a config is invalid: do not retry
+    UNAUTHENTICATED      the token is missing, unknown or expired: retry with another token
+    OUT_OF_RANGE         the requested bytes are outside the blob
+    FAILED_PRECONDITION  the model cannot be built or recorded, or not for this module call
+    RESOURCE_EXHAUSTED   the request exceeds a limit; with RetryInfo: too much is in progress, retry later
+    NOT_FOUND            the store does not have the blob: build again
+    UNAVAILABLE          the server is stopping or overloaded: retry, here or at another replica
     DATA_LOSS            a file in the server's store is damaged
-    INTERNAL             a bug, or a store that cannot be used: the server's log has the details under the request id
+    INTERNAL             a bug, or an unusable store: the server's log has the details under the request id
 
-    Every call is idempotent.
+    Every RPC is idempotent.
     """
 
     @staticmethod

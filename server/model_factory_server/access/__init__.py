@@ -1,1 +1,1 @@
-"""Authentication: tokens, TLS, and the addresses where a server may listen without either."""
+"""Authentication: tokens, TLS, and the addresses where a server may listen without TLS."""

@@ -21,9 +21,10 @@ from model_factory_server.builds.keys import architecture_key, build_key, call_k
 from model_factory_server.builds.worker_pool import StageCallback, WorkerPool
 from model_factory_server.observe.jobs import JobWatch
 from model_factory_server.observe.metrics import Metrics
-from model_factory_server.observe.rpc_context import current_call
+from model_factory_server.observe.rpc_context import current_rpc
 from model_factory_server.observe.spans import Traces
 from model_factory_server.worker.read_files import CHANGED, FileDigests, ReadFile, decode_paths
+from model_factory_server.worker.stages import Stage
 from model_factory_server.worker.task import Task
 
 _BUILD_AGAIN = "Remedy: build the model again with this server, or ask a server of the version that built the model"
@@ -113,11 +114,11 @@ class _InFlightBuild:
     def __init__(self, watch: JobWatch, work: _Work) -> None:
         self.watch = watch
         self.listeners: list[StageCallback] = []  # one of each who waits
-        self.stage = "queued"
+        self.stage = Stage.QUEUED
         self.task = asyncio.create_task(work(self.report))
         self.task.add_done_callback(watch.end)
 
-    def report(self, stage: str) -> None:
+    def report(self, stage: Stage) -> None:
         self.stage = stage
         self.watch.stage(stage)
         for listener in self.listeners:
@@ -147,7 +148,7 @@ class BuildService:
         own_seed = component_seed(seed, name)
         base = build_key(self._backend, asked.config, asked.dtype, own_seed)
         found = await self._find(base, "descriptor", "programs", "weights")
-        current_call().builds.append(found.key)
+        current_rpc().builds.append(found.key)
         if found.record is not None:
             self._metrics.lookups.labels("hit").inc()
         else:
@@ -155,7 +156,7 @@ class BuildService:
         made = await self._made(
             "build", found, lambda report: self._build(asked, base, own_seed, report), on_stage=on_stage
         )
-        on_stage("done")
+        on_stage(Stage.DONE)
         return _built(made, self._architecture_key(asked, made), now=found.record is None)
 
     async def describe(self, asked: BuildRequest, *, portability: bool) -> Described:

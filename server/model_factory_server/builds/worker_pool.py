@@ -25,11 +25,12 @@ from model_factory_server.builds.admission import Admission
 from model_factory_server.builds.fork_server import ForkServer, WorkerProcess
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.settings.server_settings import Settings
+from model_factory_server.worker.stages import Stage
 from model_factory_server.worker.task import Job, Task
 
 log = logging.getLogger(__name__)
 
-StageCallback = Callable[[str], None]
+StageCallback = Callable[[Stage], None]
 """Told of every stage that a job enters."""
 
 _EXIT_SECONDS = 10.0  # from a worker's last word to its end
@@ -79,7 +80,7 @@ class WorkerPool:
         loop = asyncio.get_running_loop()
 
         def relay(stage: str) -> None:
-            loop.call_soon_threadsafe(report, stage)
+            loop.call_soon_threadsafe(report, Stage(stage))
 
         seconds = max(seconds, self._settings.limits.build_timeout)
         async with self._admission.builder(client):

@@ -1,1 +1,1 @@
-"""What operators see of a server: its calls and jobs as log lines, metrics and spans."""
+"""Observability: log lines, metrics, traces, and the RPC in progress."""

@@ -1,4 +1,4 @@
-"""GPU memory as the driver counts it: through NVML, since this process has no CUDA context and no torch."""
+"""GPU memory as counted by the driver, read through NVML: the gRPC process has no CUDA context and no torch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 class GpuCollector(Collector):
-    """Used and total memory of every GPU that NVML shows to this process."""
+    """Used and total memory of every GPU visible to this process."""
 
     def __init__(self, nvml: ModuleType) -> None:
         self._nvml = nvml
 
     @classmethod
     def add_to(cls, registry: CollectorRegistry) -> None:
-        """Register one if the package ``nvidia-ml-py`` is installed and there is a driver."""
+        """Register a collector if the package ``nvidia-ml-py`` and a driver are installed."""
         try:
             import pynvml  # noqa: PLC0415  the extra `gpu`
         except ImportError:
@@ -34,9 +34,9 @@ class GpuCollector(Collector):
         registry.register(cls(pynvml))
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Ask the driver."""
+        """Yield the memory of every GPU."""
         memory = GaugeMetricFamily(
-            "model_factory_gpu_memory_bytes", "Memory of a GPU, of all its processes.", labels=["gpu", "state"]
+            "model_factory_gpu_memory_bytes", "GPU memory of all processes.", labels=["gpu", "state"]
         )
         try:
             for index in range(self._nvml.nvmlDeviceGetCount()):

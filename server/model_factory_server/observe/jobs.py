@@ -1,4 +1,4 @@
-"""Times the stages of one job of a builder process, and counts how it ended."""
+"""Times the stages of a job, and counts its outcome."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from model_factory.v1 import wire
 from model_factory_server.observe.logs import fields
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.spans import Traces
+from model_factory_server.worker.stages import Stage
 
 log = logging.getLogger(__name__)
 
 
 class JobWatch:
-    """Told of every stage of a job, and of its end."""
+    """Log line, metrics and spans of one job."""
 
     def __init__(self, metrics: Metrics, traces: Traces, kind: str, key: str) -> None:
         self._metrics = metrics
@@ -25,16 +26,16 @@ class JobWatch:
         self._kind = kind
         self._key = key
         self._begun = time.monotonic()
-        self._seconds: dict[str, float] = {}
-        self._enter("queued")
+        self._seconds: dict[Stage, float] = {}
+        self._begin(Stage.QUEUED)
 
-    def stage(self, name: str) -> None:
-        """The job enters a stage; the one before it ends."""
+    def stage(self, stage: Stage) -> None:
+        """End the current stage and enter the next stage."""
         self._leave("OK")
-        self._enter(name)
+        self._begin(stage)
 
     def end(self, task: asyncio.Task[Any]) -> None:
-        """The job is done; its task says how."""
+        """Record the outcome of the job's finished task."""
         outcome = _outcome(task)
         self._leave(outcome)
         self._metrics.jobs.labels(self._kind, outcome).inc()
@@ -46,14 +47,14 @@ class JobWatch:
             extra=fields(build=self._key, outcome=outcome, stage_seconds=self._seconds),
         )
 
-    def _enter(self, name: str) -> None:
-        self._name, self._since = name, time.monotonic()
-        self._span = self._traces.stage(f"{self._kind} {name}")
+    def _begin(self, stage: Stage) -> None:
+        self._stage, self._since = stage, time.monotonic()
+        self._span = self._traces.stage(f"{self._kind} {stage}")
 
     def _leave(self, outcome: str) -> None:
         seconds = time.monotonic() - self._since
-        self._metrics.stage_seconds.labels(self._kind, self._name).observe(seconds)
-        self._seconds[self._name] = round(seconds, 4)
+        self._metrics.stage_seconds.labels(self._kind, self._stage).observe(seconds)
+        self._seconds[self._stage] = round(seconds, 4)
         self._span.end(outcome, {"model_factory.build": self._key})
 
 

@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus. Every label has a closed set of values: nothing a client sends becomes one."""
+"""Metrics for Prometheus. Every label has a closed set of values; no text of a client becomes a label."""
 
 from __future__ import annotations
 
@@ -30,60 +30,60 @@ from model_factory_server.observe.gpu import GpuCollector
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
-_CALL = ("grpc_type", "grpc_service", "grpc_method")
-_CALL_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
+_RPC = ("grpc_type", "grpc_service", "grpc_method")
+_RPC_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 _STAGE_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 _ESTABLISHED = "01"  # of the kernel's tcp_states.h
-_WALK_SECONDS = 15.0  # a store of many files takes a while to walk, and scrapers may be many
+_WALK_SECONDS = 15.0  # walking a large store is slow, and several scrapers may ask
 
 
 class Workers(Protocol):
-    """What metrics ask the worker pool at every scrape."""
+    """The part of the worker pool that every scrape reads."""
 
     @property
     def queued(self) -> int:
-        """Jobs that wait for a builder."""
+        """Number of jobs waiting for a worker."""
 
     @property
     def running(self) -> int:
-        """Builder processes at work."""
+        """Number of running workers."""
 
 
 class Metrics:
-    """Everything that this server counts; :meth:`serve` shows it over HTTP."""
+    """All metrics of this server; :meth:`serve` exposes the metrics over HTTP."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # two more series for each, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # else every counter has an extra series
         self.registry = registry = CollectorRegistry()
-        self.started = Counter("grpc_server_started", "Calls that have begun.", _CALL, registry=registry)
+        self.started = Counter("grpc_server_started", "RPCs that have begun.", _RPC, registry=registry)
         self.handled = Counter(
-            "grpc_server_handled", "Calls that have ended, by status code.", (*_CALL, "grpc_code"), registry=registry
+            "grpc_server_handled", "RPCs that have ended, by status code.", (*_RPC, "grpc_code"), registry=registry
         )
-        self.received = Counter("grpc_server_msg_received", "Messages from clients.", _CALL, registry=registry)
-        self.sent = Counter("grpc_server_msg_sent", "Messages to clients.", _CALL, registry=registry)
+        self.received = Counter("grpc_server_msg_received", "Messages from clients.", _RPC, registry=registry)
+        self.sent = Counter("grpc_server_msg_sent", "Messages to clients.", _RPC, registry=registry)
         self.handling = Histogram(
             "grpc_server_handling_seconds",
-            "Time from a call's arrival to its end.",
-            _CALL,
-            buckets=_CALL_SECONDS,
+            "Time from the arrival of an RPC to its end.",
+            _RPC,
+            buckets=_RPC_SECONDS,
             registry=registry,
         )
         self.jobs = Counter(
             "model_factory_jobs",
-            "Jobs of builder processes that have ended: by kind, and by OK or the reason of the error.",
+            "Finished jobs of workers, by kind and outcome: OK or the reason of the error.",
             ("kind", "outcome"),
             registry=registry,
         )
         self.stage_seconds = Histogram(
             "model_factory_stage_seconds",
-            "Time that a job spent in a stage.",
+            "Time of a job in a stage.",
             ("kind", "stage"),
             buckets=_STAGE_SECONDS,
             registry=registry,
         )
         self.lookups = Counter(
             "model_factory_store_lookups",
-            "Components asked for: hit, found in the store; joined, being built for another call; miss, built.",
+            "Requested components: hit, found in the store; joined, already being built for another RPC; miss, built.",
             ("result",),
             registry=registry,
         )
@@ -92,28 +92,28 @@ class Metrics:
         self.blob_bytes = Counter("model_factory_blob_sent_bytes", "Bytes of blobs sent.", registry=registry)
         self.evicted_bytes = Counter(
             "model_factory_store_evicted_bytes",
-            "Bytes of blobs that left the store to make room for others.",
+            "Bytes of blobs evicted from the store.",
             registry=registry,
         )
         self.serving = Gauge(
-            "model_factory_serving", "1 while the health service says SERVING, else 0.", registry=registry
+            "model_factory_serving", "1 while the health status is SERVING, else 0.", registry=registry
         )
         self._certificate_expiry = Gauge(
             "model_factory_certificate_expiry_timestamp_seconds",
-            "When the server's certificate expires, in seconds since the epoch; infinity without TLS.",
+            "Expiry of the server's certificate, in seconds since the epoch; infinity without TLS.",
             registry=registry,
         )
         self._certificate_expiry.set(math.inf)
-        self._queued = Gauge("model_factory_queue_jobs", "Jobs that wait for a builder.", registry=registry)
-        self._workers = Gauge("model_factory_workers", "Builder processes at work.", registry=registry)
-        self._slots = Gauge("model_factory_worker_slots", "Builder processes at most.", registry=registry)
+        self._queued = Gauge("model_factory_queue_jobs", "Jobs waiting for a worker.", registry=registry)
+        self._workers = Gauge("model_factory_workers", "Running workers.", registry=registry)
+        self._slots = Gauge("model_factory_worker_slots", "Maximum number of workers.", registry=registry)
         self._connections = Gauge("model_factory_connections", "Open connections of clients.", registry=registry)
         self._max_connections = Gauge(
-            "model_factory_max_connections", "Open connections of clients at most.", registry=registry
+            "model_factory_max_connections", "Maximum number of open connections of clients.", registry=registry
         )
         self._info = Gauge(
             "model_factory_build_info",
-            "Always 1; what this server is.",
+            "Always 1; the labels identify the server.",
             ("version", "backend", "torch_version", "device_kind"),
             registry=registry,
         )
@@ -122,34 +122,34 @@ class Metrics:
         GpuCollector.add_to(registry)
 
     def describe(self, *, version: str, backend: str, torch_version: str, device_kind: str) -> None:
-        """Say what this server is."""
+        """Set the labels that identify the server."""
         self._info.labels(version, backend, torch_version, device_kind).set(1)
 
     def watch(self, workers: Workers, slots: int, store: Path) -> None:
-        """Ask the worker pool and the store at every scrape."""
+        """Read the worker pool and the store at every scrape."""
         self._queued.set_function(lambda: workers.queued)
         self._workers.set_function(lambda: workers.running)
         self._slots.set(slots)
         self.registry.register(_StoreCollector(store))
 
     def watch_certificate(self, expiry: Callable[[], float]) -> None:
-        """Ask at every scrape when the certificate in use expires."""
+        """Read the expiry of the certificate in use at every scrape."""
 
-        def ask() -> float:
+        def read() -> float:
             try:
                 return expiry()
             except ServerError:
                 return math.nan
 
-        self._certificate_expiry.set_function(ask)
+        self._certificate_expiry.set_function(read)
 
     def watch_connections(self, port: int, most: int) -> None:
-        """Ask the kernel at every scrape how many connections the port of calls has."""
+        """Count the connections of the RPC port at every scrape; ``most`` is their limit."""
         self._connections.set_function(lambda: _connections_to(port))
         self._max_connections.set(most)
 
     def serve(self, listen: str) -> str:
-        """Answer scrapes at ``HOST:PORT``, in a thread; return the address.
+        """Serve ``/metrics`` at ``HOST:PORT`` in a thread; return the address.
 
         Raises:
             ServerError: the address cannot be bound.
@@ -158,11 +158,13 @@ class Metrics:
         try:
             self._server, _thread = start_http_server(int(port), host.strip("[]"), self.registry)
         except (OSError, ValueError, OverflowError) as error:
-            raise ServerError(f"cannot serve metrics on {listen}: {error}. Remedy: another --metrics-listen") from None
+            raise ServerError(
+                f"cannot serve metrics on {listen}: {error}. Remedy: choose another --metrics-listen"
+            ) from None
         return f"{host}:{self._server.server_port}"
 
     def close(self) -> None:
-        """Answer no more scrapes."""
+        """Stop serving."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -171,7 +173,10 @@ class Metrics:
 def _connections_to(port: int) -> int:
     count = 0
     for name in ("tcp", "tcp6"):
-        with suppress(FileNotFoundError), Path("/proc/self/net", name).open(encoding="ascii") as table:  # of Linux
+        with (
+            suppress(FileNotFoundError),
+            Path("/proc/self/net", name).open(encoding="ascii") as table,
+        ):  # Linux's tables
             next(table)
             for line in table:
                 _, local, _, state, *_ = line.split()
@@ -180,7 +185,7 @@ def _connections_to(port: int) -> int:
 
 
 class _StoreCollector(Collector):
-    """Size of the store's folders. Walked at most every few seconds, in the thread that answers the scrape."""
+    """Sizes of the store's folders, walked at most every few seconds in the thread of the scrape."""
 
     def __init__(self, store: Path) -> None:
         self._store = store
@@ -201,17 +206,19 @@ class _StoreCollector(Collector):
             sizes.add_metric([name], size)
         yield sizes
         yield files
-        with suppress(OSError):  # gone: the rest is still told
+        with suppress(OSError):  # the store is gone: the other metrics remain
             free = shutil.disk_usage(self._store).free
-            yield GaugeMetricFamily("model_factory_store_free_bytes", "Free on the store's file system.", value=free)
+            yield GaugeMetricFamily(
+                "model_factory_store_free_bytes", "Free bytes of the store's file system.", value=free
+            )
 
     def describe(self) -> list[GaugeMetricFamily]:
-        return []  # asked when registered: nothing is walked for it
+        return []  # called at registration: walk no folder
 
 
 def _size(folder: Path) -> tuple[int, int]:
     count = size = 0
-    with suppress(OSError):  # a disk that fails: the rest is still told
+    with suppress(OSError):  # a failing disk: the other metrics remain
         for path in folder.rglob("*"):
             try:
                 found = path.lstat()

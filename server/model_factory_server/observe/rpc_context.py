@@ -1,47 +1,64 @@
-"""The call that is being answered: what its log lines, errors and builds say about it."""
+"""The RPC in progress: the fields of its log lines, errors and builds."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 
 @dataclass(slots=True, kw_only=True)
-class Call:
-    """One call of a client."""
+class RpcContext:
+    """One RPC of a client.
+
+    Example:
+        >>> RpcContext(request_id="5f0c", method="ModelFactoryService/ReadBlob").fields()
+        {'request_id': '5f0c', 'method': 'ModelFactoryService/ReadBlob'}
+    """
 
     request_id: str
-    """The client's own if it sent a well-formed one, else made here."""
+    """The client's request id if well-formed, else an id made by the server."""
     method: str
-    """``service/method``, without the package."""
+    """``service/method``, the service with its package."""
     peer: str = ""
-    """Address of the other side, as gRPC writes it."""
+    """Address of the client, as gRPC writes addresses."""
     identity: str = ""
-    """Who the other side has shown to be; empty without authentication."""
+    """Authenticated name of the client; empty without authentication."""
     component: str = ""
-    """The component that is at fault when the call fails."""
+    """Component at fault, if the RPC fails because of a component."""
     builds: list[str] = field(default_factory=list)
-    """Keys of the builds that it asked for."""
+    """Keys of the requested builds."""
     trace_id: str = ""
-    """Of its span; empty without tracing."""
+    """Id of the trace; empty without tracing."""
     error: str = ""
-    """What went wrong, in full; for the log alone."""
+    """The full error, for the log only."""
 
     def fields(self) -> dict[str, object]:
-        """What log lines say about it; nothing that is empty."""
+        """Return the fields for log lines, without empty fields."""
         names = ("request_id", "method", "peer", "identity", "component", "builds", "trace_id", "error")
         return {name: value for name in names if (value := getattr(self, name))}
 
 
-_current: ContextVar[Call | None] = ContextVar("call", default=None)
+_current: ContextVar[RpcContext | None] = ContextVar("rpc", default=None)
 
 
-def current_call() -> Call:
-    """The call that this task works for; at the server's start, one that nobody made."""
-    call = _current.get()
-    return Call(request_id="", method="") if call is None else call
+def current_rpc() -> RpcContext:
+    """Return the RPC that this task works for; during the server's start, an empty context."""
+    rpc = _current.get()
+    return RpcContext(request_id="", method="") if rpc is None else rpc
 
 
-def enter_call(call: Call) -> None:
-    """Say which call this task works for; tasks and threads started with its context inherit it."""
-    _current.set(call)
+def enter_rpc(rpc: RpcContext) -> None:
+    """Set the RPC of this task; tasks and threads started with the task's context inherit the RPC."""
+    _current.set(rpc)
+
+
+@contextmanager
+def blaming(component: str) -> Iterator[None]:
+    """Name the component at fault if the body raises."""
+    try:
+        yield
+    except Exception:
+        current_rpc().component = component
+        raise

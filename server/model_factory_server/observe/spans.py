@@ -1,4 +1,4 @@
-"""Spans of calls and of the stages of jobs: what the rest of the server starts and ends, recorded by nobody."""
+"""Interface of traces; the base classes record nothing."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class Span:
-    """Something that takes time; this one is not recorded."""
+    """A timed operation; this class records nothing."""
 
     trace_id = ""
     """32 hexadecimal digits, or empty."""
 
     def end(self, outcome: str, attributes: Mapping[str, str | list[str]] | None = None) -> None:
-        """Say how it ended: OK, or the name of a status or reason."""
+        """End the span with ``OK``, or the name of a status or reason."""
 
 
 class Traces:
-    """Starts spans; this one records none."""
+    """Starts spans; this class records nothing."""
 
-    def call(self, name: str, metadata: Metadata) -> Span:  # noqa: ARG002  for those who do
-        """Start the span of a call, below the client's if its metadata names one; what the task does is below it."""
+    def rpc(self, name: str, metadata: Metadata) -> Span:  # noqa: ARG002  for subclasses
+        """Start the span of an RPC, below the client's span if the metadata name a span."""
         return Span()
 
-    def stage(self, name: str) -> Span:  # noqa: ARG002  the same
-        """Start the span of a stage, below the span of the call that the task works for."""
+    def stage(self, name: str) -> Span:  # noqa: ARG002  for subclasses
+        """Start the span of a job's stage, below the span of the task's RPC."""
         return Span()
 
     def close(self) -> None:
-        """Send what is left."""
+        """Export the remaining spans."""

@@ -1,1 +1,1 @@
-"""The gRPC surface: servicer, interceptor, blob streams."""
+"""The gRPC interface: servicer, interceptor, checks of requests, responses and blob streams."""

@@ -1,4 +1,4 @@
-"""Around every call, of whatever service: its request id, log line, metrics and span, and what its errors become."""
+"""Wraps every RPC of every service: authentication, request id, log line, metrics, span, and errors as statuses."""
 
 from __future__ import annotations
 
@@ -11,99 +11,101 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
 from model_factory.errors import AccessError, ModelFactoryError
 from model_factory.v1 import wire
-from model_factory_server.access.access import Access
+from model_factory_server.access.authenticator import Authenticator, identity_of
 from model_factory_server.observe.logs import fields
 from model_factory_server.observe.metrics import Metrics
-from model_factory_server.observe.rpc_context import Call, enter_call
-from model_factory_server.observe.spans import Traces
+from model_factory_server.observe.rpc_context import RpcContext, enter_rpc
+from model_factory_server.observe.spans import Span, Traces
 
 log = logging.getLogger(__name__)
-access = logging.getLogger("model_factory_server.access")
+access_log = logging.getLogger("model_factory_server.access")
 
 Handler = Any
 """A method's handler; the published stubs lack its fields."""
 
-_QUIET = frozenset({"grpc.health.v1.Health"})  # asked every few seconds: its lines are for --log-level debug
-_WELL_FORMED = re.compile(r"[A-Za-z0-9._:-]{8,64}")
-_MAX_ERROR = 4000  # characters of an error in a log line: it may show what a client sent
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_QUIET_SERVICES = frozenset({"grpc.health.v1.Health"})  # called every few seconds: logged at the debug level
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{8,64}")
+_MAX_ERROR = 4000  # characters of an error in a log line: the error may quote a client's text
 _STATUS_OF = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
+class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """Wraps the handlers of all methods."""
 
-    def __init__(self, metrics: Metrics, traces: Traces, access: Access) -> None:
+    def __init__(self, metrics: Metrics, traces: Traces, authenticator: Authenticator) -> None:
         self._metrics = metrics
         self._traces = traces
-        self._access = access
+        self._authenticator = authenticator
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
-        """Return the method's handler with everything around it; None for a method that nobody has."""
+        """Return the wrapped handler of a method; None for an unknown method."""
         handler = await continuation(handler_call_details)
         if handler is None:
             labels = ("unary", "unknown", "unknown")
             self._metrics.started.labels(*labels).inc()
             self._metrics.handled.labels(*labels, grpc.StatusCode.UNIMPLEMENTED.name).inc()
-            access.debug("nobody has the method %.200r", handler_call_details.method)
+            access_log.debug("unknown method %.200r", handler_call_details.method)
             return None
         return self._wrapped(handler, handler_call_details)
 
     def _wrapped(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
-        side = ("stream" if handler.request_streaming else "unary", "stream" if handler.response_streaming else "unary")
-        behaviour = getattr(handler, "_".join(side))
-        service, _, name = details.method.lstrip("/").rpartition("/")
-        method = _Method(labels=(_grpc_type(*side), service, name), metadata=tuple(details.invocation_metadata or ()))
+        method = _Method.of(handler, details)
         try:
-            holder = self._access.holder(service, method.metadata)
+            # Before the request is received: an unauthenticated client must not fill the server's memory.
+            token_holder = self._authenticator.token_holder(method.service, method.metadata)
         except AccessError as error:
-            return self._refused(method, error)
+            return self._refusing(method, error)
+        behaviour = getattr(handler, method.arity)
 
-        async def answer(request: Any, context: Any) -> Any:
-            async with self._answering(method, context, holder):
-                response = await behaviour(self._counted(request, method, side[0]), context)
-                if side[1] == "unary":
+        async def respond(request: Any, context: Context) -> Any:
+            async with self._observed(method, context, token_holder):
+                response = await behaviour(self._counted(request, method), context)
+                if not method.streams_responses:
                     self._metrics.sent.labels(*method.labels).inc()
                 return response
 
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             async with (
-                self._answering(method, context, holder),
-                aclosing(behaviour(self._counted(request, method, side[0]), context)) as responses,
+                self._observed(method, context, token_holder),
+                aclosing(behaviour(self._counted(request, method), context)) as responses,
             ):
                 sent = self._metrics.sent.labels(*method.labels)
                 async for response in responses:
                     sent.inc()
                     yield response
 
-        make = getattr(grpc, f"{'_'.join(side)}_rpc_method_handler")
-        return make(
-            stream if inspect.isasyncgenfunction(behaviour) else answer,
+        make_handler = getattr(grpc, f"{method.arity}_rpc_method_handler")
+        return make_handler(
+            stream if inspect.isasyncgenfunction(behaviour) else respond,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
-    def _refused(self, method: _Method, error: AccessError) -> Handler:
-        """Handle a call that is refused before its request is received: as one of streams, which nobody reads."""
+    def _refusing(self, method: _Method, error: AccessError) -> Handler:
+        """Return a handler that refuses the RPC. As a stream, its request messages are never read."""
 
-        async def refuse(_requests: Any, context: Any) -> None:
-            async with self._answering(method, context):
+        async def refuse(_requests: Any, context: Context) -> None:
+            async with self._observed(method, context):
                 raise error
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
-    def _counted(self, request: Any, method: _Method, side: str) -> Any:
+    def _counted(self, request: Any, method: _Method) -> Any:
+        """Return the request, or the stream of requests, with received messages counted."""
         received = self._metrics.received.labels(*method.labels)
-        if side == "unary":
+        if not method.streams_requests:
             received.inc()
             return request
 
@@ -115,84 +117,109 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         return requests()
 
     @asynccontextmanager
-    async def _answering(self, method: _Method, context: Any, holder: str = "") -> AsyncIterator[None]:
-        """Everything that is done for one call; errors leave it as statuses."""
-        call = Call(
-            request_id=_request_id(method.metadata), method="/".join(method.labels[1:]), peer=context.peer() or ""
+    async def _observed(self, method: _Method, context: Context, token_holder: str = "") -> AsyncIterator[None]:
+        """Enter the RPC's context, measure the body, and turn errors of the body into statuses."""
+        rpc = RpcContext(
+            request_id=_request_id(method.metadata), method=f"{method.service}/{method.name}", peer=context.peer() or ""
         )
         started = time.monotonic()
-        span = self._traces.call(call.method, method.metadata)
-        call.trace_id = span.trace_id
-        enter_call(call)
+        span = self._traces.rpc(rpc.method, method.metadata)
+        rpc.trace_id = span.trace_id
+        enter_rpc(rpc)
         self._metrics.started.labels(*method.labels).inc()
-        context.set_trailing_metadata(((wire.REQUEST_ID, call.request_id),))
+        context.set_trailing_metadata(((wire.REQUEST_ID, rpc.request_id),))
         status = grpc.StatusCode.OK.name
         try:
             try:
-                call.identity = self._access.identity(holder, context)
+                rpc.identity = identity_of(token_holder, context.auth_context())
                 yield
             except (asyncio.CancelledError, GeneratorExit):
-                status = _why_cancelled(context).name
+                status = _reason_of_cancellation(context).name
                 raise
             except grpc.aio.AbortError:
-                raise  # the handler has said what
-            except Exception as error:  # noqa: BLE001  every error becomes a status, and what is not ours a line in the log
-                await self._abort(error, call, context)
+                raise  # the method has set the status
+            except Exception as error:  # noqa: BLE001  every error becomes a status
+                await self._abort(error, rpc, context)
         except grpc.aio.AbortError:
             status = _status_of(context)
             raise
         finally:
-            seconds = time.monotonic() - started
-            self._metrics.handled.labels(*method.labels, status).inc()
-            self._metrics.handling.labels(*method.labels).observe(seconds)
-            span.end(status, {"model_factory.request_id": call.request_id, "model_factory.builds": call.builds})
-            access.log(
-                logging.DEBUG if method.labels[1] in _QUIET else logging.INFO,
-                "%s %s in %.1f ms",
-                call.method,
-                status,
-                seconds * 1000,
-                extra=fields(**call.fields(), status=status, duration_ms=round(seconds * 1000, 3)),
-            )
+            self._finish(method, rpc, span, status, time.monotonic() - started)
 
-    async def _abort(self, error: Exception, call: Call, context: Any) -> None:
-        """End the call with an error's status; its private part is for the log."""
-        call.error = (str(error) or type(error).__name__)[:_MAX_ERROR]
+    def _finish(self, method: _Method, rpc: RpcContext, span: Span, status: str, seconds: float) -> None:
+        self._metrics.handled.labels(*method.labels, status).inc()
+        self._metrics.handling.labels(*method.labels).observe(seconds)
+        span.end(status, {"model_factory.request_id": rpc.request_id, "model_factory.builds": rpc.builds})
+        access_log.log(
+            logging.DEBUG if method.service in _QUIET_SERVICES else logging.INFO,
+            "%s %s in %.1f ms",
+            rpc.method,
+            status,
+            seconds * 1000,
+            extra=fields(**rpc.fields(), status=status, duration_ms=round(seconds * 1000, 3)),
+        )
+
+    async def _abort(self, error: Exception, rpc: RpcContext, context: Context) -> None:
+        """End the RPC with the status of an error; private details are logged only."""
+        rpc.error = (str(error) or type(error).__name__)[:_MAX_ERROR]
         if not isinstance(error, ModelFactoryError):
-            log.error("%s failed", call.method, exc_info=error)
-        answer = wire.to_status(error, call.component, call.request_id)
-        metadata = (*answer.trailing_metadata, (wire.REQUEST_ID, call.request_id))
-        await context.abort(answer.code, answer.details, metadata)
+            log.error("%s failed", rpc.method, exc_info=error)
+        status = wire.to_status(error, rpc.component, rpc.request_id)
+        metadata = (*status.trailing_metadata, (wire.REQUEST_ID, rpc.request_id))
+        await context.abort(status.code, status.details, metadata)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Method:
-    labels: tuple[str, str, str]
-    """Type, service and name: the metrics' labels of a call."""
+    """One RPC's method and metadata."""
+
+    service: str
+    """Name of the service, with its package."""
+    name: str
+    """Name of the method."""
+    streams_requests: bool
+    """Whether the client sends a stream."""
+    streams_responses: bool
+    """Whether the server sends a stream."""
     metadata: tuple[tuple[str, str | bytes], ...]
-    """What the client sent along."""
+    """Metadata from the client."""
+
+    @classmethod
+    def of(cls, handler: Handler, details: grpc.HandlerCallDetails) -> _Method:
+        service, _, name = details.method.lstrip("/").rpartition("/")
+        return cls(
+            service=service,
+            name=name,
+            streams_requests=handler.request_streaming,
+            streams_responses=handler.response_streaming,
+            metadata=tuple(details.invocation_metadata or ()),
+        )
+
+    @property
+    def arity(self) -> str:
+        """The handler's attribute: ``unary_stream`` for example."""
+        return "_".join("stream" if streams else "unary" for streams in (self.streams_requests, self.streams_responses))
+
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """Labels of the metrics: type, service and method."""
+        types = {"unary_unary": "unary", "unary_stream": "server_stream", "stream_unary": "client_stream"}
+        return types.get(self.arity, "bidi_stream"), self.service, self.name
 
 
-def _grpc_type(request: str, response: str) -> str:
-    """What the conventions of these metrics call it."""
-    return {"unary_unary": "unary", "unary_stream": "server_stream", "stream_unary": "client_stream"}.get(
-        f"{request}_{response}", "bidi_stream"
-    )
-
-
-def _status_of(context: Any) -> str:
-    code = context.code()
+def _status_of(context: Context) -> str:
+    code: Any = context.code()  # an int at run time
     return code.name if isinstance(code, grpc.StatusCode) else _STATUS_OF.get(code, grpc.StatusCode.UNKNOWN).name
 
 
-def _why_cancelled(context: Any) -> grpc.StatusCode:
-    left = context.time_remaining()
+def _reason_of_cancellation(context: Context) -> grpc.StatusCode:
+    left: float | None = context.time_remaining()
     return grpc.StatusCode.DEADLINE_EXCEEDED if left is not None and left <= 0 else grpc.StatusCode.CANCELLED
 
 
 def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """Return the request id of a call's metadata if it is well-formed, else a new one."""
+    """Return the request id of the metadata if well-formed, else a new id."""
     for key, value in metadata:
-        if key == wire.REQUEST_ID and isinstance(value, str) and _WELL_FORMED.fullmatch(value):
+        if key == wire.REQUEST_ID and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value
     return uuid.uuid4().hex

@@ -1,58 +1,88 @@
-"""Ending a connection from this side, which gRPC has no call for."""
+"""Closes the connection of a stalled client. gRPC's Python API has no function for this."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
+log = logging.getLogger(__name__)
+
+
+def start_stall_timer(peer: str, seconds: float) -> asyncio.TimerHandle:
+    """Close the peer's connection after ``seconds``, unless the timer is cancelled; call in the task of an RPC.
+
+    Without a TCP connection, the task is cancelled.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+
+    def close() -> None:
+        log.warning("%s has received nothing for %g seconds: closing its connection", peer, seconds)
+        if not close_peer_connection(peer):
+            task.cancel()
+
+    return asyncio.get_running_loop().call_later(seconds, close)
+
+
+@contextmanager
+def stall_timer(peer: str, seconds: float) -> Iterator[None]:
+    """Close the peer's connection if the body, the sending of a message, takes longer than ``seconds``."""
+    timer = start_stall_timer(peer, seconds)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
 
 def close_peer_connection(peer: str) -> bool:
-    """Shut the connection of a peer, as gRPC writes it; False if it has none over TCP.
+    """Shut down the connection of a peer, in gRPC's notation of addresses; False without a TCP connection.
 
-    What waits to be sent on it is freed at once. Ending the task that sends would free nothing: gRPC keeps the message
-    until somebody takes it, or goes.
+    Shutting down frees the unsent messages. Cancelling the sending task would free nothing: gRPC keeps a
+    message until the client receives it or disconnects.
     """
-    wanted = _address(peer)
+    wanted = _parse_peer(peer)
     if wanted is None:
         return False
     for entry in Path("/proc/self/fd").iterdir():
-        with suppress(OSError), _borrowed(int(entry.name)) as connection:  # most are no connections
+        with suppress(OSError), _borrowed_socket(int(entry.name)) as connection:  # most descriptors are not sockets
             is_internet = connection.family in {socket.AF_INET, socket.AF_INET6}
-            if is_internet and _peer_of(connection) == wanted:
+            if is_internet and _remote_address(connection) == wanted:
                 connection.shutdown(socket.SHUT_RDWR)
                 return True
     return False
 
 
-def _peer_of(connection: socket.socket) -> tuple[str, int]:
+def _remote_address(connection: socket.socket) -> tuple[str, int]:
     host, port, *_ = connection.getpeername()
-    return _plain(host), port
+    return _canonical_host(host), port
 
 
 @contextmanager
-def _borrowed(number: int) -> Iterator[socket.socket]:
-    """A descriptor as a socket; it stays its owner's to close."""
-    connection = socket.socket(fileno=number)
+def _borrowed_socket(descriptor: int) -> Iterator[socket.socket]:
+    """Yield a descriptor as a socket, without closing the descriptor."""
+    connection = socket.socket(fileno=descriptor)
     try:
         yield connection
     finally:
         connection.detach()
 
 
-def _address(peer: str) -> tuple[str, int] | None:
+def _parse_peer(peer: str) -> tuple[str, int] | None:
     family, _, address = unquote(peer).partition(":")
     host, _, port = address.rpartition(":")
     if family not in {"ipv4", "ipv6"} or not port.isdigit():
         return None
-    return _plain(host.strip("[]")), int(port)
+    return _canonical_host(host.strip("[]")), int(port)
 
 
-def _plain(host: str) -> str:
-    """One spelling of an address, an IPv4 one also where it comes as IPv6."""
+def _canonical_host(host: str) -> str:
+    """Return one spelling of an address; an IPv4 address mapped into IPv6 becomes the IPv4 address."""
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address)

@@ -1,1 +1,1 @@
-"""The server's settings: declaration, reading from flags, environment and file."""
+"""The server's settings: their declaration, and reading from flags, environment and file."""

@@ -1,9 +1,8 @@
-"""From the fields of a dataclass to flags, variables, file keys, help and a listing: one table, no second list.
+"""Derives flags, variables, file keys, help and the listing of settings from the fields of dataclasses.
 
-A field made with :func:`setting` is one option. A field whose type is a dataclass is a group of them, whose title in
-the help is the first line of that class's documentation. The names follow from the field's: ``max_nodes`` is the flag
-``--max-nodes``, the variable ``MODEL_FACTORY_MAX_NODES`` and the file's key ``max_nodes``. A value is looked for in
-that order, and then there is the default.
+A field made with :func:`setting` is one option. A field with a dataclass as type is a group of options; the first line
+of the class's docstring is the group's title in the help. The field ``max_nodes`` becomes the flag ``--max-nodes``, the
+variable ``MODEL_FACTORY_MAX_NODES`` and the file's key ``max_nodes``. Precedence: flag, variable, file, default.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ T = TypeVar("T")
 
 PREFIX = "MODEL_FACTORY_"
 DEFAULT = "default"
-"""Where a value came from that nobody gave."""
+"""Source of a default value."""
 
 MAX_FILE_BYTES = MIB
-"""Of a file of settings."""
+"""Size limit of a settings file."""
 
-_TABLE_KEY = "setting"
+_DECLARATION = "setting"
 _ONE_LINE = 1 << 20
 _UNITS = {"": 1, "KiB": KIB, "MiB": MIB, "GiB": KIB * MIB, "TiB": MIB * MIB}
-# What Kubernetes puts into the environment for a service whose name begins with ours.
+# Variables that Kubernetes sets for a service with a name like model-factory.
 _KUBERNETES = re.compile(
     r"MODEL_FACTORY(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
 )
@@ -45,48 +44,48 @@ _KUBERNETES = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One setting, as it is given from outside."""
+    """One setting, with its names and allowed values."""
 
     name: str
-    """Its key in a file; flag and variable follow from it."""
+    """Key in a settings file; flag and variable derive from the key."""
     help: str
-    """What it is, in a few words."""
+    """Help text."""
     kind: type
-    """Of one value: bool, int, float, str or Path."""
+    """Type of one value: bool, int, float, str or Path."""
     is_list: bool
-    """Whether it has any number of values."""
+    """Whether the option takes several values."""
     is_size: bool
-    """Whether it counts bytes, and so may have a unit."""
+    """Whether the value counts bytes, with an optional unit."""
     default: Any
-    """The value when nobody gives one."""
+    """Default value."""
     metavar: str
-    """What stands for the value in the help."""
+    """Placeholder of the value in the help."""
     choices: tuple[str, ...]
-    """What is allowed; empty: anything of the kind."""
+    """Allowed texts; empty: any value of the type."""
     minimum: float | None
-    """The least that a number may be."""
+    """Smallest allowed number."""
     maximum: float | None
-    """The most that a number may be."""
+    """Largest allowed number."""
     group: str
-    """The heading in the help."""
-    place: tuple[str, ...]
-    """The fields that lead to it."""
+    """Heading in the help."""
+    field_path: tuple[str, ...]
+    """Names of the dataclass fields from the root to the option."""
 
     @property
     def flag(self) -> str:
-        """As on the command line."""
+        """Flag of the command line."""
         return f"--{self.name.replace('_', '-')}"
 
     @property
     def variable(self) -> str:
-        """As in the environment."""
+        """Environment variable."""
         return f"{PREFIX}{self.name.upper()}"
 
     def parse(self, text: str) -> Any:
         """Read one value from text.
 
         Raises:
-            ValueError: it is not one; the message says what is allowed.
+            ValueError: the text is invalid; the message names the allowed values.
         """
         if self.kind is bool:
             if text.lower() not in WORDS:
@@ -96,33 +95,33 @@ class Option:
             raise ValueError(f"{text!r} is not one of {', '.join(self.choices)}")
         value = _size(text) if self.is_size else _converted(self.kind, text)
         if self.minimum is not None and not value >= self.minimum:
-            raise ValueError(f"{text} is too small: at least {self.minimum:g}")
+            raise ValueError(f"{text} is too small: the minimum is {self.minimum:g}")
         if self.maximum is not None and not value <= self.maximum:
-            raise ValueError(f"{text} is too large: at most {self.maximum:.12g}")
+            raise ValueError(f"{text} is too large: the maximum is {self.maximum:.12g}")
         if value == float("inf"):
-            raise ValueError(f"{text} is not a number that ends")
+            raise ValueError(f"{text} is not a finite number")
         return value
 
     def read(self, value: Any) -> Any:
-        """Read what a file or a variable says: plain YAML data, or text.
+        """Read the value of a file or a variable: plain YAML data, or text.
 
         Raises:
-            ValueError: it is not a value of this option.
+            ValueError: the value is invalid for this option.
         """
         if not self.is_list:
             return self._read_one(value)
         items = [item for part in value.split(",") if (item := part.strip())] if isinstance(value, str) else value
         if not isinstance(items, list):
-            raise ValueError(f"{value!r} is not a list")  # noqa: TRY004  a wrong value like any other
+            raise ValueError(f"{value!r} is not a list")  # noqa: TRY004  an invalid value of a user
         return tuple(self._read_one(item) for item in items)
 
     def _read_one(self, value: Any) -> Any:
         if value is None and self.default is None:
             return None
         if isinstance(value, bool) is not (self.kind is bool) and not isinstance(value, str):
-            raise ValueError(f"{value!r} is not a value for this")
+            raise ValueError(f"{value!r} has the wrong type")
         if not isinstance(value, str | int | float):
-            raise ValueError(f"{value!r} is not a single value")  # noqa: TRY004  a wrong value like any other
+            raise ValueError(f"{value!r} is not a single value")  # noqa: TRY004  an invalid value of a user
         return self.parse(str(value))
 
 
@@ -136,18 +135,18 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
 ) -> Any:
-    """Make a dataclass field that is an option.
+    """Make the dataclass field of an option.
 
     Args:
-        default: Its default; a tuple for an option that may be repeated.
-        text: The help.
-        name: In files; by default the field's name.
-        metavar: Stands for the value in the help.
-        choices: The texts that are allowed.
-        minimum: The least number.
-        maximum: The largest number.
+        default: Default value; a tuple for a repeatable option.
+        text: Help text.
+        name: Key in files; empty: the field's name.
+        metavar: Placeholder of the value in the help.
+        choices: Allowed texts.
+        minimum: Smallest allowed number.
+        maximum: Largest allowed number.
     """
-    how = {
+    declaration = {
         "text": text,
         "name": name,
         "metavar": metavar,
@@ -155,32 +154,40 @@ def setting(
         "minimum": minimum,
         "maximum": maximum,
     }
-    return dataclasses.field(default=default, metadata={_TABLE_KEY: how})
+    return dataclasses.field(default=default, metadata={_DECLARATION: declaration})
 
 
-def options_of(cls: type, group: str = "", place: tuple[str, ...] = ()) -> Iterator[Option]:
-    """Yield the options of a dataclass, in the order of its fields."""
+def options_of(cls: type, group: str = "", field_path: tuple[str, ...] = ()) -> Iterator[Option]:
+    """Yield the options of a dataclass, in the order of its fields.
+
+    Example:
+        >>> @dataclass
+        ... class Queue:
+        ...     max_jobs: "int" = setting(8, "waiting jobs", minimum=0)
+        >>> [option.flag for option in options_of(Queue)]
+        ['--max-jobs']
+    """
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
             title = (hint.__doc__ or "").partition("\n")[0].rstrip(".")
-            yield from options_of(hint, title, (*place, field.name))  # type: ignore[arg-type]  # a class, as given
-        elif _TABLE_KEY in field.metadata:
-            yield _option(field, hint, group, (*place, field.name))
+            yield from options_of(hint, title, (*field_path, field.name))  # type: ignore[arg-type]  # a class
+        elif _DECLARATION in field.metadata:
+            yield _option(field, hint, group, (*field_path, field.name))
 
 
 def read_file(path: Path) -> dict[str, tuple[Any, str]]:
-    """Read a file of settings, one YAML mapping: each value, and where it stands.
+    """Read a settings file, one YAML mapping: each value with its place in the file.
 
     Raises:
-        ServerError: it cannot be read or is something else.
+        ServerError: the file cannot be read or is not a mapping.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
         if len(data) > MAX_FILE_BYTES:
-            raise ServerError(f"{path} has more than {MAX_FILE_BYTES} bytes, which no file of settings has")
+            raise ServerError(f"{path} has more than {MAX_FILE_BYTES} bytes, the limit of a settings file")
         lines = (line.strip() for line in data.decode().splitlines())
         if not any(line and not line.startswith("#") for line in lines):
             return {}
@@ -198,56 +205,56 @@ def gather(
     file: Path | None,
     other_variables: Sequence[str],
 ) -> dict[str, tuple[Any, str]]:
-    """Return each option's value by its name, and where it came from.
+    """Return the value of each option by name, with the source of the value.
 
     Args:
-        options: The table.
-        flags: What the command line gave, by option name, parsed.
-        variables: The environment.
-        file: The file of settings, if there is one.
-        other_variables: Variables with our prefix that are somebody else's.
+        options: All options.
+        flags: Parsed values of the command line, by option name.
+        variables: Environment variables.
+        file: Settings file, or None.
+        other_variables: Variables with the same prefix and another purpose.
 
     Raises:
-        ServerError: a key or a variable with our prefix means nothing, or a value is wrong; the message names it.
+        ServerError: a key, a variable with the prefix or a value is invalid; the message names the key or variable.
     """
     by_name = {option.name: option for option in options}
     by_variable = {option.variable: option for option in options}
     allowed = {*by_variable, *other_variables}
     for variable in variables:
         if variable.startswith(PREFIX) and variable not in allowed and not _KUBERNETES.fullmatch(variable):
-            raise ServerError(f"the variable {variable} means nothing to this server{nearest(variable, allowed)}")
+            raise ServerError(f"{variable} is not a variable of this server{nearest(variable, allowed)}")
     content = {} if file is None else read_file(file)
     for key in content:
         if key not in by_name:
-            raise ServerError(f"{content[key][1]}: there is no setting {key!r}{nearest(key, by_name)}")
+            raise ServerError(f"{content[key][1]}: unknown setting {key!r}{nearest(key, by_name)}")
     found: dict[str, tuple[Any, str]] = {}
     for name, option in by_name.items():
         if name in flags:
             found[name] = (flags[name], option.flag)
-        elif variables.get(option.variable):  # an empty one is none: compose files make those
+        elif variables.get(option.variable):  # empty counts as unset: compose files set empty variables
             found[name] = (_checked(option, variables[option.variable], option.variable), option.variable)
         elif name in content:
-            value, place = content[name]
-            found[name] = (_checked(option, value, f"{place}: {name}"), place)
+            value, source = content[name]
+            found[name] = (_checked(option, value, f"{source}: {name}"), source)
         else:
             found[name] = (option.default, DEFAULT)
     return found
 
 
 def assemble(cls: Callable[..., T], options: Sequence[Option], values: Mapping[str, tuple[Any, str]]) -> T:
-    """Make the dataclass from its options' values."""
+    """Make the dataclass from the values of its options."""
     tree: dict[str, Any] = {}
     for option in options:
         node = tree
-        for part in option.place[:-1]:
+        for part in option.field_path[:-1]:
             node = node.setdefault(part, {})
-        node[option.place[-1]] = values[option.name][0]
+        node[option.field_path[-1]] = values[option.name][0]
     made: T = _built(cls, tree)
     return made
 
 
 def listing(options: Sequence[Option], values: Mapping[str, tuple[Any, str]]) -> str:
-    """Write values as a file of settings, each with where it came from."""
+    """Return the text of a settings file, with the source of each value as a comment."""
     lines: list[str] = []
     group = ""
     for option in options:
@@ -262,47 +269,48 @@ def listing(options: Sequence[Option], values: Mapping[str, tuple[Any, str]]) ->
     return "\n".join(lines)
 
 
-def _option(field: dataclasses.Field[Any], hint: Any, group: str, place: tuple[str, ...]) -> Option:
-    how = field.metadata[_TABLE_KEY]
+def _option(field: dataclasses.Field[Any], hint: Any, group: str, field_path: tuple[str, ...]) -> Option:
+    declaration = field.metadata[_DECLARATION]
     is_list = getattr(hint, "__origin__", None) is tuple
     kinds = [item for item in get_args(hint) or (hint,) if item not in (NoneType, ...)]
-    name = how["name"] or field.name
+    name = declaration["name"] or field.name
     is_size = name.endswith("_bytes")
     return Option(
         name=name,
-        help=how["text"],
+        help=declaration["text"],
         kind=kinds[0],
         is_list=is_list,
         is_size=is_size,
         default=field.default,
-        metavar=how["metavar"] or ("SIZE" if is_size else {int: "N", float: "SECONDS", Path: "FILE"}.get(kinds[0], "")),
-        choices=how["choices"],
-        minimum=how["minimum"],
-        maximum=how["maximum"],
+        metavar=declaration["metavar"]
+        or ("SIZE" if is_size else {int: "N", float: "SECONDS", Path: "FILE"}.get(kinds[0], "")),
+        choices=declaration["choices"],
+        minimum=declaration["minimum"],
+        maximum=declaration["maximum"],
         group=group,
-        place=place,
+        field_path=field_path,
     )
 
 
-def _checked(option: Option, value: Any, what: str) -> Any:
+def _checked(option: Option, value: Any, source: str) -> Any:
     try:
         return option.read(value)
     except ValueError as error:
-        raise ServerError(f"{what}: {error}") from None
+        raise ServerError(f"{source}: {error}") from None
 
 
 def _converted(kind: Callable[[str], Any], text: str) -> Any:
     try:
         return kind(text)
     except ValueError:
-        what = {int: "whole number", float: "number"}.get(kind, "value")  # type: ignore[call-overload]
-        raise ValueError(f"{text!r} is not a {what}") from None
+        noun = {int: "whole number", float: "number"}.get(kind, "value")  # type: ignore[call-overload]
+        raise ValueError(f"{text!r} is not a {noun}") from None
 
 
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+) ?([KMGT]iB|)", text)
     if match is None:
-        raise ValueError(f"{text!r} is not a size: a number of bytes, or with a unit as in 64MiB")
+        raise ValueError(f"{text!r} is not a size: give a number of bytes, or a unit as in 64MiB")
     return int(match[1]) * _UNITS[match[2]]
 
 

@@ -1,6 +1,6 @@
-"""What an operator sets, with defaults: the one table of it.
+"""All settings of a server, with defaults.
 
-Each field made with ``setting`` is a flag, a variable, a key of the settings' file and a line of the help; see
+Each field made with ``setting`` is a flag, a variable, a key of the settings file and a line of the help; see
 ``options``. A new setting is one new field.
 """
 
@@ -38,197 +38,216 @@ class HubSettings:
     """The pretrained model of the block radiov3."""
 
     repository: str = setting(
-        "NVlabs/RADIO", "its hub repository on GitHub", name="radio_repo", metavar="OWNER/NAME[:REF]"
+        "NVlabs/RADIO", "torch.hub repository on GitHub", name="radio_repo", metavar="OWNER/NAME[:REF]"
     )
-    version: str = setting("c-radio_v3-l", "its name in the repository", name="radio_version", metavar="VERSION")
+    version: str = setting(
+        "c-radio_v3-l", "name of the model in the repository", name="radio_version", metavar="VERSION"
+    )
     directory: Path | None = setting(
         None,
-        "local copy of the repository, or a torch.hub folder; weights are under its checkpoints",
+        "local copy of the repository, or a torch.hub folder; weights are read from its subfolder checkpoints",
         name="hub_dir",
         metavar="DIR",
     )
-    allow_download: bool = setting(False, "download what is not in --hub-dir", name="allow_hub_download")
+    allow_download: bool = setting(False, "download files missing from --hub-dir", name="allow_hub_download")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSettings:
-    """What builds.
+    """The backend.
 
-    Plain data, which travels to every worker.
+    Plain data, sent to every worker.
     """
 
-    name: str = setting(BUILTIN, "who turns configs into models", name="backend", choices=BACKENDS)
-    path: Path | None = setting(
-        None, "the checkout with the package model_constructor", name="backend_path", metavar="DIR"
+    name: str = setting(
+        BUILTIN,
+        "library of model constructors: built in, or of a checkout",
+        name="backend",
+        choices=BACKENDS,
     )
+    path: Path | None = setting(None, "checkout with the package model_constructor", name="backend_path", metavar="DIR")
     plugins: tuple[str, ...] = setting(
         (),
-        "a module with register(registry), beside those of installed packages; may be repeated",
+        "plug-in: a module with register(registry), added to the plug-ins of installed packages; may be repeated",
         name="plugin",
         metavar="MODULE",
     )
     imports: tuple[str, ...] = setting(
         (),
-        "a package, or a module in one, whose classes and functions configs may name as _target_; may be repeated",
+        "package or module whose classes and functions configs may name as _target_; may be repeated",
         name="allow_import",
         metavar="MODULE",
     )
     share_source: bool = setting(
-        False, "hand out the source of blocks that cannot travel without it, to trainers who trust it"
+        False, "send the source code of blocks that need their source to trainers that trust the source"
     )
     allow_files: tuple[Path, ...] = setting(
         (),
-        "a folder of checkpoints and other files that builds may read, beside those of the checkout, of plug-ins, of "
-        "--hub-dir and of TORCH_HOME; may be repeated",
+        "folder with checkpoints and other files for builds to read, in addition to the checkout, plug-ins, --hub-dir "
+        "and TORCH_HOME; may be repeated",
         metavar="DIR",
     )
     hub: HubSettings = field(default_factory=HubSettings)
 
     def __post_init__(self) -> None:
         if self.name not in BACKENDS:
-            raise ServerError(f"--backend is one of {', '.join(BACKENDS)}, got {self.name!r}")
+            raise ServerError(f"--backend must be one of {', '.join(BACKENDS)}, got {self.name!r}")
         if (self.path is not None) != (self.name == POLICY_CONSTRUCTOR):
             raise ServerError(
-                f"--backend-path DIR goes with --backend {POLICY_CONSTRUCTOR}: give both, or neither; "
+                f"--backend-path DIR needs --backend {POLICY_CONSTRUCTOR}, and the reverse: give both, or neither; "
                 f"got --backend {self.name} and {'no path' if self.path is None else f'the path {self.path}'}"
             )
         if self.imports and self.name != BUILTIN:
             raise ServerError(
-                f"--allow-import goes with --backend {BUILTIN}: a checkout's blocks are its own registry's"
+                f"--allow-import needs --backend {BUILTIN}: a checkout names its blocks in its own registry. "
+                f"Remedy: remove --allow-import"
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
-    """What requests may ask for."""
+    """Limits of requests and builds."""
 
-    max_request_bytes: int = setting(8 * MIB, "one request", minimum=1024, maximum=MAX_MESSAGE_BYTES)
-    max_components: int = setting(MAX_COMPONENTS, "components of one request", minimum=1, maximum=MAX_COMPONENTS)
+    max_request_bytes: int = setting(8 * MIB, "size of one request", minimum=1024, maximum=MAX_MESSAGE_BYTES)
+    max_components: int = setting(MAX_COMPONENTS, "components in one request", minimum=1, maximum=MAX_COMPONENTS)
     max_config_bytes: int = setting(
-        MAX_CONFIG_BYTES, "one component's config, and one call to record", minimum=1, maximum=MAX_CONFIG_BYTES
+        MAX_CONFIG_BYTES,
+        "size of one component's config or module call",
+        minimum=1,
+        maximum=MAX_CONFIG_BYTES,
     )
-    max_nesting: int = setting(
-        MAX_NESTING, "mappings and lists of a config inside each other", minimum=4, maximum=MAX_NESTING
-    )
-    max_nodes: int = setting(MAX_NODES, "values of a config, containers included", minimum=4, maximum=MAX_NODES)
-    max_modules: int = setting(10_000, "modules of one component", minimum=1, maximum=MAX_MODULES)
+    max_nesting: int = setting(MAX_NESTING, "maximum nesting depth of a config", minimum=4, maximum=MAX_NESTING)
+    max_nodes: int = setting(MAX_NODES, "values in a config, mappings and lists included", minimum=4, maximum=MAX_NODES)
+    max_modules: int = setting(10_000, "modules in one component", minimum=1, maximum=MAX_MODULES)
     max_weights_bytes: int = setting(
-        64 * 1024 * MIB, "parameters and buffers of one component, known before they are made", minimum=1
+        64 * 1024 * MIB, "size of the parameters and buffers of one component, checked before allocation", minimum=1
     )
-    max_blob_bytes: int = setting(65 * 1024 * MIB, "one file that a build writes", minimum=MIB)
+    max_blob_bytes: int = setting(65 * 1024 * MIB, "size of one file written by a build", minimum=MIB)
     max_store_bytes: int | None = setting(
         None,
-        "the store's blobs; before weights are written, blobs go that nobody reads, least recently used first; by "
-        "default no limit",
+        "size of the store's blobs; before writing weights, the least recently used blobs are evicted, except blobs "
+        "in use; unlimited by default",
         minimum=MIB,
     )
     max_memory_bytes: int | None = setting(
         None,
-        "what a build may allocate beside its weights file; by default the node's or container's memory, on CUDA no "
-        "limit",
+        "memory that a build may allocate in addition to its weights file; default: the memory of the node or "
+        "container, unlimited with CUDA",
         minimum=256 * MIB,
     )
-    plan_timeout: float = setting(60.0, "wall time of finding out a component's size", minimum=0.001)
-    build_timeout: float = setting(600.0, "wall time of one component's build", minimum=0.001)
-    build_cpu_timeout: float = setting(3600.0, "processor time of one component's build", minimum=1.0)
-    max_queue: int = setting(1024, "builds that wait for a builder", minimum=0)
-    max_builds_per_client: int | None = setting(
-        None, "builds at the same time for one client; by default as many as there are builders", minimum=1
-    )
-    max_queue_per_client: int = setting(512, "builds of one client that wait", minimum=0)
-    max_calls: int = setting(512, "calls in progress, streams of blobs included", minimum=1)
-    max_calls_per_client: int = setting(128, "calls in progress of one client", minimum=1)
-    max_connections: int = setting(2048, "open connections of all clients, health probes' included", minimum=1)
+    plan_timeout: float = setting(60.0, "wall time for computing the size of a component", minimum=0.001)
+    build_timeout: float = setting(600.0, "wall time for building one component", minimum=0.001)
+    build_cpu_timeout: float = setting(3600.0, "processor time for building one component", minimum=1.0)
+    max_queue: int = setting(1024, "builds waiting for a worker", minimum=0)
+    max_builds_per_client: int | None = setting(None, "concurrent builds of one client; default: --workers", minimum=1)
+    max_queue_per_client: int = setting(512, "builds of one client waiting for a worker", minimum=0)
+    max_calls: int = setting(512, "RPCs in progress, including streams of blobs", minimum=1)
+    max_calls_per_client: int = setting(128, "RPCs in progress of one client", minimum=1)
+    max_connections: int = setting(2048, "open connections of all clients, including health probes", minimum=1)
 
     @property
     def most_weights_bytes(self) -> int:
-        """The smallest of the bounds on one model's weights: they are one file, and have to fit into the store."""
+        """The smallest limit for the weights of a component: the weights are a single file, inside the store."""
         return min(self.max_weights_bytes, self.max_blob_bytes, self.max_store_bytes or self.max_blob_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
-    """Who may talk to the server."""
+    """Access to the server."""
 
-    tls_cert: Path | None = setting(None, "the server's certificate chain in PEM; read again when it changes")
-    tls_key: Path | None = setting(None, "the certificate's private key in PEM")
+    tls_cert: Path | None = setting(None, "the server's certificate chain in PEM; read again after changes")
+    tls_key: Path | None = setting(None, "private key of the certificate, in PEM")
     tls_client_ca: Path | None = setting(
-        None, "authorities in PEM; only clients with a certificate signed by one of them may connect"
+        None, "certificate authorities in PEM; only clients with a certificate from these authorities may connect"
     )
     tokens: Path | None = setting(
-        None, "lines of 'model-factory token'; only clients with one of the tokens may call; read again when it changes"
+        None,
+        "file with lines from 'model-factory token', read again after changes; only clients with a token are served",
     )
-    allow_plaintext: bool = setting(False, "listen beyond this machine without TLS, where something else encrypts")
+    allow_plaintext: bool = setting(
+        False, "listen beyond this machine without TLS, for example behind an encrypting mesh"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSettings:
     """Connections."""
 
-    keepalive_interval: float = setting(60.0, "between pings, which tell whether a client is still there", minimum=1.0)
-    keepalive_timeout: float = setting(20.0, "how long an answer to a ping may take", minimum=1.0)
+    keepalive_interval: float = setting(60.0, "time between pings that detect lost clients", minimum=1.0)
+    keepalive_timeout: float = setting(20.0, "maximum time until the response to a ping", minimum=1.0)
     ping_interval: float = setting(
         30.0,
-        "clients that ping more often than that are cut off; trainers ping every 60 s",
+        "minimum time between pings of a client, else the client is disconnected; trainers ping every 60 s",
         minimum=0.1,
         maximum=50.0,
     )
-    stall_timeout: float = setting(120.0, "how long a client may take for a message that is sent to it", minimum=1.0)
+    stall_timeout: float = setting(
+        120.0, "time for a client to receive a message, else the client is disconnected", minimum=1.0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IsolationSettings:
-    """What a build can reach."""
+    """Isolation of builds."""
 
     worker_variables: tuple[str, ...] = setting(
         (),
-        "a variable that builds see, beside those for paths, language, threads and GPUs; may be repeated",
+        "variable visible to builds, in addition to variables for paths, language, threads and GPUs; may be repeated",
         name="worker_variable",
         metavar="NAME",
     )
-    worker_network: bool = setting(False, "let builds reach the network; --allow-hub-download does so as well")
-    max_open_files: int = setting(1024, "files that a build may have open", minimum=64)
+    worker_network: bool = setting(False, "let builds reach the network; --allow-hub-download implies access")
+    max_open_files: int = setting(1024, "open files of a build", minimum=64)
 
     def allows_variable(self, name: str) -> bool:
-        """Whether a build may see the variable of that name."""
+        """Return whether builds see an environment variable.
+
+        Example:
+            >>> settings = IsolationSettings(worker_variables=("HF_HOME",))
+            >>> settings.allows_variable("HF_HOME"), settings.allows_variable("AWS_SECRET_ACCESS_KEY")
+            (True, False)
+        """
         return name in _WORKER_VARIABLES or name in self.worker_variables or name.startswith(_WORKER_PREFIXES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObserveSettings:
-    """What operators see.
+    """Logs and metrics.
 
-    Traces are set up by OpenTelemetry's own variables.
+    OpenTelemetry's own variables set up traces.
     """
 
-    log_format: str = setting(TEXT, "text for people, or one JSON object a line", choices=LOG_FORMATS)
-    log_level: str = setting("info", "the least important lines that are written", choices=LOG_LEVELS)
+    log_format: str = setting(TEXT, "text, or one JSON object per line", choices=LOG_FORMATS)
+    log_level: str = setting("info", "lowest level of written lines", choices=LOG_LEVELS)
     metrics_listen: str | None = setting(
-        None, "where Prometheus scrapes /metrics, over plain HTTP; nowhere by default", metavar="HOST:PORT"
+        None, "address of /metrics for Prometheus, over plain HTTP; off by default", metavar="HOST:PORT"
     )
-    reflection: bool = setting(False, "tell clients which methods and messages there are, for grpcurl and the like")
+    reflection: bool = setting(False, "list services and messages to clients, for tools like grpcurl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Settings of one server."""
+    """The settings of a server."""
 
-    listen: str = setting(DEFAULT_ADDRESS, "where to listen; port 0 picks a free one", metavar="HOST:PORT")
+    listen: str = setting(DEFAULT_ADDRESS, "address to listen on; port 0 picks a free port", metavar="HOST:PORT")
     store: Path = setting(
-        Path("model-factory-store"), "folder of blobs and records; replicas may share it", metavar="DIR"
+        Path("model-factory-store"), "folder of blobs and records; replicas may share the folder", metavar="DIR"
     )
     device: str = setting(
-        "cpu", "where models are initialised; auto is CUDA where there is a GPU, else the CPU", choices=DEVICES
+        "cpu", "device for initialising models; auto: CUDA if a GPU is present, else the CPU", choices=DEVICES
     )
     share_store: bool = setting(
-        True, "whether clients are told where the store lies, so that those who see the same files transfer nothing"
+        True,
+        "send the store's path to clients; on the same file system, a client then links files without download",
     )
-    workers: int = setting(2, "builds at the same time", minimum=1)
+    workers: int = setting(2, "number of workers: concurrent builds", minimum=1)
     drain_timeout: float = setting(
-        30.0, "what calls in progress get to end after the first signal to stop", minimum=0.0
+        30.0, "time for RPCs in progress to finish after the first signal to stop", minimum=0.0
     )
     drain_delay: float = setting(
-        0.0, "how long new calls are still answered after it, so that load balancers see NOT_SERVING first", minimum=0.0
+        0.0,
+        "time to accept new RPCs after the first signal to stop, for load balancers to see NOT_SERVING",
+        minimum=0.0,
     )
     backend: BackendSettings = field(default_factory=BackendSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
@@ -241,4 +260,4 @@ class Settings:
         _, colon, port = self.listen.rpartition(":")
         is_port = port.isascii() and port.isdigit() and int(port) <= MAX_PORT
         if not colon or not is_port or self.listen.startswith("unix"):
-            raise ServerError(f"--listen is HOST:PORT, got {self.listen!r}. Remedy: {DEFAULT_ADDRESS}, say")
+            raise ServerError(f"--listen must be HOST:PORT, got {self.listen!r}. Remedy: for example {DEFAULT_ADDRESS}")

@@ -1,4 +1,4 @@
-"""A connection is ended from the server's side, and none beside it."""
+"""The server closes the connection of one peer, and no other connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from model_factory_server.rpc.stalled_peers import close_peer_connection
         (socket.AF_INET6, "::1", "ipv6:[::1]:{port}"),
     ],
 )
-def test_the_one_connection_of_a_peer(family: int, address: str, peer: str) -> None:
+def test_closes_the_connection_of_the_peer_only(family: int, address: str, peer: str) -> None:
     try:
         socket.create_server((address, 0), family=family).close()
     except OSError:
@@ -43,5 +43,8 @@ def test_the_one_connection_of_a_peer(family: int, address: str, peer: str) -> N
 
 @pytest.mark.parametrize("peer", ["", "unix:", "unix:/run/x", "ipv4:127.0.0.1:1", "ipv4:127.0.0.1:x"])
 def test_a_peer_without_a_connection(peer: str) -> None:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), socket.socket(socket.AF_UNIX):  # have other kinds of names
+    with (
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
+        socket.socket(socket.AF_UNIX),
+    ):  # other kinds of addresses
         assert not close_peer_connection(peer)

@@ -1,4 +1,4 @@
-"""Blobs as messages, read from the page cache and from the disk."""
+"""Streams of blobs, read from the page cache and from the disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Any:
 
 @pytest.fixture
 def cold(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """Nothing is in the page cache; a read from the disk says that it has begun, and waits until told to go on."""
+    """An empty page cache; a read from the disk sets the first event, and waits for the second event."""
     begun, go = threading.Event(), threading.Event()
     preadv = os.preadv
 
@@ -41,7 +41,7 @@ def cold(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Ev
     return begun, go
 
 
-def test_what_is_on_disk_is_read_as_a_whole(file: Any, cold: tuple[threading.Event, threading.Event]) -> None:
+def test_uncached_pages_are_read_from_the_disk(file: Any, cold: tuple[threading.Event, threading.Event]) -> None:
     cold[1].set()
 
     async def read() -> bytes:
@@ -51,8 +51,8 @@ def test_what_is_on_disk_is_read_as_a_whole(file: Any, cold: tuple[threading.Eve
     assert asyncio.run(read()) == Path(file.name).read_bytes()[10:]
 
 
-def test_a_client_that_leaves_while_the_disk_is_read(file: Any, cold: tuple[threading.Event, threading.Event]) -> None:
-    """Its call is cancelled, and nothing else is wrong; the file is not closed under the thread that reads it."""
+def test_a_client_disconnects_while_the_disk_is_read(file: Any, cold: tuple[threading.Event, threading.Event]) -> None:
+    """The RPC is cancelled without another error; the file stays open until the reading thread has finished."""
     begun, go = cold
 
     async def leave() -> None:
