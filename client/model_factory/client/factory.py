@@ -22,7 +22,7 @@ from model_factory.client.program_client import RemotePrograms
 from model_factory.client.progress import building, downloading
 from model_factory.client.retry import Backoff, is_disconnect
 from model_factory.client.seeds import build_seed
-from model_factory.config.request import SEED_RANGE, Component, Request, read_request
+from model_factory.config.request import SEED_RANGE, Component, ModelRequest, read_request
 from model_factory.descriptor.architecture import Architecture, Portability
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
 from model_factory.descriptor.rebuild import Blueprint
@@ -128,7 +128,7 @@ class RemoteModelFactory:
                 component.name: self._module(component, built, manifest, seed)
                 for component, built in zip(request.components, manifest.components, strict=True)
             }
-        return request.answer(modules)
+        return request.result(modules)
 
     def describe(
         self, model_cfg: Mapping[str, Any], *, portability: bool = False
@@ -151,7 +151,7 @@ class RemoteModelFactory:
         if [item.name for item in response.components] != [item.name for item in request.components]:
             raise ServerError(f"the server at {self._connection.address} described other components than asked for")
         found = {item.name: _architecture(item, portability=portability) for item in response.components}
-        return request.answer(found)
+        return request.result(found)
 
     def read_source(self, bundle: Blob) -> bytes:
         """Return a bundle that a descriptor names, as text to look at: nothing of it is run, whatever is trusted.
@@ -181,7 +181,7 @@ class RemoteModelFactory:
         """Close the connection; the factory and its modules open another when they need one."""
         self._connection.close()
 
-    def _build_on_server(self, request: Request, seed: int) -> build_pb2.Manifest:
+    def _build_on_server(self, request: ModelRequest, seed: int) -> build_pb2.Manifest:
         message = build_pb2.BuildModelsRequest(components=_components(request), seed=seed, dtype=self._dtype)
         manifest: build_pb2.Manifest | None = None
         names = [component.name for component in request.components]
@@ -221,7 +221,7 @@ class RemoteModelFactory:
             return self._assemble(component, built, manifest, seed)
         except MissingBlobError as error:  # it left the server's store before it was read, to make room for another
             log.info("%s is built again: %s", component.name, error)
-        manifest = self._build_on_server(Request(components=(component,), single=True), seed)
+        manifest = self._build_on_server(ModelRequest(components=(component,), single=True), seed)
         return self._assemble(component, manifest.components[0], manifest, seed)
 
     def _assemble(
@@ -309,7 +309,7 @@ def _architecture(item: build_pb2.DescribedComponent, *, portability: bool) -> A
     return Architecture(descriptor, Portability(programs=programs, refused=dict(item.refused)))
 
 
-def _components(request: Request) -> list[build_pb2.Component]:
+def _components(request: ModelRequest) -> list[build_pb2.Component]:
     return [build_pb2.Component(name=item.name, config_json=item.config.wire) for item in request.components]
 
 
@@ -339,5 +339,5 @@ def _inline(manifest: build_pb2.Manifest) -> dict[str, bytes]:
     return {item.digest.blake3: item.data for item in manifest.inline_blobs}
 
 
-def _configs(request: Request) -> dict[str, Any]:
+def _configs(request: ModelRequest) -> dict[str, Any]:
     return {item.name: item.config for item in request.components}

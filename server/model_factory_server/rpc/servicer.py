@@ -12,8 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from model_factory import limits
-from model_factory.config import ResolvedConfig, parse_config
-from model_factory.config.syntax.json_text import json_shape
+from model_factory.config import ConfigBounds, ResolvedConfig, parse_config
 from model_factory.documents import FORMAT, decode_document
 from model_factory.errors import FormatError, LimitError, MissingBlobError, RangeError
 from model_factory.identity import BuildReference
@@ -241,18 +240,9 @@ class _Call:
         return asked
 
     def _parse(self, data: bytes) -> ResolvedConfig:
-        self._check_extent(data)
-        return parse_config(data)
-
-    def _check_extent(self, data: bytes) -> None:
-        """Refuse a config over this server's own bounds before anything is made of it."""
-        if len(data) > self._limits.max_config_bytes:
-            raise LimitError(f"a config takes at most {self._limits.max_config_bytes} bytes, got {len(data)}")
-        values, depth = json_shape(data.decode("utf-8", "replace"))
-        if values > self._limits.max_nodes:
-            raise LimitError(f"a config has at most {self._limits.max_nodes} values, got {values}")
-        if depth > self._limits.max_nesting + 1:  # on the wire a float may be one deeper than it stands
-            raise LimitError(f"a config nests at most {self._limits.max_nesting} deep, got {depth}")
+        own = self._limits
+        bounds = ConfigBounds(max_bytes=own.max_config_bytes, max_nodes=own.max_nodes, max_nesting=own.max_nesting)
+        return parse_config(data, bounds)
 
     async def gather(self, work: dict[str, Any]) -> dict[str, Any]:
         """Do the work of all components at once; the first error ends it, and says whose it was."""
