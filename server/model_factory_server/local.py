@@ -85,7 +85,7 @@ class PolicyConstructorModelFactory:
                 with torch.random.fork_rng(), _locating_errors(component):
                     module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
                 modules[component.name] = module.to(device=self._device, dtype=self._dtype)
-        return request.answer(modules)
+        return request.result(modules)
 
     def describe(self, model_cfg: Mapping[str, Any]) -> Architecture | dict[str, Architecture]:
         """Return the architectures of the models of a config, without building weights.
@@ -101,7 +101,7 @@ class PolicyConstructorModelFactory:
             with torch.random.fork_rng(), _locating_errors(component):
                 module = self._without_weights(component.config)
             found[component.name] = Architecture(describe(module.to(dtype=self._dtype)))
-        return request.answer(found)
+        return request.result(found)
 
     def _without_weights(self, config: ResolvedConfig) -> nn.Module:
         """Build a component on the meta device, or on the CPU where a constructor needs real tensors."""

@@ -15,10 +15,11 @@ from model_factory.config import (
     resolve_mapping,
     wire_bytes,
 )
-from model_factory.config.resolve.merge import merge, settle
+from model_factory.config.resolve.merge import apply_directives, merge
 from model_factory.config.resolve.references import EnvReference, split_references
-from model_factory.config.syntax.lift import lift
-from model_factory.config.syntax.nodes import MapNode, Place, lower
+from model_factory.config.syntax.cursor import Cursor
+from model_factory.config.syntax.nodes import MapNode, Place
+from model_factory.config.syntax.plain_data import from_plain, to_plain
 from model_factory.config.syntax.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 from property.amount import EXAMPLES
@@ -102,9 +103,13 @@ def same(one: Any, other: Any) -> bool:
 
 
 def tree(value: dict[str, Any]) -> MapNode:
-    node = lift(value, Place(file="<config>"))
+    node = from_plain(value, Place(file="<config>"))
     assert isinstance(node, MapNode)
     return node
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> MapNode:
+    return merge(Cursor(tree(below)), Cursor(tree(above)))
 
 
 @quick
@@ -130,7 +135,7 @@ def test_different_values_have_different_bytes(one: Any, other: Any) -> None:
 @given(PLAIN)
 def test_the_wire_form_reads_back_exactly(value: Any) -> None:
     data = wire_bytes({"model": value})
-    read = lower(parse_wire(data))
+    read = to_plain(parse_wire(data))
     assert same(read, {"model": value})
     assert wire_bytes(read) == data
 
@@ -138,7 +143,7 @@ def test_the_wire_form_reads_back_exactly(value: Any) -> None:
 @quick
 @given(PLAIN)
 def test_lifting_and_lowering_is_a_deep_copy(value: Any) -> None:
-    assert same(lower(lift(value, Place(file="f"))), value)
+    assert same(to_plain(from_plain(value, Place(file="f"))), value)
 
 
 @quick
@@ -226,10 +231,10 @@ def test_a_default_is_what_stands_before_the_brace_without_its_space_at_the_end(
 def test_a_list_directive_acts_on_a_list_or_null_alone(below: Any, items: list[Any], mode: str) -> None:
     def act() -> Any:
         directive = {"_merge_": mode, "_value_": items}
-        return lower(merge(tree({"v": below}), tree({"v": directive})))["v"]
+        return to_plain(merged({"v": below}, {"v": directive}))["v"]
 
     if below is not None and not isinstance(below, list):
-        with pytest.raises(ConfigError, match="a list directive on a value that is no list"):
+        with pytest.raises(ConfigError, match="a list directive needs a list or null below"):
             act()
         return
     base = below or []
@@ -240,18 +245,18 @@ def test_a_list_directive_acts_on_a_list_or_null_alone(below: Any, items: list[A
 @given(ALIKE, ALIKE, ALIKE)
 def test_merging_mappings_of_a_kind_is_associative(one: Any, two: Any, three: Any) -> None:
     """Of others it is not: a scalar in the middle one takes away what is below, and not what comes above it."""
-    left = merge(merge(tree(one), tree(two)), tree(three))
-    right = merge(tree(one), merge(tree(two), tree(three)))
-    assert canonical_bytes(lower(left)) == canonical_bytes(lower(right))
+    left = merge(Cursor(merged(one, two)), Cursor(tree(three)))
+    right = merge(Cursor(tree(one)), Cursor(merged(two, three)))
+    assert canonical_bytes(to_plain(left)) == canonical_bytes(to_plain(right))
 
 
 @quick
 @given(MAPPINGS)
 def test_merging_with_nothing_changes_nothing(value: Any) -> None:
-    assert same(lower(merge(tree(value), tree({}))), value)
-    assert same(lower(merge(tree({}), tree(value))), value)
-    assert same(lower(merge(tree(value), tree(value))), value)
-    assert same(lower(settle(tree(value))), value)
+    assert same(to_plain(merged(value, {})), value)
+    assert same(to_plain(merged({}, value)), value)
+    assert same(to_plain(merged(value, value)), value)
+    assert same(to_plain(apply_directives(tree(value))), value)
 
 
 @quick

@@ -16,7 +16,7 @@ from model_factory.config import (
     resolve_mapping,
     wire_bytes,
 )
-from model_factory.config.syntax.nodes import lower
+from model_factory.config.syntax.plain_data import to_plain
 from model_factory.errors import ConfigError
 
 
@@ -53,7 +53,7 @@ def test_golden_bytes() -> None:
         '{"model":{"sequential":{"layers":'
         '[{"_type_":"a","b":-0.0,"i":{"$float":"inf"},"z":[1,1.0,true,null,"é"]}]}},"schema_version":1}'
     ).encode()
-    assert canonical_bytes(json.loads(resolved.wire) | {"model": lower(resolved.tree)["model"]}) == canonical
+    assert canonical_bytes(json.loads(resolved.wire) | {"model": to_plain(resolved.tree)["model"]}) == canonical
     assert resolved.digest == blake3(canonical).hexdigest()
     assert resolved.digest == "76d535d7a5e7cc0c38f5afc83f22c3b6a5cd38dea016fc8d763f30c088e7c0b6"
 
@@ -106,12 +106,12 @@ def test_nothing_is_resolved_on_the_server() -> None:
     ],
 )  # fmt: skip
 def test_each_value_reads_back_exactly(value: Any) -> None:
-    read = lower(parse_wire(wire_bytes({"model": value})))["model"]
+    read = to_plain(parse_wire(wire_bytes({"model": value})))["model"]
     assert repr(read) == repr(value)
 
 
 def test_nan_and_negative_zero_read_back() -> None:
-    read = lower(parse_wire(wire_bytes({"model": [math.nan, -0.0]})))["model"]
+    read = to_plain(parse_wire(wire_bytes({"model": [math.nan, -0.0]})))["model"]
     assert math.isnan(read[0])
     assert math.copysign(1, read[1]) == -1
 

@@ -76,7 +76,7 @@ def test_an_error_names_file_line_column_and_path(tmp_path: Path) -> None:
 def test_defaults_in_memory_are_an_error_that_says_why() -> None:
     error = refused(config(sequential={"layers": [LINEAR]}) | {"defaults": ["a.yaml"]})
     assert error.path == ("defaults",)
-    assert "relative to the file it stands in" in error.reason
+    assert "relative to a config file" in error.reason
 
 
 def test_in_memory_data_is_plain() -> None:

@@ -9,15 +9,16 @@ import pytest
 from model_factory.config.resolve.env import read_variable
 from model_factory.config.resolve.interpolate import interpolate
 from model_factory.config.resolve.references import EnvReference, split_references
-from model_factory.config.syntax.lift import lift
-from model_factory.config.syntax.nodes import MapNode, Place, lower
+from model_factory.config.syntax.cursor import Cursor
+from model_factory.config.syntax.nodes import MapNode, Place
+from model_factory.config.syntax.plain_data import from_plain, to_plain
 from model_factory.errors import ConfigError
 
 
 def read(text: str, **env: str) -> Any:
-    node = lift({"v": text}, Place(file="<config>"))
+    node = from_plain({"v": text}, Place(file="<config>"))
     assert isinstance(node, MapNode)
-    return lower(interpolate(node, env))["v"]
+    return to_plain(interpolate(node, env))["v"]
 
 
 def refused(text: str, **env: str) -> str:
@@ -178,4 +179,4 @@ def test_pieces_of_a_string() -> None:
     assert split_references("a${env:int:X,8}b") == ["a", EnvReference(variable="X", cast="int", default="8"), "b"]
     assert split_references("") == []
     reference = EnvReference(variable="X", cast=None, default=None)
-    assert lower(read_variable(reference, {"X": "1"}, Place(file="f"), ())) == "1"
+    assert to_plain(read_variable(reference, {"X": "1"}, Cursor(from_plain("${env:X}", Place(file="f"))))) == "1"

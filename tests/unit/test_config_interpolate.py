@@ -5,16 +5,17 @@ from typing import Any
 import pytest
 
 from model_factory.config.resolve.interpolate import interpolate
-from model_factory.config.syntax.lift import lift
-from model_factory.config.syntax.nodes import MapNode, Place, lower, nearest_node
+from model_factory.config.syntax.cursor import Cursor
+from model_factory.config.syntax.nodes import MapNode, Place
+from model_factory.config.syntax.plain_data import from_plain, to_plain
 from model_factory.config.syntax.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 
 
 def replaced(config: dict[str, Any], **env: str) -> Any:
-    node = lift(config, Place(file="<config>"))
+    node = from_plain(config, Place(file="<config>"))
     assert isinstance(node, MapNode)
-    return lower(interpolate(node, env))
+    return to_plain(interpolate(node, env))
 
 
 def refused(config: dict[str, Any], **env: str) -> ConfigError:
@@ -149,9 +150,9 @@ def test_an_unknown_path_suggests_the_closest(reference: str, reason: str) -> No
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("${", "opens a reference that no '}' closes"),
-        ("a ${b", "opens a reference that no '}' closes"),
-        ("${env:json:X,{}", "opens a reference that no '}' closes"),
+        ("${", "opens a reference without a closing '}'"),
+        ("a ${b", "opens a reference without a closing '}'"),
+        ("${env:json:X,{}", "opens a reference without a closing '}'"),
         ("${}", "is not a reference"),
         ("${ }", "is not a reference"),
         ("${a..b}", "is not a reference"),
@@ -177,7 +178,7 @@ def test_a_malformed_reference_names_the_place(text: str, words: str) -> None:
 
 def test_values_keep_their_places() -> None:
     tree = interpolate(parse_yaml("params:\n  m: {k: 1}\nuse: ${params.m}\ntext: a${use.k}", "c"), {})
-    places = [str(nearest_node(tree, path).place) for path in [("use",), ("use", "k"), ("text",)]]
+    places = [str(Cursor(tree).nearest(path).node.place) for path in [("use",), ("use", "k"), ("text",)]]
     assert places == ["c:3:6", "c:2:10", "c:4:7"]
 
 

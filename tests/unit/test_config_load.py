@@ -8,7 +8,8 @@ import yaml
 from model_factory.config import resolve_mapping
 from model_factory.config.resolve.load import load_file
 from model_factory.config.syntax import yaml_tree
-from model_factory.config.syntax.nodes import child_of, lower, nearest_node
+from model_factory.config.syntax.cursor import Cursor
+from model_factory.config.syntax.plain_data import to_plain
 from model_factory.config.syntax.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 
@@ -19,6 +20,7 @@ LOADERS = [yaml.SafeLoader] + ([yaml.CSafeLoader] if hasattr(yaml, "CSafeLoader"
 def _loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both of PyYAML's parsers must behave the same."""
     monkeypatch.setattr(yaml_tree, "_LOADER", request.param)
+    parse_yaml.cache_clear()  # else the second parser would get the trees of the first
 
 
 def refused(text: str) -> str:
@@ -30,7 +32,7 @@ def refused(text: str) -> str:
 def test_every_value_knows_its_line_and_column() -> None:
     tree = parse_yaml("a: 1\nb:\n  - x\n  - {c: 'd', é: e}\nt: |\n  text\n", "dir/c.yaml")
     places = {
-        path: str(nearest_node(tree, path).place)
+        path: str(Cursor(tree).nearest(path).node.place)
         for path in [(), ("a",), ("b", 0), ("b", 1, "c"), ("b", 1, "é"), ("t",)]
     }
     assert places == {
@@ -46,12 +48,12 @@ def test_every_value_knows_its_line_and_column() -> None:
 def test_scalars_are_read_as_yaml_reads_them() -> None:
     text = "i: 0x10\nf: 1.5\ng: .inf\nb: yes\nn: ~\ns: '1'\nu: 1_000\ne: 1e-3\nm: !!str 5\nk: =\nl: '<<'"
     expected = {"i": 16, "f": 1.5, "g": float("inf"), "b": True, "n": None, "s": "1", "u": 1000}
-    assert lower(parse_yaml(text, "c")) == {**expected, "e": "1e-3", "m": "5", "k": "=", "l": "<<"}
+    assert to_plain(parse_yaml(text, "c")) == {**expected, "e": "1e-3", "m": "5", "k": "=", "l": "<<"}
 
 
 @pytest.mark.parametrize("date", ["2024-01-02", "2024-01-02 03:04:05", "2024-01-02T03:04:05.6Z"])
 def test_a_date_stays_the_text_it_is(date: str) -> None:
-    assert lower(parse_yaml(f"day: {date}", "c")) == {"day": date}
+    assert to_plain(parse_yaml(f"day: {date}", "c")) == {"day": date}
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "---\n", "--- ~\n", "null"])
@@ -87,7 +89,7 @@ def test_every_key_is_a_string(key: str) -> None:
 
 
 def test_a_key_that_looks_like_another_type_may_be_quoted() -> None:
-    assert lower(parse_yaml("'on': 1\n\"1\": 2\n2024-01-01: 3\n'<<': 4", "c")) == {
+    assert to_plain(parse_yaml("'on': 1\n\"1\": 2\n2024-01-01: 3\n'<<': 4", "c")) == {
         "on": 1,
         "1": 2,
         "2024-01-01": 3,
@@ -127,7 +129,7 @@ def test_a_scalar_that_does_not_fit_its_tag_is_an_error(value: str) -> None:
 
 def test_anchors_aliases_and_merge_keys() -> None:
     text = "base: &b {x: 1, y: 2}\nmore: &m {y: 3, z: 4}\none:\n  y: 9\n  <<: *b\nboth: {<<: [*b, *m]}\nsame: *b\n"
-    tree = lower(parse_yaml(text, "c"))
+    tree = to_plain(parse_yaml(text, "c"))
     assert list(tree["one"].items()) == [("x", 1), ("y", 9)]
     assert tree["both"] == {"x": 1, "y": 2, "z": 4}
     assert tree == yaml.safe_load(text)
@@ -183,8 +185,8 @@ def load_error(path: Path) -> str:
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
     tree = load_file(write(tmp_path / "c.yaml", "\ufeffa: 1"))
-    assert lower(tree) == {"a": 1}
-    assert str(nearest_node(tree, ("a",)).place) == f"{tmp_path}/c.yaml:1:4"
+    assert to_plain(tree) == {"a": 1}
+    assert str(Cursor(tree).nearest(("a",)).node.place) == f"{tmp_path}/c.yaml:1:4"
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -213,24 +215,24 @@ def test_defaults_merge_in_order_and_the_file_goes_on_top(tmp_path: Path) -> Non
     write(tmp_path / "base/two.yaml", "params: {b: 2, c: 2}")
     top = write(tmp_path / "exp/top.yaml", "defaults: [../base/one.yaml, ../base/two.yaml]\nparams: {c: 3}")
     tree = load_file(top)
-    assert lower(tree) == {"params": {"a": 1, "b": 2, "c": 3}, "from": "one"}
-    assert str(nearest_node(tree, ("params", "b")).place) == f"{tmp_path}/exp/../base/two.yaml:1:13"
-    assert str(nearest_node(tree, ("params", "c")).place) == f"{tmp_path}/exp/top.yaml:2:13"
+    assert to_plain(tree) == {"params": {"a": 1, "b": 2, "c": 3}, "from": "one"}
+    assert str(Cursor(tree).nearest(("params", "b")).node.place) == f"{tmp_path}/exp/../base/two.yaml:1:13"
+    assert str(Cursor(tree).nearest(("params", "c")).node.place) == f"{tmp_path}/exp/top.yaml:2:13"
 
 
 def test_defaults_are_recursive_and_relative_to_the_naming_file(tmp_path: Path) -> None:
     write(tmp_path / "x/deep/leaf.yaml", "v: leaf\nw: leaf")
     write(tmp_path / "x/mid.yaml", "defaults: [deep/leaf.yaml]\nw: mid")
     tree = load_file(write(tmp_path / "top.yaml", "defaults: [x/mid.yaml]\nz: top"))
-    assert lower(tree) == {"v": "leaf", "w": "mid", "z": "top"}
-    assert child_of(tree, "defaults") is None
+    assert to_plain(tree) == {"v": "leaf", "w": "mid", "z": "top"}
+    assert Cursor(tree).get("defaults") is None
 
 
 def test_one_file_may_be_included_along_two_ways(tmp_path: Path) -> None:
     write(tmp_path / "d.yaml", "d: 1")
     write(tmp_path / "b.yaml", "defaults: [d.yaml]\nb: 1")
     write(tmp_path / "c.yaml", "defaults: [d.yaml]\nc: 1")
-    assert lower(load_file(write(tmp_path / "a.yaml", "defaults: [b.yaml, c.yaml]"))) == {"d": 1, "b": 1, "c": 1}
+    assert to_plain(load_file(write(tmp_path / "a.yaml", "defaults: [b.yaml, c.yaml]"))) == {"d": 1, "b": 1, "c": 1}
 
 
 def test_a_loop_of_defaults_shows_the_chain(tmp_path: Path) -> None:
@@ -256,8 +258,8 @@ def test_defaults_are_a_list_of_file_paths(tmp_path: Path, value: str) -> None:
 
 @pytest.mark.parametrize("value", ["[]", "null", "~", ""])
 def test_empty_defaults_mean_nothing(tmp_path: Path, value: str) -> None:
-    assert lower(load_file(write(tmp_path / "a.yaml", f"defaults: {value}\nb: 1"))) == {"b": 1}
-    assert lower(load_file(write(tmp_path / "top.yaml", "defaults: [a.yaml]\nc: 2"))) == {"b": 1, "c": 2}
+    assert to_plain(load_file(write(tmp_path / "a.yaml", f"defaults: {value}\nb: 1"))) == {"b": 1}
+    assert to_plain(load_file(write(tmp_path / "top.yaml", "defaults: [a.yaml]\nc: 2"))) == {"b": 1, "c": 2}
 
 
 def test_null_defaults_of_an_in_memory_config_mean_nothing() -> None:

@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
-from model_factory.config.resolve.merge import merge, settle
-from model_factory.config.syntax.lift import lift
-from model_factory.config.syntax.nodes import MapNode, Place, lower
+from model_factory.config.resolve.merge import apply_directives, merge
+from model_factory.config.syntax.cursor import Cursor
+from model_factory.config.syntax.nodes import MapNode, Place
+from model_factory.config.syntax.plain_data import from_plain, to_plain
 from model_factory.errors import ConfigError
 
 
 def tree(value: dict[str, Any]) -> MapNode:
-    node = lift(value, Place(file="<config>"))
+    node = from_plain(value, Place(file="<config>"))
     assert isinstance(node, MapNode)
     return node
 
@@ -19,8 +20,8 @@ def tree(value: dict[str, Any]) -> MapNode:
 def merged(below: dict[str, Any], *above: dict[str, Any]) -> Any:
     result = tree(below)
     for layer in above:
-        result = merge(result, tree(layer))
-    return lower(settle(result))
+        result = merge(Cursor(result), Cursor(tree(layer)))
+    return to_plain(apply_directives(result))
 
 
 def refused(below: Any, directive: Any) -> ConfigError:
@@ -84,7 +85,7 @@ def test_a_directive_on_a_value_that_is_no_list_is_an_error(mode: str, below: An
     directive = act(mode, {"id": "a"}, **({"key": "id"} if mode == "keyed" else {}))
     error = refused(below, directive)
     assert error.path == ("a", "xs")
-    assert error.reason == f"a list directive on a value that is no list: <config> has {what}"
+    assert error.reason == f"a list directive needs a list or null below; <config> has {what}"
 
 
 def test_a_directive_on_a_reference_says_that_directives_act_first() -> None:
@@ -98,7 +99,7 @@ def test_a_directive_in_a_keyed_item_names_the_item_whose_value_is_no_list() -> 
 
 def test_a_directive_that_never_met_a_layer_is_still_applied() -> None:
     nested = {"a": [{"xs": act("append", act("prepend", 1))}], "b": act("keyed", {"id": "p"}, key="id")}
-    assert lower(settle(tree(nested))) == {"a": [{"xs": [[1]]}], "b": [{"id": "p"}]}
+    assert to_plain(apply_directives(tree(nested))) == {"a": [{"xs": [[1]]}], "b": [{"id": "p"}]}
 
 
 def test_directives_of_several_layers_act_one_after_the_other() -> None:
@@ -172,7 +173,7 @@ def test_an_error_in_a_merged_item_names_the_item() -> None:
     ("below", "path", "words"),
     [
         ([1], ("a", "xs", 0), "must be a mapping"),
-        ([{"x": 1}], ("a", "xs", 0), "without it"),
+        ([{"x": 1}], ("a", "xs", 0), "an item of a list merged by key has no 'id'"),
         ([{"id": "a"}, {"id": "a"}], ("a", "xs", 1), "two items"),
         ([{"id": None}], ("a", "xs", 0, "id"), "found null"),
     ],
@@ -184,4 +185,4 @@ def test_keyed_wants_the_same_of_the_list_below(below: Any, path: tuple[str | in
 
 def test_a_malformed_directive_that_never_met_a_layer_is_an_error_too() -> None:
     with pytest.raises(ConfigError, match=r"must be one of 'replace', 'append', 'prepend', 'keyed', found 'join'"):
-        settle(tree({"a": [{"_merge_": "join", "_value_": []}]}))
+        apply_directives(tree({"a": [{"_merge_": "join", "_value_": []}]}))

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from model_factory.config.resolve.merge import settle
+from model_factory.config.resolve.merge import apply_directives
 from model_factory.config.resolve.templates import expand_templates
-from model_factory.config.syntax.lift import lift
-from model_factory.config.syntax.nodes import MapNode, Place, lower
+from model_factory.config.syntax.nodes import MapNode, Place
+from model_factory.config.syntax.plain_data import from_plain, to_plain
 from model_factory.errors import ConfigError
 
 
 def expanded(config: dict[str, Any]) -> Any:
-    node = lift(config, Place(file="<config>"))
+    node = from_plain(config, Place(file="<config>"))
     assert isinstance(node, MapNode)
-    return lower(settle(expand_templates(node)))
+    return to_plain(apply_directives(expand_templates(node)))
 
 
 def refused(config: dict[str, Any]) -> ConfigError:

@@ -21,7 +21,7 @@ from model_factory.client.progress import building
 from model_factory.client.retry import Backoff, is_disconnect
 from model_factory.client.seeds import build_seed
 from model_factory.config import ResolvedConfig
-from model_factory.config.request import SEED_RANGE, Component, Request, read_request
+from model_factory.config.request import SEED_RANGE, Component, ModelRequest, read_request
 from model_factory.descriptor.architecture import Architecture, Portability
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
 from model_factory.environment import default_cache_bytes, default_cache_dir, environment, shared_store
@@ -138,7 +138,7 @@ class RemoteModelFactory:
                 component.name: self._assemble(component, built, manifest, seed)
                 for component, built in zip(request.components, manifest.components, strict=True)
             }
-        return request.answer(modules)
+        return request.result(modules)
 
     def describe(
         self, model_cfg: Mapping[str, Any], *, portability: bool = False
@@ -167,7 +167,7 @@ class RemoteModelFactory:
         if [item.name for item in response.components] != [item.name for item in request.components]:
             raise ServerError(f"the server at {self._connection.address} described other components than requested")
         found = {item.name: _architecture(item, portability=portability) for item in response.components}
-        return request.answer(found)
+        return request.result(found)
 
     def read_source(self, bundle: Blob) -> bytes:
         """Return a bundle of a descriptor as text, for inspection; no code is run, trusted or not.
@@ -196,12 +196,12 @@ class RemoteModelFactory:
         """Close the connection; the factory and the factory's modules reconnect when necessary."""
         self._connection.close()
 
-    def _read_request(self, model_cfg: Mapping[str, Any]) -> Request:
+    def _read_request(self, model_cfg: Mapping[str, Any]) -> ModelRequest:
         request = read_request(model_cfg, self._base_dir, environment())
         self._connection.capabilities()  # refuses a server of another format version
         return request
 
-    def _build_on_server(self, request: Request, seed: int) -> Manifest:
+    def _build_on_server(self, request: ModelRequest, seed: int) -> Manifest:
         message = build_pb2.BuildModelsRequest(components=wire.to_components(request), seed=seed, dtype=self._dtype)
         received: build_pb2.Manifest | None = None
         names = [component.name for component in request.components]
@@ -239,7 +239,7 @@ class RemoteModelFactory:
             return self._assembler.assemble(component, built, manifest, seed)
         except MissingBlobError as error:  # the server evicted a blob before the download
             log.info("%s is built again: %s", component.name, error)
-        manifest = self._build_on_server(Request(components=(component,), single=True), seed)
+        manifest = self._build_on_server(ModelRequest(components=(component,), single=True), seed)
         return self._assembler.assemble(component, manifest.components[0], manifest, seed)
 
 
@@ -251,5 +251,5 @@ def _architecture(item: build_pb2.DescribedComponent, *, portability: bool) -> A
     return Architecture(descriptor, Portability(programs=programs, refused=dict(item.refused)))
 
 
-def _configs(request: Request) -> dict[str, ResolvedConfig]:
+def _configs(request: ModelRequest) -> dict[str, ResolvedConfig]:
     return {item.name: item.config for item in request.components}

@@ -1,4 +1,4 @@
-"""From a trainer's ``model_cfg`` to resolved components, and their seeds."""
+"""From a trainer's ``model_cfg`` to resolved components, and the seed of each component."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from model_factory.limits import MAX_COMPONENTS
 T = TypeVar("T")
 
 SINGLE = "model"
-"""The name of the component where a trainer asks for one model without naming it."""
+"""The component's name in a request for a single model."""
 
 SEED_RANGE = 1 << 64
-"""Of the seeds that cross the wire."""
+"""Seeds on the wire are below this number."""
 
 _FORMS = "give {'config_path': PATH}, {'config': MAPPING} or component names with their paths"
 _SEED_BITS = 63  # torch.manual_seed takes signed 64-bit numbers
@@ -31,33 +31,41 @@ class Component:
     """One model to build."""
 
     name: str
-    """As the trainer calls it."""
+    """The trainer's name for the model."""
     config: ResolvedConfig
-    """Resolved and checked."""
+    """The resolved and checked config."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a ``model_cfg`` asks for."""
+class ModelRequest:
+    """The components of a ``model_cfg``."""
 
     components: tuple[Component, ...]
-    """In the order of the config."""
+    """In the order of ``model_cfg``."""
     single: bool
-    """Whether the answer is one model rather than a dict."""
+    """Whether the result is a model rather than a dict."""
 
-    def answer(self, models: dict[str, T]) -> T | dict[str, T]:
-        """Return models by name as they were asked for."""
+    def result(self, models: dict[str, T]) -> T | dict[str, T]:
+        """Return the models by name, or the only model of a request for a single model."""
         return next(iter(models.values())) if self.single else models
 
 
-def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str, str]) -> Request:
+def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str, str]) -> ModelRequest:
     """Resolve every component of a ``model_cfg``.
 
-    Relative paths are relative to ``base_dir``; ``env`` answers ``${env:...}``.
+    Relative paths are relative to ``base_dir``; ``env`` holds the variables for ``${env:...}``.
 
     Raises:
         ValueError: ``model_cfg`` is empty.
         ConfigError: a config is wrong.
+
+    Example:
+        >>> relu = {"schema_version": 1, "model": {"sequential": {"layers": [{"_type_": "nn.ReLU"}]}}}
+        >>> request = read_request({"actor": relu, "critic": relu}, Path(), env={})
+        >>> [component.name for component in request.components], request.single
+        (['actor', 'critic'], False)
+        >>> read_request({"config": relu}, Path(), env={}).single
+        True
     """
     if not isinstance(model_cfg, Mapping):
         raise ConfigError(f"model_cfg is a mapping, found {type(model_cfg).__name__}; {_FORMS}")
@@ -67,18 +75,20 @@ def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str,
     if not others and key == "config_path" and not isinstance(value, str | PathLike | Mapping):
         raise ConfigError(f"'config_path' is a path, found {type(value).__name__}; {_FORMS}")
     if not others and (key, isinstance(value, Mapping)) in {("config", True), ("config_path", False)}:
-        return Request(components=(_component(SINGLE, value, base_dir, env, "<config>"),), single=True)
+        return ModelRequest(components=(_component(SINGLE, value, base_dir, env, "<config>"),), single=True)
     if len(model_cfg) > MAX_COMPONENTS:
         raise ConfigError(f"model_cfg has {len(model_cfg)} components; at most {MAX_COMPONENTS} are allowed")
-    return Request(
-        components=tuple(_component(name, value, base_dir, env) for name, value in model_cfg.items()), single=False
-    )
+    components = tuple(_component(name, value, base_dir, env) for name, value in model_cfg.items())
+    return ModelRequest(components=components, single=False)
 
 
 def component_seed(seed: int, name: str) -> int:
-    """The seed of one component: of the request's seed and its name alone, not of what else is asked for.
+    """Return the seed of a component, from the request's seed and the component's name alone.
 
-    Seeds that are the same modulo :data:`SEED_RANGE` are the same: negative ones may be given as well.
+    Seeds with the same remainder modulo :data:`SEED_RANGE` give the same result; negative seeds are allowed.
+
+    >>> component_seed(7, "actor") == component_seed(7 - SEED_RANGE, "actor")
+    True
     """
     digest = blake3(f"{seed % SEED_RANGE}:{name}".encode()).digest(8)
     return int.from_bytes(digest, "big") >> (64 - _SEED_BITS)

@@ -14,7 +14,7 @@ from grpc_status import rpc_status
 
 from model_factory import errors
 from model_factory.blocks import Block, BlockArgument
-from model_factory.config.request import Component, Request
+from model_factory.config.request import Component, ModelRequest
 from model_factory.digest import Blob, check_digest
 from model_factory.documents import FORMAT
 from model_factory.identity import BuildIdentity, BuildReference, BuiltComponent, Manifest
@@ -290,7 +290,7 @@ def from_reference(message: build_pb2.BuildReference) -> BuildReference:
     )
 
 
-def to_components(request: Request) -> list[build_pb2.Component]:
+def to_components(request: ModelRequest) -> list[build_pb2.Component]:
     """Write the components of a request."""
     return [to_component(component) for component in request.components]
 

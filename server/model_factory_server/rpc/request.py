@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from model_factory.config import ResolvedConfig, parse_config
-from model_factory.config.syntax.json_text import json_shape
+from model_factory.config import ConfigBounds, ResolvedConfig, parse_config
 from model_factory.errors import FormatError, LimitError, RangeError
 from model_factory.identity import BuildReference
 from model_factory.store import Blob
@@ -99,19 +98,8 @@ def requested_length(request: blob_pb2.ReadBlobRequest, blob: Blob) -> int:
 
 
 def _parse_config(data: bytes, limits: LimitSettings) -> ResolvedConfig:
-    _check_config_size(data, limits)
-    return parse_config(data)
-
-
-def _check_config_size(data: bytes, limits: LimitSettings) -> None:
-    """Check the operator's limits before the config is decoded."""
-    if len(data) > limits.max_config_bytes:
-        raise LimitError(f"a config has at most {limits.max_config_bytes} bytes, got {len(data)}")
-    values, depth = json_shape(data.decode("utf-8", "replace"))
-    if values > limits.max_nodes:
-        raise LimitError(f"a config has at most {limits.max_nodes} values, got {values}")
-    if depth > limits.max_nesting + 1:  # the encoding of a float adds a level
-        raise LimitError(f"a config has at most {limits.max_nesting} levels of nesting, got {depth}")
+    bounds = ConfigBounds(max_bytes=limits.max_config_bytes, max_nodes=limits.max_nodes, max_nesting=limits.max_nesting)
+    return parse_config(data, bounds)
 
 
 def _check_dtype(dtype: str) -> None:

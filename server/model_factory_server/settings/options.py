@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
-from model_factory.config.syntax.nodes import lower
+from model_factory.config.syntax.plain_data import to_plain
 from model_factory.config.syntax.yaml_tree import parse_yaml
 from model_factory.environment import WORDS
 from model_factory.errors import ConfigError, ServerError
@@ -194,7 +194,7 @@ def read_file(path: Path) -> dict[str, tuple[Any, str]]:
         tree = parse_yaml(data.decode(), str(path))
     except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ServerError(f"cannot read the settings in {path}: {error}") from None
-    return {key: (lower(node), str(node.place)) for key, node in tree.entries.items()}
+    return {key: (to_plain(node), str(node.place)) for key, node in tree.entries.items()}
 
 
 def gather(

@@ -1,1 +1,1 @@
-"""A tree of nodes loses its files, templates, references and environment variables."""
+"""Files, templates, list directives, references and environment variables are resolved in a tree of nodes."""

@@ -1,4 +1,4 @@
-"""Config file -> located tree, with the files named by its ``defaults`` merged below it."""
+"""A config file to a tree of nodes, merged on top of the files named by ``defaults``."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from pathlib import Path
 
 from model_factory.config.bounds import MAX_CONFIG_BYTES, MAX_FILES
 from model_factory.config.resolve.merge import merge
-from model_factory.config.syntax.bounded_nodes import MapBuilder
-from model_factory.config.syntax.expect import require_list, require_text
+from model_factory.config.syntax.bounded_nodes import with_keys
+from model_factory.config.syntax.cursor import Cursor
 from model_factory.config.syntax.nodes import MapNode, Place, Scalar
 from model_factory.config.syntax.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 
 
 def load_file(path: Path) -> MapNode:
-    """Return the config in a YAML file; ``defaults`` is gone from it, and list directives may still stand in it.
+    """Return the config in a YAML file, without ``defaults``; list directives may be left.
 
-    Raises ConfigError when a file cannot be read, is not a config, or includes itself.
+    Raises ConfigError if a file cannot be read, is not a config, or includes itself.
     """
     return _Includes().load(path, ())
 
 
 class _Includes:
-    """The loading of one config; counts its files."""
+    """The loading of one config; counts the files."""
 
     def __init__(self) -> None:
         self._loaded = 0
 
     def load(self, path: Path, chain: tuple[Path, ...], named_at: str | None = None) -> MapNode:
-        """Load a file that the files of ``chain`` led to; ``named_at`` is where the last of them names it."""
+        """Load a file; ``chain`` are the files that led there, ``named_at`` is the place in the last of them."""
         if any(_same_file(path, earlier) for earlier in chain):
             names = " -> ".join(str(link) for link in (*chain, path))
             raise ConfigError(f"defaults include cycle detected: {names}", place=named_at)
@@ -38,11 +38,11 @@ class _Includes:
             raise ConfigError(f"'defaults' lead to more than {MAX_FILES} files", place=named_at)
         own = parse_yaml(_read_text(path, named_at), str(path))
         result: MapNode | None = None
-        for name, place in _defaults(own):
-            included = self.load(path.parent / name, (*chain, path), place)
-            result = included if result is None else merge(result, included)
+        for item in _defaults(own):
+            included = self.load(path.parent / item.text(), (*chain, path), str(item.node.place))
+            result = included if result is None else merge(Cursor(result), Cursor(included))
         own = without_defaults(own)
-        return own if result is None else merge(result, own)
+        return own if result is None else merge(Cursor(result), Cursor(own))
 
 
 def has_defaults(tree: MapNode) -> bool:
@@ -53,33 +53,29 @@ def has_defaults(tree: MapNode) -> bool:
 
 def without_defaults(tree: MapNode) -> MapNode:
     """Return the tree without the key ``defaults``."""
-    builder = MapBuilder(tree.place)
-    for key, value in tree.entries.items():
-        if key != "defaults":
-            builder.add(key, value)
-    return builder.build()
+    return with_keys(tree, tree.entries.keys() - {"defaults"})
 
 
-def _defaults(tree: MapNode) -> list[tuple[str, str]]:
-    """Return the file names in the tree's ``defaults``, each with its place; a null ``defaults`` names no files."""
+def _defaults(tree: MapNode) -> list[Cursor]:
+    """Return the file names in ``defaults``; null gives no files."""
     if not has_defaults(tree):
         return []
-    named = []
-    for index, item in enumerate(require_list(tree.entries["defaults"], ("defaults",), "file paths").items):
-        named.append((require_text(item, ("defaults", index)), str(item.place)))
-    return named
+    items = Cursor(tree).entry("defaults").items("file paths")
+    for item in items:
+        item.text()  # every name is checked before the first file is opened
+    return items
 
 
 def _same_file(path: Path, other: Path) -> bool:
     try:
         return path.samefile(other)
     except (OSError, ValueError):
-        return False  # reading it says what is wrong with it
+        return False  # the reading of the file reports the error
 
 
 def _read_text(path: Path, named_at: str | None) -> str:
     try:
-        # Asked first: opening a pipe would wait for its writer.
+        # Checked first, because opening a pipe waits for its writer.
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConfigError(f"{path} is not a regular file", place=named_at)
         with path.open("rb") as file:

@@ -3,12 +3,12 @@
 ::
 
     ${a.b[0].c}            a config path: keys and list indices
-    ${env:VAR}             an environment variable as it is, with an optional default after a comma
-    ${env:int:VAR,8}       the same, trimmed and cast: int, float, bool or json
+    ${env:VAR}             an environment variable, unchanged, with an optional default after a comma
+    ${env:int:VAR,8}       a variable, trimmed and cast: int, float, bool or json
 
-Space at the two ends of a reference is ignored, also at the end of a default: ``${env:V, a }`` has the default `` a``.
-A reference ends at the first ``}``; in ``${env:json:...}`` at the first one outside the JSON default. References
-do not nest, and there is no way to escape ``${``.
+Space at both ends of a reference is ignored, also at the end of a default: ``${env:V, a }`` has the default `` a``.
+A reference ends at the first ``}``; ``${env:json:...}`` ends at the first ``}`` outside the JSON default. References
+do not nest, and ``${`` cannot be escaped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ConfigReference:
     """A reference to another value of the config."""
 
     path: ConfigPath
-    """Where that value stands."""
+    """The path of the other value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +43,11 @@ class EnvReference:
     """A reference to an environment variable."""
 
     variable: str
-    """The variable's name."""
+    """Name of the variable."""
     cast: str | None
-    """One of ``CASTS``, or None for the string as it is."""
+    """One of ``CASTS``, or None for the unchanged string."""
     default: str | None
-    """What to read when the variable is not set; None when that is an error."""
+    """The value if the variable is not set; None if a missing variable is an error."""
 
 
 Piece: TypeAlias = str | ConfigReference | EnvReference
@@ -56,14 +56,17 @@ Piece: TypeAlias = str | ConfigReference | EnvReference
 def split_references(text: str) -> list[Piece]:
     """Return the text as literal strings and references in order.
 
-    Raises ValueError, which says what is wrong with a reference.
+    Raises ValueError with the error of a reference.
+
+    >>> split_references("${params.width} rows")
+    [ConfigReference(path=('params', 'width')), ' rows']
     """
     pieces: list[Piece] = []
     position = 0
     while (start := text.find("${", position)) >= 0:
         end = _end(text, start + 2)
         if end < 0:
-            raise ValueError(f"{quoted(text[start:])} opens a reference that no '}}' closes")
+            raise ValueError(f"{quoted(text[start:])} opens a reference without a closing '}}'")
         if start > position:
             pieces.append(text[position:start])
         pieces.append(_reference(text[start + 2 : end]))
@@ -102,11 +105,11 @@ def _reference(inside: str) -> Piece:
 def _env_reference(inside: str) -> EnvReference:
     match = _VARIABLE.fullmatch(inside)
     if not match:
-        # Only what stands before a default is shown: a default may be a secret.
+        # Only the text before a default is shown: a default may be a secret.
         shown = quoted("${" + inside.partition(",")[0])
         raise ValueError(f"{shown} does not name an environment variable; write ${{env:VAR}} or ${{env:int:VAR,8}}")
     cast, variable, default = match.groups()
     if cast is not None and cast not in CASTS:
-        allowed = f"allowed are {listed(CASTS)}, or none for the string as it is"
+        allowed = f"allowed are {listed(CASTS)}, or no cast for the unchanged string"
         raise ValueError(f"Unknown cast {quoted(cast)} of the variable {variable}; {allowed}{nearest(cast, CASTS)}")
     return EnvReference(variable=variable, cast=cast, default=default)

@@ -1,69 +1,59 @@
-"""A resolved tree -> the typed model: everything that can be checked without knowing a type or an op."""
+"""A resolved tree to the typed model: all checks without knowledge of types and ops."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from model_factory.config.schema.graph import read_graph
 from model_factory.config.schema.model_config import ModelConfig, Settings
-from model_factory.config.schema.model_forms import read_graph, read_sequential
-from model_factory.config.schema.signature import check_signature
-from model_factory.config.syntax.expect import (
-    require_bool,
-    require_entry,
-    require_keys,
-    require_list,
-    require_map,
-    require_text,
-)
-from model_factory.config.syntax.nodes import ConfigPath, MapNode, Node, Scalar, error_at, found, lower
+from model_factory.config.schema.sequential import read_sequential
+from model_factory.config.schema.signature import read_signature
+from model_factory.config.syntax.cursor import Cursor
+from model_factory.config.syntax.nodes import MapNode
 
 SCHEMA_VERSION = 1
 """The version of the language that this package reads."""
 
 TOP_LEVEL_KEYS = ("schema_version", "model", "settings", "signature")
-"""The top-level keys that mean something once a config is resolved. Others are allowed and mean nothing."""
+"""The top-level keys with a meaning in a resolved config. Other keys are allowed and ignored."""
 
-_MODEL_FORMS = {"sequential": read_sequential, "graph": read_graph}
-_SETTINGS = ("strict", "allow_imports", "allowed_import_prefixes", "allow_target")
+MODEL_KINDS = {"sequential": read_sequential, "graph": read_graph}
+"""The kinds of model by key, each with its reader."""
+
+SETTINGS = ("strict", "allow_imports", "allowed_import_prefixes", "allow_target")
+"""The keys of ``settings``."""
 
 
 def check(tree: MapNode) -> ModelConfig:
     """Return the model of a resolved config.
 
-    Raises ConfigError, with the path and the place of what is wrong.
+    Raises ConfigError with the path and the place of the error.
     """
-    _check_schema_version(tree)
-    settings = _read_settings(tree.entries["settings"], ("settings",)) if "settings" in tree.entries else Settings()
-    model = _read_model(require_map(require_entry(tree, (), "model"), ("model",)), ("model",), settings)
-    if "signature" not in tree.entries:
-        return model
-    signature = check_signature(tree.entries["signature"], ("signature",), model.inputs)
-    return replace(model, signature=lower(signature))
+    config = Cursor(tree)
+    version = config.entry("schema_version")
+    if type(version.scalar_value()) is not int or version.scalar_value() != SCHEMA_VERSION:
+        raise version.error(f"must be {SCHEMA_VERSION}, found {version.found}")
+    settings_at = config.get("settings")
+    settings = Settings() if settings_at is None else _read_settings(settings_at)
+    model = _read_model(config.entry("model"), settings)
+    signature = config.get("signature")
+    return model if signature is None else replace(model, signature=read_signature(signature, model.inputs))
 
 
-def _check_schema_version(tree: MapNode) -> None:
-    version = require_entry(tree, (), "schema_version")
-    if not isinstance(version, Scalar) or type(version.value) is not int or version.value != SCHEMA_VERSION:
-        raise error_at(version, ("schema_version",), f"must be {SCHEMA_VERSION}, found {found(version)}")
+def _read_model(at: Cursor, settings: Settings) -> ModelConfig:
+    entries = at.entries(MODEL_KINDS)
+    if len(entries) != 1:
+        what = "both" if entries else "neither"
+        raise at.error(f"a model is exactly one of 'sequential' and 'graph', found {what}")
+    ((kind, body),) = entries.items()
+    return MODEL_KINDS[kind](body, settings)
 
 
-def _read_model(model: MapNode, path: ConfigPath, settings: Settings) -> ModelConfig:
-    require_keys(model, path, _MODEL_FORMS)
-    if len(model.entries) != 1:
-        what = "both" if model.entries else "neither"
-        raise error_at(model, path, f"a model is exactly one of 'sequential' and 'graph', found {what}")
-    form, body = next(iter(model.entries.items()))
-    return _MODEL_FORMS[form](require_map(body, (*path, form)), (*path, form), settings)
-
-
-def _read_settings(node: Node, path: ConfigPath) -> Settings:
-    settings = require_map(node, path)
-    require_keys(settings, path, _SETTINGS)
+def _read_settings(at: Cursor) -> Settings:
     given: dict[str, bool | tuple[str, ...]] = {}
-    for key, value in settings.entries.items():
+    for key, value in at.entries(SETTINGS).items():
         if key == "allowed_import_prefixes":
-            prefixes = require_list(value, (*path, key), "prefixes").items
-            given[key] = tuple(require_text(item, (*path, key, index)) for index, item in enumerate(prefixes))
+            given[key] = tuple(item.text() for item in value.items("prefixes"))
         else:
-            given[key] = require_bool(value, (*path, key))
+            given[key] = value.boolean()
     return replace(Settings(), **given)  # type: ignore[arg-type]  # each key was read as its field's type

@@ -12,42 +12,52 @@ from model_factory.program.ir import Argument, Program, Step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a config asks for itself. On a server it can only narrow what the operator allows."""
+    """Permissions that a config requests. A server grants only permissions that the operator allows.
+
+    >>> Settings().allow_target
+    False
+    """
 
     strict: bool = True
     """Whether an unknown key with a leading underscore in a spec is an error."""
     allow_imports: bool = True
-    """Whether modules may be imported so that they register blocks."""
+    """Whether modules may be imported to register blocks."""
     allowed_import_prefixes: tuple[str, ...] = ("model_constructor.",)
-    """What the name of an imported module must start with."""
+    """Allowed prefixes of the names of imported modules."""
     allow_target: bool = False
-    """Whether a spec may name what it builds by ``_target_``."""
+    """Whether a spec may name a class or function to import by ``_target_``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A model: its modules, and the forward written down as steps.
+    """A model: the specs of its modules, and the forward as steps.
 
-    ``sequential`` and ``graph`` configs give the same kind of result. Layer i of a sequential one is module
-    ``layer{i}``, whose step makes value ``h{i}``.
+    ``sequential`` and ``graph`` configs give the same kind of result. Layer i of a ``sequential`` is module
+    ``layer{i}``, and its step makes value ``h{i}``.
+
+    >>> from model_factory.config import resolve_mapping
+    >>> sequential = {"layers": [{"_type_": "nn.Linear", "in_features": 4, "out_features": 2}]}
+    >>> model = resolve_mapping({"schema_version": 1, "model": {"sequential": sequential}}, env={}).model
+    >>> model.inputs, list(model.modules), model.outputs
+    (('x',), ['layer0'], Ref(name='h0'))
     """
 
     inputs: tuple[str, ...]
     """Names of the forward's inputs, in order."""
     modules: Mapping[str, dict[str, Any]]
-    """The spec of each module as plain data, in written order, which is the order of the state dict."""
+    """The spec of each module as plain data, in written order: the order of the state dict."""
     steps: tuple[Step, ...]
-    """The calls in order; ``$name`` became ``Ref(name)`` and ``$$x`` the string ``$x``."""
+    """The calls in order. ``$name`` in the config is ``Ref(name)`` here, and ``$$x`` is the string ``$x``."""
     outputs: Argument
     """The result: one Ref, a tuple of Refs, or ``{key: Ref}``."""
     settings: Settings
-    """The config's settings, defaults filled in."""
+    """The config's settings with defaults."""
     signature: Mapping[str, Any] | None = None
-    """Example inputs by input name as plain data, or None when the config gives none."""
+    """Example inputs by input name as plain data; None for a config without ``signature``."""
     module_paths: Mapping[str, ConfigPath]
-    """Where in the config each module's spec stands."""
+    """The config path of each module's spec."""
     step_paths: tuple[ConfigPath, ...]
-    """Where in the config each step stands."""
+    """The config path of each step."""
 
     @property
     def program(self) -> Program:

@@ -1,63 +1,64 @@
-"""``outputs`` and ``return`` -> the one result of a program.
+"""``outputs`` and ``return``: the result of the forward.
 
-======== ================ =========================================
+======== ================ ===========================================
 outputs  return           result
-======== ================ =========================================
-list     left out         the value if there is one, else a tuple
+======== ================ ===========================================
+list     left out         the value if there is only one, else a tuple
 list     single           the value; several are an error
-list     tuple            a tuple, also of one
-list     dict             a dict whose keys are the values' names
+list     tuple            a tuple, also of one value
+list     dict             a dict with the names of the values as keys
 mapping  left out, dict   a dict
 mapping  single, tuple    an error
-======== ================ =========================================
+======== ================ ===========================================
 """
 
 from __future__ import annotations
 
-from model_factory.config.schema.values import Values
-from model_factory.config.syntax.expect import require_list, require_one_of, require_text
-from model_factory.config.syntax.nodes import ConfigPath, MapNode, Node, error_at
+from model_factory.config.schema.value_names import ValueNames
+from model_factory.config.syntax.cursor import Cursor
+from model_factory.config.syntax.nodes import MapNode
 from model_factory.program.ir import Argument, Ref
 
-_FORMS = ("single", "tuple", "dict")
+RETURNS = ("single", "tuple", "dict")
+"""The values of ``return``."""
 
 
-def read_result(model: MapNode, path: ConfigPath, values: Values, default: Ref | None = None) -> Argument:
-    """Return the result of a ``graph`` or ``sequential``; ``default`` is the one output when none are given.
+def read_result(model: Cursor, values: ValueNames, default: Ref | None = None) -> Argument:
+    """Return the result of a ``graph`` or ``sequential``; ``default`` is the only output if no outputs are given.
 
     Raises ConfigError.
     """
-    form_path = (*path, "return")
-    form_node = model.entries.get("return")
-    form = None if form_node is None else require_one_of(form_node, form_path, _FORMS)
-    outputs = model.entries.get("outputs")
-    if isinstance(outputs, MapNode):
-        if form_node is not None and form != "dict":
-            raise error_at(form_node, form_path, f"outputs given as a mapping are a dict; {form!r} needs a list")
-        return _dict_result(outputs, (*path, "outputs"), values)
-    refs = [default] if outputs is None and default else _listed_refs(model, outputs, (*path, "outputs"), values)
+    form_at = model.get("return")
+    form = None if form_at is None else form_at.one_of(RETURNS)
+    outputs = model.get("outputs")
+    if outputs is not None and isinstance(outputs.node, MapNode):
+        if form_at is not None and form != "dict":
+            raise form_at.error(f"outputs given as a mapping are a dict; {form!r} needs a list")
+        return _dict_result(outputs, values)
+    at = outputs or model.gap("outputs")
+    if outputs is not None:
+        items = outputs.items("values or a mapping {key: value}", empty=False)
+        refs = [_output(item, values) for item in items]
+    elif default is not None:
+        refs = [default]
+    else:
+        raise at.error("missing; a list of values or a mapping {key: value} is required")
     if form == "dict":
         named = {ref.name: ref for ref in refs}
         if len(named) < len(refs):
-            raise error_at(outputs or model, (*path, "outputs"), "a dict cannot hold the same output twice")
+            raise at.error("a dict cannot hold the same output twice")
         return named
     if form == "single" and len(refs) > 1:
-        raise error_at(outputs or model, (*path, "outputs"), f"'return: single' takes one output, found {len(refs)}")
+        raise at.error(f"'return: single' takes one output, found {len(refs)}")
     return refs[0] if form == "single" or (form is None and len(refs) == 1) else tuple(refs)
 
 
-def _dict_result(outputs: MapNode, path: ConfigPath, values: Values) -> dict[str, Ref]:
-    if not outputs.entries:
-        raise error_at(outputs, path, "must be a non-empty list of values or {key: value}, found an empty mapping")
-    return {key: _output(node, (*path, key), values) for key, node in outputs.entries.items()}
+def _dict_result(outputs: Cursor, values: ValueNames) -> dict[str, Ref]:
+    entries = outputs.entries()
+    if not entries:
+        raise outputs.error("must be a non-empty list of values or {key: value}, found an empty mapping")
+    return {key: _output(item, values) for key, item in entries.items()}
 
 
-def _listed_refs(model: MapNode, outputs: Node | None, path: ConfigPath, values: Values) -> list[Ref]:
-    if outputs is None:
-        raise error_at(model, path, "missing; a list of values or a mapping {key: value} is required")
-    items = require_list(outputs, path, "values or a mapping {key: value}", empty=False).items
-    return [_output(node, (*path, index), values) for index, node in enumerate(items)]
-
-
-def _output(node: Node, path: ConfigPath, values: Values) -> Ref:
-    return values.ref(require_text(node, path).removeprefix("$"), node, path)
+def _output(at: Cursor, values: ValueNames) -> Ref:
+    return values.ref(at.text().removeprefix("$"), at)

@@ -1,1 +1,1 @@
-"""YAML text and JSON text become a tree of nodes, and a checked config becomes its canonical bytes."""
+"""YAML text, JSON text and plain data become a tree of nodes; a cursor reads the tree."""

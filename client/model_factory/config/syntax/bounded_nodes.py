@@ -1,10 +1,12 @@
-"""Making the nodes of a located tree within the bounds.
+"""Makes the nodes of a tree within the bounds.
 
-A builder adds up the extents of what it is given, so it refuses a tree that would grow past its bounds without ever
-writing out the copies in it.
+A builder adds up the extents of its children. A tree over the bounds is therefore refused before any copy is written
+out.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from model_factory.config.bounds import MAX_INT_BITS, MAX_KEY_CHARS, MAX_NESTING, MAX_NODES, MAX_TEXT_BYTES
 from model_factory.config.syntax.nodes import ConfigPath, Extent, ListNode, MapNode, Node, Place, Scalar
@@ -12,7 +14,7 @@ from model_factory.errors import ConfigError
 
 
 def make_scalar(value: object, place: Place, path: ConfigPath = ()) -> Scalar:
-    """Return the scalar node, or raise ConfigError when the value is not plain or too large."""
+    """Return a scalar node. Raises ConfigError if the value is not plain or too large."""
     if value is not None and type(value) not in (bool, int, float, str):
         reason = (
             f"{type(value).__module__}.{type(value).__qualname__} is not plain data; "
@@ -27,7 +29,7 @@ def make_scalar(value: object, place: Place, path: ConfigPath = ()) -> Scalar:
 
 
 class _Builder:
-    """Sums up a container's extent while it is filled, and stops at the first bound it would pass."""
+    """Adds up the extent of a container while it is filled; raises ConfigError at the first bound."""
 
     def __init__(self, place: Place, path: ConfigPath = ()) -> None:
         self._place = place
@@ -91,6 +93,15 @@ class MapBuilder(_Builder):
         return MapNode(entries=self._entries, place=self._place, extent=self._extent())
 
 
+def with_keys(tree: MapNode, keys: Collection[str]) -> MapNode:
+    """Return a mapping with the entries under ``keys`` alone, in the same order."""
+    builder = MapBuilder(tree.place)
+    for key, value in tree.entries.items():
+        if key in keys:
+            builder.add(key, value)
+    return builder.build()
+
+
 def _text_bytes(text: str, place: Place, path: ConfigPath) -> int:
     if len(text) > MAX_TEXT_BYTES:
         reason = f"a text of {len(text)} characters is too long; at most {MAX_TEXT_BYTES} bytes are allowed"
@@ -98,5 +109,5 @@ def _text_bytes(text: str, place: Place, path: ConfigPath) -> int:
     try:
         return len(text.encode())
     except UnicodeEncodeError:
-        reason = "the text holds a lone surrogate, which is no character"
+        reason = "the text holds a lone surrogate instead of a character"
         raise ConfigError(reason, path=path, place=str(place)) from None

@@ -1,4 +1,4 @@
-"""JSON text -> plain data, strictly: no key twice, no NaN, no infinity, bounds checked before Python's parser runs."""
+"""JSON text to plain data, strictly: no key twice, no NaN, no infinity, bounds checked before Python's parser runs."""
 
 from __future__ import annotations
 
@@ -8,23 +8,35 @@ from collections.abc import Callable
 from typing import Any
 
 from model_factory import documents
-from model_factory.config.bounds import MAX_NESTING, MAX_NODES
+from model_factory.config.bounds import MAX_NESTING, MAX_NODES, ConfigBounds
 from model_factory.errors import ConfigError
 
 # One token per container end, per comma and per string; a closing quote is optional so that an unclosed string
-# is one token, not one try per character. An empty container is a single token, for it holds no value.
+# is one token, not one try per character. An empty container is a single token, because it holds no value.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|\[\s*+\]|\{\s*+\}|[\[\]{},]', re.DOTALL)
 
-# The wire form writes a float that JSON lacks as a mapping, one level deeper than the value stands.
+# The wire form writes a float that JSON lacks as a mapping, one level deeper than the value.
 _MAX_JSON_NESTING = MAX_NESTING + 1
 
 
-def parse_json(text: str, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Return the value of a JSON text; ``object_hook`` may replace each object.
+def parse_json(
+    text: str, object_hook: Callable[[dict[str, Any]], Any] | None = None, bounds: ConfigBounds | None = None
+) -> Any:
+    """Return the value of a JSON text; ``object_hook`` may replace each object; ``bounds`` are a server's own.
 
-    Raises ConfigError.
+    Raises:
+        LimitError: the text is over ``bounds``.
+        ConfigError: the text is over the bounds of every config, or is not JSON.
     """
-    _check_shape(text)
+    values, depth = _shape(text)
+    if bounds is not None:
+        bounds.check_shape(values, depth)
+    if depth > _MAX_JSON_NESTING:
+        raise ConfigError(
+            f"the config is too large: mappings and lists nested deeper than {MAX_NESTING}, {depth} of them"
+        )
+    if values > MAX_NODES:
+        raise ConfigError(f"the config is too large: more than {MAX_NODES} values, {values} of them")
     try:
         return documents.parse_json(text, object_hook)
     except json.JSONDecodeError as error:
@@ -33,8 +45,8 @@ def parse_json(text: str, object_hook: Callable[[dict[str, Any]], Any] | None = 
         raise ConfigError(str(error)) from None
 
 
-def json_shape(text: str) -> tuple[int, int]:
-    """Return how many values a JSON text has, and how deep they are inside each other, without making any of them."""
+def _shape(text: str) -> tuple[int, int]:
+    """Return the number of values in a JSON text and the nesting depth, without making any value."""
     depth = deepest = 0
     values = 1
     for match in _TOKEN.finditer(text):
@@ -43,18 +55,8 @@ def json_shape(text: str) -> tuple[int, int]:
             depth += 1
         elif token in ("]", "}"):
             depth -= 1
-        # The first value of a container is counted with its bracket, every other one with its comma.
+        # The first value of a container is counted with its bracket, every other value with its comma.
         values += token in ("[", "{", ",")
         is_empty = token[0] in "[{" and len(token) > 1
         deepest = max(deepest, depth + is_empty)
     return values, deepest
-
-
-def _check_shape(text: str) -> None:
-    values, depth = json_shape(text)
-    if depth > _MAX_JSON_NESTING:
-        raise ConfigError(
-            f"the config is too large: mappings and lists nested deeper than {MAX_NESTING}, {depth} of them"
-        )
-    if values > MAX_NODES:
-        raise ConfigError(f"the config is too large: more than {MAX_NODES} values, {values} of them")

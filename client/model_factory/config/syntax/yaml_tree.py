@@ -1,27 +1,30 @@
-"""YAML text -> located tree.
+"""YAML text to a tree of nodes, in one pass over the events of PyYAML's parser.
 
-PyYAML parses and composes, for its marks say where each value stands; its constructors, which build Python
-objects, are used for numbers, booleans and null alone. What YAML 1.1 reads as a date stays the text it is.
+The events give the place of every value. PyYAML's constructors, which build Python objects, read numbers, booleans
+and null only. A date stays text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
+from yaml.composer import ComposerError
 from yaml.constructor import SafeConstructor
 from yaml.reader import Reader
+from yaml.resolver import Resolver
 
 from model_factory.config.bounds import MAX_NESTING
 from model_factory.config.syntax.bounded_nodes import ListBuilder, MapBuilder, make_scalar
-from model_factory.config.syntax.nodes import ListNode, MapNode, Node, Place, Scalar, error_at, found
+from model_factory.config.syntax.cursor import Cursor
+from model_factory.config.syntax.nodes import ListNode, MapNode, Node, Place, Scalar
 from model_factory.errors import ConfigError
 from model_factory.limits import MAX_NUMBER_CHARS
 from model_factory.wording import quoted
 
-# The C loader gives the same nodes and marks, some ten times faster.
+# The C parser gives the same events as the Python parser, some ten times faster.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PREFIX = "tag:yaml.org,2002:"
 _MERGE = _PREFIX + "merge"
@@ -34,10 +37,11 @@ _CONSTRUCT: dict[str, Callable[[yaml.ScalarNode], object]] = {
     _PREFIX + "int": _CONSTRUCTOR.construct_yaml_int,
     _PREFIX + "float": _CONSTRUCTOR.construct_yaml_float,
 }
+_RESOLVER = Resolver()
 
 
 class _Mark(Protocol):
-    """Where PyYAML saw something; the C parser has a class of its own for it."""
+    """A position in the text; the C parser and the Python parser have a class each."""
 
     @property
     def line(self) -> int: ...
@@ -47,30 +51,36 @@ class _Mark(Protocol):
 
 @lru_cache(_TEXTS_KEPT)  # the components of a build share the files of their defaults, and nodes are immutable
 def parse_yaml(text: str, file: str) -> MapNode:
-    """Return the one document in ``text``, whose root must be a mapping.
+    """Return the only document in ``text``, whose root must be a mapping.
 
-    Raises ConfigError for what is not YAML, and for what a config may not hold: other keys than strings, a key
-    given twice, tags beyond plain data, an alias inside its own anchor, more than one document.
+    Raises ConfigError for invalid YAML, for keys other than strings, a key given twice, tags beyond plain data,
+    an alias inside its own anchor, a second document, and a document over the bounds.
+
+    >>> str(parse_yaml("a: {b: 1}", "c.yaml").entries["a"].place)
+    'c.yaml:1:4'
     """
+    unprintable = Reader.NON_PRINTABLE.search(text)
+    if unprintable:
+        place = Place.after(text[: unprintable.start()], file)
+        raise ConfigError(f"not valid YAML: the character {unprintable.group()!r} is not allowed", place=str(place))
     try:
-        _check_shape(text, file)
-        root = yaml.compose(text, Loader=_LOADER)
+        root = _Document(text, file).root()
     except yaml.MarkedYAMLError as error:
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         hint = _hint(text, error.problem_mark)
         raise ConfigError(f"not valid YAML: {reason}{hint}", place=_mark_text(error.problem_mark, file)) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # PyYAML lets chr() fail on a bad escape
         raise ConfigError(f"not valid YAML: {error}", place=file) from None
-    if root is None or (isinstance(root, yaml.ScalarNode) and root.tag == _PREFIX + "null"):
+    if root is None or (isinstance(root, Scalar) and root.value is None):
         raise ConfigError("the document is empty; a config is a mapping with 'schema_version' and 'model'", place=file)
-    tree = _Converter(file).node(root)
-    if not isinstance(tree, MapNode):
-        raise error_at(tree, (), f"the root must be a mapping, found {found(tree)}")
-    return tree
+    if not isinstance(root, MapNode):
+        at = Cursor(root)
+        raise at.error(f"the root must be a mapping, found {at.found}")
+    return root
 
 
 def _hint(text: str, mark: _Mark | None) -> str:
-    """What stands where YAML found something wrong, and that a reference there may need quotes."""
+    """Return the text at the position of a YAML error, and a remedy if the line has a reference without quotes."""
     lines = text.splitlines()
     if mark is None or mark.line >= len(lines):
         return ""
@@ -79,121 +89,151 @@ def _hint(text: str, mark: _Mark | None) -> str:
     return shown + ('. Inside {...} and [...] a reference needs quotes: "${...}"' if "${" in lines[mark.line] else "")
 
 
-def _check_shape(text: str, file: str) -> None:
-    """Check what must be known before the document is composed, from the stream of parser events."""
-    unprintable = Reader.NON_PRINTABLE.search(text)
-    if unprintable:
-        place = Place.after(text[: unprintable.start()], file)
-        raise ConfigError(f"not valid YAML: the character {unprintable.group()!r} is not allowed", place=str(place))
-    documents = depth = 0
-    for event in yaml.parse(text, Loader=_LOADER):
-        if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-            if documents > 1:
-                raise ConfigError("more than one document in the file", place=_mark_text(event.start_mark, file))
-        elif isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > MAX_NESTING:
-                reason = f"the config is too large: mappings and lists nested deeper than {MAX_NESTING}"
-                raise ConfigError(reason, place=_mark_text(event.start_mark, file))
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
+class _Document:
+    """The reading of one text. An alias gives the node of its anchor."""
 
-
-class _Converter:
-    """Turns composed nodes into located ones; an anchor's node is converted once and shared by its aliases."""
-
-    def __init__(self, file: str) -> None:
+    def __init__(self, text: str, file: str) -> None:
+        self._events = yaml.parse(text, Loader=_LOADER)
         self._file = file
-        self._done: dict[yaml.Node, Node] = {}
-        self._open: set[yaml.Node] = set()
+        self._depth = 0
+        # The first event of each anchored value, and its node; None while the value is being read.
+        self._anchors: dict[str, tuple[Any, Node | None]] = {}
 
-    def node(self, node: yaml.Node) -> Node:
-        if node not in self._done:
-            self._done[node] = self._converted(node)
-        return self._done[node]
+    def root(self) -> Node | None:
+        """Return the root of the only document; None if the text has no document."""
+        next(self._events)  # the start of the stream
+        if isinstance(next(self._events), yaml.StreamEndEvent):
+            return None
+        root = self._node(next(self._events))
+        next(self._events)  # the end of the document
+        after = next(self._events)
+        if isinstance(after, yaml.DocumentStartEvent):
+            raise self._error(after, "more than one document in the file")
+        return root
 
-    def _mapping(self, node: yaml.MappingNode) -> MapNode:
-        merged: dict[str, Node] = {}
+    def _node(self, start: Any) -> Node:
+        """Return the value that begins with an event."""
+        if isinstance(start, yaml.AliasEvent):
+            anchored, node = self._anchored(start)
+            if node is None:
+                raise self._error(anchored, "an alias stands inside its own anchor, so the value would hold itself")
+            return node
+        self._open_anchor(start)
+        node = self._scalar(start) if isinstance(start, yaml.ScalarEvent) else self._collection(start)
+        self._close_anchor(start, node)
+        return node
+
+    def _anchored(self, alias: Any) -> tuple[Any, Node | None]:
+        if alias.anchor not in self._anchors:
+            raise ComposerError(None, None, f"found undefined alias {alias.anchor!r}", alias.start_mark)
+        return self._anchors[alias.anchor]
+
+    def _open_anchor(self, start: Any) -> None:
+        if start.anchor is None:
+            return
+        if start.anchor in self._anchors:
+            context, first = (
+                f"found duplicate anchor {start.anchor!r}; first occurrence",
+                self._anchors[start.anchor][0],
+            )
+            raise ComposerError(context, first.start_mark, "second occurrence", start.start_mark)
+        self._anchors[start.anchor] = (start, None)
+
+    def _close_anchor(self, start: Any, node: Node) -> None:
+        if start.anchor is not None:
+            self._anchors[start.anchor] = (start, node)
+
+    def _collection(self, start: Any) -> MapNode | ListNode:
+        is_mapping = isinstance(start, yaml.MappingStartEvent)
+        if start.tag not in (None, "!", _PREFIX + ("map" if is_mapping else "seq")):
+            raise self._bad_tag(start, start.tag)
+        self._depth += 1
+        if self._depth > MAX_NESTING:
+            raise self._error(start, f"the config is too large: mappings and lists nested deeper than {MAX_NESTING}")
+        collection = self._mapping(start) if is_mapping else self._list(start)
+        self._depth -= 1
+        return collection
+
+    def _list(self, start: Any) -> ListNode:
+        builder = ListBuilder(self._place(start))
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            builder.add(self._node(event))
+        return builder.build()
+
+    def _mapping(self, start: Any) -> MapNode:
+        merged: dict[str, Node] | None = None
         own: dict[str, Node] = {}
-        merge_seen = False
-        for key_node, value_node in node.value:
-            is_merge = key_node.tag == _MERGE
-            key = self._key(key_node)
-            if merge_seen if is_merge else key in own:
-                raise self._error(key_node, f"Duplicate mapping key {quoted(key)}")
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            key, is_merge = self._key(event)
+            if merged is not None if is_merge else key in own:
+                raise self._error(event, f"Duplicate mapping key {quoted(key)}")
+            value = self._node(next(self._events))
             if is_merge:
-                merge_seen = True
-                merged = dict(self._merged(value_node))
+                merged = _merged(value)
             else:
-                own[key] = self.node(value_node)
-        builder = MapBuilder(self._place(node))
-        for key, value in {**merged, **own}.items():
+                own[key] = value
+        builder = MapBuilder(self._place(start))
+        for key, value in {**(merged or {}), **own}.items():
             builder.add(key, value)
         return builder.build()
 
-    def _converted(self, node: yaml.Node) -> Node:
-        if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node)
-        if node in self._open:
-            raise self._error(node, "an alias stands inside its own anchor, so the value would hold itself")
-        self._open.add(node)
-        converted = self._collection(node)
-        self._open.remove(node)
-        return converted
-
-    def _collection(self, node: yaml.Node) -> MapNode | ListNode:
-        if isinstance(node, yaml.MappingNode) and node.tag == _PREFIX + "map":
-            return self._mapping(node)
-        if isinstance(node, yaml.SequenceNode) and node.tag == _PREFIX + "seq":
-            builder = ListBuilder(self._place(node))
-            for item in node.value:
-                builder.add(self.node(item))
-            return builder.build()
-        raise self._bad_tag(node)
-
-    def _scalar(self, node: yaml.ScalarNode) -> Scalar:
-        if node.tag in _TEXT_TAGS:
-            return make_scalar(node.value, self._place(node))
-        if node.tag not in _CONSTRUCT:
-            raise self._bad_tag(node)
-        if len(node.value) > MAX_NUMBER_CHARS:
-            raise self._error(node, f"a number of more than {MAX_NUMBER_CHARS} characters")
-        try:
-            value = _CONSTRUCT[node.tag](node)
-        except (ValueError, KeyError, IndexError, OverflowError):
-            name = node.tag.removeprefix(_PREFIX)
-            raise self._error(node, f"{quoted(node.value)} is not a YAML {name}") from None
-        return make_scalar(value, self._place(node))
-
-    def _key(self, node: yaml.Node) -> str:
-        if isinstance(node, yaml.ScalarNode) and node.tag in _TEXT_TAGS:
-            return str(node.value)
-        if isinstance(node, yaml.ScalarNode):
-            kind = node.tag.removeprefix(_PREFIX)
-            reason = f"every mapping key must be a string; YAML reads {quoted(node.value)} as {kind}, so quote it"
+    def _key(self, event: Any) -> tuple[str, bool]:
+        """Return a key, and whether the key is ``<<``, which merges mappings."""
+        if isinstance(event, yaml.AliasEvent):
+            event, _ = self._anchored(event)
         else:
-            reason = "every mapping key must be a string, found a mapping or a list"
-        raise self._error(node, reason)
+            self._open_anchor(event)
+        if not isinstance(event, yaml.ScalarEvent):
+            raise self._error(event, "every mapping key must be a string, found a mapping or a list")
+        tag = _tag(event)
+        if tag not in _TEXT_TAGS:
+            kind = tag.removeprefix(_PREFIX)
+            reason = f"every mapping key must be a string; YAML reads {quoted(event.value)} as {kind}, so quote it"
+            raise self._error(event, reason)
+        self._close_anchor(event, self._scalar(event))
+        return event.value, tag == _MERGE
 
-    def _merged(self, node: yaml.Node) -> Iterator[tuple[str, Node]]:
-        """Yield what ``<<`` brings in, later pairs to win: the first mapping of a list comes last."""
-        sources = reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]
-        for source in sources:
-            converted = self.node(source)
-            if not isinstance(converted, MapNode):
-                raise self._error(source, "'<<' takes a mapping or a list of mappings")
-            yield from converted.entries.items()
+    def _scalar(self, event: Any) -> Scalar:
+        tag, text, place = _tag(event), event.value, self._place(event)
+        if tag in _TEXT_TAGS:
+            return make_scalar(text, place)
+        if tag not in _CONSTRUCT:
+            raise self._bad_tag(event, tag)
+        if len(text) > MAX_NUMBER_CHARS:
+            raise self._error(event, f"a number of more than {MAX_NUMBER_CHARS} characters")
+        try:
+            value = _CONSTRUCT[tag](yaml.ScalarNode(tag, text))
+        except (ValueError, KeyError, IndexError, OverflowError):
+            name = tag.removeprefix(_PREFIX)
+            raise self._error(event, f"{quoted(text)} is not a YAML {name}") from None
+        return make_scalar(value, place)
 
-    def _bad_tag(self, node: yaml.Node) -> ConfigError:
-        tag = node.tag.replace(_PREFIX, "!!")
-        return self._error(node, f"the tag {quoted(tag)} is not allowed here; a config holds plain data only")
+    def _bad_tag(self, event: Any, tag: str) -> ConfigError:
+        shown = quoted(tag.replace(_PREFIX, "!!"))
+        return self._error(event, f"the tag {shown} is not allowed here; a config holds plain data only")
 
-    def _error(self, node: yaml.Node, reason: str) -> ConfigError:
-        return ConfigError(reason, place=str(self._place(node)))
+    def _error(self, event: Any, reason: str) -> ConfigError:
+        return ConfigError(reason, place=str(self._place(event)))
 
-    def _place(self, node: yaml.Node) -> Place:
-        return Place(file=self._file, line=node.start_mark.line + 1, column=node.start_mark.column + 1)
+    def _place(self, event: Any) -> Place:
+        return Place(file=self._file, line=event.start_mark.line + 1, column=event.start_mark.column + 1)
+
+
+def _tag(event: Any) -> str:
+    """Return the tag of a scalar: as written, or by the rules of YAML 1.1 for the text."""
+    if event.tag not in (None, "!"):
+        return str(event.tag)
+    return str(_RESOLVER.resolve(yaml.ScalarNode, event.value, event.implicit))  # type: ignore[no-untyped-call]
+
+
+def _merged(value: Node) -> dict[str, Node]:
+    """Return the entries of the mappings under ``<<``; of equal keys the first mapping of a list wins."""
+    entries: dict[str, Node] = {}
+    for source in reversed(value.items) if isinstance(value, ListNode) else [value]:
+        if not isinstance(source, MapNode):
+            raise Cursor(source).error("'<<' takes a mapping or a list of mappings")
+        entries |= source.entries
+    return entries
 
 
 def _mark_text(mark: _Mark | None, file: str) -> str:

@@ -1,8 +1,9 @@
-"""Plain Python data -> located tree."""
+"""Plain Python data (dicts, lists, strings, numbers, booleans, None) to a tree of nodes, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from model_factory.config.bounds import MAX_KEY_CHARS, MAX_NESTING
 from model_factory.config.syntax.bounded_nodes import ListBuilder, MapBuilder, make_scalar
@@ -11,17 +12,29 @@ from model_factory.errors import ConfigError
 from model_factory.wording import quoted
 
 
-def lift(value: object, place: Place) -> Node:
-    """Return plain data as a tree in which every value stands at ``place``; tuples become lists.
+def from_plain(value: object, place: Place) -> Node:
+    """Return plain data as a tree, with the same place for every value; tuples become lists.
 
-    Raises ConfigError for anything but mappings with string keys, lists, tuples, strings, numbers, booleans and
-    None, for a container that holds itself, and for data past the bounds.
+    Raises ConfigError for other types, for keys other than strings, for a container inside itself, and for
+    data over the bounds.
+
+    >>> to_plain(from_plain({"sizes": (1, 2)}, Place(file="<config>")))
+    {'sizes': [1, 2]}
     """
-    return _Lift(place).node(value, ())
+    return _Conversion(place).node(value, ())
 
 
-class _Lift:
-    """One lifting; remembers each container, so data that shares containers costs what it takes in memory."""
+def to_plain(node: Node) -> Any:
+    """Return a tree as plain data; every container is a new object."""
+    if isinstance(node, MapNode):
+        return {key: to_plain(value) for key, value in node.entries.items()}
+    if isinstance(node, ListNode):
+        return [to_plain(item) for item in node.items]
+    return node.value
+
+
+class _Conversion:
+    """One conversion; a repeated container is converted once."""
 
     def __init__(self, place: Place) -> None:
         self._place = place

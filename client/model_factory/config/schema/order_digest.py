@@ -1,8 +1,8 @@
-"""The key orders of a config that mean something.
+"""A digest of the key orders that are part of a model.
 
-Most mappings are the same in any order. Three are not: the modules of a graph (the order of the state dict),
-outputs given as a mapping (the order of the dict that a forward returns), and plain mappings among the arguments of
-a spec or a step (code may iterate over them).
+Most mappings mean the same in any order. Three do not: the modules of a graph (the order of the state dict), outputs
+given as a mapping (the order of the dict that the forward returns), and plain mappings among the arguments of a spec
+or a step (code may iterate over the mapping).
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ from model_factory.digest import digest_of
 def order_digest(config: Mapping[str, Any]) -> str:
     """Return the blake3, in hex, of the meaningful key orders of a checked config given as plain data.
 
-    Two configs with equal ``canonical.digest`` and equal ``order_digest`` are the same model.
+    Two configs with equal ``digest`` and equal ``order_digest`` are the same model.
+
+    >>> relu = {"_type_": "nn.ReLU"}
+    >>> def graph(modules):
+    ...     return {"model": {"graph": {"inputs": ["x"], "modules": modules, "steps": [], "outputs": ["x"]}}}
+    >>> order_digest(graph({"a": relu, "b": relu})) == order_digest(graph({"b": relu, "a": relu}))
+    False
     """
-    # The mappings are visited in an order that no key order changes, so their keys alone say which is which.
+    # The mappings are visited in an order that no key order changes, so the keys alone identify each mapping.
     lines = (json.dumps(keys) for keys in _model_orders(config["model"]))
     return digest_of("\n".join(lines).encode())
 
@@ -40,7 +46,7 @@ def _model_orders(model: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _steps(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the steps in the order they run."""
+    """Return the steps in the order of execution."""
     steps = body.get("steps", body.get("nodes", []))
     return [steps[name] for name in body["order"]] if isinstance(steps, dict) else steps
 
@@ -60,6 +66,6 @@ def _argument_orders(value: Any) -> Iterator[list[str]]:
 
 
 def _value_orders(mapping: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Yield the orders inside a mapping whose own order is given already or means nothing."""
+    """Yield the orders inside a mapping whose own order was yielded before or has no meaning."""
     for key in sorted(mapping):
         yield from _argument_orders(mapping[key])
