@@ -8,13 +8,15 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
 from model_factory import limits
+from model_factory.blocks import Block
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.config.syntax.json_text import json_shape
-from model_factory.documents import FORMAT, decode_document
+from model_factory.documents import FORMAT
 from model_factory.errors import FormatError, LimitError, MissingBlobError, RangeError
 from model_factory.identity import BuildReference
 from model_factory.store import Blob, Store
@@ -22,12 +24,13 @@ from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2,
 from model_factory.wording import quoted
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builds.admission import Admission
-from model_factory_server.builds.service import BuildRequest, BuildResult, BuildService
+from model_factory_server.builds.service import BuildRequest, BuildResult, BuildService, DescribeResult
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.rpc_context import current_call
 from model_factory_server.rpc.blob_stream import read_chunks
 from model_factory_server.rpc.stalled_peers import close_peer_connection
 from model_factory_server.settings.server_settings import LimitSettings, Settings
+from model_factory_server.worker.stages import Stage
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +99,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 {name: self._builder.describe(item, portability=request.portability) for name, item in asked.items()}
             )
             return build_pb2.DescribeModelsResponse(
-                components=[_described(name, item.documents) for name, item in described.items()]
+                components=[_described(name, item) for name, item in described.items()]
             )
 
     async def BuildModels(  # noqa: N802
@@ -324,7 +327,7 @@ def _client_of(context: Context) -> str:
 def _reporter(name: str, events: asyncio.Queue[build_pb2.BuildModelsResponse | None]) -> Any:
     started = time.monotonic()
 
-    def report(stage: str) -> None:
+    def report(stage: Stage) -> None:
         progress = build_pb2.BuildProgress(
             component=name,
             stage=f"BUILD_STAGE_{stage.upper()}",
@@ -335,18 +338,20 @@ def _reporter(name: str, events: asyncio.Queue[build_pb2.BuildModelsResponse | N
     return report
 
 
-def _described(name: str, documents: dict[str, bytes]) -> build_pb2.DescribedComponent:
+def _described(name: str, described: DescribeResult) -> build_pb2.DescribedComponent:
     return build_pb2.DescribedComponent(
         name=name,
-        descriptor_json=documents["descriptor"],
-        programs_json=documents.get("programs", b""),
-        refused=decode_document(documents["refused"], "what is refused") if "refused" in documents else {},
+        descriptor_json=described.descriptor,
+        programs_json=described.programs,
+        refused=described.refused,
     )
 
 
-def _block(item: dict[str, Any]) -> capabilities_pb2.Block:
-    arguments = [capabilities_pb2.BlockArgument(**argument) for argument in item["arguments"]]
-    return capabilities_pb2.Block(**item | {"arguments": arguments})
+def _block(block: Block) -> capabilities_pb2.Block:
+    arguments = [capabilities_pb2.BlockArgument(**asdict(argument)) for argument in block.arguments]
+    return capabilities_pb2.Block(
+        name=block.name, summary=block.summary, origin=block.origin, tags=block.tags, arguments=arguments
+    )
 
 
 def _limits(settings: Settings) -> capabilities_pb2.Limits:
