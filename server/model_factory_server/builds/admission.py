@@ -1,4 +1,4 @@
-"""Admission of RPCs and builds: one queue for workers, with a share for each client."""
+"""Admission of RPCs and builds: a queue for workers, and a share for each client."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from model_factory_server.settings.server_settings import LimitSettings
 
 @dataclass(slots=True)
 class _Share:
-    """The RPCs and builds of one client."""
+    """The RPCs and builds of a client."""
 
     slots: asyncio.Semaphore
-    """A slot for each build that the client may have at the same time."""
+    """A slot for each build of the client at the same time."""
     users: int = 0
-    """RPCs and builds that use this share; an unused share is removed."""
+    """RPCs and builds with this share; an unused share is removed."""
     calls: int = 0
     """RPCs in progress."""
     waiting: int = 0
-    """Builds that wait for a worker."""
+    """Builds of the client waiting for a worker."""
 
 
 @dataclass(slots=True)
 class Admission:
-    """Admits RPCs and builds; used in one event loop."""
+    """Admits RPCs and builds; for use in a single event loop."""
 
     limits: LimitSettings
     """The operator's bounds."""
     workers: int
     """Number of builds at the same time."""
     waiting: int = 0
-    """Builds of all clients that wait for a worker."""
+    """Builds of all clients waiting for a worker."""
     calls: int = 0
     """RPCs in progress, except health checks and ``GetCapabilities``."""
     _slots: asyncio.Semaphore = field(init=False)
@@ -73,7 +73,7 @@ class Admission:
     async def worker(self, client: str) -> AsyncIterator[None]:
         """Wait for a worker, and hold the worker inside the block.
 
-        The client's own slot is acquired first, so a build that waits for this slot takes no worker from other clients.
+        The client's own slot is acquired first, and a build waiting for this slot takes no worker from other clients.
 
         Raises:
             BusyError: too many builds wait already.

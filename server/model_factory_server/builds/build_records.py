@@ -1,4 +1,4 @@
-"""The records that the store keeps of finished jobs: the blobs made, and the files read. Imports no torch.
+"""Records of finished jobs in the store: the blobs made, and the files read. Imports no torch.
 
 A record is stored as ``{"blobs": {name: [digest, size]}, "files": [[path, digest]]}``.
 """
@@ -25,7 +25,7 @@ from model_factory_server.worker.task import ArchitectureBlobs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRecord:
-    """A component built under one seed."""
+    """A component built under a seed."""
 
     descriptor: Blob
     """The module tree."""
@@ -34,9 +34,9 @@ class BuildRecord:
     weights: Blob
     """The parameters and buffers."""
     source: Blob | None
-    """The bundle named by the descriptor; None where the descriptor names no bundle."""
+    """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
     files: tuple[ReadFile, ...]
-    """Files read by the job, and by the recording that the job used."""
+    """Files read by the job, and by the recording whose programs the job used."""
 
     @classmethod
     def from_output(cls, output: BuildOutput, files: tuple[ReadFile, ...]) -> BuildRecord:
@@ -78,13 +78,13 @@ class DescriptionRecord:
     descriptor: Blob
     """The module tree."""
     programs: Blob | None = None
-    """The recorded forwards; None in an outline, which is made without recording."""
+    """The recorded forwards; ``None`` in an outline, made without recording."""
     source: Blob | None = None
-    """The bundle named by the descriptor; None where the descriptor names no bundle."""
+    """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
     placement: Blob | None = None
-    """Where constructors can make tensors inside the weights file; None where unknown."""
+    """Where constructors can make tensors inside the weights file; ``None`` where unknown."""
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Why modules cannot be sent, by path. Not stored: refusals depend on limits, which belong to no key."""
+    """Why modules cannot be sent, by path. Not stored: refusals depend on limits, and limits belong to no key."""
     files: tuple[ReadFile, ...]
     """Files read by the job."""
 
@@ -119,7 +119,7 @@ class DescriptionRecord:
 
     @property
     def architecture(self) -> ArchitectureBlobs | None:
-        """The documents for a build under another seed; None for an outline."""
+        """The documents for a build under another seed; ``None`` for an outline."""
         if self.programs is None:
             return None
         return ArchitectureBlobs(
@@ -145,10 +145,10 @@ class DescriptionRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramRecord:
-    """The program of one module for one call."""
+    """The program of a module for a call."""
 
     programs: Blob
-    """One program, in the format of a model's programs."""
+    """A single program, in the format of a model's programs."""
     files: tuple[ReadFile, ...]
     """Files read by the job."""
 
@@ -193,7 +193,7 @@ def merge_files(first: Iterable[ReadFile], second: Iterable[ReadFile]) -> tuple[
 
 
 def files_agree(first: Iterable[ReadFile], second: Iterable[ReadFile]) -> bool:
-    """Whether two jobs read the same content of every file that both of them read."""
+    """Whether two jobs read the same content of every common file."""
     digests = {file.path: file.digest for file in first}
     return all(digests.get(file.path, file.digest) == file.digest for file in second)
 

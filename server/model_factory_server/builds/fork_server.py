@@ -1,4 +1,4 @@
-"""The fork server, and the worker processes forked from it."""
+"""The fork server, and its worker processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _VARIABLES = {
 def socket_in(folder: Path) -> Iterator[None]:
     """Let ``multiprocessing`` keep the fork server's socket in ``folder``, if the file system allows sockets.
 
-    By default ``multiprocessing`` makes a temporary folder, and the folder outlives a server that is killed.
+    By default ``multiprocessing`` makes a temporary folder, and the folder outlives a killed server.
     """
     config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001  there is no public way
     before = config.get("tempdir")
@@ -56,7 +56,7 @@ def _takes_sockets(folder: Path) -> bool:
 
 
 class ForkServer:
-    """A process that has imported torch, with the environment variables that workers may see."""
+    """A process with torch imported, and with only the environment variables allowed for workers."""
 
     def __init__(self, allows_variable: Callable[[str], bool], *, with_gpus: bool) -> None:
         """Start the process; ``with_gpus``: leave GPUs visible, subject to ``allows_variable``."""
@@ -88,10 +88,10 @@ def _has_ended(child: int) -> bool:
 
 
 class WorkerProcess:
-    """A worker process with one job; may be ended from another thread at any time."""
+    """A worker process with its job; may be ended from another thread at any time."""
 
     def __init__(self, fork_server: ForkServer, job: Job, sender: Connection) -> None:
-        """Prepare a process that does a job, and sends messages through ``sender``."""
+        """Prepare a process for a job; the process sends messages through ``sender``."""
         self._fork_server = fork_server
         self._process = fork_server.context.Process(target=_enter_worker, args=(job, sender), daemon=True)
         self._lock = threading.Lock()
@@ -141,7 +141,7 @@ class WorkerProcess:
 def _enter_worker(job: Job, sender: Connection) -> None:
     """Begin a worker.
 
-    A worker first imports the module of this function. A module that imports gRPC would cost every worker almost 0.1 s.
+    A worker first imports the module of this function. Importing gRPC there would cost every worker almost 0.1 s.
     """
     os.dup2(2, 1)  # prints of blocks go to the log; standard output has the server's address alone
     from model_factory_server.worker import preload  # noqa: PLC0415  imports torch, in the fork server and workers alone

@@ -1,4 +1,4 @@
-"""Jobs in progress: equal requests at the same time share one job."""
+"""Jobs in progress: equal requests at the same time share a job."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from model_factory_server.worker.stages import Stage
 T = TypeVar("T")
 
 Work = Callable[[StageCallback], Coroutine[Any, Any, T]]
-"""Does a job; calls its argument with every stage that the job enters."""
+"""Does a job; calls its argument with every stage of the job."""
 
 
 def ignore_stages(_stage: Stage) -> None:
-    """A stage callback that does nothing."""
+    """Do nothing: the default stage callback."""
 
 
 class _InFlightBuild:
-    """A job in progress, and the callbacks of the requests that wait for the job."""
+    """A job in progress, and the callbacks of the waiting requests."""
 
     def __init__(self, watch: JobWatch, work: Work[Any]) -> None:
         self._watch = watch
@@ -51,9 +51,9 @@ class InFlightBuilds:
         return key in self._jobs
 
     async def join_or_start(self, kind: str, key: str, work: Work[T], on_stage: StageCallback = ignore_stages) -> T:
-        """Wait for the job under a key, started here if none is in progress; all waiting requests share its outcome.
+        """Wait for the job under a key, started here unless in progress; all waiting requests share its outcome.
 
-        The job is cancelled once no request waits for the job any more.
+        The job is cancelled once the last waiting request is cancelled.
         """
         job = self._jobs.get(key)
         if job is None:
@@ -62,7 +62,7 @@ class InFlightBuilds:
         on_stage(job.stage)
         job.callbacks.append(on_stage)
         try:
-            result: T = await asyncio.shield(job.task)  # a request that is cancelled leaves the job to the others
+            result: T = await asyncio.shield(job.task)  # a cancelled request leaves the job to the others
             return result
         finally:
             job.callbacks.remove(on_stage)

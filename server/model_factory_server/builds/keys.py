@@ -1,9 +1,9 @@
 """Keys of builds: equal builds have equal keys, and are made once.
 
-The keys of this module are base keys. The final key covers the names and contents of the files that the job reads, too,
-and no server knows these files before the first job. So the store keeps, under :func:`reads_key` of the base key, the
-paths read by the last job. A lookup hashes the current content of these files; it finds a result only if a job read
-exactly this content.
+The keys of this module are base keys. The final key also covers the paths and contents of the files read by the job.
+No server knows these files before the first job. Therefore the store keeps the paths read by the last job, under
+:func:`reads_key` of the base key. A lookup hashes the current content of these files, and finds a result only if a job
+has read exactly this content.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from model_factory_server.worker.files.read_files import ReadFile, encode_files
 
 
 def architecture_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str) -> str:
-    """Return the key of descriptor and programs: of all that does not depend on the seed."""
+    """Return the key of descriptor and programs, which do not depend on the seed."""
     return _key("architecture", backend, config, dtype)
 
 
 def outline_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str) -> str:
-    """Return the key of an outline: a descriptor made without tensors, which names no source bundle."""
+    """Return the key of an outline: a descriptor made without tensors, and without a source bundle."""
     return _key("outline", backend, config, dtype)
 
 
@@ -34,7 +34,7 @@ def build_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str, seed
 
 
 def call_key(built: BuildReference, dtype: str, path: str, call: bytes, training: Mapping[str, bool]) -> str:
-    """Return the key of one module's program for one call; ``built`` is the module's build, under any seed."""
+    """Return the key of a module's program for a call; ``built`` is the module's build, under any seed."""
     parts = ["call", built.architecture_key, built.descriptor.digest, built.dtype]
     return digest_of(encode_document([*parts, dtype, path, digest_of(call), dict(training)]))
 

@@ -1,4 +1,4 @@
-"""Looks up and keeps records of finished jobs, by the key of a build and the files that the build reads.
+"""Looks up and keeps records of finished jobs, by the key of a build and the files read by the build.
 
 Imports no torch.
 """
@@ -24,7 +24,7 @@ from model_factory_server.worker.files.read_files import FileDigests, ReadFile, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup(Generic[Record]):
-    """What the store has under a base key."""
+    """The result of looking up a base key."""
 
     base_key: str
     """The key without files."""
@@ -33,11 +33,11 @@ class Lookup(Generic[Record]):
     key: str
     """The final key, with the current content of files."""
     record: Record | None
-    """None where the record or one of its blobs is missing."""
+    """``None`` where the record or a blob of the record is missing."""
 
 
 class RecordStore:
-    """The records in a store; file access happens in threads, so the event loop goes on."""
+    """The records in a store; file access happens in threads, beside the event loop."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -48,11 +48,11 @@ class RecordStore:
         return await asyncio.to_thread(self._look_up, base_key, record_type)
 
     async def put(self, base_key: str, record: BuildRecord | DescriptionRecord | ProgramRecord) -> None:
-        """Store a record, and the paths that its job read."""
+        """Store a record, and the paths read by its job."""
         await asyncio.to_thread(self._put, base_key, record)
 
     async def is_current(self, files: tuple[ReadFile, ...]) -> bool:
-        """Whether files still have the content that a job read."""
+        """Whether files still have the content read by a job."""
         return set(await asyncio.to_thread(self._digests.current, [file.path for file in files])) == set(files)
 
     def _look_up(self, base_key: str, record_type: type[Record]) -> Lookup[Record]:
@@ -69,7 +69,7 @@ class RecordStore:
         return Lookup(base_key=base_key, record_type=record_type, key=key, record=record)
 
     def _read_paths(self, base_key: str) -> tuple[str, ...]:
-        """Return the paths that the last job of a key read."""
+        """Return the paths read by the last job of a key."""
         try:
             return decode_paths(self._store.record(reads_key(base_key)) or [])
         except FormatError:  # damaged: the next job replaces the record

@@ -1,4 +1,4 @@
-"""The build service: from a request to a result in the store, with one job for equal requests. Imports no torch."""
+"""The build service: from a request to a result in the store; equal requests share a job. Imports no torch."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class BuildRequest:
     dtype: str
     """Dtype of the floating tensors; empty: unchanged."""
     client: str
-    """The client whose share of workers the jobs count in."""
+    """The client with the share of workers for the jobs."""
     seconds: float = 0.0
-    """Time for each job; the operator's limit applies if it is longer."""
+    """Time for each job; a longer limit of the operator applies instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class BuildResult:
     weights: Blob
     """The parameters and buffers."""
     source: Blob | None
-    """The bundle named by the descriptor; None where the descriptor names no bundle."""
+    """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
     files: tuple[ReadFile, ...]
     """Files read by the build."""
     now: bool
@@ -94,7 +94,7 @@ class DescribeResult:
     refused: Mapping[str, str]
     """Why modules cannot be sent, by path; the empty path is the whole model."""
     source: Blob | None
-    """The bundle named by the descriptor; None where the descriptor names no bundle."""
+    """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
     files: tuple[ReadFile, ...]
     """Files read by the constructors."""
 
@@ -112,7 +112,7 @@ class _FilesChangedError(errors.BuildError):
 
 
 class BuildService:
-    """Turns requests into results in the store; equal requests at the same time share one job."""
+    """Turns requests into results in the store; equal requests at the same time share a job."""
 
     def __init__(
         self, store: Store, backend: BackendIdentity, pool: WorkerPool, metrics: Metrics, traces: Traces
@@ -175,7 +175,7 @@ class BuildService:
         call: bytes,
         training: Mapping[str, bool],
     ) -> bytes:
-        """Return the program of one module for one call.
+        """Return the program of a module for a call.
 
         Args:
             request: The component of the module.
@@ -237,7 +237,7 @@ class BuildService:
         return "joined" if lookup.key in self._in_flight else "miss"
 
     def _check_identity(self, built: BuildReference) -> None:
-        """Refuse a module that a server with other code has built."""
+        """Refuse a module built by a server with other code."""
         differences = built.identity.differences(self._backend.public)
         if differences:
             raise errors.OutdatedBuildError(
@@ -279,7 +279,7 @@ class BuildService:
         task = DescribeTask(config=request.config.wire, dtype=request.dtype, portability=portability)
         result = await self._run(request, task, DescribeOutput.from_document, on_stage)
         record = DescriptionRecord.from_output(result.output, result.files)
-        if not record.refused:  # refusals depend on limits, which belong to no key
+        if not record.refused:  # refusals depend on limits, and limits belong to no key
             await self._records.put(base_key, record)
         return record
 
@@ -317,9 +317,9 @@ class BuildService:
         in_flight_key: str = "",
         on_stage: StageCallback = ignore_stages,
     ) -> _Kept[Record]:
-        """Return the found record, or the record that ``work`` makes; ``work`` is repeated while files change.
+        """Return the found record, or the record made by ``work``; ``work`` is repeated while files change.
 
-        The job may have begun before this request, and may have read a file that has changed since.
+        The job may have begun before this request, and may have read an old version of a file.
         """
         if lookup.record is not None:
             return _Kept(key=lookup.key, record=lookup.record)

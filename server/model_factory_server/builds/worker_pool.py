@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 Output = TypeVar("Output")
 
 StageCallback = Callable[[Stage], None]
-"""Called with every stage that a job enters."""
+"""Called with every stage of a job."""
 
 _EXIT_SECONDS = 10.0  # from the last message of a worker to its end
 
@@ -76,7 +76,7 @@ class WorkerPool:
 
     @property
     def queued(self) -> int:
-        """Number of jobs that wait for a worker."""
+        """Number of jobs waiting for a worker."""
         return self._admission.waiting
 
     @property
@@ -105,8 +105,8 @@ class WorkerPool:
             task: What to do.
             decode: Reads the document of the task's output.
             on_stage: Called with every stage.
-            client: The client whose share of workers the job counts in.
-            seconds: Time for the job; the operator's limit applies if it is longer.
+            client: The client with the share of workers for this job.
+            seconds: Time for the job; a longer limit of the operator applies instead.
 
         Raises:
             BusyError: too many jobs wait already.
@@ -158,7 +158,7 @@ class WorkerPool:
         seconds: float,
     ) -> JobDone:
         """Start a worker and read its messages until its end; runs in a thread."""
-        killer = threading.Timer(seconds + _EXIT_SECONDS, process.end)  # for a worker that stops within a message
+        killer = threading.Timer(seconds + _EXIT_SECONDS, process.end)  # for a worker stopped within a message
         killer.start()
         try:
             with receiver:
@@ -182,7 +182,7 @@ class WorkerPool:
                 self._store.sweep()
 
     def _read_messages(self, receiver: Connection, on_stage: StageCallback, seconds: float) -> JobDone:
-        """Read messages up to the last one, and return the last one.
+        """Read messages up to the last message, and return the last message.
 
         Raises:
             EOFError: the worker died before its last message.
@@ -219,7 +219,7 @@ class WorkerPool:
 
 
 def _error_of_dead_worker(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryError:
-    """Return the error for a worker that died before its last message."""
+    """Return the error for a worker dead before its last message."""
     if exit_code == -signal.SIGXCPU:
         return errors.LimitError(
             f"the build used more than the {cpu_seconds:g} seconds of processor time that this server allows"

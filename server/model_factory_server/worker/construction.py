@@ -42,7 +42,7 @@ class ModelPlan:
 
     size: ModelSize
     placement: Placement | None
-    """Where constructors can make tensors inside the weights file; None where unknown or not wanted."""
+    """Where constructors can make tensors inside the weights file; ``None`` where unknown or not wanted."""
 
 
 def construct(backend: Backend, config: ResolvedConfig, seed: int, device_kind: str) -> nn.Module:
@@ -69,7 +69,7 @@ def plan_model(
     *,
     placed: bool,
 ) -> ModelPlan | None:
-    """Return the size of a model, and with ``placed`` its placement; None where only a real construction can tell.
+    """Return the size of a model, and with ``placed`` its placement; ``None`` where only a real construction can tell.
 
     ``construct_on`` constructs the model on a device.
 
@@ -86,7 +86,7 @@ def plan_model(
 
 
 def plan_in_fork(limits: LimitSettings, device_kind: str, plan: Callable[[], T]) -> T | None:
-    """Return the result of work on the meta device, done in a fork; None where the work failed.
+    """Return the result of work on the meta device, done in a fork; ``None`` where the work failed.
 
     The work fails if a constructor needs real tensors, or if the config is wrong. The caller then constructs the model
     with real tensors; on the CPU the memory of this process is first limited to the needs of the largest allowed model.
@@ -128,7 +128,7 @@ def size_of(model: nn.Module, dtype: str) -> ModelSize:
 
 
 def check_size(limits: LimitSettings, size: ModelSize) -> None:
-    """Refuse a model that is over a bound.
+    """Refuse a model over a bound.
 
     Raises:
         LimitError: the model has too many bytes of weights, or too many modules.

@@ -1,4 +1,4 @@
-"""The worker process: does one job, and ends.
+"""The worker process: does a job, and ends.
 
 Each job has a process of its own, because seeding is process-wide, because a process can be limited and killed, and
 because the effects of a config end with the process. Workers are forked from a process that has imported this module
@@ -96,7 +96,7 @@ def _run(job: Job, send: SendMessage) -> Output:
 
 
 def _enter_sandbox(job: Job) -> bool:
-    """Limit this process and its children; return False if they can reach a network against the settings.
+    """Limit this process and its children; return False if the network stays reachable against the settings.
 
     The kernel, or the seccomp profile of a container, may refuse a network namespace.
     """
@@ -152,5 +152,5 @@ def _exceeded_memory(error: Exception) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Return text without lone surrogates, which Python uses for undecodable bytes in file names."""
+    """Return text without lone surrogates, Python's substitutes for undecodable bytes in file names."""
     return text.encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""The messages that a worker sends to the server, each a JSON document ``[kind, body]``. Imports no torch.
+"""The messages of a worker to the server, each a JSON document ``[kind, body]``. Imports no torch.
 
 Documents and no pickled objects: unpickling would run code of a build's choice in the server.
 """

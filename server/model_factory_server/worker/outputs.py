@@ -1,6 +1,6 @@
-"""What a worker returns for each kind of task, and the documents that the outputs are sent as. Imports no torch.
+"""The output of a worker for each kind of task, and its document. Imports no torch.
 
-The server reads an output with the same care as a message of an untrusted peer: a build runs code of the operator's.
+The server reads an output with the same care as a message of an untrusted peer: a build runs the operator's code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from model_factory_server.worker.task import ArchitectureBlobs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOutput:
-    """The output of a ``BuildTask``: blobs that the worker has put into the store."""
+    """The output of a ``BuildTask``: blobs in the store."""
 
     architecture: ArchitectureBlobs
     """The documents; the descriptor is the build's own, the other documents may be of an earlier build."""
@@ -60,9 +60,9 @@ class DescribeOutput:
     descriptor: Blob
     """The module tree."""
     programs: Blob | None
-    """The recorded forwards; None where the task did not record."""
+    """The recorded forwards; ``None`` without a recording."""
     source: Blob | None
-    """The bundle named by the descriptor; None where the descriptor names no bundle."""
+    """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
     refused: Mapping[str, str]
     """Why modules cannot be sent, by path; the empty path is the whole model."""
 
@@ -93,7 +93,7 @@ class RecordOutput:
     """The output of a ``RecordTask``."""
 
     programs: Blob
-    """One program, in the format of a model's programs."""
+    """A single program, in the format of a model's programs."""
 
     def to_document(self) -> dict[str, object]:
         """Return plain data for ``from_document``."""
@@ -114,7 +114,7 @@ class ListOutput:
     """The output of a ``ListTask``."""
 
     blocks: tuple[Block, ...]
-    """What configs may name, sorted by name."""
+    """The blocks for configs, sorted by name."""
 
     def to_document(self) -> list[dict[str, object]]:
         """Return plain data for ``from_document``."""
@@ -144,7 +144,7 @@ def encode_blobs(**blobs: Blob | None) -> dict[str, object]:
 
 
 def decode_blobs(document: object) -> dict[str, Blob]:
-    """Read the data that ``encode_blobs`` returns.
+    """Read the data of ``encode_blobs``.
 
     Raises:
         FormatError: the data is malformed.
@@ -153,10 +153,10 @@ def decode_blobs(document: object) -> dict[str, Blob]:
 
 
 def required(blobs: Mapping[str, Blob], name: str) -> Blob:
-    """Return the blob of that name.
+    """Return the blob with this name.
 
     Raises:
-        FormatError: there is no blob of that name.
+        FormatError: there is no blob with this name.
     """
     if name not in blobs:
         raise FormatError(f"the blob {name!r} is missing")

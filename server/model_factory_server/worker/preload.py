@@ -1,8 +1,8 @@
-"""The imports of the fork server, and a check that the process can be forked.
+"""The imports of the fork server, and a check of the process before forks.
 
-Importing torch and its tracing takes seconds. Every worker is forked from a process that has done these imports.
+Importing torch and its tracing takes seconds. Every worker is forked from a process with these imports done.
 
-A fork copies one thread only, and a GPU driver does not work in a fork of a process that has initialised the driver. So
+A fork copies one thread only, and a GPU driver does not work in a fork of a process with an initialised driver. So
 this module runs no model, no backward pass and no fake tensor: on torch's CUDA build a fake tensor asks the driver for
 GPUs, and a later backward pass starts a thread per device.
 """

@@ -17,7 +17,7 @@ _DONE, _NO_MEMORY, _DIED = "done", "no memory", "died"
 
 
 def run_in_fork(work: Callable[[], T], seconds: float) -> T | None:
-    """Call ``work`` in a fork and return its result, a picklable object; None if ``work`` failed or the fork died.
+    """Call ``work`` in a fork and return its result, a picklable object; ``None`` if ``work`` failed or the fork died.
 
     For processes with one thread and without a CUDA context. Child processes of the fork are killed at the end.
 

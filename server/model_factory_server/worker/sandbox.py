@@ -1,4 +1,4 @@
-"""The sandbox of a worker: limits that the kernel enforces."""
+"""The sandbox of a worker: limits enforced by the kernel."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 _libc = ctypes.CDLL(None, use_errno=True)
 
 NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
-"""Environment variables that hide every GPU from a process."""
+"""Environment variables for hiding every GPU from a process."""
 
 
 def die_with_parent() -> None:
@@ -33,7 +33,7 @@ def die_with_parent() -> None:
 
 
 def lead_own_group() -> None:
-    """Lead a session and a process group, so that this process can be killed together with its children."""
+    """Lead a session and a process group, for killing this process together with its children."""
     with suppress(PermissionError):  # the process is a leader already
         os.setsid()
 
@@ -69,7 +69,7 @@ def limit_memory(more_bytes: int) -> None:
 
 
 def allowed_memory() -> int:
-    """Return the bytes of memory that this process may have in all."""
+    """Return the bytes of memory allowed for this process in all."""
     soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return node_memory() if soft == resource.RLIM_INFINITY else soft
 

@@ -1,4 +1,4 @@
-"""What the server asks a worker to do. Imports no torch."""
+"""Tasks: the requests of the server to a worker. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from model_factory_server.settings.server_settings import BackendSettings, Isola
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchitectureBlobs:
-    """The documents of a component that builds under all seeds share, as blobs in the store."""
+    """The documents of a component, common to builds under all seeds, as blobs in the store."""
 
     descriptor: Blob
     """The module tree."""
     programs: Blob
     """The recorded forwards."""
     source: Blob | None
-    """The bundle named by the descriptor; None where the descriptor names no bundle."""
+    """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
     placement: Blob | None
-    """Where constructors can make tensors inside the weights file; None where unknown."""
+    """Where constructors can make tensors inside the weights file; ``None`` where unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class BuildTask:
     dtype: str
     """Dtype of the floating tensors; empty: unchanged."""
     known: ArchitectureBlobs | None
-    """Documents of an earlier build under any seed, to use instead of recording; None: record."""
+    """Documents of an earlier build under any seed, to use instead of recording; ``None``: record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +48,12 @@ class DescribeTask:
     dtype: str
     """Dtype of the floating tensors; empty: unchanged."""
     portability: bool
-    """Whether to record, and to report every module that cannot be sent."""
+    """Whether to record, and to report every module with a refusal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordTask:
-    """Record the program of one module for one call."""
+    """Record the program of a module for a call."""
 
     config: bytes
     """The component's config in wire form."""
@@ -75,7 +75,7 @@ class RecordTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListTask:
-    """List the blocks that configs may name."""
+    """List the blocks for configs."""
 
 
 Task = BuildTask | DescribeTask | RecordTask | ListTask
@@ -83,14 +83,14 @@ Task = BuildTask | DescribeTask | RecordTask | ListTask
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A task for one worker, with the operator's settings."""
+    """A task for a worker, with the operator's settings."""
 
     task: Task
-    """What to do."""
+    """The work to do."""
     store: Path
     """Folder of the store."""
     backend: BackendSettings
-    """Settings of the backend that constructs models."""
+    """Settings of the backend."""
     code_stamp: str
     """Stamp of the operator's files at the start of the server."""
     device_kind: str
@@ -98,6 +98,6 @@ class Job:
     limits: LimitSettings
     """Bounds on the model."""
     isolation: IsolationSettings
-    """What the process may reach."""
+    """Limits on the surroundings of the process: variables, network, open files."""
     threads: int
-    """Kernel threads of torch: few enough that workers side by side do not wait for each other."""
+    """Kernel threads of torch: few enough for workers side by side."""

@@ -1,9 +1,9 @@
-"""Construct a model inside its weights file, so that few tensors are left to write.
+"""Construct a model inside its weights file, with few tensors left to write.
 
 Torch's modules, and most others, make a parameter with ``torch.empty`` and fill the parameter afterwards; copies of
-layers are made with ``clone``. Planning on the meta device notes which of these calls makes which tensor. During the
-build, the same calls return memory of the file. All other tensors are written after the construction. So the content of
-the file never depends on a placement.
+layers are made with ``clone``. Planning on the meta device notes these calls and their tensors. During the build, the
+same calls return memory of the file. All other tensors are written after the construction. So a placement never changes
+the content of the file.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TensorPlace(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """The places of tensors that a construction can make inside its weights file."""
+    """The places of tensors made inside the weights file by a construction."""
 
     size: int
     """Bytes of the file up to the end of the last place."""
@@ -112,10 +112,10 @@ class AllocationLog(TorchFunctionMode):
         return result
 
     def placement(self, model: nn.Module) -> Placement | None:
-        """Return the placement of a model constructed under this log; None where no tensor can be placed.
+        """Return the placement of a model constructed under this log; ``None`` where no tensor can be placed.
 
-        Offsets follow from the descriptor, so the model on the meta device is described here. The real model, which
-        does not exist yet, is described later by the build.
+        Offsets follow from the descriptor, hence a description of the model on the meta device: the real model does not
+        exist yet. The build describes the real model later.
         """
         try:
             tensors = planned_tensors(model, describe(model, refused={}))
@@ -136,17 +136,17 @@ class AllocationLog(TorchFunctionMode):
 
 
 class WeightsFile:
-    """A weights file in which a model can be constructed."""
+    """A weights file, and the construction of a model inside the file."""
 
     def __init__(self, file: BinaryIO, placement: Placement | None) -> None:
         """Map the file where a placement is given and the file can be mapped."""
         self._file = file
         self._memory = None if placement is None else _map_file(file, placement)
         self.reserved = 0 if self._memory is None or placement is None else placement.size
-        """Bytes on the disk that the file takes already."""
+        """Bytes of the file on the disk already."""
 
     def construct(self, make: Callable[[], nn.Module]) -> nn.Module:
-        """Return the model that ``make`` constructs, with placed tensors inside the file.
+        """Return the model constructed by ``make``, with placed tensors inside the file.
 
         A constructor may resize a storage, and memory of a file cannot be resized: ``make`` is then called again,
         without the placement.
@@ -162,7 +162,7 @@ class WeightsFile:
         return make()
 
     def write(self, tensors: Mapping[str, torch.Tensor]) -> Blob:
-        """Write every tensor that is not in its place, and return the identity of the file.
+        """Write every tensor outside of its place, and return the identity of the file.
 
         Raises:
             OSError: the file cannot be written.
@@ -176,7 +176,7 @@ class WeightsFile:
 
 
 def _map_file(file: BinaryIO, placement: Placement) -> _FileMemory | None:
-    """Allocate the file's blocks on the disk and map the file; None where the disk is full or files cannot be mapped.
+    """Allocate the file's blocks on the disk and map the file; ``None`` on a full disk or without mappings.
 
     The blocks come first: a write to a mapping without a block kills the process.
     """
@@ -191,7 +191,7 @@ def _map_file(file: BinaryIO, placement: Placement) -> _FileMemory | None:
 class _FileMemory(TorchFunctionMode):
     """A mapped file: as a context manager, returns memory of the file from the placed allocating calls.
 
-    Also the file that the weights are written to: ``write`` skips tensors in their places.
+    Also the file to write the weights to: ``write`` skips tensors in their places.
     """
 
     def __init__(self, file: BinaryIO, mapping: mmap.mmap, places: Mapping[int, TensorPlace]) -> None:
@@ -223,7 +223,7 @@ class _FileMemory(TorchFunctionMode):
 
     @contextmanager
     def populated_ahead(self) -> Iterator[None]:
-        """Let the kernel provide the memory in a thread beside the block, which takes about as long as filling it.
+        """Let the kernel provide memory in a thread beside the block; providing takes about as long as filling.
 
         The thread stays at most 256 MiB ahead: the kernel would write untouched pages to the disk.
         """
@@ -247,7 +247,7 @@ class _FileMemory(TorchFunctionMode):
             thread.join()
 
     def without_overlaps(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return tensors to write, with copies of the tensors that lie in this memory outside of their places."""
+        """Return tensors to write, with copies of the tensors in this memory outside of their places."""
         starts = offsets(tensors)
         return {
             name: tensor.clone() if self._holds(tensor) and not self._is_in_place(tensor, starts[name]) else tensor
@@ -261,7 +261,7 @@ class _FileMemory(TorchFunctionMode):
         return _fills_storage(tensor) and tensor.data_ptr() == self._start + offset
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write ``data`` at the current position, or skip ``data`` that lies at this position of the mapping."""
+        """Write ``data`` at the current position, or skip ``data`` from this position of the mapping."""
         position = self._file.tell()
         if isinstance(data, memoryview) and not data.readonly and _address(data) == self._start + position:
             self._file.seek(len(data), os.SEEK_CUR)

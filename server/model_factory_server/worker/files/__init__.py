@@ -1,1 +1,1 @@
-"""Files that builds read: which files a build may read, and which it has read."""
+"""The files of builds: readable folders, a guard for reads, and digests of read files."""

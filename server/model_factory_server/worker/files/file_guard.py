@@ -1,8 +1,8 @@
-"""Notes the files that a job reads, and refuses files that the operator does not allow.
+"""Notes every file read by a job, and refuses files outside of the operator's folders.
 
-Python reports every file that Python code opens to an audit hook. Libraries that open files in native code are wrapped:
-safetensors, and torch where torch maps a file or reads an archive by name. Files that any other library opens in native
-code are not seen (docs/security.md).
+Python reports every file opened by Python code to an audit hook. Libraries that open files in native code are wrapped:
+safetensors, and torch where torch maps a file or reads an archive by name. Files opened in native code
+of any other library are not seen (docs/security.md).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OWN_SOURCE = frozenset({__file__, native_readers.__file__})
 
 
 class ObservedFiles(NamedTuple):
-    """The files that a guard has seen; picklable, so that a fork can send the files to its parent."""
+    """The files seen by a guard; picklable, for a fork to send to its parent."""
 
     read: dict[str, FileStamp | None]
     """Stamp at the first read, by path."""
@@ -46,7 +46,7 @@ class ObservedFiles(NamedTuple):
 
 
 class FileGuard:
-    """The files that this process has read since :meth:`watch`; one guard per process, since audit hooks stay."""
+    """The files read by this process since :meth:`watch`; a single guard per process, since audit hooks stay."""
 
     def __init__(self) -> None:
         self._folders: ReadableFolders | None = None
@@ -68,7 +68,7 @@ class FileGuard:
         return self._observed
 
     def add(self, observed: ObservedFiles) -> None:
-        """Add the files that a fork of this process has observed."""
+        """Add the files observed by a fork of this process."""
         for path, stamp in observed.read.items():
             self._observed.read.setdefault(path, stamp)
         self._observed.refused.extend(observed.refused)
@@ -78,7 +78,7 @@ class FileGuard:
         return _refusal(self._observed.refused[0]) if self._observed.refused else None
 
     def finish(self) -> tuple[ReadFile, ...]:
-        """Return every file that was read, with its digest; ``CHANGED`` for a file that changed after the first read.
+        """Return every file that was read, with its digest; ``CHANGED`` for a file changed after the first read.
 
         Raises:
             BuildError: a file was refused, or the job read too many files.
@@ -157,7 +157,7 @@ class FileGuard:
         return None if self._folders is None else self._folders.kind_of(real_path)
 
     def _is_new_temporary(self, real_path: str) -> bool:
-        """Whether a temporary file was made since the job began: files that native code writes are not seen."""
+        """Whether a temporary file was made since the job began: files written by native code are not seen."""
         if not real_path.startswith(f"{self._temporary}/"):
             return False
         status = Path(real_path).stat()

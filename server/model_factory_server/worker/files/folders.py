@@ -1,4 +1,4 @@
-"""Which folders a build may read, and which files in the folders belong to the key of the build."""
+"""The folders readable for a build, and the part of their files in the key of the build."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from model_factory_server.settings.server_settings import BackendSettings
 
 
 class FolderKind(Enum):
-    """What a build may do with the files of a folder."""
+    """The kind of a folder: decides about reading, and about the key of a build."""
 
     SYSTEM = "system"
     """Python, libraries and the system: files may be read, and belong to no key."""
     CODE = "code"
-    """The operator's code: the code digest covers code, every other file that is read belongs to the key."""
+    """The operator's code: the code digest covers code, and every other file read belongs to the key."""
     DATA = "data"
-    """Data that the operator allows: every file that is read belongs to the key."""
+    """Data allowed by the operator: every file read belongs to the key."""
 
 
 _SYSTEM = ("/proc", "/sys", "/dev", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/cuda")
@@ -40,14 +40,14 @@ _PYTHON_DATA = ("lib", "lib64", "share", "etc", "ssl", "include")
 
 
 class ReadableFolders:
-    """The folders of one server, each with its kind."""
+    """The folders readable for the builds of a server, each with its kind."""
 
     def __init__(self, settings: BackendSettings, store: Path) -> None:
         """Collect the folders of this Python, of the system, and of the operator's settings."""
         self._kinds = _folder_kinds(settings, store)
 
     def kind_of(self, real_path: str) -> FolderKind | None:
-        """Return the kind of the innermost known folder around a path without links; None where builds may not read."""
+        """Return the kind of the innermost known folder around a path without links; ``None``: unreadable."""
         folder = real_path
         while folder != "/":
             if folder in self._kinds:
@@ -57,7 +57,7 @@ class ReadableFolders:
 
 
 def temporary_folder() -> str:
-    """Return the folder for temporary files; a path that does not exist where no folder can be written to."""
+    """Return the folder for temporary files; the path of a missing folder if no folder can be written to."""
     try:
         return tempfile.gettempdir()
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def temporary_folder() -> str:
 
 
 def _folder_kinds(settings: BackendSettings, store: Path) -> Mapping[str, FolderKind | None]:
-    """Return the kind of each folder; None for a folder inside a readable folder that builds may not read."""
+    """Return the kind of each folder; ``None`` for an unreadable folder inside a readable folder."""
     prefixes = {sys.prefix, sys.base_prefix}
     kinds: dict[str, FolderKind | None] = {"/usr/share": FolderKind.DATA, "/dev/shm": None}  # noqa: S108  files in memory
     kinds |= {f"{prefix}/{name}": FolderKind.DATA for prefix in prefixes for name in _PYTHON_DATA}

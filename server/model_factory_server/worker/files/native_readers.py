@@ -1,4 +1,4 @@
-"""Report files that torch and safetensors open in native code, where Python's audit hooks do not see them."""
+"""Report files opened by torch and safetensors in native code, invisible to Python's audit hooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NATIVE: Any = torch._C  # noqa: SLF001  torch.package and torch.jit read archiv
 
 
 def wrap_native_readers(on_read: OnRead) -> None:
-    """Replace the functions of torch and safetensors that open files by name, and ``os.open``; see the table below."""
+    """Wrap the functions of torch and safetensors for opening files by name, and ``os.open``; see the table below."""
     readers: Iterable[tuple[Any, str, int]] = [  # owner, name, and position of the argument `filename`
         (safetensors, "safe_open", 0),
         (safetensors.torch, "safe_open", 0),
@@ -45,7 +45,7 @@ def _reporting(native: Callable[..., Any], position: int, on_read: OnRead) -> An
 
 
 def _wrap_archive_reader(on_read: OnRead) -> None:
-    """Wrap torch's reader of archives, which takes a name or a file; a subclass, since torch uses ``isinstance``."""
+    """Wrap torch's reader of archives, for a name or a file; by a subclass, since torch uses ``isinstance``."""
     native = _NATIVE.PyTorchFileReader
 
     def initialise(self: Any, source: Any) -> None:

@@ -16,13 +16,13 @@ from model_factory.documents import encode_document, expect_str
 from model_factory.errors import FormatError
 
 MAX_FILES = 10_000
-"""Files that one build may read, not counting code."""
+"""Number of files readable for a build, not counting code."""
 
 ABSENT = ""
-"""Digest of a file that does not exist, or is not a regular file."""
+"""Digest of a missing file, or of a path to anything but a regular file."""
 
 CHANGED = "0" * 64
-"""Digest of a file that changed while a job read the file: no content has this digest."""
+"""Digest of a file changed during the read: no content has this digest."""
 
 _MAX_REMEMBERED = 100_000  # digests in the memory of a server
 _SETTLED_NS = 2_000_000_000  # within this time a file may change twice under one time of change
@@ -34,7 +34,7 @@ FileStamp = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class ReadFile:
-    """A file that a build has read."""
+    """A file read by a build."""
 
     path: str
     """Absolute, links not resolved; ends in a slash for a folder whose entries were listed."""
@@ -58,7 +58,7 @@ def is_code(path: str) -> bool:
 
 
 def stamp_of(path: str) -> FileStamp | None:
-    """Return the stamp of a regular file, or of a folder for a path with a slash at the end; None if there is none."""
+    """Return the stamp of a regular file, or of a folder for a path with a slash at the end; else ``None``."""
     try:
         status = Path(path).stat()
     except (OSError, ValueError):

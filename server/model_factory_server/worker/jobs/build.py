@@ -60,7 +60,7 @@ def build_component(task: BuildTask, workspace: Workspace) -> BuildOutput:
 
 
 def _read_known(task: BuildTask, workspace: Workspace) -> _KnownArchitecture | None:
-    """Read the documents of an earlier build; None where there was none, or the descriptor was evicted since.
+    """Read the documents of an earlier build; ``None`` without an earlier build, or if its descriptor was evicted.
 
     Raises:
         LimitError: the model is too large.
@@ -78,7 +78,7 @@ def _read_known(task: BuildTask, workspace: Workspace) -> _KnownArchitecture | N
 
 
 def _plan_placement(task: BuildTask, workspace: Workspace, config: ResolvedConfig) -> Placement | None:
-    # A cast and a move to a device make new tensors, for which a place in the file is of no use.
+    # A cast and a move to a device make new tensors, outside of the file.
     placed = workspace.job.device_kind == "cpu" and not task.dtype
     plan = workspace.plan(config, task.seed, task.dtype, placed=placed)
     return None if plan is None else plan.placement
@@ -92,7 +92,7 @@ def _record(
     with workspace.hinting_at_source():
         portable = survey_model(model, config.model, workspace.shared_roots)
     descriptor = portable.descriptor
-    if task.dtype:  # a descriptor names dtypes, so the cast model needs another one
+    if task.dtype:  # descriptors name dtypes, so the cast model needs another descriptor
         cast(model, task.dtype)
         descriptor = describe(model, portable.classes, portable.bundle)
     workspace.enter(Stage.WRITING)
@@ -108,7 +108,7 @@ def _record(
 def _describe_known(
     task: BuildTask, workspace: Workspace, model: nn.Module, known: _KnownArchitecture
 ) -> tuple[Descriptor, ArchitectureBlobs]:
-    """Describe a model whose programs are known; attributes may depend on the seed, so the descriptor is made anew."""
+    """Describe a model whose programs are known; attributes may depend on the seed, hence a new descriptor."""
     classes = source_classes_of(model, known.descriptor)
     cast(model, task.dtype)
     workspace.enter(Stage.WRITING)

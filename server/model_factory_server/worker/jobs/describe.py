@@ -1,4 +1,4 @@
-"""Describe a component without writing weights, on request with all that a build would refuse."""
+"""Describe a component without writing weights, on request with every refusal of a build."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def describe_component(task: DescribeTask, workspace: Workspace) -> DescribeOutp
 
 
 def _survey(task: DescribeTask, workspace: Workspace, config: ResolvedConfig) -> DescribeOutput:
-    """Do what a build does except for writing weights; note refusals instead of raising them."""
+    """Do the work of a build except for writing weights; note refusals instead of raising errors."""
     model = workspace.construct(config, _SEED, task.dtype, workspace.job.device_kind)
     workspace.enter(Stage.RECORDING)
     refused: dict[str, str] = {}
     portable = survey_model(model, config.model, workspace.shared_roots, refused)
     descriptor = portable.descriptor
-    if task.dtype:  # a descriptor names dtypes, so the cast model needs another one
+    if task.dtype:  # descriptors name dtypes, so the cast model needs another descriptor
         cast(model, task.dtype)
         descriptor = describe(model, portable.classes, portable.bundle, refused=refused)
     put = workspace.store.put

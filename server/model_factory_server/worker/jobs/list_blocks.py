@@ -1,4 +1,4 @@
-"""List the blocks that configs may name."""
+"""List the blocks for configs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Record the program of one module for a call that a trainer made."""
+"""Record the program of a module for a trainer's call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from model_factory_server.worker.task import RecordTask
 
 
 def record_module(task: RecordTask, workspace: Workspace) -> RecordOutput:
-    """Record one module for one call, and put the program into the store.
+    """Record a module for a call, and put the program into the store.
 
     Raises:
         OutdatedBuildError: the server constructs another model than the trainer's.
@@ -38,7 +38,7 @@ def _check_descriptor(task: RecordTask, workspace: Workspace, model: nn.Module) 
     """Refuse a model with another descriptor than the trainer's.
 
     The server has compared code and files already, and the seed is the build's. The remaining cause is a constructor
-    that makes another model each time: from random numbers of its own, from the time, from the environment.
+    with another model each time: from random numbers of its own, from the time, from the environment.
     """
     data = workspace.store.read(task.descriptor)
     cast(model, task.built.dtype)

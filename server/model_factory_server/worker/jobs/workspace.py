@@ -1,4 +1,4 @@
-"""What all jobs share: the backend, the store and the way to report progress."""
+"""The common part of all jobs: the backend, the store, and progress reports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SOURCE_NEEDS_EXAMPLES = (
 
 
 class Workspace:
-    """The surroundings of one job."""
+    """The backend, the store and the progress reports of a job."""
 
     def __init__(self, job: Job, send: SendMessage) -> None:
         """Load the backend and open the store.
@@ -53,7 +53,7 @@ class Workspace:
 
     @property
     def shared_roots(self) -> tuple[Root, ...]:
-        """Folders of code that may be sent to trainers; empty unless the operator shares source."""
+        """Folders of code for trainers; empty unless the operator shares source."""
         return operator_roots(self.job.backend) if self.job.backend.share_source else ()
 
     def enter(self, stage: Stage) -> None:
@@ -104,6 +104,6 @@ def cast(model: nn.Module, dtype: str) -> None:
 
 
 def source_classes_of(model: nn.Module, descriptor: Descriptor) -> Mapping[nn.Module, SourceClass]:
-    """Return the modules of a model that its descriptor sends as source, with their classes."""
+    """Return the source modules of a model, by its descriptor, with their classes."""
     nodes = {path: descriptor.modules[index] for index, path in descriptor.paths().items()}
     return {get_module(model, path): node.source for path, node in nodes.items() if isinstance(node, SourceNode)}
