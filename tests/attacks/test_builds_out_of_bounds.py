@@ -247,7 +247,7 @@ def test_a_block_that_fills_the_memory(attacked: RemoteModelFactory) -> None:
 
 
 def test_a_block_that_crashes_its_process(attacked: RemoteModelFactory) -> None:
-    with pytest.raises(BuildError, match="the builder process was ended by SIGSEGV"):
+    with pytest.raises(BuildError, match="the worker process was ended by SIGSEGV"):
         attacked.build(hostile("Segfaults"))
 
 

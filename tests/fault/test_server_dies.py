@@ -188,7 +188,7 @@ def test_a_builder_process_that_dies(line: Line, cache: Path, in_background: Any
     factory = RemoteModelFactory(server.address, seed=8, cache_dir=cache)
     build = in_background(factory.build, {"config": LARGE})
     os.kill(wait_for_worker(server, build), signal.SIGKILL)
-    with pytest.raises(BuildError, match="builder process"):
+    with pytest.raises(BuildError, match="worker process"):
         build.result(60)
     assert_same_state(factory.build({"config": LARGE}), PolicyConstructorModelFactory(seed=8).build({"config": LARGE}))
     check_no_half_files(line.store)

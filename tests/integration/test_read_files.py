@@ -117,7 +117,7 @@ def test_keys_differ_where_files_do(reading: ServerProcess, data: Path) -> None:
     assert keys[0].weights == keys[2].weights != keys[1].weights
 
 
-@pytest.mark.parametrize("travel", [False, True])
+@pytest.mark.parametrize("portability", [False, True])
 def test_descriptions_follow_files(
     portability: bool, reading: ServerProcess, data: Path, make_remote: MakeRemote
 ) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_factory_server.worker import read_files
-from model_factory_server.worker.read_files import FileDigests, content_digest
+from model_factory_server.worker.files import read_files
+from model_factory_server.worker.files.read_files import FileDigests, content_digest
 from property.amount import EXAMPLES
 
 _TICK_SECONDS = 0.005  # of the clock of file systems: what changes twice in one is what is too recent to be remembered

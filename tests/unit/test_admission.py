@@ -1,4 +1,4 @@
-"""Shares of the builders: what one client may take, and what it leaves to others."""
+"""Shares of the workers: the bounds of one client, and the rest for other clients."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from model_factory_server.builds.admission import Admission
 from model_factory_server.settings.server_settings import LimitSettings
 
 
-def test_one_client_leaves_builders_to_others() -> None:
+def test_one_client_leaves_workers_to_others() -> None:
     async def scenario() -> None:
         admission = Admission(LimitSettings(max_builds_per_client=1, max_queue_per_client=2), 2)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(admission.builder("greedy"))
-            waiting = [asyncio.create_task(stack.enter_async_context(admission.builder("greedy"))) for _ in "12"]
+            await stack.enter_async_context(admission.worker("greedy"))
+            waiting = [asyncio.create_task(stack.enter_async_context(admission.worker("greedy"))) for _ in "12"]
             await asyncio.sleep(0)
             assert admission.waiting == 2
             with pytest.raises(BusyError, match="2 builds of yours wait already; this server lets 2 of one client"):
-                await stack.enter_async_context(admission.builder("greedy"))
-            async with asyncio.timeout(1), admission.builder("modest"):  # not behind what greedy waits for
+                await stack.enter_async_context(admission.worker("greedy"))
+            async with asyncio.timeout(1), admission.worker("modest"):  # not behind what greedy waits for
                 pass
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
             assert admission.waiting == 0
-        async with asyncio.timeout(1), admission.builder("greedy"):
+        async with asyncio.timeout(1), admission.worker("greedy"):
             assert len(admission._shares) == 1
         assert admission._shares == {}
 
@@ -39,11 +39,11 @@ def test_the_queue_of_all_has_an_end() -> None:
     async def scenario() -> None:
         admission = Admission(LimitSettings(max_queue=1), 1)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(admission.builder("a"))
-            waiting = asyncio.create_task(stack.enter_async_context(admission.builder("b")))
+            await stack.enter_async_context(admission.worker("a"))
+            waiting = asyncio.create_task(stack.enter_async_context(admission.worker("b")))
             await asyncio.sleep(0)
             with pytest.raises(BusyError, match="1 builds wait already; this server lets 1 wait"):
-                await stack.enter_async_context(admission.builder("c"))
+                await stack.enter_async_context(admission.worker("c"))
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
         assert admission._shares == {}

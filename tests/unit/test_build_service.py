@@ -13,9 +13,11 @@ from model_factory.config import parse_config
 from model_factory.store import Store
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builds.service import BuildRequest, BuildResult, BuildService
-from model_factory_server.builds.worker_pool import WorkerPool
+from model_factory_server.builds.worker_pool import JobResult, WorkerPool
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.spans import Traces
+from model_factory_server.worker.outputs import BuildOutput
+from model_factory_server.worker.task import ArchitectureBlobs
 
 CONFIG = parse_config(b'{"schema_version":1,"model":{"sequential":{"layers":[{"_type_":"nn.ReLU"}]}}}')
 BACKEND = BackendIdentity(
@@ -33,12 +35,15 @@ class Pool:
         self._store = store
         self._looked = looked
 
-    async def run(self, *_: Any, **__: Any) -> Any:
+    async def run(self, *_: Any, **__: Any) -> JobResult[BuildOutput]:
         self.jobs += 1
         self.started.set()
         await asyncio.to_thread(self._looked.wait, 10.0)
-        blobs = {name: self._store.put(name.encode()) for name in ("descriptor", "programs", "weights")}
-        return {name: [blob.digest, blob.size] for name, blob in blobs.items()}, []
+        put = self._store.put
+        architecture = ArchitectureBlobs(
+            descriptor=put(b"descriptor"), programs=put(b"programs"), source=None, placement=None
+        )
+        return JobResult(BuildOutput(architecture=architecture, weights=put(b"weights")), ())
 
 
 def test_a_lookup_that_returns_after_the_build_causes_no_second_build(
@@ -47,10 +52,10 @@ def test_a_lookup_that_returns_after_the_build_causes_no_second_build(
     store, looked, built = Store(tmp_path), threading.Event(), threading.Event()
     pool = Pool(store, looked)
     service = BuildService(store, BACKEND, cast("WorkerPool", pool), Metrics(), Traces())
-    find, late = service._find_now, threading.Event()
+    look_up, late = service._records._look_up, threading.Event()
 
-    def find_late(base: str, *names: str) -> Any:
-        found = find(base, *names)
+    def look_up_late(base_key: str, record_type: Any) -> Any:
+        found = look_up(base_key, record_type)
         if late.is_set() and not looked.is_set():
             looked.set()
             built.wait(10.0)
@@ -67,7 +72,7 @@ def test_a_lookup_that_returns_after_the_build_causes_no_second_build(
         late.set()
         return await asyncio.gather(first, build())
 
-    monkeypatch.setattr(service, "_find_now", find_late)
+    monkeypatch.setattr(service._records, "_look_up", look_up_late)
     first, second = asyncio.run(build_twice())
     assert pool.jobs == 1
     assert first.weights == second.weights

@@ -15,7 +15,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from model_factory.errors import BuildError
-from model_factory_server.worker.file_guard import GUARD
+from model_factory_server.worker.files.file_guard import GUARD
 from model_factory_server.settings.server_settings import BackendSettings
 
 allowed, store = map(Path, sys.argv[1:3])

@@ -1,1 +1,1 @@
-"""Builds are queued, found in the store, or given to a worker process."""
+"""The build service: finds results in the store, and schedules worker processes for the others."""

@@ -1,4 +1,4 @@
-"""Who may build now, who waits, and who is turned away: one queue, and a share of it for each client."""
+"""Admission of RPCs and builds: a queue for workers, and a share for each client."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from model_factory_server.settings.server_settings import LimitSettings
 
 @dataclass(slots=True)
 class _Share:
-    """What one client has of the builders."""
+    """The RPCs and builds of a client."""
 
     slots: asyncio.Semaphore
-    """As many as it may have builds at the same time."""
+    """A slot for each build of the client at the same time."""
     users: int = 0
-    """Calls and builds that count in it; without any it is forgotten."""
+    """RPCs and builds with this share; an unused share is removed."""
     calls: int = 0
-    """In progress."""
+    """RPCs in progress."""
     waiting: int = 0
-    """Of them, those that wait."""
+    """Builds of the client waiting for a worker."""
 
 
 @dataclass(slots=True)
 class Admission:
-    """Hands out builders; used in one event loop."""
+    """Admits RPCs and builds; for use in a single event loop."""
 
     limits: LimitSettings
-    """How many of everything."""
+    """The operator's bounds."""
     workers: int
-    """Builds at the same time."""
+    """Number of builds at the same time."""
     waiting: int = 0
-    """Builds that wait for a builder."""
+    """Builds of all clients waiting for a worker."""
     calls: int = 0
-    """Calls in progress, but for health checks and ``GetCapabilities``."""
+    """RPCs in progress, except health checks and ``GetCapabilities``."""
     _slots: asyncio.Semaphore = field(init=False)
     _shares: dict[str, _Share] = field(default_factory=dict)
 
@@ -45,10 +45,10 @@ class Admission:
 
     @contextmanager
     def call(self, client: str) -> Iterator[None]:
-        """Count a call of a client while it is in progress.
+        """Count an RPC of a client while the RPC is in progress.
 
         Raises:
-            BusyError: too many are in progress already.
+            BusyError: too many RPCs are in progress already.
         """
         with self._share(client) as share:
             if share.calls >= self.limits.max_calls_per_client:
@@ -70,22 +70,22 @@ class Admission:
                 self.calls -= 1
 
     @asynccontextmanager
-    async def builder(self, client: str) -> AsyncIterator[None]:
-        """Wait for a builder, and have it inside.
+    async def worker(self, client: str) -> AsyncIterator[None]:
+        """Wait for a worker, and hold the worker inside the block.
 
-        A client's own limit comes first, so what waits because of it takes no builder from others.
+        The client's own slot is acquired first, and a build waiting for this slot takes no worker from other clients.
 
         Raises:
-            BusyError: too many wait already.
+            BusyError: too many builds wait already.
         """
         with self._share(client) as share:
-            async with self._turn(share):
+            async with self._slot(share):
                 yield
 
     @asynccontextmanager
-    async def _turn(self, share: _Share) -> AsyncIterator[None]:
+    async def _slot(self, share: _Share) -> AsyncIterator[None]:
         if share.slots.locked() or self._slots.locked():
-            self._check_room(share)
+            self._check_queue(share)
         share.waiting += 1
         self.waiting += 1
         try:
@@ -106,7 +106,7 @@ class Admission:
 
     @contextmanager
     def _share(self, client: str) -> Iterator[_Share]:
-        share = self._shares.setdefault(client, _Share(asyncio.Semaphore(self._most_of_one())))
+        share = self._shares.setdefault(client, _Share(asyncio.Semaphore(self._max_builds_per_client())))
         share.users += 1
         try:
             yield share
@@ -115,10 +115,10 @@ class Admission:
             if not share.users:
                 del self._shares[client]
 
-    def _most_of_one(self) -> int:
+    def _max_builds_per_client(self) -> int:
         return min(self.limits.max_builds_per_client or self.workers, self.workers)
 
-    def _check_room(self, share: _Share) -> None:
+    def _check_queue(self, share: _Share) -> None:
         if share.waiting >= self.limits.max_queue_per_client:
             raise BusyError(
                 f"{share.waiting} builds of yours wait already; this server lets {self.limits.max_queue_per_client} "

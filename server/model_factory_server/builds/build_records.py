@@ -1,53 +1,207 @@
-"""What the store keeps of a job: the blobs that were made, and the files that were read. Imports no torch."""
+"""Records of finished jobs in the store: the blobs made, and the files read. Imports no torch.
+
+A record is stored as ``{"blobs": {name: [digest, size]}, "files": [[path, digest]]}``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-from model_factory.errors import FormatError
 from model_factory.store import Blob
-from model_factory_server.worker.read_files import ReadFile, decode_files, encode_files
+from model_factory_server.worker.files.read_files import ReadFile, decode_files, encode_files
+from model_factory_server.worker.outputs import (
+    BuildOutput,
+    DescribeOutput,
+    RecordOutput,
+    decode_blobs,
+    encode_blobs,
+    expect_keys,
+    required,
+)
+from model_factory_server.worker.task import ArchitectureBlobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobRecord:
-    """The result of a job."""
+class BuildRecord:
+    """A component built under a seed."""
 
-    blobs: Mapping[str, Blob]
-    """Documents and weights, by what they are: descriptor, programs, weights, source, placement, refused."""
+    descriptor: Blob
+    """The module tree."""
+    programs: Blob
+    """The recorded forwards."""
+    weights: Blob
+    """The parameters and buffers."""
+    source: Blob | None
+    """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
     files: tuple[ReadFile, ...]
-    """What the job read, as it was then."""
-
-    @property
-    def source(self) -> Blob | None:
-        """The bundle that the descriptor names; None where the descriptor needs none."""
-        return self.blobs.get("source")
-
-    def without(self, name: str) -> JobRecord:
-        """Return the same without one of the blobs."""
-        return replace(self, blobs={key: blob for key, blob in self.blobs.items() if key != name})
-
-    def over(self, known: JobRecord) -> JobRecord:
-        """Return what was known with this added: blobs of this in place of those known, and the files of both."""
-        files = {file.path: file for file in (*known.files, *self.files)}
-        return JobRecord(blobs={**known.blobs, **self.blobs}, files=tuple(files.values()))
-
-    def document(self) -> dict[str, Any]:
-        """Return the record as plain data."""
-        blobs = {name: [blob.digest, blob.size] for name, blob in self.blobs.items()}
-        return {"blobs": blobs, "files": encode_files(self.files)}
+    """Files read by the job, and by the recording whose programs the job used."""
 
     @classmethod
-    def of(cls, document: Any) -> JobRecord:
-        """Read a record off plain data.
+    def from_output(cls, output: BuildOutput, files: tuple[ReadFile, ...]) -> BuildRecord:
+        """Return the record of a finished job."""
+        return cls(
+            descriptor=output.architecture.descriptor,
+            programs=output.architecture.programs,
+            weights=output.weights,
+            source=output.architecture.source,
+            files=files,
+        )
+
+    @property
+    def blobs(self) -> dict[str, Blob]:
+        """Blobs by name."""
+        return _present(descriptor=self.descriptor, programs=self.programs, weights=self.weights, source=self.source)
+
+    @classmethod
+    def from_document(cls, document: object) -> BuildRecord:
+        """Read a record from the store.
 
         Raises:
-            FormatError: the data is something else.
+            FormatError: the record is damaged.
         """
-        try:
-            blobs = {name: Blob(*entry) for name, entry in document["blobs"].items()}
-            return cls(blobs=blobs, files=decode_files(document["files"]))
-        except (AttributeError, KeyError, TypeError) as error:
-            raise FormatError(f"a record of a job is damaged: {type(error).__name__}") from None
+        blobs, files = _decode_record(document)
+        return cls(
+            descriptor=required(blobs, "descriptor"),
+            programs=required(blobs, "programs"),
+            weights=required(blobs, "weights"),
+            source=blobs.get("source"),
+            files=files,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescriptionRecord:
+    """The documents of a component, shared by builds under all seeds."""
+
+    descriptor: Blob
+    """The module tree."""
+    programs: Blob | None = None
+    """The recorded forwards; ``None`` in an outline, made without recording."""
+    source: Blob | None = None
+    """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
+    placement: Blob | None = None
+    """Where constructors can make tensors inside the weights file; ``None`` where unknown."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why modules cannot be sent, by path. Not stored: refusals depend on limits, and limits belong to no key."""
+    files: tuple[ReadFile, ...]
+    """Files read by the job."""
+
+    @classmethod
+    def from_build(cls, output: BuildOutput, files: tuple[ReadFile, ...]) -> DescriptionRecord:
+        """Return the record of the architecture of a finished build."""
+        return cls(
+            descriptor=output.architecture.descriptor,
+            programs=output.architecture.programs,
+            source=output.architecture.source,
+            placement=output.architecture.placement,
+            files=files,
+        )
+
+    @classmethod
+    def from_output(cls, output: DescribeOutput, files: tuple[ReadFile, ...]) -> DescriptionRecord:
+        """Return the record of a finished job."""
+        return cls(
+            descriptor=output.descriptor,
+            programs=output.programs,
+            source=output.source,
+            refused=output.refused,
+            files=files,
+        )
+
+    @property
+    def blobs(self) -> dict[str, Blob]:
+        """Blobs by name."""
+        return _present(
+            descriptor=self.descriptor, programs=self.programs, source=self.source, placement=self.placement
+        )
+
+    @property
+    def architecture(self) -> ArchitectureBlobs | None:
+        """The documents for a build under another seed; ``None`` for an outline."""
+        if self.programs is None:
+            return None
+        return ArchitectureBlobs(
+            descriptor=self.descriptor, programs=self.programs, source=self.source, placement=self.placement
+        )
+
+    @classmethod
+    def from_document(cls, document: object) -> DescriptionRecord:
+        """Read a record from the store.
+
+        Raises:
+            FormatError: the record is damaged.
+        """
+        blobs, files = _decode_record(document)
+        return cls(
+            descriptor=required(blobs, "descriptor"),
+            programs=blobs.get("programs"),
+            source=blobs.get("source"),
+            placement=blobs.get("placement"),
+            files=files,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramRecord:
+    """The program of a module for a call."""
+
+    programs: Blob
+    """A single program, in the format of a model's programs."""
+    files: tuple[ReadFile, ...]
+    """Files read by the job."""
+
+    @classmethod
+    def from_output(cls, output: RecordOutput, files: tuple[ReadFile, ...]) -> ProgramRecord:
+        """Return the record of a finished job."""
+        return cls(programs=output.programs, files=files)
+
+    @property
+    def blobs(self) -> dict[str, Blob]:
+        """Blobs by name."""
+        return _present(programs=self.programs)
+
+    @classmethod
+    def from_document(cls, document: object) -> ProgramRecord:
+        """Read a record from the store.
+
+        Raises:
+            FormatError: the record is damaged.
+        """
+        blobs, files = _decode_record(document)
+        return cls(programs=required(blobs, "programs"), files=files)
+
+
+Record = TypeVar("Record", BuildRecord, DescriptionRecord, ProgramRecord)
+"""Any class of records."""
+
+
+def encode_record(record: BuildRecord | DescriptionRecord | ProgramRecord) -> dict[str, object]:
+    """Return a record as plain data.
+
+    Example:
+        >>> encode_record(ProgramRecord(programs=Blob("ab" * 32, 8), files=()))["files"]
+        []
+    """
+    return {"blobs": encode_blobs(**record.blobs), "files": encode_files(record.files)}
+
+
+def merge_files(first: Iterable[ReadFile], second: Iterable[ReadFile]) -> tuple[ReadFile, ...]:
+    """Return the files of two jobs, each path once."""
+    return tuple({file.path: file for file in (*first, *second)}.values())
+
+
+def files_agree(first: Iterable[ReadFile], second: Iterable[ReadFile]) -> bool:
+    """Whether two jobs read the same content of every common file."""
+    digests = {file.path: file.digest for file in first}
+    return all(digests.get(file.path, file.digest) == file.digest for file in second)
+
+
+def _present(**blobs: Blob | None) -> dict[str, Blob]:
+    return {name: blob for name, blob in blobs.items() if blob is not None}
+
+
+def _decode_record(document: object) -> tuple[dict[str, Blob], tuple[ReadFile, ...]]:
+    parts = expect_keys(document, "blobs", "files")
+    return decode_blobs(parts["blobs"]), decode_files(parts["files"])

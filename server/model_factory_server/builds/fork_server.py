@@ -1,4 +1,4 @@
-"""Worker processes: the fork server that they come from, and each of them from its start to its end."""
+"""The fork server, and its worker processes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ from model_factory.environment import only_variables
 from model_factory_server.worker.sandbox import NO_GPUS, kill_session
 from model_factory_server.worker.task import Job
 
-# In this order: the last one has the check that this process can be forked, and freezes what is imported.
+# In this order: the last module checks that the process can be forked, and freezes all imported objects.
 _PRELOADED = ["model_factory_server.builds.fork_server", "model_factory_server.worker.preload"]
 _VARIABLES = {
-    "THP_MEM_ALLOC_ENABLE": "1",  # large tensors take huge pages, with a fraction of the page faults
-    "OPENBLAS_NUM_THREADS": "1",  # NumPy's OpenBLAS would start threads at its import, in the process that forks
+    "THP_MEM_ALLOC_ENABLE": "1",  # huge pages for large tensors: a fraction of the page faults
+    "OPENBLAS_NUM_THREADS": "1",  # otherwise NumPy's OpenBLAS starts threads at its import, in the process that forks
 }
 
 
 @contextmanager
 def socket_in(folder: Path) -> Iterator[None]:
-    """Have ``multiprocessing`` keep the fork server's socket in ``folder``.
+    """Let ``multiprocessing`` keep the fork server's socket in ``folder``, if the file system allows sockets.
 
-    It makes a temporary folder of its own otherwise, which outlives a server that is killed. A file system without
-    sockets leaves no other way.
+    By default ``multiprocessing`` makes a temporary folder, and the folder outlives a killed server.
     """
-    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001  there is no other way
+    config = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001  there is no public way
     before = config.get("tempdir")
     if _takes_sockets(folder):
         config["tempdir"] = str(folder)
@@ -44,7 +43,7 @@ def socket_in(folder: Path) -> Iterator[None]:
 
 
 def _takes_sockets(folder: Path) -> bool:
-    """Whether a socket can be made in a folder: some network and FUSE file systems refuse sockets."""
+    """Whether a socket can be made in a folder; some network and FUSE file systems refuse sockets."""
     path = folder / "trial"
     with socket.socket(socket.AF_UNIX) as trial:
         try:
@@ -57,10 +56,10 @@ def _takes_sockets(folder: Path) -> bool:
 
 
 class ForkServer:
-    """A process that has imported torch, and is started with nothing but the variables that workers may see."""
+    """A process with torch imported, and with only the environment variables allowed for workers."""
 
     def __init__(self, allows_variable: Callable[[str], bool], *, with_gpus: bool) -> None:
-        """``with_gpus`` is whether builds may see any, as far as ``allows_variable`` lets them."""
+        """Start the process; ``with_gpus``: leave GPUs visible, subject to ``allows_variable``."""
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(_PRELOADED)
         self._allows_variable = allows_variable
@@ -70,7 +69,10 @@ class ForkServer:
         self.ensure()
 
     def ensure(self) -> None:
-        """Start it, also when it has died; otherwise ``multiprocessing`` would, with every variable there is."""
+        """Start the process unless the process is running.
+
+        ``multiprocessing`` would restart a dead process itself, with all variables of the server.
+        """
         with self._lock:
             if self._pid is None or _has_ended(self._pid):
                 with only_variables(self._allows_variable, self._variables):
@@ -86,62 +88,62 @@ def _has_ended(child: int) -> bool:
 
 
 class WorkerProcess:
-    """A worker process doing a job; may be given up from another thread at any time."""
+    """A worker process with its job; may be ended from another thread at any time."""
 
-    def __init__(self, forks: ForkServer, job: Job, sender: Connection) -> None:
-        """Prepare a process that does a job, and sends what comes of it."""
-        self._forks = forks
-        self._process = forks.context.Process(target=_enter_worker, args=(job, sender), daemon=True)
+    def __init__(self, fork_server: ForkServer, job: Job, sender: Connection) -> None:
+        """Prepare a process for a job; the process sends messages through ``sender``."""
+        self._fork_server = fork_server
+        self._process = fork_server.context.Process(target=_enter_worker, args=(job, sender), daemon=True)
         self._lock = threading.Lock()
-        self._over = False
-        self._gone = False
+        self._is_ended = False
+        self._is_cleared = False
         self.exited_cleanly = False
-        """Whether the process came to its end as it should, and so left nothing behind."""
+        """Whether the worker sent a result: a worker without a result may leave child processes behind."""
 
     def start(self) -> bool:
-        """Start the process, unless it has been given up."""
+        """Start the process, unless :meth:`end` was called; return whether the process was started."""
         with self._lock:
-            if not self._over:
-                self._forks.ensure()
+            if not self._is_ended:
+                self._fork_server.ensure()
                 self._process.start()
-            return not self._over
+            return not self._is_ended
 
     def end(self) -> None:
-        """Kill the process and its group; nothing is started from now on."""
+        """Kill the process and its group, and prevent a later start."""
         with self._lock:
-            self._over = True
-            if self._gone or self._process.pid is None:
+            self._is_ended = True
+            if self._is_cleared or self._process.pid is None:
                 return
             self._process.kill()
-            with suppress(ProcessLookupError):  # it had not made its group yet, or all are gone
+            with suppress(ProcessLookupError):  # the group does not exist yet, or not any more
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Wait until the process has ended and return its exit code, negative for a signal's number.
+        """Wait for the end of the process and return the exit code; a negative code is the number of a signal.
 
-        None if it has not begun, or has not ended after ``seconds``.
+        None if the process was not started, or has not ended within ``seconds``.
         """
         if self._process.pid is not None:
             self._process.join(seconds)
         return self._process.exitcode
 
     def clear(self) -> None:
-        """End what is left, for good: from now on its number may be another process's."""
+        """End the process and its children, and release the process id: another process may get the same id."""
         self.end()
         self.wait()
         if not self.exited_cleanly and self._process.pid is not None:
             kill_session(self._process.pid)
         with self._lock:
-            self._gone = True
-            self._process.close()  # its pipes stay open until garbage is collected otherwise
+            self._is_cleared = True
+            self._process.close()  # otherwise its pipes stay open until a garbage collection
 
 
 def _enter_worker(job: Job, sender: Connection) -> None:
-    """Where a worker begins: in this module, since the module of what it is told to call is imported there first.
+    """Begin a worker.
 
-    Importing one that knows gRPC would cost every worker almost a tenth of a second.
+    A worker first imports the module of this function. Importing gRPC there would cost every worker almost 0.1 s.
     """
-    os.dup2(2, 1)  # what blocks print is for the log; standard output says where the server listens
-    from model_factory_server.worker import preload  # noqa: PLC0415  torch, which only the fork server and its workers import
+    os.dup2(2, 1)  # prints of blocks go to the log; standard output has the server's address alone
+    from model_factory_server.worker import preload  # noqa: PLC0415  imports torch, in the fork server and workers alone
 
-    preload.work(job, sender)
+    preload.run_job(job, sender)

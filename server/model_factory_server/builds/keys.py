@@ -1,9 +1,9 @@
-"""Keys: what a build is, so that equal builds are made once.
+"""Keys of builds: equal builds have equal keys, and are made once.
 
-A key of this module is the base of a final key: :func:`with_files` adds the names and contents of the files that the
-job of the key reads, which nobody knows before the first job. So under :func:`reads_key` of the base the store has the
-paths that the last job read; a lookup hashes these files as they are now, and finds a result only where one was made
-from just these contents.
+The keys of this module are base keys. The final key also covers the paths and contents of the files read by the job.
+No server knows these files before the first job. Therefore the store keeps the paths read by the last job, under
+:func:`reads_key` of the base key. A lookup hashes the current content of these files, and finds a result only if a job
+has read exactly this content.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from model_factory.digest import digest_of
 from model_factory.documents import FORMAT, encode_document
 from model_factory.identity import BuildReference
 from model_factory_server.backends.identity import BackendIdentity
-from model_factory_server.worker.read_files import ReadFile, encode_files
+from model_factory_server.worker.files.read_files import ReadFile, encode_files
 
 
 def architecture_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str) -> str:
-    """Key of everything about a build that the seed does not change: descriptor and programs."""
+    """Return the key of descriptor and programs, which do not depend on the seed."""
     return _key("architecture", backend, config, dtype)
 
 
 def outline_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str) -> str:
-    """Key of a descriptor from a build without tensors, which says of source modules only that they are some."""
+    """Return the key of an outline: a descriptor made without tensors, and without a source bundle."""
     return _key("outline", backend, config, dtype)
 
 
 def build_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str, seed: int) -> str:
-    """Key of a whole build: equal keys, equal bytes. ``seed`` is the component's own."""
+    """Return the key of a whole build; ``seed`` is the component's own. Equal keys mean equal bytes."""
     return _key("build", backend, config, dtype, seed)
 
 
 def call_key(built: BuildReference, dtype: str, path: str, call: bytes, training: Mapping[str, bool]) -> str:
-    """Key of the program of one module for one call; ``built`` is the build of the module, whatever its seed."""
+    """Return the key of a module's program for a call; ``built`` is the module's build, under any seed."""
     parts = ["call", built.architecture_key, built.descriptor.digest, built.dtype]
     return digest_of(encode_document([*parts, dtype, path, digest_of(call), dict(training)]))
 
 
-def reads_key(base: str) -> str:
-    """Key of the paths that jobs of a key are known to read."""
-    return digest_of(encode_document(["reads", base]))
+def reads_key(base_key: str) -> str:
+    """Return the key of the list of paths read by the last job of a base key."""
+    return digest_of(encode_document(["reads", base_key]))
 
 
-def with_files(base: str, files: Sequence[ReadFile]) -> str:
-    """Key of a result that was made from files; ``base`` is the key of everything else."""
-    return digest_of(encode_document(["files", base, encode_files(files)])) if files else base
+def final_key(base_key: str, files: Sequence[ReadFile]) -> str:
+    """Return the key of a result made from these files; without files, the base key."""
+    return digest_of(encode_document(["files", base_key, encode_files(files)])) if files else base_key
 
 
 def _key(kind: str, backend: BackendIdentity, config: ResolvedConfig, *rest: object) -> str:

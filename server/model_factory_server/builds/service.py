@@ -1,66 +1,74 @@
-"""Builds: from a key to what is in the store, each once. Imports no torch."""
+"""The build service: from a request to a result in the store; equal requests share a job. Imports no torch."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Generic
 
 from model_factory import errors
-from model_factory.blocks import SELF_CHECK_CONFIG
+from model_factory.blocks import SELF_CHECK_CONFIG, Block
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.config.request import component_seed
 from model_factory.documents import encode_document
 from model_factory.identity import BuildReference
 from model_factory.store import Blob, Store
 from model_factory_server.backends.identity import BackendIdentity
-from model_factory_server.builds.build_records import JobRecord
-from model_factory_server.builds.keys import architecture_key, build_key, call_key, outline_key, reads_key, with_files
-from model_factory_server.builds.worker_pool import StageCallback, WorkerPool
-from model_factory_server.observe.jobs import JobWatch
+from model_factory_server.builds.build_records import (
+    BuildRecord,
+    DescriptionRecord,
+    ProgramRecord,
+    Record,
+    files_agree,
+    merge_files,
+)
+from model_factory_server.builds.in_flight import InFlightBuilds, Work, ignore_stages
+from model_factory_server.builds.keys import architecture_key, build_key, call_key, final_key, outline_key
+from model_factory_server.builds.record_store import Lookup, RecordStore
+from model_factory_server.builds.worker_pool import JobResult, Output, StageCallback, WorkerPool
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.rpc_context import current_rpc
 from model_factory_server.observe.spans import Traces
-from model_factory_server.worker.read_files import CHANGED, FileDigests, ReadFile, decode_paths
+from model_factory_server.worker.files.read_files import CHANGED, ReadFile
+from model_factory_server.worker.outputs import BuildOutput, DescribeOutput, ListOutput, RecordOutput
 from model_factory_server.worker.stages import Stage
-from model_factory_server.worker.task import Task
+from model_factory_server.worker.task import BuildTask, DescribeTask, ListTask, RecordTask, Task
 
 _BUILD_AGAIN = "Remedy: build the model again with this server, or ask a server of the version that built the model"
 _OTHER_ARCHITECTURE = (
     "the model was built from another config or from other files than this server reads now: a file that its "
     f"constructors read has changed. {_BUILD_AGAIN}"
 )
-_CHANGING = (
+_FILES_CHANGE = (
     "files that the build reads change while the model is built. Remedy: build again once the files are complete"
 )
-_ATTEMPTS = 3  # at a build whose files change while it is made
-_OWN_SECONDS = 60.0  # for the server's own jobs at least: the operator's limit is for what configs make grow
+_MAX_ATTEMPTS = 3  # at a build whose files change during the build
+_OWN_JOB_SECONDS = 60.0  # the server's own jobs get at least this time: the operator's limit is for configs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
-    """A component that is asked for."""
+    """A requested component."""
 
     config: ResolvedConfig
-    """What it is."""
+    """The component's config."""
     dtype: str
-    """What floating tensors are cast to; empty: left."""
+    """Dtype of the floating tensors; empty: unchanged."""
     client: str
-    """Whose share of builders it takes."""
+    """The client with the share of workers for the jobs."""
     seconds: float = 0.0
-    """That its jobs may take each, if the operator has not allowed more."""
+    """Time for each job; a longer limit of the operator applies instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
-    """A component in the store."""
+    """A built component in the store."""
 
     key: str
-    """Its build key."""
+    """The build key, with files."""
     architecture: str
-    """Its build key without the seed."""
+    """The build key without the seed."""
     descriptor: Blob
     """The module tree."""
     programs: Blob
@@ -68,65 +76,43 @@ class BuildResult:
     weights: Blob
     """The parameters and buffers."""
     source: Blob | None
-    """The bundle that its descriptor names; None where it needs none."""
+    """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
     files: tuple[ReadFile, ...]
-    """The files that the build read."""
+    """Files read by the build."""
     now: bool
-    """Whether it was built for this request."""
+    """Whether the component was built for this request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Described:
-    """A component's architecture."""
+class DescribeResult:
+    """The architecture of a component."""
 
-    documents: dict[str, bytes]
-    """Its descriptor, and where it was asked for its programs and what is refused."""
+    descriptor: bytes
+    """The module tree."""
+    programs: bytes
+    """The recorded forwards; empty where the request did not ask for portability."""
+    refused: Mapping[str, str]
+    """Why modules cannot be sent, by path; the empty path is the whole model."""
     source: Blob | None
-    """The bundle that its descriptor names; None where it needs none."""
+    """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
     files: tuple[ReadFile, ...]
-    """The files that the constructors read."""
+    """Files read by the constructors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """What the store has for a base key."""
+class _Kept(Generic[Record]):
+    """A record, found or made, and its final key."""
 
     key: str
-    """The final key, over files as they are now."""
-    base: str
-    """The key without files."""
-    names: tuple[str, ...]
-    """Blobs that the record must have."""
-    record: JobRecord | None
-    """None where the store does not have all of it."""
+    record: Record
 
 
 class _FilesChangedError(errors.BuildError):
     """A file changed while a job read the file."""
 
 
-_Work = Callable[[StageCallback], Coroutine[Any, Any, Any]]  # given whom to tell of stages
-
-
-class _InFlightBuild:
-    """A job that is being done, and those who wait for it."""
-
-    def __init__(self, watch: JobWatch, work: _Work) -> None:
-        self.watch = watch
-        self.listeners: list[StageCallback] = []  # one of each who waits
-        self.stage = Stage.QUEUED
-        self.task = asyncio.create_task(work(self.report))
-        self.task.add_done_callback(watch.end)
-
-    def report(self, stage: Stage) -> None:
-        self.stage = stage
-        self.watch.stage(stage)
-        for listener in self.listeners:
-            listener(stage)
-
-
 class BuildService:
-    """Turns requests into builds; equal ones at the same time share one."""
+    """Turns requests into results in the store; equal requests at the same time share a job."""
 
     def __init__(
         self, store: Store, backend: BackendIdentity, pool: WorkerPool, metrics: Metrics, traces: Traces
@@ -135,266 +121,225 @@ class BuildService:
         self._backend = backend
         self._pool = pool
         self._metrics = metrics
-        self._traces = traces
-        self._flights: dict[str, _InFlightBuild] = {}
-        self._digests = FileDigests()
+        self._records = RecordStore(store)
+        self._in_flight = InFlightBuilds(metrics, traces)
 
-    async def build(self, asked: BuildRequest, name: str, seed: int, on_stage: StageCallback) -> BuildResult:
-        """Return the build of the component ``name`` in a request with ``seed``, from the store if it is there.
+    async def build(self, request: BuildRequest, name: str, seed: int, on_stage: StageCallback) -> BuildResult:
+        """Return a built component; ``name`` is the component's name in a request with ``seed``.
 
         Raises:
-            ModelFactoryError: it cannot be built.
+            ModelFactoryError: the component cannot be built.
         """
         own_seed = component_seed(seed, name)
-        base = build_key(self._backend, asked.config, asked.dtype, own_seed)
-        found = await self._find(base, "descriptor", "programs", "weights")
-        current_rpc().builds.append(found.key)
-        if found.record is not None:
-            self._metrics.lookups.labels("hit").inc()
-        else:
-            self._metrics.lookups.labels("joined" if found.key in self._flights else "miss").inc()
-        made = await self._made(
-            "build", found, lambda report: self._build(asked, base, own_seed, report), on_stage=on_stage
+        lookup = await self._records.look_up(
+            build_key(self._backend, request.config, request.dtype, own_seed), BuildRecord
         )
+        current_rpc().builds.append(lookup.key)
+        self._metrics.lookups.labels(self._lookup_outcome(lookup)).inc()
+        work = functools.partial(self._build, request, lookup.base_key, own_seed)
+        kept = await self._found_or_made("build", lookup, work, on_stage=on_stage)
         on_stage(Stage.DONE)
-        return _built(made, self._architecture_key(asked, made), now=found.record is None)
+        architecture = architecture_key(self._backend, request.config, request.dtype)
+        return BuildResult(
+            key=kept.key,
+            architecture=final_key(architecture, kept.record.files),
+            descriptor=kept.record.descriptor,
+            programs=kept.record.programs,
+            weights=kept.record.weights,
+            source=kept.record.source,
+            files=kept.record.files,
+            now=lookup.record is None,
+        )
 
-    async def describe(self, asked: BuildRequest, *, portability: bool) -> Described:
-        """Return a component's descriptor without building its weights; with ``travel`` also how it travels.
+    async def describe(self, request: BuildRequest, *, portability: bool) -> DescribeResult:
+        """Return a component's descriptor without building weights; with ``portability`` also programs and refusals.
 
         Raises:
-            ModelFactoryError: it cannot be described.
+            ModelFactoryError: the component cannot be described.
         """
-        record = (await self._description(asked, portability=portability)).record
-        assert record is not None
-        names = [name for name in ("descriptor", "programs", "refused") if name in record.blobs]
-        documents = {name: self._read(record.blobs[name]) for name in names}
-        return Described(documents=documents, source=record.source, files=record.files)
+        record = (await self._description(request, portability=portability)).record
+        return DescribeResult(
+            descriptor=self._read(record.descriptor),
+            programs=b"" if record.programs is None else self._read(record.programs),
+            refused=record.refused,
+            source=record.source,
+            files=record.files,
+        )
 
     async def record(
-        self, asked: BuildRequest, name: str, built: BuildReference, path: str, call: bytes, training: dict[str, bool]
+        self,
+        request: BuildRequest,
+        name: str,
+        built: BuildReference,
+        path: str,
+        call: bytes,
+        training: Mapping[str, bool],
     ) -> bytes:
-        """Return the program of one module of the component ``name`` for one call; ``built`` made the module.
+        """Return the program of a module for a call.
+
+        Args:
+            request: The component of the module.
+            name: The component's name.
+            built: The build of the trainer's module.
+            path: Path of the module inside the component.
+            call: The call, an encoded ``ExampleCall``.
+            training: Training flags at the call, by path below the module.
 
         Raises:
             OutdatedBuildError: this server would build another module.
             ModelFactoryError: the call cannot be recorded.
         """
         self._check_identity(built)
-        architecture = await self._description(replace(asked, dtype=built.dtype), portability=True)
-        assert architecture.record is not None
-        if architecture.key != built.architecture_key:
+        description = await self._description(replace(request, dtype=built.dtype), portability=True)
+        if description.key != built.architecture_key:
             raise errors.OutdatedBuildError(_OTHER_ARCHITECTURE)
-        task = Task(
-            kind="record",
-            config=asked.config.wire,
+        task = RecordTask(
+            config=request.config.wire,
             seed=component_seed(built.seed, name),
-            dtype=asked.dtype,
+            dtype=request.dtype,
             path=path,
             call=call,
-            training=training,
+            training=dict(training),
             built=built,
-            known=_known(architecture.record),
+            descriptor=description.record.descriptor,
         )
-        base = call_key(built, asked.dtype, path, call, training)
-
-        async def work(report: StageCallback) -> JobRecord:
-            return await self._keep(base, await self._run(asked, task, report))
-
-        made = await self._made("record", await self._find(base, "programs"), work)
-        assert made.record is not None
-        if not _agree(architecture.record.files, made.record.files):
+        lookup = await self._records.look_up(call_key(built, request.dtype, path, call, training), ProgramRecord)
+        work = functools.partial(self._record, request, lookup.base_key, task)
+        program = await self._found_or_made("record", lookup, work)
+        if not files_agree(description.record.files, program.record.files):
             raise errors.OutdatedBuildError(_OTHER_ARCHITECTURE)
-        return self._read(made.record.blobs["programs"])
+        return self._read(program.record.programs)
 
-    async def blocks(self) -> list[dict[str, Any]]:
-        """Return what configs may name."""
-        return await self._once("list", "list", self._list)  # type: ignore[no-any-return]
+    async def blocks(self) -> tuple[Block, ...]:
+        """Return every block that configs may name, sorted by name."""
+        return await self._in_flight.join_or_start("list", "list", self._list)
 
     async def warm_up(self) -> None:
-        """Construct, record, verify and store a small block, also if the store has the block already.
+        """Construct, record, verify and store a small block, even if the store has the block already.
 
         Raises:
-            ServerError: nothing can be built here: because of the backend, a plug-in, a limit or the store, say.
+            ServerError: this server cannot build: because of the backend, a plug-in, a limit or the store.
         """
         config = parse_config(encode_document(dict(SELF_CHECK_CONFIG)))
-        asked = BuildRequest(config=config, dtype="", client="", seconds=_OWN_SECONDS)
-        key = build_key(self._backend, asked.config, "", 0)
+        request = BuildRequest(config=config, dtype="", client="", seconds=_OWN_JOB_SECONDS)
+        key = build_key(self._backend, request.config, "", 0)
+        work = functools.partial(self._build, request, key, 0, uses_known=False)
         try:
-            await self._once("warm_up", key, lambda report: self._build(asked, key, 0, report, anew=True))
+            await self._in_flight.join_or_start("warm_up", key, work)
         except errors.ModelFactoryError as error:
             raise errors.ServerError(
                 f"the warm-up build, which shows that builds work here, failed: {error}"
             ) from error
 
+    def _lookup_outcome(self, lookup: Lookup[BuildRecord]) -> str:
+        if lookup.record is not None:
+            return "hit"
+        return "joined" if lookup.key in self._in_flight else "miss"
+
     def _check_identity(self, built: BuildReference) -> None:
-        """Refuse to go on with a build that a server of other code made."""
-        found = built.identity.differences(self._backend.public)
-        if found:
+        """Refuse a module built by a server with other code."""
+        differences = built.identity.differences(self._backend.public)
+        if differences:
             raise errors.OutdatedBuildError(
-                f"the model was built by a server of another version ({'; '.join(found)}), and a program of this "
+                f"the model was built by a server of another version ({'; '.join(differences)}), and a program of this "
                 f"server's code is not the model's. {_BUILD_AGAIN}"
             )
 
-    def _architecture_key(self, asked: BuildRequest, made: _Found) -> str:
-        """Key of a build without its seed, over the same files."""
-        assert made.record is not None
-        return with_files(architecture_key(self._backend, asked.config, asked.dtype), made.record.files)
-
-    async def _description(self, asked: BuildRequest, *, portability: bool) -> _Found:
-        """Return what this server would build, without weights, described where the store does not have it."""
-        base = (architecture_key if portability else outline_key)(self._backend, asked.config, asked.dtype)
-        found = await self._find(base, "descriptor", *(["programs"] if portability else []))
-        work = functools.partial(self._describe, asked, base, portability=portability)
-        return await self._made("describe", found, work, flight=f"describe {found.key}")
+    async def _description(self, request: BuildRequest, *, portability: bool) -> _Kept[DescriptionRecord]:
+        """Return the documents of a component, recorded with ``portability`` and an outline without."""
+        make_key = architecture_key if portability else outline_key
+        base_key = make_key(self._backend, request.config, request.dtype)
+        lookup = await self._records.look_up(base_key, DescriptionRecord)
+        work = functools.partial(self._describe, request, base_key, portability=portability)
+        return await self._found_or_made("describe", lookup, work, in_flight_key=f"describe {lookup.key}")
 
     async def _build(
-        self, asked: BuildRequest, base: str, seed: int, report: StageCallback, *, anew: bool = False
-    ) -> JobRecord:
-        """``anew`` is whether to record and verify also where the store has the architecture."""
-        architecture = architecture_key(self._backend, asked.config, asked.dtype)
-        known = None if anew else (await self._find(architecture, "descriptor", "programs")).record
-        task = Task(kind="build", config=asked.config.wire, dtype=asked.dtype, seed=seed, known=_known(known))
-        record = await self._run(asked, task, report)
-        if known is None:
-            await self._keep(architecture, record.without("weights"))
+        self, request: BuildRequest, base_key: str, seed: int, on_stage: StageCallback, *, uses_known: bool = True
+    ) -> BuildRecord:
+        """Build a component; the documents of an earlier build under another seed are used with ``uses_known``."""
+        architecture = architecture_key(self._backend, request.config, request.dtype)
+        known = (await self._records.look_up(architecture, DescriptionRecord)).record if uses_known else None
+        blobs = None if known is None else known.architecture
+        task = BuildTask(config=request.config.wire, seed=seed, dtype=request.dtype, known=blobs)
+        result = await self._run(request, task, BuildOutput.from_document, on_stage)
+        files = result.files
+        if known is None or blobs is None:
+            await self._records.put(architecture, DescriptionRecord.from_build(result.output, files))
         else:
-            if not _agree(known.files, record.files):
-                raise _FilesChangedError(_CHANGING)
-            record = record.over(known)
-        return await self._keep(base, record.without("placement"))  # which builds alone need
-
-    async def _describe(self, asked: BuildRequest, base: str, report: StageCallback, *, portability: bool) -> JobRecord:
-        task = Task(kind="describe", config=asked.config.wire, dtype=asked.dtype, portability=portability)
-        record = await self._run(asked, task, report)
-        if "refused" in record.blobs:  # what is refused depends on limits that are in no key
-            return record
-        return await self._keep(base, record)
-
-    async def _list(self, report: StageCallback) -> list[dict[str, Any]]:
-        result, _ = await self._pool.run(Task(kind="list"), report, seconds=_OWN_SECONDS)
-        return result  # type: ignore[no-any-return]
-
-    async def _run(self, asked: BuildRequest, task: Task, report: StageCallback) -> JobRecord:
-        blobs, files = await self._pool.run(task, report, client=asked.client, seconds=asked.seconds)
-        record = JobRecord.of({"blobs": blobs, "files": files})
-        if any(file.digest == CHANGED for file in record.files):
-            raise _FilesChangedError(_CHANGING)
+            if not files_agree(known.files, files):
+                raise _FilesChangedError(_FILES_CHANGE)
+            files = merge_files(known.files, files)
+        record = BuildRecord.from_output(result.output, files)
+        await self._records.put(base_key, record)
         return record
 
-    async def _made(
-        self, kind: str, found: _Found, work: _Work, *, flight: str = "", on_stage: StageCallback = lambda _stage: None
-    ) -> _Found:
-        """Return what was found, or what ``work`` makes; made again where files have changed meanwhile.
+    async def _describe(
+        self, request: BuildRequest, base_key: str, on_stage: StageCallback, *, portability: bool
+    ) -> DescriptionRecord:
+        task = DescribeTask(config=request.config.wire, dtype=request.dtype, portability=portability)
+        result = await self._run(request, task, DescribeOutput.from_document, on_stage)
+        record = DescriptionRecord.from_output(result.output, result.files)
+        if not record.refused:  # refusals depend on limits, and limits belong to no key
+            await self._records.put(base_key, record)
+        return record
 
-        A job that began before this request may have read a file that has changed since, and that nobody waits for.
+    async def _record(
+        self, request: BuildRequest, base_key: str, task: RecordTask, on_stage: StageCallback
+    ) -> ProgramRecord:
+        result = await self._run(request, task, RecordOutput.from_document, on_stage)
+        record = ProgramRecord.from_output(result.output, result.files)
+        await self._records.put(base_key, record)
+        return record
+
+    async def _list(self, on_stage: StageCallback) -> tuple[Block, ...]:
+        result = await self._pool.run(ListTask(), ListOutput.from_document, on_stage, seconds=_OWN_JOB_SECONDS)
+        return result.output.blocks
+
+    async def _run(
+        self, request: BuildRequest, task: Task, decode: Callable[[object], Output], on_stage: StageCallback
+    ) -> JobResult[Output]:
+        """Run a task in a worker.
+
+        Raises:
+            _FilesChangedError: a file changed while the job read the file.
         """
-        if found.record is not None:
-            return found
+        result = await self._pool.run(task, decode, on_stage, client=request.client, seconds=request.seconds)
+        if any(file.digest == CHANGED for file in result.files):
+            raise _FilesChangedError(_FILES_CHANGE)
+        return result
 
-        async def look_again(report: StageCallback) -> JobRecord:
-            # An equal job may have ended while the lookup was on its way back from its thread.
-            stored = (await self._find(found.base, *found.names)).record
+    async def _found_or_made(
+        self,
+        kind: str,
+        lookup: Lookup[Record],
+        work: Work[Record],
+        *,
+        in_flight_key: str = "",
+        on_stage: StageCallback = ignore_stages,
+    ) -> _Kept[Record]:
+        """Return the found record, or the record made by ``work``; ``work`` is repeated while files change.
+
+        The job may have begun before this request, and may have read an old version of a file.
+        """
+        if lookup.record is not None:
+            return _Kept(key=lookup.key, record=lookup.record)
+
+        async def look_up_again(report: StageCallback) -> Record:
+            # An equal job may have ended after the lookup, before this coroutine went on.
+            stored = (await self._records.look_up(lookup.base_key, lookup.record_type)).record
             return await work(report) if stored is None else stored
 
-        for _ in range(_ATTEMPTS):
+        for _ in range(_MAX_ATTEMPTS):
             try:
-                record: JobRecord = await self._once(kind, flight or found.key, look_again, on_stage)
+                record = await self._in_flight.join_or_start(kind, in_flight_key or lookup.key, look_up_again, on_stage)
             except _FilesChangedError:
                 continue
-            if await self._current(file.path for file in record.files) == tuple(sorted(record.files, key=_path_of)):
-                return replace(found, key=with_files(found.base, record.files), record=record)
-        raise errors.BuildError(_CHANGING)
-
-    async def _find(self, base: str, *names: str) -> _Found:
-        """Return the final key of a base as files are now, and the record if every blob it names is in the store.
-
-        Files and blobs may have to be hashed, so others are served meanwhile.
-        """
-        return await asyncio.to_thread(self._find_now, base, *names)
-
-    def _find_now(self, base: str, *names: str) -> _Found:
-        key = with_files(base, self._digests.current(self._reads(base)))
-        try:
-            document = self._store.record(key)
-            record = None if document is None else JobRecord.of(document)
-            if record is not None and not (record.blobs.keys() >= set(names) and self._has(record)):
-                record = None
-        except (AttributeError, TypeError, errors.FormatError):  # damaged: it is written anew
-            record = None
-        return _Found(key=key, base=base, names=names, record=record)
-
-    def _has(self, record: JobRecord) -> bool:
-        return all(self._store.find(blob) for blob in record.blobs.values())
-
-    def _reads(self, base: str) -> tuple[str, ...]:
-        """Paths that the last job of a key read."""
-        try:
-            return decode_paths(self._store.record(reads_key(base)) or [])
-        except errors.FormatError:  # damaged: the next job writes it anew
-            return ()
-
-    async def _current(self, paths: Iterable[str]) -> tuple[ReadFile, ...]:
-        return await asyncio.to_thread(self._digests.current, list(paths))
-
-    async def _keep(self, base: str, record: JobRecord) -> JobRecord:
-        """Put a record into the store; flushing it to the disk may take a while, and others wait for the loop."""
-
-        def keep() -> None:
-            self._store.put_record(with_files(base, record.files), record.document())
-            paths = tuple(sorted(file.path for file in record.files))
-            if paths != self._reads(base):
-                self._store.put_record(reads_key(base), list(paths))
-
-        await asyncio.to_thread(keep)
-        return record
-
-    async def _once(self, kind: str, key: str, work: _Work, on_stage: StageCallback = lambda _stage: None) -> Any:
-        """Do ``work`` unless it is being done already; all who ask meanwhile get its result or its error."""
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = _InFlightBuild(JobWatch(self._metrics, self._traces, kind, key), work)
-            flight.task.add_done_callback(lambda _task: self._forget(key, flight))
-        on_stage(flight.stage)
-        flight.listeners.append(on_stage)
-        try:
-            return await asyncio.shield(flight.task)  # one waiter that goes away does not take it from the others
-        finally:
-            flight.listeners.remove(on_stage)
-            if not flight.listeners and not flight.task.done():  # nobody wants it any more
-                self._forget(key, flight)
-                flight.task.cancel()
-
-    def _forget(self, key: str, flight: _InFlightBuild) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+            if await self._records.is_current(record.files):
+                return _Kept(key=final_key(lookup.base_key, record.files), record=record)
+        raise errors.BuildError(_FILES_CHANGE)
 
     def _read(self, blob: Blob) -> bytes:
         data = self._store.read(blob)
         if data is None:
-            raise errors.StoreError(f"blob {blob.digest} vanished from the store")
+            raise errors.StoreError(f"blob {blob.digest} vanished from the store. Remedy: send the request again")
         return data
-
-
-def _built(made: _Found, architecture: str, *, now: bool) -> BuildResult:
-    record = made.record
-    assert record is not None
-    blobs = {name: record.blobs[name] for name in ("descriptor", "programs", "weights")}
-    return BuildResult(
-        key=made.key, architecture=architecture, now=now, source=record.source, files=record.files, **blobs
-    )
-
-
-def _known(record: JobRecord | None) -> dict[str, list[str | int]] | None:
-    """What a worker is given of an architecture that the store has."""
-    return None if record is None else {name: [blob.digest, blob.size] for name, blob in record.blobs.items()}
-
-
-def _path_of(file: ReadFile) -> str:
-    return file.path
-
-
-def _agree(before: Iterable[ReadFile], now: Iterable[ReadFile]) -> bool:
-    """Whether two jobs read the same content wherever both of them read."""
-    digests = {file.path: file.digest for file in before}
-    return all(digests.get(file.path, file.digest) == file.digest for file in now)

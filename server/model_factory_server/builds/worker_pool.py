@@ -1,4 +1,4 @@
-"""Worker processes at work: each job in one of its own, within bounds, and heard until it ends. Imports no torch."""
+"""Runs each job in a worker process of its own, within bounds, and reads the worker's messages. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Generic, TypeVar
 
 from model_factory import errors
-from model_factory.documents import decode_document
 from model_factory.limits import MAX_DOCUMENT_BYTES
 from model_factory.store import Store
 from model_factory_server.backends.identity import BackendIdentity
@@ -25,19 +25,41 @@ from model_factory_server.builds.admission import Admission
 from model_factory_server.builds.fork_server import ForkServer, WorkerProcess
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.settings.server_settings import Settings
+from model_factory_server.worker.files.read_files import ReadFile
+from model_factory_server.worker.messages import (
+    BlobsEvicted,
+    ErrorLogged,
+    JobDone,
+    JobFailed,
+    StageEntered,
+    WarningRaised,
+    decode_message,
+)
 from model_factory_server.worker.stages import Stage
 from model_factory_server.worker.task import Job, Task
 
 log = logging.getLogger(__name__)
 
-StageCallback = Callable[[Stage], None]
-"""Told of every stage that a job enters."""
+Output = TypeVar("Output")
 
-_EXIT_SECONDS = 10.0  # from a worker's last word to its end
+StageCallback = Callable[[Stage], None]
+"""Called with every stage of a job."""
+
+_EXIT_SECONDS = 10.0  # from the last message of a worker to its end
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult(Generic[Output]):
+    """The result of a job."""
+
+    output: Output
+    """The output of the task."""
+    files: tuple[ReadFile, ...]
+    """Files read by the job."""
 
 
 class WorkerPool:
-    """Runs jobs, as many at the same time as there are builders."""
+    """Runs jobs, at most ``--workers`` at the same time."""
 
     def __init__(
         self, settings: Settings, store: Store, backend: BackendIdentity, admission: Admission, metrics: Metrics
@@ -47,57 +69,72 @@ class WorkerPool:
         self._backend = backend
         self._admission = admission
         self._metrics = metrics
-        self._threads = ThreadPoolExecutor(max_workers=settings.workers, thread_name_prefix="builder")
-        self._attempts: set[WorkerProcess] = set()
-        self._warned: set[str] = set()
-        self._forks = ForkServer(settings.isolation.allows_variable, with_gpus=backend.device_kind != "cpu")
+        self._threads = ThreadPoolExecutor(max_workers=settings.workers, thread_name_prefix="worker")
+        self._processes: set[WorkerProcess] = set()
+        self._warnings: set[str] = set()
+        self._fork_server = ForkServer(settings.isolation.allows_variable, with_gpus=backend.device_kind != "cpu")
 
     @property
     def queued(self) -> int:
-        """Jobs that wait for a builder."""
+        """Number of jobs waiting for a worker."""
         return self._admission.waiting
 
     @property
     def running(self) -> int:
-        """Worker processes there are."""
-        return len(self._attempts)
+        """Number of worker processes."""
+        return len(self._processes)
 
     def close(self) -> None:
         """End every worker process at once."""
-        for attempt in list(self._attempts):
-            attempt.end()
+        for process in list(self._processes):
+            process.end()
         self._threads.shutdown(wait=True)
 
-    async def run(self, task: Task, report: StageCallback, *, client: str = "", seconds: float = 0.0) -> Any:
-        """Do a task within the operator's time for a build or ``seconds``.
+    async def run(
+        self,
+        task: Task,
+        decode: Callable[[object], Output],
+        on_stage: StageCallback,
+        *,
+        client: str = "",
+        seconds: float = 0.0,
+    ) -> JobResult[Output]:
+        """Run a task in a worker; after a cancellation the process is killed before this method returns.
 
-        ``client`` is whose share of builders it takes. When it is cancelled the process is killed before this returns.
+        Args:
+            task: What to do.
+            decode: Reads the document of the task's output.
+            on_stage: Called with every stage.
+            client: The client with the share of workers for this job.
+            seconds: Time for the job; a longer limit of the operator applies instead.
 
         Raises:
             BusyError: too many jobs wait already.
-            ModelFactoryError: it failed.
+            ModelFactoryError: the job failed.
         """
         loop = asyncio.get_running_loop()
 
-        def relay(stage: str) -> None:
-            loop.call_soon_threadsafe(report, Stage(stage))
+        def on_stage_in_loop(stage: Stage) -> None:
+            loop.call_soon_threadsafe(on_stage, stage)
 
         seconds = max(seconds, self._settings.limits.build_timeout)
-        async with self._admission.builder(client):
-            receiver, sender = self._forks.context.Pipe(duplex=False)  # here, so that what waits has none
-            attempt = WorkerProcess(self._forks, self._job(task), sender)
-            self._attempts.add(attempt)
-            # In this call's context, so that what the thread logs belongs to it.
-            context, attend = contextvars.copy_context(), functools.partial(self._attend, attempt, receiver, sender)
-            attending = loop.run_in_executor(self._threads, context.run, attend, relay, seconds)
-            # Given up, it fails with its process, and nobody is there to hear of it.
+        async with self._admission.worker(client):
+            receiver, sender = self._fork_server.context.Pipe(duplex=False)  # here, so that waiting jobs have no pipe
+            process = WorkerProcess(self._fork_server, self._job(task), sender)
+            self._processes.add(process)
+            # In the context of this RPC, so that log lines of the thread name the RPC.
+            context = contextvars.copy_context()
+            attend = functools.partial(self._attend, process, receiver, sender, on_stage_in_loop, seconds)
+            attending = loop.run_in_executor(self._threads, context.run, attend)
+            # After a cancellation the thread fails together with its process, and nobody reads the error.
             attending.add_done_callback(lambda future: future.cancelled() or future.exception())
             try:
-                return await asyncio.shield(attending)
+                done = await asyncio.shield(attending)
             except asyncio.CancelledError:
-                attempt.end()
+                process.end()
                 await asyncio.wait({attending})
                 raise
+        return JobResult(decode(done.output), done.files)
 
     def _job(self, task: Task) -> Job:
         cores = len(os.sched_getaffinity(0))
@@ -113,48 +150,76 @@ class WorkerPool:
         )
 
     def _attend(
-        self, attempt: WorkerProcess, receiver: Connection, sender: Connection, report: StageCallback, seconds: float
-    ) -> Any:
-        """Start a worker and listen to it until it ends; runs in a thread."""
-        last = threading.Timer(seconds + _EXIT_SECONDS, attempt.end)  # of one that stops in the middle of a word
-        last.start()
+        self,
+        process: WorkerProcess,
+        receiver: Connection,
+        sender: Connection,
+        on_stage: StageCallback,
+        seconds: float,
+    ) -> JobDone:
+        """Start a worker and read its messages until its end; runs in a thread."""
+        killer = threading.Timer(seconds + _EXIT_SECONDS, process.end)  # for a worker stopped within a message
+        killer.start()
         try:
             with receiver:
                 with sender:
-                    started = attempt.start()
+                    started = process.start()
                 if not started:
                     raise errors.ServerError("the server ended before this job began")
                 try:
-                    result = _listen(receiver, self._handlers(report), seconds)
+                    done = self._read_messages(receiver, on_stage, seconds)
                 except EOFError:
-                    raise _death(attempt.wait(_EXIT_SECONDS), self._settings.limits.build_cpu_timeout) from None
-                attempt.exited_cleanly = True
-                return result
+                    raise _error_of_dead_worker(
+                        process.wait(_EXIT_SECONDS), self._settings.limits.build_cpu_timeout
+                    ) from None
+                process.exited_cleanly = True
+                return done
         finally:
-            last.cancel()
-            attempt.clear()
-            self._attempts.discard(attempt)
-            with suppress(OSError):  # what is left over is swept another time
+            killer.cancel()
+            process.clear()
+            self._processes.discard(process)
+            with suppress(OSError):  # the next sweep removes the rest
                 self._store.sweep()
 
-    def _handlers(self, report: StageCallback) -> dict[str, Callable[[Any], None]]:
-        """Who hears what a worker tells besides its result."""
-        return {"stage": report, "evicted": self._note_evicted, "log": _log, "warning": self._warn}
+    def _read_messages(self, receiver: Connection, on_stage: StageCallback, seconds: float) -> JobDone:
+        """Read messages up to the last message, and return the last message.
+
+        Raises:
+            EOFError: the worker died before its last message.
+            LimitError: the worker took too long.
+            ModelFactoryError: the job failed.
+        """
+        deadline = time.monotonic() + seconds
+        while receiver.poll(max(0.0, deadline - time.monotonic())):
+            match decode_message(receiver.recv_bytes(MAX_DOCUMENT_BYTES)):
+                case JobDone() as done:
+                    return done
+                case JobFailed() as failed:
+                    raise failed.exception()
+                case StageEntered(stage):
+                    on_stage(stage)
+                case BlobsEvicted(size):
+                    self._note_evicted(size)
+                case WarningRaised(text):
+                    self._warn(text)
+                case ErrorLogged(text):
+                    log.error("a worker process failed:\n%s", text)
+        raise errors.LimitError(f"the build took longer than the {seconds:g} seconds that this server allows")
 
     def _warn(self, text: str) -> None:
-        """Log what a worker warns of; what is so for all of them, at the first: the warm-up build, before any call."""
-        if text not in self._warned:
-            self._warned.add(text)
-            log.warning("builder processes warn: %s", text)
+        """Log a warning once: all workers share its cause, and the warm-up build is the first to raise the warning."""
+        if text not in self._warnings:
+            self._warnings.add(text)
+            log.warning("worker processes warn: %s", text)
 
     def _note_evicted(self, size: int) -> None:
         self._metrics.evicted_bytes.inc(size)
         if size:
-            log.info("blobs of %d bytes left the store to make room", size)
+            log.info("evicted blobs of %d bytes from the store to make room", size)
 
 
-def _death(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryError:
-    """What to say of a worker that died without a word."""
+def _error_of_dead_worker(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryError:
+    """Return the error for a worker dead before its last message."""
     if exit_code == -signal.SIGXCPU:
         return errors.LimitError(
             f"the build used more than the {cpu_seconds:g} seconds of processor time that this server allows"
@@ -162,25 +227,6 @@ def _death(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryErro
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
         hint = "; the node may be out of memory" if name == "SIGKILL" else ""
-        return errors.BuildError(f"the builder process was ended by {name}{hint}")
-    how = "fell silent" if exit_code is None else f"ended with status {exit_code}"
-    return errors.BuildError(f"the builder process {how} before it had a result")
-
-
-def _log(text: str) -> None:
-    log.error("a builder process says:\n%s", text)
-
-
-def _listen(receiver: Connection, told: Mapping[str, Callable[[Any], None]], seconds: float) -> Any:
-    """Return a worker's result, or raise its error; EOFError if it died without either. ``told`` hears the rest."""
-    deadline = time.monotonic() + seconds
-    while receiver.poll(max(0.0, deadline - time.monotonic())):
-        kind, body = decode_document(receiver.recv_bytes(MAX_DOCUMENT_BYTES), "what a builder process says")
-        if kind == "result":
-            return body
-        if kind == "error":
-            name, text, path = body
-            cls = getattr(errors, name)
-            raise cls(text, path=tuple(path)) if issubclass(cls, errors.LocatedError) else cls(text)
-        told[kind](body)
-    raise errors.LimitError(f"the build took longer than the {seconds:g} seconds that this server allows")
+        return errors.BuildError(f"the worker process was ended by {name}{hint}")
+    how = "closed its pipe" if exit_code is None else f"ended with status {exit_code}"
+    return errors.BuildError(f"the worker process {how} before it had a result")

@@ -13,7 +13,8 @@ from torch import nn
 from model_factory.config import ModelConfig
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.stock import is_stock
-from model_factory.descriptor.tree import SourceClass
+from model_factory.descriptor.tree import Descriptor, SourceClass
+from model_factory.digest import Blob
 from model_factory.errors import (
     BuildError,
     CallSignatureError,
@@ -57,6 +58,18 @@ class Portable:
     """The recorded and proven forwards."""
     sources: Sources | None
     """What travels as source; None if nothing does."""
+    descriptor: Descriptor
+    """The module tree, as it was before the recording, which leaves no trace in a model."""
+
+    @property
+    def classes(self) -> Mapping[nn.Module, SourceClass]:
+        """Class and reason of each source module."""
+        return {} if self.sources is None else self.sources.classes
+
+    @property
+    def bundle(self) -> Blob | None:
+        """Identity of the source bundle; None without source modules."""
+        return None if self.sources is None else self.sources.ref
 
 
 def record_model(model: nn.Module, config: ModelConfig | None = None) -> Programs:
@@ -104,21 +117,23 @@ class _Survey:
         self._done: set[str] = set()
 
     def portable(self) -> Portable:
-        self._describe()  # what cannot travel is refused before anything is recorded
+        descriptor = self._describe()  # what cannot travel is refused before anything is recorded
         blocks, calls = self._called()
         self._record(blocks, calls)
         if self._classes:  # what is below them is now called by their source
             blocks, calls = self._called()
             self._record(blocks, calls)
-            described = describe(self._model, self._classes, refused=self._refused)
-            named_tensors(self._model, described)
+            descriptor = describe(self._model, self._classes, refused=self._refused)
+            named_tensors(self._model, descriptor)
         programs = tuple(item for item in self._programs if get_module(self._model, item[0]) not in self._classes)
         sources = bundle_sources(self._classes, self._roots)
-        if sources is not None and not self._refused:
-            prove_sources(self._model, sources, programs, calls)
-        return Portable(programs=programs, sources=sources)
+        if sources is not None:
+            descriptor = replace(descriptor, bundle=sources.ref)
+            if not self._refused:
+                prove_sources(self._model, sources, descriptor, programs, calls)
+        return Portable(programs=programs, sources=sources, descriptor=descriptor)
 
-    def _describe(self) -> None:
+    def _describe(self) -> Descriptor:
         notes: dict[str, str] = {}
         described = describe(self._model, refused=notes)
         self._classes = source_classes(self._model, notes, self._roots)
@@ -127,6 +142,7 @@ class _Survey:
                 self._refuse(path, NotPortableError(text))
         if not notes:
             named_tensors(self._model, described)
+        return described
 
     def _called(self) -> tuple[dict[str, nn.Module], list[Call]]:
         blocks = dict(called_blocks(self._model, self._classes))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
-from typing import Any
 
-from model_factory.documents import FORMAT, decode_document
+from model_factory.blocks import Block
+from model_factory.documents import FORMAT
 from model_factory.limits import MIB
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
 from model_factory_server.backends.identity import BackendIdentity
-from model_factory_server.builds.service import BuildResult
+from model_factory_server.builds.service import BuildResult, DescribeResult
 from model_factory_server.settings.server_settings import Settings
 from model_factory_server.worker.stages import Stage
 
@@ -81,20 +82,22 @@ def manifest(
     return build_pb2.BuildModelsResponse(manifest=message)
 
 
-def described_component(name: str, documents: Mapping[str, bytes]) -> build_pb2.DescribedComponent:
-    """Return the description of a component from its documents, by kind."""
+def described_component(name: str, described: DescribeResult) -> build_pb2.DescribedComponent:
+    """Return the message of a described component."""
     return build_pb2.DescribedComponent(
         name=name,
-        descriptor_json=documents["descriptor"],
-        programs_json=documents.get("programs", b""),
-        refused=decode_document(documents["refused"], "the refused modules") if "refused" in documents else {},
+        descriptor_json=described.descriptor,
+        programs_json=described.programs,
+        refused=described.refused,
     )
 
 
-def block(item: dict[str, Any]) -> capabilities_pb2.Block:
-    """Return the message of a block from the document of a block."""
-    arguments = [capabilities_pb2.BlockArgument(**argument) for argument in item["arguments"]]
-    return capabilities_pb2.Block(**item | {"arguments": arguments})
+def block(item: Block) -> capabilities_pb2.Block:
+    """Return the message of a block."""
+    arguments = [capabilities_pb2.BlockArgument(**asdict(argument)) for argument in item.arguments]
+    return capabilities_pb2.Block(
+        name=item.name, summary=item.summary, origin=item.origin, tags=item.tags, arguments=arguments
+    )
 
 
 def _built_component(name: str, built: BuildResult) -> build_pb2.BuiltComponent:

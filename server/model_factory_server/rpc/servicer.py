@@ -84,7 +84,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
                 }
             )
             return build_pb2.DescribeModelsResponse(
-                components=[response.described_component(name, item.documents) for name, item in described.items()]
+                components=[response.described_component(name, item) for name, item in described.items()]
             )
 
     async def BuildModels(  # noqa: N802

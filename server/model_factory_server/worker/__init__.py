@@ -1,1 +1,1 @@
-"""The worker process: one build, description or recording, in a sandbox."""
+"""The worker process: a single job in a sandbox."""

@@ -1,8 +1,9 @@
-"""Constructing a component within the operator's bounds: its size is known before its tensors are made."""
+"""Constructing a component within the operator's bounds: the size is known before the first tensor is made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -15,17 +16,37 @@ from model_factory.program.torch_names import torch_dtype
 from model_factory_server.backends import Backend
 from model_factory_server.export.example_inputs import materialise
 from model_factory_server.settings.server_settings import LimitSettings
-from model_factory_server.worker.file_guard import GUARD
+from model_factory_server.worker.files.file_guard import GUARD
 from model_factory_server.worker.run_in_fork import run_in_fork
 from model_factory_server.worker.sandbox import limit_memory
+from model_factory_server.worker.weights_placement import AllocationLog, Placement
 
 T = TypeVar("T")
 
-_ROOM_BYTES = 1024 * MIB  # for what constructors make on the way
+_CONSTRUCTION_BYTES = 1024 * MIB  # for temporary objects of constructors
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """The size of a model; shared tensors and modules count once."""
+
+    weights_bytes: int
+    """Bytes of parameters and buffers after the cast."""
+    modules: int
+    """Number of modules."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """Facts about a model before its tensors are made."""
+
+    size: ModelSize
+    placement: Placement | None
+    """Where constructors can make tensors inside the weights file; ``None`` where unknown or not wanted."""
 
 
 def construct(backend: Backend, config: ResolvedConfig, seed: int, device_kind: str) -> nn.Module:
-    """Build a component in this process; the process's random state is set by ``seed``.
+    """Construct a component in this process; ``seed`` sets the process's random state.
 
     Lazy modules get their shapes if the config's ``signature`` gives examples.
 
@@ -40,52 +61,82 @@ def construct(backend: Backend, config: ResolvedConfig, seed: int, device_kind: 
     return model
 
 
-def planned(limits: LimitSettings, device_kind: str, plan: Callable[[], T]) -> T | None:
-    """Return what a build without tensors comes to; None where a constructor needs real ones or something is wrong.
+def plan_model(
+    limits: LimitSettings,
+    device_kind: str,
+    construct_on: Callable[[str], nn.Module],
+    dtype: str,
+    *,
+    placed: bool,
+) -> ModelPlan | None:
+    """Return the size of a model, and with ``placed`` its placement; ``None`` where only a real construction can tell.
 
-    Then they are made next, with the memory that the largest model allowed would take.
+    ``construct_on`` constructs the model on a device.
 
     Raises:
-        LimitError: it took too long.
+        LimitError: planning took too long.
+    """
+
+    def plan() -> ModelPlan:
+        with AllocationLog() as allocations:
+            model = construct_on("meta")
+        return ModelPlan(size_of(model, dtype), allocations.placement(model) if placed else None)
+
+    return plan_in_fork(limits, device_kind, plan)
+
+
+def plan_in_fork(limits: LimitSettings, device_kind: str, plan: Callable[[], T]) -> T | None:
+    """Return the result of work on the meta device, done in a fork; ``None`` where the work failed.
+
+    The work fails if a constructor needs real tensors, or if the config is wrong. The caller then constructs the model
+    with real tensors; on the CPU the memory of this process is first limited to the needs of the largest allowed model.
+
+    Raises:
+        LimitError: the work took too long.
     """
     try:
-        found = run_in_fork(lambda: (plan(), GUARD.seen()), limits.plan_timeout)
+        found = run_in_fork(lambda: (plan(), GUARD.observed()), limits.plan_timeout)
     except TimeoutError:
         raise LimitError(
             f"finding out the model's size took longer than the {limits.plan_timeout:g} seconds, or the "
-            f"{limits.build_cpu_timeout:g} of processor time, that this server allows"
+            f"{limits.build_cpu_timeout:g} seconds of processor time, that this server allows"
         ) from None
     if found is None:
         if device_kind == "cpu":
-            limit_memory(2 * limits.max_weights_bytes + _ROOM_BYTES)
+            limit_memory(2 * limits.max_weights_bytes + _CONSTRUCTION_BYTES)
         return None
-    result, seen = found
-    GUARD.add(seen)
+    result, observed = found
+    GUARD.add(observed)
     return result
 
 
-def size_of(model: nn.Module, dtype: str) -> tuple[int, int]:
-    """Bytes of parameters and buffers once they are cast, and modules; what is used twice counts once."""
-    cast = torch_dtype(dtype).itemsize if dtype else 0
+def size_of(model: nn.Module, dtype: str) -> ModelSize:
+    """Return the size of a model after a cast to ``dtype``; an empty ``dtype`` leaves tensors unchanged.
+
+    Example:
+        >>> size_of(nn.Linear(3, 4), "float64")
+        ModelSize(weights_bytes=128, modules=1)
+    """
+    cast_bytes = torch_dtype(dtype).itemsize if dtype else 0
     tensors = {id(item): item for item in [*model.parameters(), *model.buffers()]}
 
     def itemsize(tensor: torch.Tensor) -> int:
-        return cast if cast and (tensor.is_floating_point() or tensor.is_complex()) else tensor.itemsize
+        return cast_bytes if cast_bytes and (tensor.is_floating_point() or tensor.is_complex()) else tensor.itemsize
 
     known = [item for item in tensors.values() if not torch.nn.parameter.is_lazy(item)]
-    return sum(item.numel() * itemsize(item) for item in known), sum(1 for _ in model.modules())
+    return ModelSize(sum(item.numel() * itemsize(item) for item in known), sum(1 for _ in model.modules()))
 
 
-def check_size(limits: LimitSettings, size: tuple[int, int]) -> None:
-    """Refuse a model of so many bytes and modules if it is over a bound.
+def check_size(limits: LimitSettings, size: ModelSize) -> None:
+    """Refuse a model over a bound.
 
     Raises:
-        LimitError: it is.
+        LimitError: the model has too many bytes of weights, or too many modules.
     """
-    weights, modules = size
-    if weights > limits.most_weights_bytes:
+    if size.weights_bytes > limits.most_weights_bytes:
         raise LimitError(
-            f"the model has {weights} bytes of weights; this server builds at most {limits.most_weights_bytes}"
+            f"the model has {size.weights_bytes} bytes of weights; this server builds at most "
+            f"{limits.most_weights_bytes}"
         )
-    if modules > limits.max_modules:
-        raise LimitError(f"the model has {modules} modules; this server builds at most {limits.max_modules}")
+    if size.modules > limits.max_modules:
+        raise LimitError(f"the model has {size.modules} modules; this server builds at most {limits.max_modules}")

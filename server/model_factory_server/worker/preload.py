@@ -1,10 +1,10 @@
-"""What the fork server imports, once for all workers, and a check that it can be forked.
+"""The imports of the fork server, and a check of the process before forks.
 
-Importing torch and its tracing takes seconds; every worker is forked from a process that has the imports behind it.
+Importing torch and its tracing takes seconds. Every worker is forked from a process with these imports done.
 
-A fork copies one thread only, and the driver of a GPU works in no copy of a process that has initialised it. So nothing
-here runs a model, a backward pass or a fake tensor: on torch's CUDA build a fake tensor asks the driver for GPUs, and a
-backward pass after it starts a thread per device.
+A fork copies one thread only, and a GPU driver does not work in a fork of a process with an initialised driver. So
+this module runs no model, no backward pass and no fake tensor: on torch's CUDA build a fake tensor asks the driver for
+GPUs, and a later backward pass starts a thread per device.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import os
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-# What the first recording of a process imports late.
+# Modules that torch imports late, at the first recording of a process.
 import sympy.tensor.tensor  # noqa: F401
 import torch
 import torch.fx.experimental.validator
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-# multiprocessing imports what the server's main script does in each worker.
+# multiprocessing imports the server's main script, and so this module, in each worker.
 import model_factory.cli.main  # noqa: F401
 from model_factory.environment import only_variables
 from model_factory_server.constructor import default_registry
@@ -33,9 +33,9 @@ _GPU_FILES = "/dev/nvidia"
 
 
 def forking_faults() -> list[str]:
-    """Name everything that makes copies of this process unusable; an empty list if nothing does.
+    """Return every reason why forks of this process would not work; empty without a reason.
 
-    Checked are threads, CUDA, and whether a backward pass works in a fork.
+    Checks the threads, CUDA, and a backward pass in a fork.
     """
     faults = []
     threads = [Path(task, "comm").read_text(encoding="utf-8").strip() for task in Path("/proc/self/task").iterdir()]
@@ -49,7 +49,7 @@ def forking_faults() -> list[str]:
     return faults
 
 
-def work(job: Job, sender: Connection) -> None:
+def run_job(job: Job, sender: Connection) -> None:
     """Do a job in a fork of this process; see :func:`model_factory_server.worker.main.main`."""
     main.main(job, sender, FAULTS)
 
@@ -63,8 +63,8 @@ def _fork_runs_backward() -> bool:
     if child == 0:
         try:
             torch.set_num_threads(1)
-            with only_variables(lambda _name: True, NO_GPUS):  # the driver would need a second for each GPU
-                with FakeTensorMode():  # what a recording runs under
+            with only_variables(lambda _name: True, NO_GPUS):  # the driver would take a second for each GPU
+                with FakeTensorMode():  # as a recording does
                     torch.ones(1)
                 torch.ones(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
             os._exit(0)
@@ -73,7 +73,7 @@ def _fork_runs_backward() -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
-def _prepare() -> None:
+def _initialise_torch() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.device("meta"):
@@ -82,9 +82,9 @@ def _prepare() -> None:
     torch.set_num_threads(threads)
 
 
-_prepare()
+_initialise_torch()
 FAULTS = forking_faults()
-"""Why this process must not be forked; workers refuse to start where the list is not empty."""
+"""Reasons why this process must not be forked; with a reason, workers refuse their jobs."""
 
 gc.collect()
-gc.freeze()  # or the first collection of every worker would write to, and so copy, all that is here
+gc.freeze()  # otherwise the first collection of every worker writes to all objects here, and so copies their memory

@@ -1,4 +1,4 @@
-"""Work in a copy of a process: what it does to modules, registries or the environment ends with the copy."""
+"""Work in a fork of a process: changes to modules, registries or the environment end with the fork."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ _DONE, _NO_MEMORY, _DIED = "done", "no memory", "died"
 
 
 def run_in_fork(work: Callable[[], T], seconds: float) -> T | None:
-    """Return what ``work`` returns, which must be picklable, or None if it raised or its process died.
+    """Call ``work`` in a fork and return its result, a picklable object; ``None`` if ``work`` failed or the fork died.
 
-    Forks, so it is for processes with one thread and without a CUDA context.
-
-    What the copy started is gone when this returns.
+    For processes with one thread and without a CUDA context. Child processes of the fork are killed at the end.
 
     Raises:
-        TimeoutError: it took longer than ``seconds``, or all the processor time that this process may use.
-        MemoryError: it needed more memory than this process may have.
+        TimeoutError: ``work`` took longer than ``seconds``, or used up the processor time of this process.
+        MemoryError: ``work`` needed more memory than this process may have.
+
+    Example:
+        >>> run_in_fork(lambda: 6 * 7, seconds=10.0)
+        42
     """
     receiver, sender = Pipe(duplex=False)
     child = os.fork()
     if child == 0:
         try:
             die_with_parent()
-            os.setpgid(0, 0)  # of its own, in this process's session
+            os.setpgid(0, 0)  # a process group of its own, in the session of this process
             sender.send((_DONE, work()))
         except MemoryError:
             sender.send((_NO_MEMORY, None))
@@ -40,25 +42,25 @@ def run_in_fork(work: Callable[[], T], seconds: float) -> T | None:
             os._exit(0)
     sender.close()
     try:
-        answer = receiver.recv() if receiver.poll(seconds) else None
+        reply = receiver.recv() if receiver.poll(seconds) else None
     except EOFError:
-        answer = (_DIED, None)
+        reply = (_DIED, None)
     finally:
         receiver.close()
-        status = _end(child)
-    match answer:
+        status = _kill_group(child)
+    match reply:
         case (str(kind), result) if kind == _DONE:
             value: T = result
             return value
         case (str(kind), _) if kind == _NO_MEMORY:
             raise MemoryError
-    if answer is None or status == signal.SIGXCPU:
+    if reply is None or status == signal.SIGXCPU:
         raise TimeoutError
     return None
 
 
-def _end(child: int) -> int:
-    """Kill a copy and its group; return the signal that ended the copy, or 0."""
+def _kill_group(child: int) -> int:
+    """Kill a fork and its process group; return the signal that ended the fork, or 0."""
     for kill in (os.kill, os.killpg):
         with suppress(ProcessLookupError):
             kill(child, signal.SIGKILL)

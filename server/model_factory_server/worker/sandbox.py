@@ -1,4 +1,4 @@
-"""What keeps a build to itself: the limits that the kernel holds a process to."""
+"""The sandbox of a worker: limits enforced by the kernel."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 _libc = ctypes.CDLL(None, use_errno=True)
 
 NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
-"""Variables that hide every GPU from a process."""
+"""Environment variables for hiding every GPU from a process."""
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends."""
+    """Let the kernel end this process when the parent ends."""
     parent = os.getppid()
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -33,13 +33,13 @@ def die_with_parent() -> None:
 
 
 def lead_own_group() -> None:
-    """Become the leader of a session and a process group, so that all this process starts can be killed with it."""
-    with suppress(PermissionError):  # it is one already
+    """Lead a session and a process group, for killing this process together with its children."""
+    with suppress(PermissionError):  # the process is a leader already
         os.setsid()
 
 
 def kill_session(leader: int) -> None:
-    """Kill every process of a session, whatever group it is in; none is left when nothing of it forks any more."""
+    """Kill every process of a session, in whatever process group; a child forked during the call may survive."""
     for entry in Path("/proc").iterdir():
         with suppress(OSError, ValueError):  # not a process, or gone
             if int((entry / "stat").read_bytes().rpartition(b")")[2].split()[3]) == leader:
@@ -47,50 +47,55 @@ def kill_session(leader: int) -> None:
 
 
 def limit_resources(*, cpu_seconds: int, file_bytes: int, open_files: int) -> None:
-    """Bound this process and those it forks; none of it can be taken back.
+    """Limit this process and its children for good.
 
-    Nothing here dumps core, gains privileges, or is spared when the node is out of memory.
+    No process dumps core or gains privileges, and the kernel ends these processes first when the node is out of memory.
     """
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _lower(resource.RLIMIT_CORE, 0)
-    _lower(resource.RLIMIT_CPU, cpu_seconds, more=1)  # at the hard limit it is SIGKILL, which does not say why
+    _lower(resource.RLIMIT_CPU, cpu_seconds, more=1)  # SIGXCPU names the cause, SIGKILL would not
     _lower(resource.RLIMIT_FSIZE, file_bytes)
     _lower(resource.RLIMIT_NOFILE, open_files)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing too much is an error, not the end
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then too large a file is an OSError
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_FIRST, encoding="ascii")
 
 
 def limit_memory(more_bytes: int) -> None:
-    """Bound what this process may allocate from now on, beyond what it has; a bound that is there is never raised."""
+    """Limit further memory of this process to ``more_bytes``; a lower limit set earlier stays."""
     bounds = resource.getrlimit(resource.RLIMIT_DATA)
     lowest = min([_data_bytes() + more_bytes, *(bound for bound in bounds if bound != resource.RLIM_INFINITY)])
     resource.setrlimit(resource.RLIMIT_DATA, (lowest, bounds[1]))
 
 
 def allowed_memory() -> int:
-    """Bytes that this process may allocate in all."""
+    """Return the bytes of memory allowed for this process in all."""
     soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return node_memory() if soft == resource.RLIM_INFINITY else soft
 
 
 def node_memory() -> int:
-    """Bytes of memory that this node, or this container, has."""
+    """Return the bytes of memory of this node, or of this container if its limit is lower.
+
+    Example:
+        >>> node_memory() > KIB
+        True
+    """
     bounds = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in _CGROUP_LIMITS:
-        with suppress(OSError, ValueError):  # not this kind of system, or "max"
+        with suppress(OSError, ValueError):  # another kind of system, or no limit ("max")
             bounds.append(int(Path(name).read_text(encoding="ascii")))
     return min(bounds)
 
 
 def leave_network() -> bool:
-    """Move this process to where there is no network, loopback included; False where the kernel forbids it."""
+    """Move this process into a network namespace without interfaces; return False if the kernel forbids the move."""
     user, group = os.getuid(), os.getgid()
     if _libc.unshare(_CLONE_NEWNET) == 0:
         return True
     if _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
         return False
-    with suppress(OSError):  # without them files belong to nobody, as far as this process can see
+    with suppress(OSError):  # without these files this process sees every file as owned by "nobody"
         Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
@@ -98,7 +103,7 @@ def leave_network() -> bool:
 
 
 def _lower(what: int, bound: int, more: int = 0) -> None:
-    """Set the soft limit, and the hard one ``more`` above it, to no more than it was."""
+    """Set the soft limit to ``bound`` and the hard limit to ``bound + more``, as far as the old hard limit allows."""
     _, hard = resource.getrlimit(what)
     if hard != resource.RLIM_INFINITY:
         bound, more = min(bound, hard), min(more, hard - min(bound, hard))

@@ -1,59 +1,103 @@
-"""What a builder process is told: what to do, where, and within which bounds. Imports no torch."""
+"""Tasks: the requests of the server to a worker. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from model_factory.identity import BuildReference
+from model_factory.store import Blob
 from model_factory_server.settings.server_settings import BackendSettings, IsolationSettings, LimitSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What to do."""
+class ArchitectureBlobs:
+    """The documents of a component, common to builds under all seeds, as blobs in the store."""
 
-    kind: Literal["build", "describe", "record", "list"]
-    """Which of the functions of ``worker``."""
-    config: bytes = b""
-    """The component's config as on the wire."""
-    seed: int = 0
+    descriptor: Blob
+    """The module tree."""
+    programs: Blob
+    """The recorded forwards."""
+    source: Blob | None
+    """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
+    placement: Blob | None
+    """Where constructors can make tensors inside the weights file; ``None`` where unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildTask:
+    """Build a component and put its weights into the store."""
+
+    config: bytes
+    """The component's config in wire form."""
+    seed: int
     """The component's own seed."""
-    dtype: str = ""
-    """What floating tensors are cast to; empty: left."""
-    known: Mapping[str, Sequence[str | int]] | None = None
-    """Blobs of a build under another seed: its descriptor, since what is recorded need not be so again, and how it is
-    made in place. None where nothing is known."""
-    portability: bool = False
-    """Of a description: whether to find out how each module travels."""
-    path: str = ""
-    """Of the module to record."""
-    call: bytes = b""
-    """The call to record it for."""
-    training: Mapping[str, bool] | None = None
-    """Training flags at that call."""
-    built: BuildReference | None = None
-    """The build that the module to record comes from."""
+    dtype: str
+    """Dtype of the floating tensors; empty: unchanged."""
+    known: ArchitectureBlobs | None
+    """Documents of an earlier build under any seed, to use instead of recording; ``None``: record."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribeTask:
+    """Describe a component without writing weights."""
+
+    config: bytes
+    """The component's config in wire form."""
+    dtype: str
+    """Dtype of the floating tensors; empty: unchanged."""
+    portability: bool
+    """Whether to record, and to report every module with a refusal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordTask:
+    """Record the program of a module for a call."""
+
+    config: bytes
+    """The component's config in wire form."""
+    seed: int
+    """The component's own seed."""
+    dtype: str
+    """Dtype of the floating tensors during the recording; empty: unchanged."""
+    path: str
+    """Path of the module inside the component."""
+    call: bytes
+    """The call to record, an encoded ``ExampleCall``."""
+    training: Mapping[str, bool]
+    """Training flags at the call, by path below the module."""
+    built: BuildReference
+    """The build of the trainer's module."""
+    descriptor: Blob
+    """Descriptor of the same component, made by this server."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListTask:
+    """List the blocks for configs."""
+
+
+Task = BuildTask | DescribeTask | RecordTask | ListTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A task for one process, with what the operator has set."""
+    """A task for a worker, with the operator's settings."""
 
     task: Task
+    """The work to do."""
     store: Path
-    """Where blobs go."""
+    """Folder of the store."""
     backend: BackendSettings
-    """What builds."""
+    """Settings of the backend."""
     code_stamp: str
-    """Of the operator's files when the server started."""
+    """Stamp of the operator's files at the start of the server."""
     device_kind: str
-    """Where the model is initialised."""
+    """Where models are constructed: ``cpu`` or ``cuda``."""
     limits: LimitSettings
-    """What the model may grow to."""
+    """Bounds on the model."""
     isolation: IsolationSettings
-    """What the process may reach."""
+    """Limits on the surroundings of the process: variables, network, open files."""
     threads: int
-    """Threads for torch's kernels, so that builders at the same time do not wait for each other."""
+    """Kernel threads of torch: few enough for workers side by side."""

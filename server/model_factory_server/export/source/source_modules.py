@@ -12,12 +12,12 @@ from torch import nn
 from model_factory.descriptor.codec import Programs, decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.stock import is_stock
-from model_factory.descriptor.tree import SourceClass
+from model_factory.descriptor.tree import Descriptor, SourceClass
 from model_factory.digest import Blob
 from model_factory.errors import NotPortableError
 from model_factory.program.runtime.lookup import get_module
 from model_factory.source.loader import load_source
-from model_factory_server.export.describe.describe import describe, named_tensors, real_class
+from model_factory_server.export.describe.describe import named_tensors, real_class
 from model_factory_server.export.example_inputs import Call
 from model_factory_server.export.source.bundling import Root, collect, find_file
 from model_factory_server.export.verify.verifier import prove_rebuilt
@@ -78,13 +78,14 @@ def bundle_sources(classes: Mapping[nn.Module, SourceClass], roots: Sequence[Roo
     return Sources(classes=classes, bundle=collect({item.module for item in classes.values()}, roots))
 
 
-def prove_sources(model: nn.Module, sources: Sources, programs: Programs, calls: Sequence[Call]) -> None:
+def prove_sources(
+    model: nn.Module, sources: Sources, described: Descriptor, programs: Programs, calls: Sequence[Call]
+) -> None:
     """Rebuild the model from its descriptor and the bundle, as a trainer would, and compare the source modules.
 
     Raises:
         NotPortableError: the bundle cannot be used, or a rebuilt module does something else on one of its ``calls``.
     """
-    described = describe(model, sources.classes, sources.ref)
     descriptor = decode_descriptor(encode_descriptor(described))
     loaded = load_source(sources.bundle, sources.ref.digest, "the model")
     rebuilt = rebuild(

@@ -14,7 +14,7 @@ from torch import nn
 from model_factory.digest import Blob
 from model_factory.errors import BuildError
 from model_factory_server.export.describe.describe import describe, named_tensors
-from model_factory_server.worker.weights_placement import Allocations, Placement, WeightsFile
+from model_factory_server.worker.weights_placement import AllocationLog, Placement, WeightsFile
 
 SIZE = 160  # of a side: more bytes than are placed at least
 
@@ -159,10 +159,10 @@ PLACED = {"plain": 2, "stack": 12, "small": 0, "odd": 2, "_swapped": 2, "_tied":
 
 
 def _plan(make: Callable[[], nn.Module]) -> Placement | None:
-    with Allocations() as made, torch.device("meta"):
+    with AllocationLog() as made, torch.device("meta"):
         model = make()
-    document = made.placement(model)
-    return None if document is None else Placement.decode(document)
+    placement = made.placement(model)
+    return None if placement is None else Placement.decode(placement.encode())
 
 
 def _made(make: Callable[[], nn.Module]) -> nn.Module:

@@ -1,0 +1,1 @@
+"""The files of builds: readable folders, a guard for reads, and digests of read files."""

@@ -1,0 +1,1 @@
+"""The jobs of a worker: a module for each kind of task."""

@@ -1,0 +1,71 @@
+"""Describe a component without writing weights, on request with every refusal of a build."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from model_factory.config import ResolvedConfig, parse_config
+from model_factory.descriptor.codec import encode_descriptor, encode_programs
+from model_factory.errors import LimitError
+from model_factory.limits import MAX_DOCUMENT_BYTES
+from model_factory_server.export.describe.describe import describe
+from model_factory_server.export.exporter import survey_model
+from model_factory_server.worker.construction import construct, plan_in_fork
+from model_factory_server.worker.jobs.workspace import Workspace, cast
+from model_factory_server.worker.outputs import DescribeOutput
+from model_factory_server.worker.stages import Stage
+from model_factory_server.worker.task import DescribeTask
+
+_SEED = 0  # a description does not depend on the seed
+
+
+def describe_component(task: DescribeTask, workspace: Workspace) -> DescribeOutput:
+    """Describe a component; a model over a limit is described as refused where the task is about portability.
+
+    Raises:
+        ModelFactoryError: the component cannot be described.
+    """
+    config = parse_config(task.config)
+    refused: dict[str, str] = {}
+    if task.portability:
+        try:
+            workspace.plan(config, _SEED, task.dtype)
+            return _survey(task, workspace, config)
+        except LimitError as error:
+            refused[""] = str(error)
+    data = _outline(task, workspace, config)
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise LimitError(f"the descriptor takes {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
+    return DescribeOutput(descriptor=workspace.store.put(data), programs=None, source=None, refused=refused)
+
+
+def _survey(task: DescribeTask, workspace: Workspace, config: ResolvedConfig) -> DescribeOutput:
+    """Do the work of a build except for writing weights; note refusals instead of raising errors."""
+    model = workspace.construct(config, _SEED, task.dtype, workspace.job.device_kind)
+    workspace.enter(Stage.RECORDING)
+    refused: dict[str, str] = {}
+    portable = survey_model(model, config.model, workspace.shared_roots, refused)
+    descriptor = portable.descriptor
+    if task.dtype:  # descriptors name dtypes, so the cast model needs another descriptor
+        cast(model, task.dtype)
+        descriptor = describe(model, portable.classes, portable.bundle, refused=refused)
+    put = workspace.store.put
+    return DescribeOutput(
+        descriptor=put(encode_descriptor(descriptor)),
+        programs=put(encode_programs(portable.programs)),
+        source=None if portable.sources is None else put(portable.sources.bundle),
+        refused=refused,
+    )
+
+
+def _outline(task: DescribeTask, workspace: Workspace, config: ResolvedConfig) -> bytes:
+    """Return the descriptor of a model on the meta device, or of real tensors where a constructor needs them."""
+    job = workspace.job
+
+    def outline(device_kind: str) -> bytes:
+        model: nn.Module = construct(workspace.backend, config, _SEED, device_kind)
+        cast(model, task.dtype)
+        return encode_descriptor(describe(model, refused={} if job.backend.share_source else None))
+
+    data = plan_in_fork(job.limits, job.device_kind, lambda: outline("meta"))
+    return outline(job.device_kind) if data is None else data  # an error of the config is raised here, outside the fork

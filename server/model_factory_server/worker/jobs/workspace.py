@@ -1,0 +1,109 @@
+"""The common part of all jobs: the backend, the store, and progress reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import nn
+
+from model_factory.config import ResolvedConfig
+from model_factory.descriptor.tree import Descriptor, SourceClass, SourceNode
+from model_factory.errors import NotPortableError, ServerError
+from model_factory.program.runtime.lookup import get_module
+from model_factory.program.torch_names import torch_dtype
+from model_factory.store import Store
+from model_factory_server.backends.code_files import operator_files, operator_roots, stamp_of_files
+from model_factory_server.backends.loading import load_backend
+from model_factory_server.export.source.bundling import Root
+from model_factory_server.worker.construction import ModelPlan, check_size, construct, plan_model, size_of
+from model_factory_server.worker.messages import SendMessage, StageEntered
+from model_factory_server.worker.stages import Stage
+from model_factory_server.worker.task import Job
+
+WORKER_FAILED = "the worker process failed with {}; the server's log has the details"
+"""Message for an error in the operator's code or in this package; takes the error's class."""
+
+_NO_SOURCE = (
+    "A block whose forward cannot be recorded can be sent as source code, if the operator allows source with "
+    "--share-source and the trainer trusts the source (docs/portability.md)"
+)
+_SOURCE_NEEDS_EXAMPLES = (
+    "This server shares source: a block is sent as source code if a build finds that no program can be recorded for "
+    "the block's examples, its own or those of the config's signature (docs/portability.md)"
+)
+
+
+class Workspace:
+    """The backend, the store and the progress reports of a job."""
+
+    def __init__(self, job: Job, send: SendMessage) -> None:
+        """Load the backend and open the store.
+
+        Raises:
+            ServerError: the operator's code has changed since the server started, or cannot be loaded.
+            StoreError: the store cannot be used.
+        """
+        if stamp_of_files(operator_files(job.backend)) != job.code_stamp:
+            raise ServerError("the code that this server builds with has changed since it started. Remedy: restart it")
+        self.job = job
+        self.send = send
+        self.backend = load_backend(job.backend)
+        self.store = Store(job.store, job.limits.max_store_bytes, setting="--store")
+
+    @property
+    def shared_roots(self) -> tuple[Root, ...]:
+        """Folders of code for trainers; empty unless the operator shares source."""
+        return operator_roots(self.job.backend) if self.job.backend.share_source else ()
+
+    def enter(self, stage: Stage) -> None:
+        """Report a stage."""
+        self.send(StageEntered(stage))
+
+    def plan(self, config: ResolvedConfig, seed: int, dtype: str, *, placed: bool = False) -> ModelPlan | None:
+        """Return the plan of a model within the operator's bounds; see ``plan_model``.
+
+        Raises:
+            LimitError: the model is too large, or planning took too long.
+        """
+
+        def construct_on(device_kind: str) -> nn.Module:
+            return construct(self.backend, config, seed, device_kind)
+
+        plan = plan_model(self.job.limits, self.job.device_kind, construct_on, dtype, placed=placed)
+        if plan is not None:
+            check_size(self.job.limits, plan.size)
+        return plan
+
+    def construct(self, config: ResolvedConfig, seed: int, dtype: str, device_kind: str) -> nn.Module:
+        """Construct a model within the operator's bounds; the model is not cast, ``dtype`` only decides about its size.
+
+        Raises:
+            ConfigError: the config names or passes something wrong.
+            BuildError: a constructor fails.
+            LimitError: the model is too large.
+        """
+        model = construct(self.backend, config, seed, device_kind)
+        check_size(self.job.limits, size_of(model, dtype))
+        return model
+
+    @contextmanager
+    def hinting_at_source(self) -> Iterator[None]:
+        """Add to refusals how a block could be sent as source."""
+        try:
+            yield
+        except NotPortableError as error:
+            hint = _SOURCE_NEEDS_EXAMPLES if self.job.backend.share_source else _NO_SOURCE
+            raise NotPortableError(f"{error}. {hint}") from error
+
+
+def cast(model: nn.Module, dtype: str) -> None:
+    """Cast the floating tensors of a model; an empty ``dtype`` leaves the model unchanged."""
+    if dtype:
+        model.to(dtype=torch_dtype(dtype))
+
+
+def source_classes_of(model: nn.Module, descriptor: Descriptor) -> Mapping[nn.Module, SourceClass]:
+    """Return the source modules of a model, by its descriptor, with their classes."""
+    nodes = {path: descriptor.modules[index] for index, path in descriptor.paths().items()}
+    return {get_module(model, path): node.source for path, node in nodes.items() if isinstance(node, SourceNode)}
