@@ -61,7 +61,7 @@ imports: $(VENV)/installed
 	$(BIN)/lint-imports
 
 docs: $(VENV)/installed  ## build the site of docs/ into site/; needs no network
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 soak: $(VENV)/installed  ## an hour under load, with its plot in soak/; SOAK="--seconds 60 --clients 100" for less
 	$(BIN)/python scripts/soak.py $(SOAK)
