@@ -41,7 +41,7 @@ NOTES = """\
 - Plain attributes of a block are sent if they are plain data (numbers, texts, lists, tuples, dicts, dtypes, functions
   of `torch.nn.functional`, `torch.Size`) or tensors, and do not hide a method of `nn.Module`. Other attributes are left
   out: the program of the block does not need them. Every attribute of a torch module is sent, or the module is refused.
-- Methods besides `forward` are not sent. A `train()` that keeps parts of a block in eval mode is found by trying, and is
+- Methods besides `forward` are not sent. A `train()` that keeps parts of a block in eval mode is found by trying and is
   sent as the list of these parts. Any other method that changes the trainer's use of state is refused. A
   `_load_from_state_dict()` that translates old checkpoints is not sent: translate checkpoints first.
 - A dense parameter or buffer keeps its memory order (`channels_last`, a transposed weight). Other strides (an expanded

@@ -91,12 +91,6 @@ def test_every_decision_is_in_the_index() -> None:
         assert [part for part in parts if part not in text] == [], name
 
 
-def test_the_licences_are_one_text() -> None:
-    licence = (ROOT / "LICENSE").read_bytes()
-    assert licence == (ROOT / "server" / "LICENSE").read_bytes()
-    assert b"Apache License" in licence
-
-
 def test_a_wrong_name_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
