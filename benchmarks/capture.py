@@ -1,6 +1,6 @@
 """Compares ways to turn a module into data: torch.export, torch.fx and the programs of model-factory.
 
-Usage: python -m benchmarks.capture [--only SET] [--details]
+Usage: python -m benchmarks.capture [--only SET] [--way WAY] [--details]
 
 Each way captures each model of four sets. The table counts the models with which the captured module
 
@@ -151,9 +151,10 @@ def _same(actual: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def _leaf_types(model: nn.Module) -> list[str]:
-    """Names of the torch.nn classes of all leaves, sorted."""
-    leaves = [module for module in model.modules() if not list(module.children())]
-    return sorted(type(leaf).__name__ for leaf in leaves if type(leaf).__module__.startswith("torch.nn.modules"))
+    """Names of the torch.nn classes of all leaves, sorted; an empty Sequential is no layer."""
+    leaves = [type(module) for module in model.modules() if not list(module.children())]
+    layers = [leaf for leaf in leaves if leaf.__module__.startswith("torch.nn.modules") and leaf is not nn.Sequential]
+    return sorted(layer.__name__ for layer in layers)
 
 
 def _other_batch(captured: nn.Module, original: nn.Module, inputs: Inputs) -> None:
@@ -275,25 +276,26 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="benchmarks.capture", description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=SETS, action="append", help="one set; may be repeated")
+    parser.add_argument("--way", choices=WAYS, action="append", help="one way; may be repeated")
     parser.add_argument("--details", action="store_true", help="a line for each model and way")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     print("| models | way | " + " | ".join(QUESTIONS) + " |")
     print("|---" * (len(QUESTIONS) + 2) + "|")
     for name in arguments.only or SETS:
-        _compare(name, details=arguments.details)
+        _compare(name, arguments.way or list(WAYS), details=arguments.details)
 
 
-def _compare(name: str, *, details: bool) -> None:
+def _compare(name: str, ways: list[str], *, details: bool) -> None:
     """Print the rows of one set."""
-    counts = {way: dict.fromkeys(QUESTIONS, 0) for way in WAYS}
+    counts = {way: dict.fromkeys(QUESTIONS, 0) for way in ways}
     total = 0
     try:
         for example in SETS[name]():
             total += 1
-            for way, capture in WAYS.items():
+            for way in ways:
                 started = time.monotonic()
-                outcomes, reason = examine(capture, example)
+                outcomes, reason = examine(WAYS[way], example)
                 for question, holds in outcomes.items():
                     counts[way][question] += holds
                 if details:
