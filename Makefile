@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-cuda test-fast lint types imports stubs soak leaks fuzz faults benchmarks images image-steps alerts clean
+.PHONY: demo test test-cuda test-fast lint types imports stubs soak leaks fuzz faults benchmarks docs images image-steps alerts clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -59,6 +59,9 @@ types: $(VENV)/installed
 
 imports: $(VENV)/installed
 	$(BIN)/lint-imports
+
+docs: $(VENV)/installed  ## build the site of docs/ into site/; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 soak: $(VENV)/installed  ## an hour under load, with its plot in soak/; SOAK="--seconds 60 --clients 100" for less
 	$(BIN)/python scripts/soak.py $(SOAK)

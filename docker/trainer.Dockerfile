@@ -12,7 +12,7 @@ ARG PIP_CONSTRAINT=/src/constraints.txt
 # Empty: PyPI, with the CUDA build of torch.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN /opt/model-factory/bin/pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY client ./client
 RUN /opt/model-factory/bin/pip install --no-cache-dir /src
 
