@@ -1,8 +1,8 @@
 """Runs the build steps of the Dockerfiles without a container engine, and checks the results.
 
-Every ``COPY`` and ``RUN`` of the build stage runs with the default build arguments, in a folder in place of ``/src`` and
-a virtual environment in place of ``/opt/model-factory``. Commands of the system package manager are left out. Then the
-doctor of the trainer image checks the server of the server image.
+Every ``COPY`` and ``RUN`` of the build stage runs with the default build arguments, in a folder in place of ``/src``
+and a virtual environment in place of ``/opt/model-factory``. Commands of the system package manager are left out. Then
+the doctor of the trainer image checks the server of the server image.
 
 ``ARG=VALUE`` on the command line sets a build argument: ``TORCH_INDEX=...``.
 """
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def _run(folder: Path, server: Path, trainer: Path) -> None:
-    """Start the server with the command of the image, probe the health, run the doctor of the trainer, stop the server."""
+    """Start the server with the command of the image, probe the health, run the doctor of the trainer, and stop."""
     last, asking = (read_dockerfile(ROOT / "docker" / f"{name}.Dockerfile")[1][-1] for name in ("server", "trainer"))
     serving = _Image(last, server, folder / "server")
     diagnosing = _Image(asking, trainer, folder / "trainer")
@@ -98,7 +98,7 @@ class _Image:
             path.mkdir()
 
     def command(self, command: list[str]) -> list[str]:
-        """Return the command line that runs a command in a container, or outside if this user cannot create containers."""
+        """Return the command line for a container, or for no container if this user cannot create any."""
         if not self.is_contained:
             return [str(self._opt / "bin" / command[0]), *command[1:]]
         places = {_OPT: self._opt, str(self._opt): self._opt}  # the scripts contain the path of the environment
