@@ -1,1 +1,1 @@
-"""Speed, measured side by side in one run: ``python -m benchmarks``."""
+"""Benchmarks in alternating rounds: ``python -m benchmarks``."""

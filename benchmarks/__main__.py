@@ -1,4 +1,4 @@
-"""Measures everything side by side and prints one table; writes it and its plots where the documents are.
+"""Measures all contenders in alternating rounds, prints a table, and writes table and plots to a folder.
 
 Usage: python -m benchmarks [--payload-mib N] [--ranks-mib N] [--repeats N] [--only GROUP] [--output DIR]
 """
@@ -28,24 +28,34 @@ GROUPS = ("wire", "client", "server", "ranks")
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--payload-mib", type=int, default=1024, help="of the transfers (default: %(default)s)")
-    parser.add_argument("--ranks-mib", type=int, default=1350, help="of the ranks' model (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds, after one to warm up (default: %(default)s)")
-    parser.add_argument("--only", choices=GROUPS, action="append", help="one group; may be repeated")
-    parser.add_argument("--folder", type=Path, help="where stores and caches go (default: a temporary folder)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write table and plots here, docs/performance say")
+    parser.add_argument(
+        "--payload-mib", type=int, default=1024, help="size of the transferred blob (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ranks-mib", type=int, default=1350, help="size of the model of the ranks (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="measured rounds, after a warm-up round (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only", choices=GROUPS, action="append", help="a group to measure (default: all); may be repeated"
+    )
+    parser.add_argument("--folder", type=Path, help="folder for stores and caches (default: a temporary folder)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for table and plots, for example docs/performance"
+    )
     arguments = parser.parse_args()
     report = Report()
     try:
         _measure(report, arguments)
-    finally:  # what was measured before something failed is worth seeing
+    finally:  # also print the rows before a failure
         _print(report, arguments)
 
 
 def _measure(report: Report, arguments: argparse.Namespace) -> None:
-    for package in (model_factory, model_factory_server):  # as pip does with what it installs, and not with a checkout
+    for package in (model_factory, model_factory_server):  # pip compiles installed packages; a checkout is not compiled
         compileall.compile_dir(Path(package.__file__).parent, quiet=2)
     with tempfile.TemporaryDirectory(prefix="benchmarks-", dir=arguments.folder) as name:
         folder, groups = Path(name), arguments.only or GROUPS

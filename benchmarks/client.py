@@ -1,4 +1,4 @@
-"""The trainer's side: the example experiment, built in process and remotely."""
+"""The trainer: the example experiment, built in process and remotely."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COLD_LOCAL = "in process, cold process"
 
 
 def measure_client(report: Report, folder: Path, address: str, repeats: int) -> None:
-    """Add the rows of the example experiment's build, rebuild, forward and memory."""
+    """Add the rows for build, rebuild, forward and memory of the example experiment."""
     cache = folder / "node"
     local = PolicyConstructorModelFactory(seed=SEED, base_dir=CONFIGS)
     remote = RemoteModelFactory(address, seed=SEED, base_dir=CONFIGS, cache_dir=cache)
@@ -48,12 +48,12 @@ def measure_client(report: Report, folder: Path, address: str, repeats: int) -> 
         started = time.perf_counter()
         models = factory.build(COMPONENTS)
         taken = time.perf_counter() - started
-        assert digests(models) == expected, "other weights than the original's"
+        assert digests(models) == expected, "the weights differ from the original"
         return taken
 
     def in_new_process(kind: str) -> float:
         found = run_trainer(kind, address, cache, COMPONENTS)
-        assert found["digests"] == expected, "other weights than the original's"
+        assert found["digests"] == expected, "the weights differ from the original"
         return float(found["seconds"])
 
     size = size_of(originals)
@@ -77,7 +77,7 @@ def measure_client(report: Report, folder: Path, address: str, repeats: int) -> 
 
 
 def run_trainer(kind: str, address: str, cache: Path, components: Any) -> dict[str, Any]:
-    """Build in a process of its own and return what it found."""
+    """Build in a separate process and return the printed results."""
     arguments = {"seed": SEED, "base_dir": str(CONFIGS), "model_cfg": components}
     command = [sys.executable, "-m", "benchmarks.trainer", kind, address, str(cache), json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -87,7 +87,7 @@ def run_trainer(kind: str, address: str, cache: Path, components: Any) -> dict[s
 
 
 def _rebuild(report: Report, models: dict[str, nn.Module], repeats: int) -> None:
-    """Module trees from descriptors, over tensors that are there."""
+    """Rebuild module trees from descriptors, with loaded tensors."""
     works = []
     for model in models.values():
         descriptor = describe(model)
@@ -145,7 +145,7 @@ def _training(report: Report, originals: dict[str, nn.Module], rebuilt: dict[str
 
 
 def _memory(report: Report, folder: Path, address: str, repeats: int, expected: dict[str, str]) -> None:
-    """Peak of a process that fetches, builds and touches every page."""
+    """Add the rows for the peak memory of a process that fetches, builds and reads every page."""
     for what, fetches in (("fetched and touched", True), ("on the node and touched", False)):
         cache = folder / f"memory{fetches}"
         values = []
@@ -153,7 +153,7 @@ def _memory(report: Report, folder: Path, address: str, repeats: int, expected: 
             if fetches:
                 shutil.rmtree(cache, ignore_errors=True)
             found = run_trainer("remote", address, cache, COMPONENTS)
-            assert found["digests"] == expected, "other weights than the original's"
+            assert found["digests"] == expected, "the weights differ from the original"
             values.append(found["peak_bytes"] / found["size"])
         sample = Sample(values=tuple(values))
         report.add(f"client peak RSS beyond torch's import ÷ model bytes, {what}", sample, target=1.1)

@@ -1,4 +1,4 @@
-"""The example experiment, whose four components have the sizes of a real one: 175 M parameters, 668 MiB."""
+"""The example experiment: four components with the sizes of a real experiment, 175 M parameters, 668 MiB."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEED = 7
 
 
 def example() -> ModuleType:
-    """The example's own code: its data and its losses."""
+    """Import the code of the example: data and losses."""
     spec = importlib.util.spec_from_file_location("flow_policy_train", EXAMPLE / "train.py")
     assert spec is not None
     assert spec.loader is not None
@@ -32,10 +32,10 @@ def example() -> ModuleType:
 
 
 def digests(models: dict[str, nn.Module]) -> dict[str, str]:
-    """What the models' states are, byte for byte."""
+    """Return a digest of the state of each model."""
     return {name: digest_of_tensors(model.state_dict()) for name, model in models.items()}
 
 
 def size_of(models: dict[str, nn.Module]) -> int:
-    """Bytes of all parameters and buffers."""
+    """Return the bytes of all parameters and buffers."""
     return sum(tensor.nbytes for model in models.values() for tensor in model.state_dict().values())

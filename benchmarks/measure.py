@@ -1,4 +1,4 @@
-"""Samples, rows of the table, and contenders measured in turns."""
+"""Samples, rows of the table, and contenders in alternating rounds."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 
 from model_factory.memory import give_back_memory
 
-DISCARD_SECONDS_PER_GIB = 2.0  # after a flush; nothing tells when a disk has discarded
+DISCARD_SECONDS_PER_GIB = 2.0  # after a flush; a disk does not report the end of a discard
 
 Contender = Callable[[], float]
-"""Does its work once, checks what came of it outside the time, and returns the seconds that the work took."""
+"""Does the work once, checks the result outside the measured time, and returns the seconds of the work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One thing, measured some times."""
+    """Repeated measurements of a contender."""
 
     values: tuple[float, ...]
-    """In the order in which they were measured."""
+    """In the order of the rounds."""
 
     @property
     def median(self) -> float:
@@ -31,7 +31,7 @@ class Sample:
 
     @property
     def spread(self) -> str:
-        """Smallest and largest, by the median."""
+        """Minimum and maximum, relative to the median."""
         if not self.median:
             return ""
         return f"{min(self.values) / self.median - 1:+.0%} {max(self.values) / self.median - 1:+.0%}"
@@ -39,22 +39,22 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: a figure, or a ratio with its target."""
+    """A line of the table: a figure, or a ratio with a target."""
 
     what: str
-    """For people."""
+    """Description for people."""
     value: float
     """The median."""
     unit: str
-    """Of the value; ``x`` is a ratio."""
+    """Unit of the value; ``x`` is a ratio."""
     spread: str = ""
-    """Of the samples behind it."""
+    """Spread of the samples."""
     target: float | None = None
-    """What it should reach, if something was set."""
+    """Target of the value, if set."""
     at_least: bool = False
-    """Whether more is better; otherwise less is."""
+    """Whether the target is a minimum; otherwise the target is a maximum."""
     note: str = ""
-    """What else to know."""
+    """Further figures."""
 
     @property
     def verdict(self) -> str:
@@ -65,14 +65,14 @@ class Row:
 
 @dataclass(kw_only=True)
 class Report:
-    """What a run found."""
+    """Results of a run."""
 
     rows: list[Row] = field(default_factory=list)
-    """In the order of the table."""
+    """Rows in the order of the table."""
     missing: list[str] = field(default_factory=list)
-    """What could not be measured here, and why."""
+    """Contenders without a measurement, with the reason."""
     bars: dict[str, dict[str, Sample]] = field(default_factory=dict)
-    """For the plots: title with unit -> what -> sample."""
+    """For the plots: title with unit -> contender -> sample."""
 
     def add(self, what: str, sample: Sample, unit: str = "x", **others: Any) -> None:
         """Add the row of a sample; ``others`` are further fields of :class:`Row`."""
@@ -80,18 +80,22 @@ class Report:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long ``work`` takes."""
+    """Return the duration of ``work`` in seconds."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def in_turns(contenders: Mapping[str, Contender], repeats: int, *, memory: int = 0, disk: int = 0) -> dict[str, Sample]:
-    """Measure all contenders in each of ``repeats`` rounds, so that what slows the machine down slows all of them.
+    """Measure all contenders in each of ``repeats`` rounds, so that a slow phase of the machine affects all contenders.
 
-    One round before is not counted: it fills caches and pools. Every second round goes backwards. With ``memory``, each
-    contender finds that many bytes free, and none of them in its own heap (see :func:`provide_memory`). With ``disk``,
-    each finds it done with what a turn writes and deletes, which is that many bytes (see :func:`await_disk`).
+    The first round is a warm-up and does not count. Every second round runs backwards.
+
+    Args:
+        contenders: Work by name.
+        repeats: Number of rounds.
+        memory: Bytes that are free before each turn; see :func:`provide_memory`.
+        disk: Bytes that a turn writes and deletes; see :func:`await_disk`.
     """
     values: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(repeats + 1):
@@ -107,21 +111,21 @@ def in_turns(contenders: Mapping[str, Contender], repeats: int, *, memory: int =
 
 
 def await_disk(size: int) -> None:
-    """Have the disk done with ``size`` bytes that an earlier turn wrote and deleted.
+    """Wait until the disk has discarded ``size`` bytes that an earlier turn wrote and deleted.
 
-    Where blocks are discarded at once, deleting a file keeps the disk busy after the file is gone: transfers ran at
-    half their speed then, and whose turn it was before decided which.
+    On disks that discard blocks at once, a deletion keeps the disk busy after the return of the call. The next transfer
+    ran at half speed, so the result depended on the previous turn.
     """
     os.sync()
     time.sleep(DISCARD_SECONDS_PER_GIB * size / (1 << 30))
 
 
 def provide_memory(size: int) -> None:
-    """Have the kernel find so many bytes of memory, but at most half of what is free, and give them back to it.
+    """Allocate and free ``size`` bytes, at most half of the free memory, so that the kernel has the pages ready.
 
-    A virtual machine may return free memory to its host after seconds, and then the first to need it pays several times
-    what it costs otherwise: who that is must not depend on whose turn it was before. Nor on what malloc has kept of
-    another turn, which no trainer that builds once, and no worker, finds in its process: that is given back first.
+    A virtual machine may return free memory to the host after seconds. The next allocation is then several times
+    slower, and a result would depend on the previous turn. Memory that malloc kept from an earlier turn is freed first,
+    since a trainer or a worker starts without.
     """
     give_back_memory()
     size = min(size, os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE // 2) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -131,10 +135,10 @@ def provide_memory(size: int) -> None:
 
 
 def ratio(of: Sample, to: Sample) -> Sample:
-    """The ratio of two samples, round by round."""
+    """Return the ratio of two samples, round by round."""
     return Sample(values=tuple(a / b for a, b in zip(of.values, to.values, strict=True)))
 
 
 def rates(sample: Sample, size: int) -> Sample:
-    """Seconds for ``size`` bytes as GB/s."""
+    """Return the rates in GB/s for transfers of ``size`` bytes."""
     return Sample(values=tuple(size / value / 1e9 for value in sample.values))

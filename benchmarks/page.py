@@ -10,7 +10,7 @@ from benchmarks.measure import Report, Row, Sample
 
 
 def table(report: Report) -> str:
-    """All rows, in Markdown that reads as plain text, too."""
+    """Return all rows as a Markdown table."""
     head = ("what", "median", "spread", "target", "")
     body = [(row.what + (f" ({row.note})" if row.note else ""), *_figures(row)) for row in report.rows]
     widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
@@ -27,7 +27,7 @@ def _figures(row: Row) -> tuple[str, str, str, str]:
 
 
 def write_page(report: Report, machine: str, folder: Path) -> None:
-    """Write ``table.md`` and a plot for each group of bars; without matplotlib the table alone."""
+    """Write ``table.md`` and a plot for each group of bars; without matplotlib only the table."""
     folder.mkdir(parents=True, exist_ok=True)
     text = f"{machine}\n\n{table(report)}\n" + "".join(f"\nMissing: {item}\n" for item in report.missing)
     (folder / "table.md").write_text(text, encoding="utf-8")

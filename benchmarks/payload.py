@@ -1,4 +1,4 @@
-"""The payload of the transfers: one safetensors file of random tensors, and checks that it arrived."""
+"""The payload of the transfers: a safetensors file of random tensors, and checks of received copies."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ TENSORS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Payload:
-    """A blob in a store, and what it is made of."""
+    """A blob in a store, with the tensors inside."""
 
     blob: Blob
-    """Its identity."""
+    """Digest and size."""
     path: Path
-    """Where it lies."""
+    """File of the blob."""
     tensors: dict[str, torch.Tensor]
-    """The tensors it holds."""
+    """Tensors by name."""
 
     def check_file(self, path: Path) -> None:
-        """Fail unless a file has the payload's bytes."""
-        assert path.stat().st_size == self.blob.size, f"{path} has another size than the payload"
-        assert digest_of_file(path) == self.blob.digest, f"{path} has other bytes than the payload"
+        """Fail unless a file has the bytes of the payload."""
+        assert path.stat().st_size == self.blob.size, f"the size of {path} differs from the payload"
+        assert digest_of_file(path) == self.blob.digest, f"the bytes of {path} differ from the payload"
 
     def check_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Fail unless these are the payload's tensors."""
-        assert dict(tensors).keys() == self.tensors.keys(), "other tensors than the payload's"
+        """Fail unless names and values are the ones of the payload."""
+        assert dict(tensors).keys() == self.tensors.keys(), "the names differ from the payload"
         for name, tensor in self.tensors.items():
-            assert torch.equal(tensors[name], tensor), f"tensor {name} has other values than the payload's"
+            assert torch.equal(tensors[name], tensor), f"tensor {name} differs from the payload"
 
 
 def make_payload(store: Store, size: int) -> Payload:
@@ -52,7 +52,7 @@ def make_payload(store: Store, size: int) -> Payload:
 
 
 def land(path: Path, receive: Callable[[BinaryIO], None]) -> None:
-    """Receive into a file as a cache does: flushed to disk, then renamed, the rename flushed."""
+    """Receive into a file like the node cache: flush, rename, flush the folder."""
     staging = path.with_name(f"{path.name}.part")
     with staging.open("wb", buffering=0) as file:
         receive(file)
@@ -64,7 +64,7 @@ def land(path: Path, receive: Callable[[BinaryIO], None]) -> None:
 
 
 def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Digest over names and bytes, for results in another process."""
+    """Return a digest over names and bytes, to compare results of two processes."""
     hasher = blake3(max_threads=blake3.AUTO)
     for name, tensor in sorted(tensors.items()):
         hasher.update(name.encode())

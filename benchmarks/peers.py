@@ -1,4 +1,4 @@
-"""Servers of peers, each in a process of its own: ``python -m benchmarks.peers KIND FILE`` prints a port and serves."""
+"""Servers of the alternatives: ``python -m benchmarks.peers KIND FILE`` prints a port and serves a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def serve_tcp(path: Path) -> None:
-    """Send the file to whoever connects."""
+    """Send the file to every connection."""
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
     while True:
@@ -23,7 +23,7 @@ def serve_tcp(path: Path) -> None:
 
 
 def serve_http(path: Path) -> None:
-    """Python's own file server."""
+    """Serve the file with the HTTP server of Python."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -38,7 +38,7 @@ def serve_http(path: Path) -> None:
 
 
 def serve_flight(path: Path) -> None:
-    """Arrow Flight, with the file mapped and sliced into batches without a copy."""
+    """Serve the file with Arrow Flight, mapped and sliced into batches without a copy."""
     import pyarrow  # noqa: PLC0415  optional
     from pyarrow import flight  # noqa: PLC0415
 

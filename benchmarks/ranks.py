@@ -1,4 +1,4 @@
-"""Many ranks on one node that want the same large model at the same moment."""
+"""Many ranks on a node that build the same large model at the same time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEMORY_BYTES = 6 << 30
 
 
 def measure_ranks(report: Report, folder: Path, size: int, repeats: int) -> None:
-    """Add the rows for ranks that all build one model of about ``size`` bytes."""
+    """Add the rows for ranks that build the same model of about ``size`` bytes."""
     layers = max(1, size // (12 * WIDTH * WIDTH * 4))
     layer = {"_type_": "nn.TransformerEncoderLayer", "d_model": WIDTH, "nhead": 8, "dim_feedforward": 4 * WIDTH}
     config = {"schema_version": 1, "model": {"sequential": {"layers": [layer] * layers}}}
@@ -34,7 +34,9 @@ def measure_ranks(report: Report, folder: Path, size: int, repeats: int) -> None
         for way, options in (("over TCP", ("--no-share-store",)), ("same machine", ())):
             with our_server(folder / f"ranks-{way}{number}", *options) as server:
                 found = _together("remote", server.address, folder / f"node-{way}{number}", config)
-                assert {json.dumps(rank["digests"]) for rank in found} == digests, "other weights than in process"
+                assert {json.dumps(rank["digests"]) for rank in found} == digests, (
+                    "the weights differ from the weights in process"
+                )
                 assert server.builds() == 1, f"{server.builds()} builds ran"
             _check_one_transfer(folder / f"node-{way}{number}", size)
             taken[way] = _span(found)
@@ -53,10 +55,10 @@ def measure_ranks(report: Report, folder: Path, size: int, repeats: int) -> None
 
 
 def _together(kind: str, address: str, cache: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Build in all ranks at once, from processes that have torch imported and are told to begin."""
+    """Build in all ranks at the same time; every process has imported torch before the start signal."""
     arguments = json.dumps({"seed": SEED, "model_cfg": {"large": config}, "wait": True})
     command = [sys.executable, "-m", "benchmarks.trainer", kind, address, str(cache), arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as torchrun sets it for several ranks on a node
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # torchrun sets the same for several ranks on a node
     ranks = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(RANKS)
@@ -77,12 +79,12 @@ def _together(kind: str, address: str, cache: Path, config: dict[str, Any]) -> l
 
 
 def _span(found: list[dict[str, Any]]) -> float:
-    """From the first that began to the last that was done."""
+    """Return the seconds from the first start to the last end."""
     return float(max(rank["ended"] for rank in found) - min(rank["began"] for rank in found))
 
 
 def _check_one_transfer(cache: Path, size: int) -> None:
-    """The cache holds the weights once, and nothing is left over."""
+    """Check that the cache holds the weights once and no unfinished file."""
     store = Store(cache)
     large = [entry for entry in store.entries() if entry.size >= size // 2]
     assert len(large) == 1, f"{len(large)} copies of the weights"

@@ -1,4 +1,4 @@
-"""The server's side: builds, cached answers, and many clients at once."""
+"""The server: builds, repeated requests, and many clients at the same time."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _seeds = itertools.count(1000)
 
 
 def measure_server(report: Report, store: Path, server: OurServer, repeats: int) -> None:
-    """Add the rows of the server's side."""
+    """Add the rows of the server."""
     connection = Connection(server.address)
     manifest_of(connection.stub, SEED)  # the architecture is known from here on
     _builds(report, Store(store), connection.stub, repeats)
-    _answers(report, connection.stub, health_pb2_grpc.HealthStub(connection.channel))
+    _repeated_requests(report, connection.stub, health_pb2_grpc.HealthStub(connection.channel))
     connection.close()
     _crowd(report, server, repeats)
 
 
 def request_of(seed: int, names: tuple[str, ...] = tuple(COMPONENTS)) -> build_pb2.BuildModelsRequest:
-    """The message that asks for these components."""
+    """Return the request for these components."""
     configs = read_request({name: COMPONENTS[name] for name in names}, CONFIGS, {}).components
     components = [build_pb2.Component(name=item.name, config_json=item.config.wire) for item in configs]
     return build_pb2.BuildModelsRequest(components=components, seed=seed)
@@ -62,7 +62,9 @@ def _builds(report: Report, store: Store, stub: Any, repeats: int) -> None:
     found: dict[int, dict[str, str]] = {}
 
     def check(seed: int, digests: dict[str, str]) -> None:
-        assert found.setdefault(seed, digests) == digests, "the server's weights are others than those in process"
+        assert found.setdefault(seed, digests) == digests, (
+            "the weights of the server differ from the weights in process"
+        )
 
     def local() -> float:
         seed = next(local_seeds)
@@ -80,7 +82,7 @@ def _builds(report: Report, store: Store, stub: Any, repeats: int) -> None:
         taken = time.perf_counter() - started
         digests = {}
         for built in manifest.components:
-            assert built.built_now, "it was built before"
+            assert built.built_now, "the model was built before"
             path = store.find(Blob(built.weights.blake3, built.weights.size_bytes))
             assert path is not None
             digests[built.name] = digest_of_tensors(load_file(path))
@@ -95,8 +97,8 @@ def _builds(report: Report, store: Store, stub: Any, repeats: int) -> None:
     report.add("server: build plus durable blob ÷ in-process construction", against, target=1.6)
 
 
-def _answers(report: Report, stub: Any, health: Any) -> None:
-    """Cached answers against a bare call on the same connection, in turns."""
+def _repeated_requests(report: Report, stub: Any, health: Any) -> None:
+    """Requests with results in the store, and a bare call on the same connection, in alternating rounds."""
     name = ("prior",)
     build = request_of(SEED, name)
     describe = build_pb2.DescribeModelsRequest(components=build.components)
@@ -104,7 +106,7 @@ def _answers(report: Report, stub: Any, health: Any) -> None:
     *_, last = stub.BuildModels(build)
     inline = {item.digest.blake3: item.data for item in last.manifest.inline_blobs}
     built = last.manifest.components[0].descriptor.blake3
-    assert first.components[0].descriptor_json == inline[built], "described is another model than built"
+    assert first.components[0].descriptor_json == inline[built], "description and build give different models"
     calls: dict[str, Callable[[], Any]] = {
         "bare": lambda: health.Check(health_pb2.HealthCheckRequest()),
         "describe": lambda: stub.DescribeModels(describe),
@@ -121,11 +123,11 @@ def _answers(report: Report, stub: Any, health: Any) -> None:
     for key in ("describe", "build"):
         value = Sample(values=(samples[key].median / samples["bare"].median,))
         note = f"{samples[key].median * 1000:.2f} ms, bare {samples['bare'].median * 1000:.2f} ms"
-        report.add(f"p50 of a cached {key} answer ÷ bare unary gRPC", value, target=2.0, note=note)
+        report.add(f"p50 of a repeated {key} request ÷ bare unary gRPC", value, target=2.0, note=note)
 
 
 def _crowd(report: Report, server: OurServer, repeats: int) -> None:
-    """64 clients, each with a connection of its own, ask for the same uncached model."""
+    """64 clients with separate connections request the same model, which is not in the store."""
     ratios, spans = [], []
     for _ in range(min(repeats, 3)):
         before = server.builds()
@@ -135,7 +137,7 @@ def _crowd(report: Report, server: OurServer, repeats: int) -> None:
         ratios.append(last / first)
         spans.append(last)
     report.add(
-        f"{CLIENTS} clients, one uncached model, one build: last answer ÷ first",
+        f"{CLIENTS} clients, a model outside the store, one build: last response ÷ first",
         Sample(values=tuple(ratios)),
         target=1.3,
         note=f"last after {max(spans):.2f} s",
@@ -143,7 +145,7 @@ def _crowd(report: Report, server: OurServer, repeats: int) -> None:
 
 
 def _ask_together(address: str, seed: int) -> tuple[float, float, set[str]]:
-    """Seconds until the first and the last answer, and the weights' digests."""
+    """Return seconds until the first and the last response, and the digests of the weights."""
     begin = threading.Barrier(CLIENTS)
     begun: list[float] = []
 

@@ -1,4 +1,4 @@
-"""Processes to measure against: our server as operators run it, and the peers'."""
+"""Server processes: model-factory as operators run the server, and alternatives."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class OurServer:
     address: str
     """``HOST:PORT``."""
     metrics: str
-    """Where its metrics are."""
+    """URL of the metrics."""
 
     def builds(self) -> int:
-        """How many builds have ended."""
+        """Return the number of finished builds."""
         with urllib.request.urlopen(self.metrics) as page:
             families = text_string_to_metric_families(page.read().decode())
         samples = [sample for family in families for sample in family.samples]
@@ -49,7 +49,7 @@ def our_server(store: Path, *options: str) -> Iterator[OurServer]:
 
 @contextmanager
 def peer(kind: str, path: Path) -> Iterator[int]:
-    """Run a peer's server (see ``benchmarks.peers``) for a file and yield its port on the loopback interface."""
+    """Serve a file with an alternative (see ``benchmarks.peers``); yield the port on the loopback interface."""
     with _process("-m", "benchmarks.peers", kind, str(path)) as process:
         yield int(_line(process))
 

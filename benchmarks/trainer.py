@@ -1,6 +1,6 @@
-"""What one trainer process pays; run by ``python -m benchmarks.trainer KIND ...``, which prints one JSON line.
+"""Time and memory of a trainer process: ``python -m benchmarks.trainer KIND ...`` prints a JSON line.
 
-torch is imported before the clock starts and before memory is looked at: both sides need it.
+torch is imported before the measurement of time and memory, as every trainer imports torch.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from torch import nn
 
 
 def main(kind: str, address: str, cache: str, config: str) -> None:
-    """Build, and say how long it took, how much memory, and what came of it.
+    """Build models and print duration, peak memory, and digests of the results.
 
-    ``kind`` is ``local`` or ``remote``; ``config`` a JSON object: the factory's arguments and ``model_cfg``. With
-    ``wait``, the process says that it is ready and begins when it is told to.
+    Args:
+        kind: ``local`` or ``remote``.
+        address: Address of the server.
+        cache: Folder of the node cache.
+        config: JSON object with the arguments of the factory and ``model_cfg``. With ``wait``, the process prints
+            ``ready`` and starts after a line on standard input.
     """
     arguments = json.loads(config)
     model_cfg, wait = arguments.pop("model_cfg"), arguments.pop("wait", False)
@@ -35,7 +39,7 @@ def main(kind: str, address: str, cache: str, config: str) -> None:
     touched = sum(tensor.sum().item() for tensor in _tensors(models))
     peak = _peak_bytes() - before
 
-    from benchmarks.experiment import digests, size_of  # noqa: PLC0415  after the clock
+    from benchmarks.experiment import digests, size_of  # noqa: PLC0415  after the measurement
 
     print(
         json.dumps(
@@ -54,10 +58,10 @@ def main(kind: str, address: str, cache: str, config: str) -> None:
 
 def _factory(kind: str, address: str, cache: str, arguments: dict[str, Any]) -> Any:
     if kind == "remote":
-        from model_factory import RemoteModelFactory  # noqa: PLC0415  imported on the clock
+        from model_factory import RemoteModelFactory  # noqa: PLC0415  the import is part of the measurement
 
         return RemoteModelFactory(address, cache_dir=cache, **arguments)
-    from model_factory_server import PolicyConstructorModelFactory  # noqa: PLC0415  imported on the clock
+    from model_factory_server import PolicyConstructorModelFactory  # noqa: PLC0415  the import is part of the measurement
 
     return PolicyConstructorModelFactory(**arguments)
 

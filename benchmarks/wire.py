@@ -1,4 +1,4 @@
-"""A blob on its way to a node: the machine's limits, ours, and what else a user would pick."""
+"""Transfer of a blob to a node: limits of the machine, model-factory, and alternatives."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ from model_factory.store.hashing_writer import HashingWriter
 from model_factory.v1 import blob_pb2, wire
 
 RAW = "raw TCP into a file, flushed"
-RAW_SAME = "raw TCP into a file the same way"
-OURS = "model-factory: TCP, verified, into the node's cache"
+RAW_SAME = "raw TCP into a file, hashed and written like model-factory"
+OURS = "model-factory: TCP, verified, into the node cache"
 OURS_DROPPED = "model-factory: TCP, received and dropped"
 FLIGHT = "Arrow Flight into a file, flushed"
-FLIGHT_SAME = "Arrow Flight into a file the same way"
+FLIGHT_SAME = "Arrow Flight into a file, hashed and written like model-factory"
 HTTP = "HTTP file server into a file, flushed"
 TENSORIZER = "tensorizer over HTTP into memory"
 TORCH = "torch.save and torch.load, shared folder"
-SHARED = "model-factory: the server's file seen here, verified, taken over"
-MAPPED = "model-factory: in the cache, mapped and every page read"
+SHARED = "model-factory: shared file of the server, verified, linked"
+MAPPED = "model-factory: in the node cache, mapped and every page read"
 MEMCPY = "memcpy into fresh pages"
 MEMCPY_WARM = "memcpy into warm pages"
 MMAP = "mmap of a file, every page read"
 
 Take = Callable[[Any], object]
-"""Takes bytes as they come."""
+"""Receives a chunk of bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Servers:
-    """Servers of one store."""
+    """Servers of the same store."""
 
     store: Path
-    """Where it lies."""
+    """Folder of the store."""
     quiet: str
-    """``HOST:PORT`` of one that does not say where, so that blobs cross the wire."""
+    """``HOST:PORT`` of a server that does not share the store, so that blobs cross the wire."""
     sharing: str = ""
-    """``HOST:PORT`` of one that does; empty: there is none."""
+    """``HOST:PORT`` of a server that shares the store; empty if there is no such server."""
 
 
 def measure_wire(report: Report, folder: Path, servers: Servers, size: int, repeats: int) -> None:
-    """Add the transfers' rows to the report."""
+    """Add the rows of the transfers to the report."""
     store = Store(servers.store)
     payload = make_payload(store, size)
     with ExitStack() as stack:
@@ -125,10 +125,10 @@ def _landed(payload: Payload, folder: Path, receive: object) -> float:
 
 
 def _same_way(payload: Payload, file: BinaryIO, receive: Callable[[Take], None]) -> None:
-    """Land what comes as our client does: hashed, and the disk told to begin while more is coming."""
+    """Write like the client: hash every chunk, and start write-back during the transfer."""
     writer = HashingWriter(file)
     receive(writer.write)
-    assert writer.digest() == payload.blob.digest, "other bytes than the payload's"
+    assert writer.digest() == payload.blob.digest, "the received bytes differ from the payload"
 
 
 def _from_tcp(port: int, take: Take) -> None:
@@ -160,7 +160,7 @@ def _ours(payload: Payload, address: str, folder: Path, transferred: int) -> Ite
 
 @contextmanager
 def _dropped(payload: Payload, address: str) -> Iterator[Contender]:
-    """What is left of ours without file and digest: the limit that gRPC in Python sets."""
+    """Receive without file and digest: the limit of gRPC in Python."""
     connection = Connection(address)
     request = blob_pb2.ReadBlobRequest(digest=wire.to_digest(payload.blob))
 
@@ -169,7 +169,7 @@ def _dropped(payload: Payload, address: str) -> Iterator[Contender]:
         counts: list[int] = []
         with reusing_memory():
             taken = seconds(lambda: counts.extend(map(len, connection.read_blob(request))))
-        assert sum(counts) == payload.blob.size, f"{sum(counts)} bytes came"
+        assert sum(counts) == payload.blob.size, f"{sum(counts)} bytes were received"
         return taken
 
     yield receive

@@ -1,10 +1,10 @@
-"""Do the build steps of the Dockerfiles without a container engine, and ask what comes of them.
+"""Runs the build steps of the Dockerfiles without a container engine, and checks the results.
 
-Read from the files themselves: each ``COPY`` and each ``RUN`` of the build stage, with the arguments' defaults, in a
-folder that stands for ``/src`` and a virtual environment that stands for ``/opt/model-factory``. What the system's
-package manager does is left out. Then the server of the one environment is checked by the doctor of the other.
+Every ``COPY`` and ``RUN`` of the build stage runs with the default build arguments, in a folder in place of ``/src``
+and a virtual environment in place of ``/opt/model-factory``. Commands of the system package manager are left out. Then
+the doctor of the trainer image checks the server of the server image.
 
-``ARG=VALUE`` on the command line gives a build argument: ``TORCH_INDEX=...``.
+``ARG=VALUE`` on the command line sets a build argument: ``TORCH_INDEX=...``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OPT, _SRC = "/opt/model-factory", "/src"
 
 
 def build(name: str, folder: Path, given: dict[str, str]) -> Path:
-    """Do the build stage of an image; return what stands for its ``/opt/model-factory``."""
+    """Run the build stage of an image; return the folder in place of ``/opt/model-factory``."""
     _, (stage, last) = read_dockerfile(ROOT / "docker" / f"{name}.Dockerfile")
     places = {_OPT: str(folder / "opt"), _SRC: str(folder / "src")}
     (folder / "src").mkdir(parents=True)
@@ -46,13 +46,13 @@ def build(name: str, folder: Path, given: dict[str, str]) -> Path:
             environment = {"PATH": os.environ["PATH"], "HOME": str(folder)} | _pip() | arguments
             command = re.sub(r"^python3 ", f"{sys.executable} ", _moved(rest, places))
             subprocess.run(["sh", "-euc", command], check=True, env=environment, cwd=folder / "src")
-    shutil.rmtree(folder / "src")  # the last stage has nothing of it
+    shutil.rmtree(folder / "src")  # the last stage has no sources
     assert last.all("COPY") == [f"--from=build {_OPT} {_OPT}"]
     return folder / "opt"
 
 
 def main() -> int:
-    """Build both images' environments and let one check the other."""
+    """Build the environments of both images and check the server from the trainer."""
     given = dict(item.split("=", 1) for item in sys.argv[1:])
     with tempfile.TemporaryDirectory(prefix="model-factory-images-") as name:
         folder = Path(name)
@@ -60,13 +60,13 @@ def main() -> int:
         plain = {"PATH": os.environ["PATH"], "HOME": name, "MODEL_FACTORY_CACHE": f"{name}/cache"}
         absent = subprocess.run([trainer / "bin" / "python", "-c", "import model_factory_server"], env=plain,
                                 capture_output=True, check=False)  # fmt: skip
-        assert absent.returncode, "the trainer's image has the server"
+        assert absent.returncode, "the trainer image contains the server"
         _run(folder, server, trainer)
     return 0
 
 
 def _run(folder: Path, server: Path, trainer: Path) -> None:
-    """Start the server as its image does, probe it, have the trainer's doctor check it, and stop it."""
+    """Start the server with the command of the image, probe the health, run the doctor of the trainer, and stop."""
     last, asking = (read_dockerfile(ROOT / "docker" / f"{name}.Dockerfile")[1][-1] for name in ("server", "trainer"))
     serving = _Image(last, server, folder / "server")
     diagnosing = _Image(asking, trainer, folder / "trainer")
@@ -87,7 +87,7 @@ def _run(folder: Path, server: Path, trainer: Path) -> None:
 
 
 class _Image:
-    """The last stage of a Dockerfile, run from what stands for its ``/opt/model-factory``."""
+    """The last stage of a Dockerfile, run from the folder in place of ``/opt/model-factory``."""
 
     def __init__(self, stage: Stage, opt: Path, folder: Path) -> None:
         self._stage = stage
@@ -98,15 +98,15 @@ class _Image:
             path.mkdir()
 
     def command(self, command: list[str]) -> list[str]:
-        """What runs a command in the image's container, or without one where this user may make none."""
+        """Return the command line for a container, or for no container if this user cannot create any."""
         if not self.is_contained:
             return [str(self._opt / "bin" / command[0]), *command[1:]]
-        places = {_OPT: self._opt, str(self._opt): self._opt}  # its scripts begin with where it was made
+        places = {_OPT: self._opt, str(self._opt): self._opt}  # the scripts contain the path of the environment
         return contained(command, user=self._stage.one("USER"), writable=self.writable, read_only=places)
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the image sets."""
+        """Return the variables of the image."""
         given = self._stage.environment
         places = {} if self.is_contained else {place: str(path) for place, path in self.writable.items()}
         given = {name: _moved(value, places | {"${PATH}": os.environ["PATH"]}) for name, value in given.items()}
@@ -114,7 +114,7 @@ class _Image:
 
 
 def _pip() -> dict[str, str]:
-    """What this user has set for pip, so that it finds packages here."""
+    """Return the pip settings of this user, for package indexes."""
     return {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_"))}
 
 

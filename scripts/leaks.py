@@ -1,4 +1,4 @@
-"""Have one server do thousands of jobs of every ending, and print what it has left. Ends with 1 on faults."""
+"""Runs thousands of jobs with every ending on a server, and prints the resources in use. Exits with 1 on leaks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from support.server import running_server
 
 
 def main() -> int:
-    """Run one; print its table and its faults."""
+    """Run the jobs; print the table and the faults."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=5000, help="how many (default: %(default)d)")
-    parser.add_argument("--seed", type=int, default=1, help="of what comes when (default: %(default)d)")
+    parser.add_argument("--jobs", type=int, default=5000, help="number of jobs (default: %(default)d)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the order of jobs (default: %(default)d)")
     parser.add_argument(
         "--server-mib",
         type=float,
         default=4.0,
-        help="most that the server may grow after the first quarter (default: %(default)g)",
+        help="allowed growth of the server after the first quarter (default: %(default)g)",
     )
-    parser.add_argument("--forks-mib", type=float, default=1.0, help="the same of the fork server")
+    parser.add_argument(
+        "--forks-mib", type=float, default=1.0, help="allowed growth of the fork server (default: %(default)g)"
+    )
     arguments = parser.parse_args()
     rounds = max(4, -(-arguments.jobs // ROUND))
     with (
@@ -38,7 +40,7 @@ def main() -> int:
     print(table(leaks.figures))
     print({name: leaks.endings[name] for name in sorted(leaks.endings)})
     faults = leaks.faults(rounds // 4, server_mib=arguments.server_mib, forks_mib=arguments.forks_mib)
-    print("\n".join(faults) or "nothing has leaked")
+    print("\n".join(faults) or "no leaks")
     return 1 if faults else 0
 
 

@@ -1,4 +1,4 @@
-"""Soak a server for as long as told: writes ``soak.json`` and, with matplotlib, ``soak.png``. Ends with 1 on faults."""
+"""Runs a server under load; writes ``soak.json`` and, with matplotlib, ``soak.png``. Exits with 1 on faults."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from support.soak import SERVER_FLAGS, Outcome, soak
 
 
 def main() -> int:
-    """Run one soak; print its summary and its faults."""
+    """Run the load; print summary and faults."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3600.0, help="how long (default: %(default)g)")
-    parser.add_argument("--clients", type=int, default=300, help="at the same time (default: %(default)d)")
-    parser.add_argument("--seed", type=int, default=1, help="of what the clients choose (default: %(default)d)")
-    parser.add_argument("--health-seconds", type=float, default=1.0, help="most that a health check may take")
-    parser.add_argument("--growth-mib", type=float, default=32.0, help="most that memory may grow")
-    parser.add_argument("--output", type=Path, default=Path("soak"), metavar="DIR", help="for the figures")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="duration (default: %(default)g)")
+    parser.add_argument("--clients", type=int, default=300, help="number of clients (default: %(default)d)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the choices of clients (default: %(default)d)")
+    parser.add_argument("--health-seconds", type=float, default=1.0, help="allowed duration of a health check")
+    parser.add_argument("--growth-mib", type=float, default=32.0, help="allowed growth of memory")
+    parser.add_argument("--output", type=Path, default=Path("soak"), metavar="DIR", help="folder for the results")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="model-factory-soak-") as folder:
@@ -41,7 +41,7 @@ def main() -> int:
 
 def _plot(outcome: Outcome, how: dict[str, Any], path: Path) -> None:
     try:
-        import matplotlib as mpl  # noqa: PLC0415  not needed for the figures
+        import matplotlib as mpl  # noqa: PLC0415  optional
     except ImportError:
         print("no plot: matplotlib is not installed")
         return

@@ -2,9 +2,8 @@
 
 Usage: python examples/flow_policy/train.py [--server HOST:PORT] [--steps N]
 
-Without --server it starts one of its own. The trainer's part is what a trainer has anyway: data, losses, an optimiser
-and a small projection of its own. The data is made up: actions that follow the proprioception, so there is something to
-learn.
+Without --server, the script starts a local server. The trainer holds data, losses, an optimiser and a small projection.
+The data is synthetic: the actions are a smooth function of the proprioception.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ BATCH, FRAMES, TOKENS, CHUNK = 2, 4, 6, 40
 
 
 def main() -> None:
-    """Build, train, print what happened."""
+    """Build, train, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--server", metavar="HOST:PORT", help="default: one of its own")
+    parser.add_argument("--server", metavar="HOST:PORT", help="address (default: a local server)")
     parser.add_argument("--steps", type=int, default=3)
     arguments = parser.parse_args()
     with nullcontext(arguments.server) if arguments.server else own_server() as address:
@@ -41,7 +40,7 @@ def main() -> None:
 
 
 def own_server():
-    """Start a server in a process beside this one."""
+    """Start a local server in another process."""
     from model_factory_server import local_server  # noqa: PLC0415
 
     return local_server()
@@ -71,7 +70,7 @@ def train(address: str, steps: int) -> None:
 
 
 def losses(policy: nn.ModuleDict, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the flow-matching loss, and how far the prior is from the posterior."""
+    """Return the flow-matching loss, and the squared distance between prior and posterior."""
     proprio, camera, semantic, action = (batch[name] for name in ("proprio", "camera", "semantic", "action"))
     posterior = policy["posterior"](proprio, camera.unsqueeze(1), semantic, action)
     prior = policy["prior"](proprio=proprio, camera=camera.unsqueeze(1), semantic=semantic, action=None)
@@ -87,7 +86,7 @@ def losses(policy: nn.ModuleDict, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
 
 
 def demonstrations() -> dict[str, Tensor]:
-    """Make up a batch: actions are a smooth function of the proprioception."""
+    """Return a synthetic batch: actions are a smooth function of the proprioception."""
     proprio = torch.randn(BATCH, FRAMES, 48)
     phase = torch.linspace(0, 3, CHUNK)[None, :, None]
     action = torch.sin(phase + proprio[:, -1:, :24])

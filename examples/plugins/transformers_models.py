@@ -1,11 +1,11 @@
 """Models of the transformers library as a plug-in of model-factory: ``--plugin transformers_models``.
 
-A plug-in can register any function that returns an ``nn.Module``. Here these are built from their configuration, with
-new weights and no download; for pretrained ones put ``from_pretrained(FOLDER)`` in the place of the constructor.
+A plug-in can register any function that returns an ``nn.Module``. These models are built from a configuration, with new
+weights and without a download; for pretrained weights, replace the constructor by ``from_pretrained(FOLDER)``.
 
-Two things to know of such models. They return a ``ModelOutput``, which trainers get as a plain record with the same
-fields: ``out.last_hidden_state``, ``out["last_hidden_state"]``, ``out[0]``. And the caches that language models use to
-generate text do not travel, so ``use_cache`` is off.
+The models return a ``ModelOutput``. A trainer gets a plain record with the same fields: ``out.last_hidden_state``,
+``out["last_hidden_state"]``, ``out[0]``. The caches of language models for text generation are not portable, so
+``use_cache`` is off.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TEXT = {
 
 
 def vision_model(config_class: str, model_class: str, /, **config: Any) -> nn.Module:
-    """Make a model of images ``(batch, channels, height, width)``; ``config`` is its configuration's fields."""
+    """Build a model of images ``(batch, channels, height, width)``; ``config`` holds fields of the configuration."""
     model, settings = _model(config_class, model_class, config)
     size = getattr(settings, "image_size", 64)
     model.example_inputs = lambda: [{"pixel_values": torch.zeros(2, settings.num_channels, size, size)}]
@@ -39,14 +39,14 @@ def vision_model(config_class: str, model_class: str, /, **config: Any) -> nn.Mo
 
 
 def text_model(config_class: str, model_class: str, /, **config: Any) -> nn.Module:
-    """Make a model of token ids ``(batch, tokens)``; ``config`` is its configuration's fields."""
+    """Build a model of token ids ``(batch, tokens)``; ``config`` holds fields of the configuration."""
     model, settings = _model(config_class, model_class, {"use_cache": False} | config)
     model.example_inputs = lambda: _token_batches(settings.vocab_size)
     return model
 
 
 def _token_batches(vocabulary: int) -> list[dict[str, Tensor]]:
-    """Token ids without a mask, with one that masks nothing (the model then does without), and with padding."""
+    """Return token ids without a mask, with a mask of ones (which the model ignores), and with padding."""
     ids = torch.arange(14).view(2, 7) % vocabulary
     padded = torch.ones_like(ids)
     padded[-1, -2:] = 0
@@ -54,14 +54,14 @@ def _token_batches(vocabulary: int) -> list[dict[str, Tensor]]:
 
 
 def _model(config_class: str, model_class: str, config: dict[str, Any]) -> tuple[Any, Any]:
-    import transformers  # noqa: PLC0415  seconds, which builds of other models need not wait
+    import transformers  # noqa: PLC0415  takes seconds, and other models need no transformers
 
     settings = getattr(transformers, config_class)(**config)
     return getattr(transformers, model_class)(settings), settings
 
 
 def register(registry: Any) -> None:
-    """Say under which names configs reach what is here."""
+    """Register the models under the names for configs."""
     for names, make in ((VISION, vision_model), (TEXT, text_model)):
         for name, classes in names.items():
             registry.register_module(name, partial(make, *classes))

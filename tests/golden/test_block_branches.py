@@ -15,7 +15,7 @@ from matrix.portability import travel_recorded
 from model_factory_server.constructor.blocks import BLOCKS
 from model_factory_server.constructor.blocks.parts.checks import check_rank
 from model_factory_server.constructor.blocks.parts.embedding import add_positions, embed_time
-from model_factory_server.constructor.blocks.parts.examples import BATCH
+from model_factory_server.constructor.blocks.parts.example_tensors import BATCH
 
 D = 8
 TRANSFORMER = {

@@ -1,7 +1,7 @@
 """Policy networks as a plug-in of model-factory: ``--plugin policies``.
 
-A plug-in is a module with ``register(registry)``. It runs on the server alone: trainers get the policies as trainable
-modules and need none of this.
+A plug-in is a module with ``register(registry)``. The code runs on the server only; trainers get trainable modules and
+need no plug-in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from policies.resnet import ResNetEncoder
 
 
 def register(registry: Any) -> None:
-    """Say under which names configs reach what is here."""
+    """Register the policies under the names for configs."""
     registry.register_module("act_cvae", ActionChunkingCVAE)
     registry.register_module("conditional_unet1d", ConditionalUNet1d)
     registry.register_module("film_gru_policy", FiLMGRUPolicy)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class ActionChunkingCVAE(nn.Module):
     """Predicts a chunk of actions from proprioception and visual tokens.
 
-    While it trains it is given the actions: an encoder sees them and draws the latent from what it found. In use there
-    are none, and the latent is the prior's mean, zero.
+    In training, an encoder reads the actions and the latent is drawn from the posterior. Without actions, the latent is
+    the mean of the prior, zero.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class ActionChunkingCVAE(nn.Module):
     ) -> dict[str, Tensor | None]:
         """Map ``proprio (batch, p)`` and ``visual (batch, tokens, v)`` to ``actions (batch, chunk, a)``.
 
-        ``actions (batch, chunk, a)`` are those to be learned, and ``is_pad (batch, chunk)`` is true for padding.
-        Returns ``actions`` and, if they were given, the posterior's ``mean`` and ``log_variance (batch, latent)``.
+        ``actions (batch, chunk, a)`` are the targets, and ``is_pad (batch, chunk)`` is true for padding. Returns
+        ``actions`` and, for given targets, ``mean`` and ``log_variance (batch, latent)`` of the posterior.
         """
         mean = log_variance = None
         if actions is None:

@@ -27,7 +27,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class ConditionedBlock(nn.Module):
-    """Two convolutions over time with a residual connection; a condition scales and shifts what is between them."""
+    """Two convolutions over time with a residual connection; a condition scales and shifts the features in between."""
 
     def __init__(self, in_channels: int, out_channels: int, condition_dim: int, groups: int, kernel_size: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class ConditionedBlock(nn.Module):
 
 
 class ConditionalUNet1d(nn.Module):
-    """Predicts the noise in a chunk of actions, given the diffusion step and what was observed."""
+    """Predicts the noise in a chunk of actions, given the diffusion step and the observation."""
 
     def __init__(
         self,

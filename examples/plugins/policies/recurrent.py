@@ -1,4 +1,4 @@
-"""Recurrent policies: the state of an episode goes in and comes out, so that a rollout can carry it along."""
+"""Recurrent policies: the state of an episode is an argument and a result, so that a rollout can pass the state on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FiLMGRUPolicy(nn.Module):
         self.head = nn.Linear(hidden_dim, action_dim)
 
     def forward(self, observations: Tensor, goal: Tensor, hidden: Tensor | None = None) -> dict[str, Tensor]:
-        """Map ``observations (batch, seq, o)`` and a ``goal (batch, g)`` to actions, one for each observation.
+        """Map ``observations (batch, seq, o)`` and a ``goal (batch, g)`` to actions, for each observation.
 
         ``hidden (layers, batch, h)`` is the state that an earlier call returned: None at the start of an episode.
         Returns ``actions (batch, seq, a)`` and the new ``hidden``.
@@ -45,7 +45,7 @@ class FiLMGRUPolicy(nn.Module):
         return {"actions": self.head(states), "hidden": hidden}
 
     def example_inputs(self) -> list[dict[str, Any]]:
-        """Return a training batch, and a step of a rollout. From these the forward is recorded; sizes stay free."""
+        """Return a training batch and a step of a rollout, to record the forward; sizes stay free."""
         observations = torch.zeros(2, 5, self.dims["observation"])
         goal = torch.zeros(2, self.dims["goal"])
         hidden = torch.zeros(self.gru.num_layers, 2, self.gru.hidden_size)

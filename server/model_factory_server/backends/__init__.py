@@ -1,7 +1,7 @@
-"""Backends: what turns a resolved config into a module.
+"""Backends turn a resolved config into a module.
 
-``identity`` and ``sources`` say what a backend is, without importing torch or any of the operator's code; the process
-that answers calls uses these alone. ``loading`` has the backends themselves, for workers.
+``identity`` and ``code_files`` identify a backend without importing torch or plug-ins, for the process of the RPCs.
+``loading`` imports the backend, for workers.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """Builds components in a worker process."""
+    """Builds components, in a worker process or in the process of a trainer."""
 
     def construct(self, config: ResolvedConfig) -> nn.Module:
         """Build a component on the current default device, with the current random state.
 
         Raises:
-            ConfigError: the config names or passes something wrong.
+            ConfigError: a name or an argument in the config is wrong.
             BuildError: a constructor fails.
         """
         ...
 
     def blocks(self) -> tuple[Block, ...]:
-        """What configs may name, sorted by name."""
+        """Return the module types and ops for configs, sorted by name."""
         ...

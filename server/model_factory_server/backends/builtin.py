@@ -1,4 +1,4 @@
-"""The built-in backend: this package's constructor and block library, and the operator's plug-ins."""
+"""The built-in backend: the constructor and block library of this package, and plug-ins."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from model_factory_server.settings.server_settings import BUILTIN, BackendSettin
 
 
 class BuiltinBackend:
-    """A ``Backend``."""
+    """The backend ``builtin``.
+
+    Example:
+        >>> backend = BuiltinBackend(BackendSettings())
+        >>> "nn.Linear" in [block.name for block in backend.blocks()]
+        True
+    """
 
     def __init__(self, settings: BackendSettings) -> None:
-        """Import the plug-ins and let them register.
+        """Import the plug-ins and register all blocks.
 
         Raises:
-            ServerError: one of them cannot be used; the message names it.
+            ServerError: a plug-in cannot be used; the message names the plug-in.
         """
         self._policy = Policy(
             allow_imports=bool(settings.imports),
@@ -37,9 +43,9 @@ class BuiltinBackend:
                 self._registry.register_from(plugin, register)
 
     def construct(self, config: ResolvedConfig) -> nn.Module:
-        """See ``Backend``."""
+        """See :class:`~model_factory_server.backends.Backend`."""
         return build_model(config.model, self._registry, self._policy)
 
     def blocks(self) -> tuple[Block, ...]:
-        """See ``Backend``."""
+        """See :class:`~model_factory_server.backends.Backend`."""
         return self._registry.blocks()

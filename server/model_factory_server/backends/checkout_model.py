@@ -1,8 +1,8 @@
-"""What a policy_constructor checkout builds, as a model of ours: the same modules under a program of the same steps.
+"""Converts the model of a policy_constructor checkout to a ``GraphModel`` with the same modules and steps.
 
-Written from the checkout's documented surface: a model has ``inputs``, ``graph_modules``, ``_steps``, ``_outputs``,
+The documented interface of a checkout: a model has ``inputs``, ``graph_modules``, ``_steps``, ``_outputs``,
 ``_return_policy`` and ``_ops``; a step has ``call_kind``, ``call_name``, ``args``, ``kwargs`` and ``out``; a value in
-its arguments is a ``Ref(name)``. Whatever is not of that shape is refused rather than guessed.
+arguments is a ``Ref(name)``. Any other structure is refused.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _REMEDY = f"Remedy: mount a version of the checkout whose models have {', '.join
 
 
 def convert_model(built: Any) -> GraphModel:
-    """Return a checkout's model as a ``GraphModel`` over the very same modules.
+    """Return the model of a checkout as a ``GraphModel`` over the same module objects.
 
-    An op that is one of the closed table's own functions becomes a step of that name. Any other is a function of the
-    checkout's and becomes a child module ``op:NAME``, so that its calls are recorded like those of a block.
+    An op that is a function of the closed table becomes a step of that name. Any other function becomes a child module
+    ``op:NAME``, and calls of the op are recorded like calls of a block.
 
     Raises:
-        BuildError: the model is not of the documented shape; the message names the part.
+        BuildError: the model differs from the documented interface; the message names the part.
     """
     _require_parts(built, _MODEL_PARTS, "build_model returns")
     inputs, graph_modules, written, outputs, policy, ops = (getattr(built, part) for part in _MODEL_PARTS)
     _refuse_outsiders(built, graph_modules)
     if not isinstance(written, Sequence):
-        raise _unknown("the model has _steps that are no list")
+        raise _unknown("the _steps of the model are not a list")
     modules = dict(graph_modules.items())
     calls = _Calls(modules, ops)
     steps = tuple(_step(index, step, calls) for index, step in enumerate(written))
@@ -46,13 +46,13 @@ def convert_model(built: Any) -> GraphModel:
     try:
         model = GraphModel(Program(inputs=tuple(inputs), steps=steps, result=result), modules)
     except FormatError as error:
-        raise _unknown(f"the model's steps are no program: {error}") from None
+        raise _unknown(f"the steps of the model are not a program: {error}") from None
     model.training = built.training
     return model
 
 
 class _Calls:
-    """Finds what a step calls, and adds the checkout's own ops to the modules as they come up."""
+    """Translates the calls of steps, and adds ops of the checkout to the modules."""
 
     def __init__(self, modules: dict[str, nn.Module], ops: Mapping[str, Callable[..., Any]]) -> None:
         self._modules = modules
@@ -60,13 +60,13 @@ class _Calls:
         self._table = {id(op): name for name, op in reversed(list(OPS.items()))}
 
     def call(self, kind: str, name: str) -> ModuleCall | OpCall | None:
-        """Return a step without arguments, or None if there is no module or op of the name."""
+        """Return a step without arguments, or ``None`` for an unknown module or op."""
         if kind == "module" and name in self._modules:
             return ModuleCall(path=f"{GRAPH_MODULES}.{name}")
         if kind != "op" or name not in self._ops:
             return None
         op = self._ops[name]
-        if id(op) in self._table:  # by identity: an op of theirs may be called like another one of ours
+        if id(op) in self._table:  # by identity: a checkout may use the name for another function
             return OpCall(name=self._table[id(op)])
         return ModuleCall(path=add_op(self._modules, name, op))
 
@@ -76,9 +76,9 @@ def _step(index: int, step: Any, calls: _Calls) -> Step:
     where = f"step {index} ({step.call_kind}:{step.call_name})"
     call = calls.call(step.call_kind, step.call_name)
     if call is None:
-        raise _unknown(f"{where} calls neither one of its modules nor one of its ops")
+        raise _unknown(f"{where} calls an unknown module or op")
     if not isinstance(step.args, list | tuple) or not isinstance(step.kwargs, Mapping):
-        raise _unknown(f"{where} has args that are no list or kwargs that are no mapping")
+        raise _unknown(f"{where} has args that are not a list, or kwargs that are not a mapping")
     return replace(
         call,
         args=tuple(_argument(item, where) for item in step.args),
@@ -116,18 +116,18 @@ def _result(outputs: Any, policy: Any) -> Argument:
 
 
 def _names(value: Any, what: str) -> Out:
-    """Read one name, a list of names, or a mapping of keys to names."""
+    """Read a name, a list of names, or a mapping of keys to names."""
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
         return tuple(value)
     if isinstance(value, Mapping) and all(isinstance(text, str) for item in value.items() for text in item):
         return dict(value)
-    raise _unknown(f"{what} are no list of names")
+    raise _unknown(f"{what} are not a name, a list of names or a mapping to names")
 
 
 def _refuse_outsiders(built: nn.Module, graph_modules: nn.Module) -> None:
-    """What lies outside ``graph_modules`` would be lost: our model has nothing else."""
+    """Refuse modules and tensors outside ``graph_modules``: a ``GraphModel`` cannot hold any."""
     own = [*built.parameters(recurse=False), *built.buffers(recurse=False)]
     if own or any(child is not graph_modules for child in built.children()):
         raise _unknown(f"the model has modules or tensors outside {GRAPH_MODULES}")

@@ -1,4 +1,4 @@
-"""The files of the operator's that decide what a backend builds. They are found and read, never imported."""
+"""The files that determine the results of a backend: checkout, plug-ins, hub repository. Nothing is imported here."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from model_factory_server.export.source.bundling import Root
 from model_factory_server.settings.server_settings import BackendSettings, HubSettings
 
 CHECKOUT_PACKAGE = "model_constructor"
-"""What a policy_constructor checkout holds."""
+"""Name of the package in a policy_constructor checkout."""
 
 MAX_CODE_FILES = 50_000
-"""Files under one root."""
+"""Files under a root."""
 
 PLUGIN_GROUP = "model_factory.plugins"
-"""The entry points by which installed packages name their plug-ins: ``my_blocks = "my_blocks.registration"``."""
+"""Entry point group of plug-ins in installed packages: ``my_blocks = "my_blocks.registration"``."""
 
 _NEVER_IMPORTED = frozenset(
     {"torch", "numpy", "yaml", "model_factory", "model_factory_server"} | sys.stdlib_module_names
@@ -34,16 +34,21 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def with_installed_plugins(plugins: Sequence[str]) -> tuple[str, ...]:
-    """Return the plug-ins of installed packages, sorted, and then ``plugins``; each once."""
+    """Return the plug-ins of installed packages, sorted, followed by ``plugins``, without duplicates.
+
+    Example:
+        >>> with_installed_plugins(["my_blocks", "my_blocks"])[-1]
+        'my_blocks'
+    """
     installed = sorted(entry.value for entry in metadata.entry_points(group=PLUGIN_GROUP))
     return tuple(dict.fromkeys([*installed, *plugins]))
 
 
 def operator_files(settings: BackendSettings) -> dict[str, Path]:
-    """Every file of the operator's that a backend runs or loads, by a name that is the same on every machine.
+    """Return every file that a backend runs or loads, by a name that is equal on all machines.
 
     Raises:
-        ServerError: something is not where the settings say.
+        ServerError: a checkout, plug-in or package of the settings does not exist.
     """
     if settings.path is not None:
         files = _named("checkout", _checkout_files(settings.path))
@@ -54,15 +59,15 @@ def operator_files(settings: BackendSettings) -> dict[str, Path]:
     for module in settings.imports:
         if module.partition(".")[0] in _NEVER_IMPORTED:
             raise ServerError(
-                f"--allow-import {module}: a config could then call whatever is below {module!r}, and load code or "
-                "write files with it. Remedy: name a package that holds blocks and nothing else"
+                f"--allow-import {module}: a config could then call every function below {module!r}, also to load code "
+                "or write files. Remedy: name a package that contains blocks only"
             )
         files |= _named(f"import {module}", _plugin_files(module))
     return files
 
 
 def operator_roots(settings: BackendSettings) -> tuple[Root, ...]:
-    """Where the code is that is handed out as source: checkout, plug-ins, hub repository, and the block library."""
+    """Return the folders whose code can be sent as source: checkout, plug-ins, hub repository, block library."""
     roots = [] if settings.path is None else [Root(settings.path.resolve())]
     for plugin in settings.plugins:
         top = plugin.partition(".")[0]
@@ -76,9 +81,9 @@ def operator_roots(settings: BackendSettings) -> tuple[Root, ...]:
 
 
 def data_roots(settings: BackendSettings) -> list[Path]:
-    """Folders of the operator's that builds may read files of: checkout, plug-ins, allowed packages, hub folder.
+    """Return the folders whose files builds may read: checkout, plug-ins, allowed packages, hub folder.
 
-    Of a plug-in that is one file: the folder of the file.
+    For a plug-in in a single file: the folder of the file.
     """
     roots = [] if settings.path is None else [settings.path]
     roots += [] if settings.hub.directory is None else [settings.hub.directory]
@@ -91,7 +96,7 @@ def data_roots(settings: BackendSettings) -> list[Path]:
 
 
 def digest_of_files(files: Mapping[str, Path]) -> str:
-    """Digest over names and content."""
+    """Return the digest over names and contents."""
     hasher = blake3()
     for name, path in sorted(files.items()):
         hasher.update(f"{len(name)}:{name}{digest_of_file(path)}".encode())
@@ -99,7 +104,7 @@ def digest_of_files(files: Mapping[str, Path]) -> str:
 
 
 def stamp_of_files(files: Mapping[str, Path]) -> str:
-    """Digest over names, sizes and times of change: tells in no time whether a file was touched since."""
+    """Return a digest over names, sizes and modification times, which detects a change without hashing contents."""
     hasher = blake3()
     for name, path in sorted(files.items()):
         status = path.stat()
@@ -108,10 +113,12 @@ def stamp_of_files(files: Mapping[str, Path]) -> str:
 
 
 def code_files(root: Path) -> dict[str, Path]:
-    """What Python can import below ``root`` (a file, or a folder), and all else that lies in packages there.
+    """Return importable files below ``root`` (a file or a folder), and all other files inside packages.
 
-    Hidden files, caches and virtual environments are left out, and so are folders of results that trainings write
-    into a checkout. Links are followed.
+    Hidden files, caches, virtual environments and data folders outside packages are left out. Links are followed.
+
+    Raises:
+        ServerError: there are over ``MAX_CODE_FILES`` files.
     """
     if not root.is_dir():
         return {root.name: root}
@@ -132,12 +139,12 @@ def code_files(root: Path) -> dict[str, Path]:
             elif entry.is_file() and (in_package or entry.suffix in _MODULE_SUFFIXES):
                 files[entry.relative_to(root).as_posix()] = entry
         if len(files) > MAX_CODE_FILES:
-            raise ServerError(f"{root} holds more than {MAX_CODE_FILES} files; name a folder with less code")
+            raise ServerError(f"{root} holds more than {MAX_CODE_FILES} files. Remedy: name a folder with less code")
     return files
 
 
 def local_hub_repository(hub: HubSettings) -> Path | None:
-    """The local copy of the hub repository: the hub folder itself, or where ``torch.hub`` keeps it inside."""
+    """Return the local copy of the hub repository: the hub folder, or the copy of ``torch.hub`` inside; or ``None``."""
     if hub.directory is None:
         return None
     name, _, reference = hub.repository.partition(":")
@@ -148,12 +155,14 @@ def local_hub_repository(hub: HubSettings) -> Path | None:
 
 def _checkout_files(path: Path) -> dict[str, Path]:
     if not (path / CHECKOUT_PACKAGE / "__init__.py").is_file():
-        raise ServerError(f"--backend-path {path} holds no package {CHECKOUT_PACKAGE}; name the checkout's folder")
+        raise ServerError(
+            f"--backend-path {path} holds no package {CHECKOUT_PACKAGE}. Remedy: name the folder of the checkout"
+        )
     return code_files(path)
 
 
 def _plugin_files(plugin: str) -> dict[str, Path]:
-    """The files of a plug-in's top-level package, or its one file: finding more would import the package."""
+    """Return the files of the top-level package of a plug-in, or the single file; submodules need an import."""
     top = plugin.partition(".")[0]
     try:
         spec = importlib.util.find_spec(top) if all(map(str.isidentifier, plugin.split("."))) else None
@@ -174,7 +183,7 @@ def _plugin_files(plugin: str) -> dict[str, Path]:
 
 
 def _hub_files(hub: HubSettings) -> dict[str, Path]:
-    """What is loaded from the hub folder; nothing where downloads may change it: there, the reference counts."""
+    """Return the files that are loaded from the hub folder; empty if downloads can change the folder."""
     repository = local_hub_repository(hub)
     if repository is None or hub.directory is None or hub.allow_download:
         return {}

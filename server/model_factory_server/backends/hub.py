@@ -19,17 +19,17 @@ _ENTRY_POINT = "radio_model"
 
 
 def load_radio(hub: HubSettings) -> Any:
-    """Load the pretrained RADIO model of the operator's choice.
+    """Load the pretrained RADIO model of the settings.
 
     Raises:
-        BuildError: it is neither here nor may it be downloaded, or the repository's code fails.
+        BuildError: the repository has no local copy and downloads are forbidden, or the code of the repository fails.
     """
     repository = local_hub_repository(hub)
     if repository is None and not hub.allow_download:
         raise BuildError(
             f"this server has no local copy of the hub repository {hub.repository} and downloads nothing. Remedy: "
-            "start it with --hub-dir naming a folder that holds the repository's hubconf.py, and the weights under "
-            "its checkpoints, or with --allow-hub-download"
+            "start the server with --hub-dir FOLDER, a folder with the hubconf.py of the repository and the weights in "
+            "checkpoints/, or with --allow-hub-download"
         )
     load: Any = torch.hub.load  # torch declares no types
     try:
@@ -48,7 +48,7 @@ def load_radio(hub: HubSettings) -> Any:
 
 @contextmanager
 def _hub_folder(hub: HubSettings) -> Iterator[None]:
-    """Have torch look for weights in the operator's folder, and refuse to download them unless it is allowed."""
+    """Set the folder of ``torch.hub`` for weights, and refuse downloads unless allowed."""
     before = torch.hub.get_dir()
     with ExitStack() as patches:
         if hub.directory is not None:

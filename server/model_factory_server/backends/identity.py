@@ -1,4 +1,4 @@
-"""What a backend is: part of every key, and of a server's capabilities."""
+"""The identity of a backend, part of every build key and of the capabilities of a server."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from model_factory_server.settings.server_settings import BUILTIN, BackendSettin
 
 _SERVER = Path(__file__).parents[1]
 _CORE = Path(model_factory.__file__).parent
-# Whole packages, so that no list of files has to follow the code: every file that decides about weights, descriptors or
-# programs lies in one of these packages.
+# Whole packages instead of a list of files: every file that determines weights, descriptors or programs is inside.
 _CODE = (
     _SERVER / "backends",
     _SERVER / "constructor",
@@ -33,25 +32,24 @@ _CODE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendIdentity:
-    """What builds."""
+    """Identity of a backend and of the environment of builds."""
 
     name: str
-    """Of the backend."""
+    """``builtin`` or ``policy_constructor``."""
     version: str
-    """As its package says, for people; empty where it says nothing."""
+    """Version of the package, for people; empty if unknown."""
     code_digest: str
-    """Over its source files, the operator's plug-ins and the versions of packages included, and over the settings that
-    choose among them."""
+    """Digest over source files, plug-ins, versions of packages, and the settings that select code."""
     torch_version: str
-    """As the installed package says, build variant included."""
+    """Version of the installed package, build variant included."""
     device_kind: str
     """``cpu`` or ``cuda``: random numbers differ between the two."""
     code_stamp: str
-    """Over sizes and times of change of the operator's files: by it workers notice changes. In no key."""
+    """Digest over sizes and modification times of checkout and plug-ins: workers detect changes. Not part of a key."""
 
     @property
     def public(self) -> BuildIdentity:
-        """What manifests carry, and requests refer to."""
+        """The part that manifests contain and requests refer to."""
         return BuildIdentity(
             backend=self.name,
             code_digest=self.code_digest,
@@ -62,22 +60,23 @@ class BackendIdentity:
 
 
 def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
-    """Identify the backend of these settings; imports neither torch nor anything of the operator's.
+    """Identify the backend of the settings; imports neither torch nor plug-ins.
 
     Raises:
-        ServerError: something is not where the settings say.
+        ServerError: a checkout, plug-in or package of the settings does not exist.
     """
     own = {f"{package.name}/{name}": path for package in _CODE for name, path in code_files(package).items()}
     operators = operator_files(settings)
-    stamp = stamp_of_files(operators)  # before their digest: a change in between is noticed
+    stamp = stamp_of_files(operators)  # before the digest, so that a change in between is detected
     version = _version(settings)
-    # The order of plug-ins counts: it is the order in which they register.
+    # Plug-ins register in this order, so the order is part of the identity.
     parts: list[Any] = [digest_of_files(own), digest_of_files(operators), list(settings.plugins)]
-    # A build that one server refuses for the files that it reads is not answered from the store of another server.
+    # A server must not return a build from a shared store if the server forbids the files of the build.
     parts += [["files", *map(str, settings.allow_files)]] if settings.allow_files else []
     parts += [["packages", _installed()]] if operators else []
-    parts += ["source is shared"] if settings.share_source else []  # what one server may hand out, another may not
-    # Not this package's own version: most changes to it change no model.
+    # A server without source sharing must not send source from a shared store.
+    parts += ["source is shared"] if settings.share_source else []
+    # Without the version of this package: the digest covers the code, and most releases change no model.
     parts += [settings.hub.repository, settings.hub.version] if settings.name == BUILTIN else [version]
     return BackendIdentity(
         name=settings.name,
@@ -90,7 +89,7 @@ def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
 
 
 def _installed() -> list[list[str]]:
-    """Name and version of every installed package, which an operator's code may import, but for this project's own."""
+    """Return name and version of every installed package except this project: plug-ins may import any package."""
     found = {(str(item.name).lower(), item.version) for item in metadata.distributions()}
     return sorted([name, version] for name, version in found if not name.replace("_", "-").startswith("model-factory"))
 

@@ -1,4 +1,4 @@
-"""From settings to a backend, in a worker process or in a trainer that builds for itself."""
+"""Loads the backend of the settings, in a worker process or in the process of a trainer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from model_factory_server.settings.server_settings import BUILTIN, BackendSettin
 
 
 def load_backend(settings: BackendSettings) -> Backend:
-    """Make the backend of these settings; imports the operator's code.
+    """Load the backend of the settings; imports checkout and plug-ins.
 
     Raises:
-        ServerError: that code cannot be used; the message says what and why.
+        ServerError: the checkout or a plug-in cannot be used; the message gives the reason.
     """
     return BuiltinBackend(settings) if settings.name == BUILTIN else PolicyConstructorBackend(settings)

@@ -1,4 +1,4 @@
-"""The operator's plug-ins: modules with a function ``register(registry)``."""
+"""Plug-ins: modules with a function ``register(registry)``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from model_factory_server.backends.redaction import without_paths
 
 
 def load_register(plugin: str) -> Callable[[Any], object]:
-    """Import a plug-in and return its ``register``.
+    """Import a plug-in and return the function ``register``.
 
     Raises:
-        ServerError: it cannot be imported, or has no such function.
+        ServerError: the import fails, or the plug-in has no function ``register``.
+
+    Example:
+        >>> load_register("json")
+        Traceback (most recent call last):
+        ...
+        model_factory.errors.ServerError: plug-in 'json' has no function register(registry)
     """
     with plugin_errors(plugin):
         register: Callable[[Any], object] | None = getattr(importlib.import_module(plugin), "register", None)
@@ -26,7 +32,7 @@ def load_register(plugin: str) -> Callable[[Any], object]:
 
 @contextmanager
 def plugin_errors(plugin: str) -> Iterator[None]:
-    """Say of every error inside which plug-in it is about."""
+    """Turn every exception inside into a ``ServerError`` with the name of the plug-in."""
     try:
         yield
     except (Exception, SystemExit) as error:

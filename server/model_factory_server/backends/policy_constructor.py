@@ -1,8 +1,8 @@
-"""The policy_constructor backend: a checkout that the operator mounts builds, and its models are handed out as ours.
+"""The policy_constructor backend: a mounted checkout builds the models.
 
-Of the checkout only this is used: the package ``model_constructor`` with ``build_model(config_or_path, *, registry)``,
-``registry.default_registry.get_default_registry()`` and ``errors.ConfigError``. It is imported into the process that
-builds, and every build has a process of its own, so its registry, ``sys.path`` and environment are never shared.
+The backend uses the package ``model_constructor`` with ``build_model(config_or_path, *, registry)``,
+``registry.default_registry.get_default_registry()`` and ``errors.ConfigError``. The worker imports the package, and
+every build has a worker, so builds never share registry, ``sys.path`` and environment.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from model_factory_server.backends.redaction import without_paths
 from model_factory_server.backends.self_check import register as register_self_check
 from model_factory_server.settings.server_settings import BackendSettings
 
-# The permissions are the operator's to give, and a checkout has no flag of the server's for them.
+# Only the operator gives permissions, and the server has no option for permissions of a checkout.
 _NOTHING_ALLOWED = {"allow_imports": False, "allow_target": False}
 
 
 class PolicyConstructorBackend:
-    """A ``Backend``."""
+    """The backend ``policy_constructor``."""
 
     def __init__(self, settings: BackendSettings) -> None:
-        """Import the checkout, and let plug-ins register with its registry.
+        """Import the checkout and register the blocks of plug-ins in the registry of the checkout.
 
         Raises:
-            ServerError: the checkout or a plug-in cannot be used; the message says why.
+            ServerError: the checkout or a plug-in cannot be used; the message gives the reason.
         """
         assert settings.path is not None
         path = settings.path.absolute()
@@ -52,28 +52,28 @@ class PolicyConstructorBackend:
                 register(self._registry)
 
     def construct(self, config: ResolvedConfig) -> nn.Module:
-        """See ``Backend``."""
+        """See :class:`~model_factory_server.backends.Backend`."""
         document = config.plain()
         _refuse_interpolation(document, ())
         document["settings"] = document.get("settings", {}) | _NOTHING_ALLOWED
-        document.pop("signature", None)  # of our language alone
+        document.pop("signature", None)  # unknown to a checkout
         try:
             built = self._build_model(document, registry=self._registry)
         except self._config_error as error:
             raise ConfigError(without_paths(str(error))) from error
         except BuildError:
-            raise  # a file that the checkout may not read
+            raise  # the checkout read a forbidden file
         except Exception as error:
             raise BuildError(without_paths(f"{type(error).__name__}: {error}")) from error
         return convert_model(built)
 
     def blocks(self) -> tuple[Block, ...]:
-        """See ``Backend``. Empty: the documented surface of a checkout lists nothing."""
+        """Return nothing: the documented interface of a checkout has no list of blocks."""
         return ()
 
 
 def _refuse_interpolation(value: Any, path: ConfigPath) -> None:
-    """The checkout would resolve ``${env:X}`` once more, and from the server's environment."""
+    """Refuse ``${``: the checkout would resolve ``${env:X}`` from the environment of the server."""
     if isinstance(value, str) and "${" in value:
         raise ConfigError("'${' is left in a resolved config; the checkout would resolve it on the server", path=path)
     if isinstance(value, dict | list):
@@ -83,7 +83,7 @@ def _refuse_interpolation(value: Any, path: ConfigPath) -> None:
 
 
 def _import(path: Path, module: str) -> Any:
-    """Import a module of the checkout, and of no other one."""
+    """Import a module of this checkout; another checkout in this process is an error."""
     if str(path) not in sys.path:
         sys.path.insert(0, str(path))
     package = importlib.import_module(CHECKOUT_PACKAGE)

@@ -1,4 +1,4 @@
-"""What of an operator's error message may be told to a client."""
+"""Removes private parts from error messages before a client receives the message."""
 
 from __future__ import annotations
 
@@ -8,5 +8,10 @@ _ABSOLUTE_PATH = re.compile(r"(?<![\w./])(?:file://)?/(?!/)(?:[^\s/'\"<>|:;,()\[
 
 
 def without_paths(text: str) -> str:
-    """Leave of every absolute path only its last part: where an operator keeps files is nobody else's affair."""
+    """Shorten every absolute path to the last part: the folders of an operator are private.
+
+    Example:
+        >>> without_paths("cannot read /home/operator/secret/weights.pt")
+        'cannot read .../weights.pt'
+    """
     return _ABSOLUTE_PATH.sub(r".../\1", text)

@@ -1,6 +1,6 @@
-"""A small block that every backend has, so that a deployment can be checked with a block that needs a program.
+"""A small block in every backend, for checks of a deployment: the block needs a recorded program.
 
-A server builds the block before it says SERVING, and ``model-factory doctor`` builds and runs the block from a trainer.
+A server builds the block before the status SERVING; ``model-factory doctor`` builds and runs the block on a trainer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from model_factory.blocks import SELF_CHECK
 
 
 class SelfCheck(nn.Module):
-    """Does what most blocks do: calls a layer, reads a parameter, makes positions, joins values of several sizes.
+    """Calls a layer, reads a parameter, creates positions and joins values of several sizes, as most blocks do.
 
     Example:
         >>> SelfCheck(width=3)(torch.zeros(2, 5, 3)).shape
@@ -37,7 +37,7 @@ class SelfCheck(nn.Module):
         return torch.cat([steps, x[:, :1]], dim=1)
 
     def example_inputs(self) -> list[dict[str, Tensor]]:
-        """Return one call on ``x (2, 3, width)``."""
+        """Return a call with ``x (2, 3, width)``."""
         return [{"x": torch.zeros(2, 3, self.width)}]
 
 

@@ -1,4 +1,4 @@
-"""The built-in backend: what component configs can name, and how their specs become modules."""
+"""The built-in backend: the registry of names, and the construction of modules from specs."""
 
 from __future__ import annotations
 

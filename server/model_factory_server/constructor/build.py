@@ -1,4 +1,4 @@
-"""A checked config to a model: its modules built, its steps as the model's program."""
+"""Builds the model of a checked config: modules from specs, and the steps as the program of the model."""
 
 from __future__ import annotations
 
@@ -20,26 +20,43 @@ _OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 class PluginOp(nn.Module):
-    """An operator's own op as a module, so that it can be recorded and handed out like one."""
+    """An op of a plug-in as a module, so that the op is recorded like a block.
+
+    Example:
+        >>> import torch
+        >>> PluginOp(torch.add)(torch.ones(2), torch.ones(2))
+        tensor([2., 2.])
+    """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         super().__init__()
         self.fn = fn
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the op."""
+        """Call the op with the arguments of the step."""
         return self.fn(*args, **kwargs)
 
 
 def build_model(config: ModelConfig, registry: Registry, policy: Policy) -> GraphModel:
     """Build the model of a config on the current default device, with the current random state.
 
-    Modules are built in written order, which is also the order of the state dict. Each plug-in op that the steps call
-    is one more child of ``graph_modules``, under ``op:NAME``.
+    Modules are built in written order, which is also the order of the state dict. Each plug-in op in the steps becomes
+    a child ``op:NAME`` of ``graph_modules``.
 
     Raises:
-        ConfigError: a spec or an op's name is wrong; ``path`` is its place in the config.
-        BuildError: a module's constructor fails.
+        ConfigError: a spec or the name of an op is wrong; ``path`` is the place in the config.
+        BuildError: a constructor fails.
+
+    Example:
+        >>> from model_factory.config import resolve_mapping
+        >>> from model_factory_server.constructor.registry import default_registry
+        >>> layer = {"_type_": "nn.Linear", "in_features": 3, "out_features": 2}
+        >>> document = {"schema_version": 1, "model": {"sequential": {"layers": [layer]}}}
+        >>> config = resolve_mapping(document, {}, "<config>")
+        >>> build_model(config.model, default_registry(), Policy()).graph_modules
+        ModuleDict(
+          (layer0): Linear(in_features=3, out_features=2, bias=True)
+        )
     """
     allowed = policy.narrowed(config.settings)
     for name in config.modules:
@@ -60,10 +77,10 @@ def build_model(config: ModelConfig, registry: Registry, policy: Policy) -> Grap
 
 
 def _resolve_call(step: Step, registry: Registry, modules: dict[str, nn.Module], path: ConfigPath) -> Step:
-    """Return a config's step as a program has it; adds an operator's op to ``modules``."""
+    """Return the step in the notation of programs; an op of a plug-in is added to ``modules``."""
     if isinstance(step, ModuleCall):
         return replace(step, path=f"{GRAPH_MODULES}.{step.path}")
-    assert isinstance(step, OpCall)  # a config has no other steps
+    assert isinstance(step, OpCall)  # configs have no other steps
     kwargs = {key: (*path[:-1], "kwargs", key) for key in step.kwargs}
     plugin = registry.plugin_op(step.name)
     if plugin is None:
@@ -74,7 +91,13 @@ def _resolve_call(step: Step, registry: Registry, modules: dict[str, nn.Module],
 
 
 def add_op(modules: dict[str, nn.Module], name: str, op: Callable[..., Any]) -> str:
-    """Add an operator's op to the modules of a graph, unless it is there; return the path of the module."""
+    """Add an op of a plug-in to the modules of a graph, once; return the path of the module.
+
+    Example:
+        >>> import torch
+        >>> add_op({}, "blend", torch.lerp)
+        'graph_modules.op:blend'
+    """
     child = plugin_op_child(name)
     modules.setdefault(child, PluginOp(op))
     return f"{GRAPH_MODULES}.{child}"

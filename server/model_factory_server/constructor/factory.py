@@ -1,4 +1,4 @@
-"""A registered factory: its signature, what it accepts, and how it is described."""
+"""Registered factories: signature, argument checks and description of a module class or function."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from model_factory.errors import ConfigError
 from model_factory.wording import listed, nearest, quoted
 
 SignaturePolicy = Literal["strict", "best_effort", "runtime_only"]
-"""``strict``: arguments are checked before the call, so the signature must be readable; ``best_effort``: checked where
-it is readable; ``runtime_only``: only the call decides."""
+"""``strict``: arguments are checked before the call, and the signature must be readable; ``best_effort``: arguments are
+checked if the signature is readable; ``runtime_only``: arguments are not checked before the call."""
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
@@ -25,20 +25,30 @@ _STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Paramet
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factory:
-    """A callable under its registered name."""
+    """A callable under a registered name.
+
+    Example:
+        >>> from torch import nn
+        >>> factory = Factory(name="nn.Linear", call=nn.Linear)
+        >>> factory.check_arguments([3], {"out_features": ("out_features",)}, ())
+        >>> factory.check_arguments([3], {"out_feature": ()}, ())
+        Traceback (most recent call last):
+        ...
+        model_factory.errors.ConfigError: Unknown kwargs for 'nn.Linear': 'out_feature'; did you mean 'out_features'?...
+    """
 
     name: str
-    """The key in configs."""
+    """Key in configs."""
     call: Callable[..., Any]
-    """The callable itself."""
+    """Module class or function."""
     signature_policy: SignaturePolicy = "strict"
-    """How much is checked before the call."""
+    """Checks before the call."""
     tags: tuple[str, ...] = ()
-    """Words for its description."""
+    """Words for the description."""
     origin: str = ""
-    """Who registered it: ``torch``, ``builtin`` or a plug-in's module; empty if nobody said."""
+    """``torch``, ``builtin`` or the module of a plug-in; empty if unknown."""
     signature: inspect.Signature | None = field(init=False)
-    """None: it cannot be read."""
+    """Signature of the callable; None if unreadable."""
 
     def __post_init__(self) -> None:
         if self.signature_policy not in get_args(SignaturePolicy):
@@ -51,15 +61,20 @@ class Factory:
             raise ValueError(f"the signature of {self.name!r} cannot be read; register it with 'best_effort'")
 
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Its parameters by name, in order; none where they cannot be read."""
+        """Return the parameters by name, in order; empty if the signature is unreadable."""
         return {} if self.signature is None else self.signature.parameters
 
     def check_arguments(self, args: Sequence[Any], kwargs: dict[str, ConfigPath], path: ConfigPath) -> None:
-        """Check a call before it is made; ``kwargs`` has each keyword's place in the config, ``path`` is the call's.
+        """Check the arguments of a call as far as ``signature_policy`` demands.
+
+        Args:
+            args: Positional arguments.
+            kwargs: Place in the config of each keyword argument.
+            path: Place of the call in the config.
 
         Raises:
-            ConfigError: the factory's policy asks for the check, and a keyword is unknown, a required argument is
-                missing, there are too many positional ones or one is given twice.
+            ConfigError: a keyword is unknown, a required argument is missing, an argument is given twice, or there are
+                too many positional arguments.
         """
         if self.signature is None or self.signature_policy == "runtime_only":
             return
@@ -70,10 +85,10 @@ class Factory:
             raise ConfigError(f"{quoted(self.name)}: {error}", path=path) from None
 
     def check_keywords(self, kwargs: Mapping[str, ConfigPath]) -> None:
-        """Check the names of a call's keywords alone, where they can be known; ``kwargs`` has each one's place.
+        """Check the names of keyword arguments if the signature is readable; ``kwargs`` gives the place of each name.
 
         Raises:
-            ConfigError: one is unknown.
+            ConfigError: a keyword is unknown.
         """
         if self.signature is None:
             return
@@ -83,7 +98,7 @@ class Factory:
             check_known(self.name, kwargs, known)
 
     def described(self, prefix: str = "") -> Block:
-        """Describe the factory for people; ``prefix`` is what configs write before its name."""
+        """Describe the factory for people; ``prefix`` precedes the name in configs (``op:``)."""
         doc = (getattr(self.call, "__doc__", None) or "").strip()
         return Block(
             name=prefix + self.name,
@@ -97,10 +112,13 @@ class Factory:
 def check_known(
     name: str, kwargs: Mapping[str, ConfigPath], known: Collection[str], also: Collection[str] = ()
 ) -> None:
-    """Refuse keywords that are neither ``known`` nor ``also`` taken; ``kwargs`` has each one's place.
+    """Refuse keywords outside ``known`` and ``also``; ``kwargs`` gives the place of each keyword.
 
     Raises:
-        ConfigError: one is neither; the message suggests the closest known one.
+        ConfigError: a keyword is unknown; the message suggests the closest name of ``known``.
+
+    Example:
+        >>> check_known("nn.ReLU", {"inplace": ()}, known=["inplace"])
     """
     unknown = [keyword for keyword in kwargs if keyword not in known and keyword not in also]
     if unknown:
@@ -110,7 +128,7 @@ def check_known(
 
 def _signature(call: Callable[..., Any]) -> inspect.Signature | None:
     try:
-        # torch's own are read in the fork server, once for all its workers.
+        # Signatures of torch classes are read once in the fork server, for all workers.
         return _signature_of_class(call) if isinstance(call, type) else inspect.signature(call)
     except (TypeError, ValueError):
         return None
@@ -118,9 +136,9 @@ def _signature(call: Callable[..., Any]) -> inspect.Signature | None:
 
 @functools.cache
 def _signature_of_class(cls: type) -> inspect.Signature:
-    if _owner(cls, "__init__") is nn.Module and _owner(cls, "__new__") is object:  # takes any, to refuse them later
+    if _owner(cls, "__init__") is nn.Module and _owner(cls, "__new__") is object:  # refuses all later
         return inspect.Signature()
-    if cls in {nn.RNN, nn.GRU, nn.LSTM}:  # which pass on what they are given
+    if cls in {nn.RNN, nn.GRU, nn.LSTM}:  # pass on *args, **kwargs
         known = [item for item in inspect.signature(nn.RNNBase).parameters.values() if item.name != "mode"]
         if cls is nn.RNN:
             nonlinearity = inspect.Parameter("nonlinearity", known[0].kind, default="tanh", annotation=str)
@@ -130,7 +148,7 @@ def _signature_of_class(cls: type) -> inspect.Signature:
 
 
 def _owner(cls: type, name: str) -> type:
-    """The class that a class has an attribute from."""
+    """Return the class that defines an attribute of a class."""
     return next(base for base in cls.__mro__ if name in vars(base))
 
 

@@ -1,4 +1,4 @@
-"""Specs to objects: ``{_type_: nn.Linear, in_features: 3, out_features: 4}`` to ``nn.Linear(3, 4)``."""
+"""Builds objects from specs: ``nn.Linear(3, 4)`` from ``{_type_: nn.Linear, in_features: 3, out_features: 4}``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _FLAGS = (bool, "bool")
 
 
 def instantiate_module(name: str, spec: Any, registry: Registry, policy: Policy, *, path: ConfigPath = ()) -> nn.Module:
-    """Build module ``name`` of a graph; otherwise as :func:`instantiate`.
+    """Build module ``name`` of a graph; see :func:`instantiate`.
 
     Raises:
-        ConfigError: also if the spec builds something that is not a module.
+        ConfigError: the spec does not build a ``torch.nn.Module``, or an error of :func:`instantiate`.
     """
     module = instantiate(spec, registry, policy, path=path)
     if not isinstance(module, nn.Module):
@@ -35,22 +35,26 @@ def instantiate_module(name: str, spec: Any, registry: Registry, policy: Policy,
 
 
 def instantiate(spec: Any, registry: Registry, policy: Policy, *, path: ConfigPath = ()) -> Any:
-    """Build what plain data stands for: specs at any depth become objects, everything else stays as it is.
+    """Build the objects of all specs in plain data, at any depth; other data is unchanged.
 
-    A spec's arguments are built before it: the positional ones in order, then the keyword ones in the order of their
-    sorted names, so that the random numbers drawn do not depend on how the keys were written. Lists are built in
-    order, plain mappings in written order. Strings stay strings.
+    Arguments are built before the object: positional arguments in order, then keyword arguments sorted by name, so that
+    random numbers do not depend on the order of keys. Lists are built in order, plain mappings in written order.
 
     Args:
-        spec: Plain data, of a config that has been checked.
-        registry: What ``_type_`` can name.
-        policy: Whether, and for what, ``_target_`` may be used.
-        path: The place of ``spec`` in the config, for errors.
+        spec: Plain data of a checked config.
+        registry: Names for ``_type_``.
+        policy: Permissions for ``_target_``.
+        path: Place of ``spec`` in the config, for errors.
 
     Raises:
-        ConfigError: a type is unknown, arguments do not fit, or a factory refuses their values (with a TypeError or
-            ValueError); ``path`` is the place of what is wrong.
-        BuildError: a factory fails in another way.
+        ConfigError: a type is unknown, arguments do not fit, or a factory raises TypeError or ValueError; ``path`` is
+            the place of the error.
+        BuildError: a factory raises another exception.
+
+    Example:
+        >>> from model_factory_server.constructor.registry import default_registry
+        >>> instantiate([{"_type_": "nn.ReLU"}, 3], default_registry(), Policy())
+        [ReLU(), 3]
     """
     if isinstance(spec, Mapping):
         if is_spec(spec):
@@ -91,32 +95,34 @@ def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: Co
 
 
 def _check_text(factory: Factory, name: str, value: Any, path: ConfigPath) -> None:
-    """Refuse the text ``1e-3`` for a number, which torch may take and fail in a forward, and ``no`` for a flag."""
+    """Refuse a text for a number (torch may accept ``1e-3`` and fail in a forward) or for a flag (``no``)."""
     parameter = factory.parameters().get(name)
     if parameter is None or not isinstance(value, str):
         return
     what = f"{quoted(name)} is the text {quoted(value)}, where {quoted(factory.name)} takes"
     if parameter.annotation in _FLAGS:
-        raise ConfigError(f"{what} true or false. Remedy: no quotes; of the environment, ${{env:bool:NAME}}", path=path)
+        raise ConfigError(
+            f"{what} true or false. Remedy: no quotes; from the environment, ${{env:bool:NAME}}", path=path
+        )
     if parameter.annotation in _NUMBERS:
         with suppress(ValueError):
             float(value)
             raise ConfigError(
-                f"{what} a number. Remedy: no quotes; of the environment, ${{env:int:NAME}} or ${{env:float:NAME}}; "
+                f"{what} a number. Remedy: no quotes; from the environment, ${{env:int:NAME}} or ${{env:float:NAME}}; "
                 "YAML takes an exponent only with a point before it and a sign in it: 1.0e-3",
                 path=path,
             )
 
 
 def _check_device(kwargs: dict[str, Any], path: ConfigPath) -> None:
-    """Where a model is built is the operator's: a config may say the same, or the CPU; and a plan is on meta alone."""
+    """Accept the device of the build or the CPU only: the operator chooses the device. Without effect on meta."""
     here = torch.get_default_device().type
     if here == "meta":
         del kwargs["device"]
     elif str(kwargs["device"]).partition(":")[0] not in {here, "cpu"}:
         raise ConfigError(
-            f"the device {quoted(kwargs['device'])} is not for a config to choose: models are built on {here} here. "
-            "Remedy: leave it out; the factory's device= says where the trainer wants the model",
+            f"the device {quoted(kwargs['device'])} cannot be chosen by a config: this server builds models on {here}. "
+            "Remedy: remove the argument; the device= of the factory moves the model on the trainer",
             path=path,
         )
 
@@ -129,8 +135,8 @@ def _factory(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: 
 
 
 def _keywords(spec: Mapping[str, Any], path: ConfigPath) -> dict[str, tuple[ConfigPath, Any]]:
-    """Return each keyword argument's place and plain value."""
-    # Of other keys with an underscore only strict mode makes an error; a keyword that has one stands in _kwargs_.
+    """Return place and plain value of each keyword argument."""
+    # Without strict mode, other keys with an underscore are ignored; a keyword with an underscore is given in _kwargs_.
     keywords = {key: ((*path, key), value) for key, value in spec.items() if not key.startswith("_")}
     extra = spec.get("_kwargs_", {})
     return keywords | {key: ((*path, "_kwargs_", key), value) for key, value in extra.items()}

@@ -1,4 +1,4 @@
-"""What the operator allows configs to do, and the import of objects by name under that policy."""
+"""Permissions of configs, and the import of classes by name under these permissions."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ from model_factory.wording import listed, quoted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Permissions of configs, set by the operator; nothing is allowed by default."""
+    """Permissions of configs, set by the operator; nothing is allowed by default.
+
+    Example:
+        >>> policy = Policy(allow_imports=True, allowed_import_prefixes=("my_blocks",))
+        >>> policy.allows_import("my_blocks.vision"), policy.allows_import("os")
+        (True, False)
+    """
 
     allow_imports: bool = False
-    """Whether anything may be imported for a config."""
+    """Whether a config may import modules."""
     allowed_import_prefixes: tuple[str, ...] = ()
-    """Packages or modules that may be imported, each with all below it: ``my_blocks`` or ``my_blocks.``."""
+    """Packages and modules that may be imported, submodules included: ``my_blocks`` or ``my_blocks.``."""
     allow_target: bool = False
-    """Whether specs may use ``_target_``; also needs ``allow_imports``."""
+    """Whether specs may use ``_target_``; needs ``allow_imports`` as well."""
 
     def narrowed(self, settings: Settings) -> Policy:
-        """Return what both the operator and the config's own settings allow."""
+        """Return the permissions that both this policy and the settings of a config give."""
         return Policy(
             allow_imports=self.allow_imports and settings.allow_imports,
             allowed_import_prefixes=_common(self.allowed_import_prefixes, settings.allowed_import_prefixes),
@@ -33,19 +39,19 @@ class Policy:
         )
 
     def allows_import(self, module: str) -> bool:
-        """Whether a module of that name may be imported."""
+        """Whether the module may be imported."""
         return self.allow_imports and any(_is_under(module, prefix) for prefix in self.allowed_import_prefixes)
 
     def import_target(self, target: str, path: ConfigPath) -> Callable[..., Any]:
-        """Import the class or function that ``_target_: package.module.Name`` names.
+        """Import the class or function of ``_target_: package.module.Name``.
 
-        Nothing outside the allowed prefixes is imported, and what the name leads to must itself have been defined
-        under them: a name that an allowed module merely imported (``my_blocks.os.system``) is refused.
+        Only modules under the allowed prefixes are imported. The class or function must be defined under a prefix, too:
+        a name that an allowed module imported (``my_blocks.os.system``) is refused.
 
         Raises:
-            ConfigError: the policy forbids it, or there is no such class or function; ``path`` is the place of
+            ConfigError: the policy forbids the import, or the name is not a class or function; ``path`` is the place of
                 ``_target_`` in the config.
-            BuildError: its module fails while it is imported.
+            BuildError: the module raises an exception during import.
         """
         if not (self.allow_target and self.allow_imports):
             raise ConfigError(
@@ -67,14 +73,14 @@ class Policy:
         allowed = listed(self.allowed_import_prefixes)
         home = "" if found is None else f", whose home is {quoted(found.__module__)},"
         raise ConfigError(
-            f"_target_ {quoted(target)}{home} is not under the allowed prefixes: {allowed}. Allowed is what both the "
-            "operator and 'settings: {allowed_import_prefixes: [...]}' of the config name",
+            f"_target_ {quoted(target)}{home} is not under the allowed prefixes: {allowed}. A prefix must be allowed "
+            "by the operator and by 'settings: {allowed_import_prefixes: [...]}' of the config",
             path=path,
         )
 
 
 def _find(target: str, modules: list[str], path: ConfigPath) -> Callable[..., Any] | None:
-    """Return the class or function of that name, looked for in the first of ``modules`` that exists."""
+    """Return the class or function ``target``, from the first existing module of ``modules``."""
     for name in modules:
         try:
             value: Any = importlib.import_module(name)
@@ -97,7 +103,7 @@ def _is_under(module: str, prefix: str) -> bool:
 
 
 def _common(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the prefixes that are under both lists."""
+    """Return the prefixes that both lists allow."""
     both = [prefix for prefix in first if any(_is_under(prefix.rstrip("."), other) for other in second)]
     both += [prefix for prefix in second if any(_is_under(prefix.rstrip("."), other) for other in first)]
     return tuple(dict.fromkeys(both))

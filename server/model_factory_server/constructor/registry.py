@@ -1,4 +1,4 @@
-"""The registry: every name that a config can build or call, and what it stands for."""
+"""The registry of module types and ops that configs name."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from model_factory_server.constructor.blocks.radio import LoadRadio
 from model_factory_server.constructor.factory import Factory, SignaturePolicy, check_known
 
 TORCH = "torch"
-"""Who registers torch's own modules."""
+"""Origin of the modules of torch."""
 
-_FAMILIES = ("linalg", "fft", "special")  # in the names of whose ops torch's C++ has theirs
-# What torch takes besides: for NumPy's sake, and what its Python side adds.
+_FAMILIES = ("linalg", "fft", "special")  # prefixes of op names in the C++ part of torch
+# Keywords outside the C++ schemas: names of NumPy, and additions of the Python part of torch.
 _ALIASES = frozenset(
     (
         "axis keepdims x a x1 x2 requires_grad as_tuple non_blocking memory_format pin_memory names out device from_"
@@ -30,14 +30,21 @@ _ALIASES = frozenset(
 )
 
 NOT_STOCK = ("Module", "Container")
-"""Names in ``torch.nn`` that build nothing of use: the base class, and a deprecated one that warns."""
+"""Classes of ``torch.nn`` that are not registered: the base class, and a deprecated class that warns."""
 
 
 class Registry:
-    """Modules by the name that ``_type_`` gives, and ops beyond the closed table.
+    """Module types for ``_type_`` and ops for ``call: op:NAME``.
 
-    A registry starts empty; see :func:`default_registry`. Operators add to one with a module that has a function
-    ``register(registry)``.
+    A new registry is empty; see :func:`default_registry`. A plug-in is a module with a function ``register(registry)``
+    that adds module types and ops.
+
+    Example:
+        >>> from torch import nn
+        >>> registry = Registry()
+        >>> registry.register_module("scaled_linear", nn.Linear, tags=["layer"])
+        >>> [(block.name, block.tags) for block in registry.blocks()]
+        [('scaled_linear', ('layer',))]
     """
 
     def __init__(self) -> None:
@@ -46,7 +53,7 @@ class Registry:
         self._origin = ""
 
     def register_from(self, origin: str, register: Callable[[Registry], object]) -> None:
-        """Call ``register(self)``; what it registers is described as coming from ``origin``."""
+        """Call ``register(self)``; ``origin`` becomes the origin of everything registered in this call."""
         self._origin = origin
         try:
             register(self)
@@ -61,17 +68,24 @@ class Registry:
         signature_policy: SignaturePolicy = "strict",
         tags: Sequence[str] = (),
     ) -> None:
-        """Let ``_type_: name`` call ``factory`` with the spec's arguments.
+        """Register a module type: ``_type_: name`` calls ``factory`` with the arguments of the spec.
 
         Args:
-            name: The key, unique in this registry.
-            factory: A module class, or any callable; only a graph's modules themselves must be ``nn.Module``.
-            signature_policy: ``strict`` checks arguments before the call and needs a readable signature,
-                ``best_effort`` checks them where the signature is readable, ``runtime_only`` leaves it to the call.
-            tags: Words for its description.
+            name: Key, unique among the module types of this registry.
+            factory: Module class or function. Modules of a graph must be ``nn.Module``; arguments can be any object.
+            signature_policy: ``strict`` checks arguments before the call and needs a readable signature;
+                ``best_effort`` checks arguments if the signature is readable; ``runtime_only`` does not check.
+            tags: Words for the description.
 
         Raises:
-            ValueError: the name is taken, or the signature is not readable although ``strict`` needs it.
+            ValueError: the name is taken, or ``strict`` is given and the signature is unreadable.
+
+        Example:
+            >>> from torch import nn
+            >>> registry = Registry()
+            >>> registry.register_module("projection", lambda width: nn.Linear(width, 2 * width))
+            >>> registry.module("projection").call(width=3)
+            Linear(in_features=3, out_features=6, bias=True)
         """
         entry = Factory(
             name=name, call=factory, signature_policy=signature_policy, tags=tuple(tags), origin=self._origin
@@ -86,20 +100,28 @@ class Registry:
         signature_policy: SignaturePolicy = "best_effort",
         tags: Sequence[str] = (),
     ) -> None:
-        """Let ``call: op:name`` call ``fn``, for an operator's own functions.
+        """Register an op: a step with ``call: op:name`` calls ``fn``.
 
-        torch's functions need no registration: the closed table of ``model_factory.program.ops`` has them, and a name
-        registered here goes before the same name there. Since ``fn`` stays on the server, it is put into the model as
-        a module without parameters and recorded like any block; so it must be written in torch calls.
+        The functions of torch need no registration: ``model_factory.program.ops`` lists these functions. A registered
+        name has precedence over the same name in the list. ``fn`` stays on the server: the model contains a module
+        without parameters that calls ``fn``, and the module is recorded like a block. So ``fn`` must consist of torch
+        calls.
 
         Args:
-            name: The key, unique among this registry's ops; without a colon.
-            fn: The function.
-            signature_policy: As for a module: whether a step's arguments are checked when the model is built.
-            tags: Words for its description.
+            name: Key, unique among the ops of this registry, without a colon.
+            fn: Function of tensors and constants.
+            signature_policy: See :meth:`register_module`; the arguments of a step are checked at the build.
+            tags: Words for the description.
 
         Raises:
-            ValueError: the name is taken or has a colon, or the signature is not readable although ``strict`` needs it.
+            ValueError: the name is taken or has a colon, or ``strict`` is given and the signature is unreadable.
+
+        Example:
+            >>> import torch
+            >>> registry = Registry()
+            >>> registry.register_op("blend", lambda a, b, ratio=0.5: torch.lerp(a, b, ratio))
+            >>> registry.plugin_op("blend").call(torch.zeros(2), torch.ones(2), ratio=0.25)
+            tensor([0.2500, 0.2500])
         """
         if ":" in name:
             raise ValueError(f"an op's name has no colon, got {name!r}")
@@ -107,10 +129,14 @@ class Registry:
         _add(self._ops, entry, "op")
 
     def module(self, name: str, path: ConfigPath = ()) -> Factory:
-        """Return what ``_type_: name`` stands for; ``path`` is the place in the config, for the error.
+        """Return the factory of a module type; ``path`` is the place in the config, for the error.
 
         Raises:
-            ConfigError: there is no such module type; the message suggests the closest name.
+            ConfigError: the module type is unknown; the message suggests the closest name.
+
+        Example:
+            >>> default_registry().module("nn.Linear").call
+            <class 'torch.nn.modules.linear.Linear'>
         """
         if name not in self._modules:
             hint = nearest(name, self._modules, f"nn.{name}")
@@ -118,17 +144,24 @@ class Registry:
         return self._modules[name]
 
     def plugin_op(self, name: str) -> Factory | None:
-        """Return the op registered here under that name, if there is one."""
+        """Return the registered op of this name, or None."""
         return self._ops.get(name)
 
     def resolve_op(self, name: str, path: ConfigPath = (), kwargs: Mapping[str, ConfigPath] | None = None) -> str:
-        """Return the closed table's name for an op; ``path`` is the place in the config, for the error.
+        """Return the canonical name of a torch op.
 
-        ``kwargs`` has the place of each keyword that it is called with.
+        Args:
+            name: Name in the config: ``relu``, ``torch.relu``.
+            path: Place in the config, for the error.
+            kwargs: Place of each keyword argument of the call.
 
         Raises:
-            ConfigError: the table has no such op, or the op no such keyword, as far as torch's signature can be read;
-                the message suggests the closest name.
+            ConfigError: the op is unknown, or the signature in torch is readable and lacks a keyword; the message
+                suggests the closest name.
+
+        Example:
+            >>> Registry().resolve_op("softmax")
+            'torch.softmax'
         """
         try:
             canonical = resolve_op(name, self._ops)
@@ -149,21 +182,27 @@ class Registry:
 
 
 def _keywords_in_c(canonical: str) -> list[str]:
-    """The keywords of an op that torch has written in C++, of all its overloads; none where torch does not tell."""
+    """Return the keywords of all overloads of a C++ op of torch; empty if torch has no schema for the op."""
     namespace, _, op = canonical.rpartition(".")
     family = namespace.rpartition(".")[2]
     name = f"{family}_{op}" if family in _FAMILIES else op
-    schemas: Any = torch._C._jit_get_schemas_for_operator(f"aten::{name}")  # noqa: SLF001  there is no other way
+    schemas: Any = torch._C._jit_get_schemas_for_operator(f"aten::{name}")  # noqa: SLF001  no public function lists them
     names = [argument.name for schema in schemas for argument in schema.arguments]
     return list(dict.fromkeys("input" if name == "self" else name for name in names))
 
 
 def default_registry(load_radio: LoadRadio | None = None) -> Registry:
-    """Return a registry with torch's modules and the block library.
+    """Return a registry with the modules of ``torch.nn`` and the block library.
 
     Args:
-        load_radio: Makes the pretrained model of ``radiov3`` as the operator has set it up; without it, a config that
-            names the block is refused.
+        load_radio: Loads the pretrained model of ``radiov3``; if None, a config with ``radiov3`` is refused.
+
+    Example:
+        >>> registry = default_registry()
+        >>> registry.module("mlp").call(dims=[3, 2]).net
+        Sequential(
+          (0): Linear(in_features=3, out_features=2, bias=True)
+        )
     """
     registry = Registry()
     registry.register_from(TORCH, register_stock)
@@ -184,7 +223,7 @@ def _parameter_dict(parameters: Any = None) -> nn.ParameterDict:
     made = nn.ParameterDict()
     keys = parameters if isinstance(parameters, Mapping) else [entry[0] for entry in parameters or ()]
     for key in keys:
-        if isinstance(key, str) and hasattr(made, key):  # it would set the attribute, whatever that hides
+        if isinstance(key, str) and hasattr(made, key):  # update() would overwrite the attribute
             raise ValueError(f"the key {quoted(key)} is the name of an attribute that every nn.ParameterDict has")
     made.update(parameters or {})
     return made

@@ -1,7 +1,7 @@
-"""The block library: the modules that component configs name with ``_type_``, beyond ``torch.nn``.
+"""The block library: module types of configs beside ``torch.nn``.
 
-Every block but the pretrained ``radiov3`` has ``example_inputs()``: keyword arguments of its typical calls, as small
-tensors, from which its forward is recorded.
+Every block except the pretrained ``radiov3`` has ``example_inputs()``: keyword arguments of typical calls with small
+tensors. The server records the forward with these calls.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BLOCKS = {
 
 
 def register(registry: Registry, load_radio: LoadRadio | None = None) -> None:
-    """Register every block under the name that configs use; ``load_radio`` is for ``radiov3``."""
+    """Register every block under the name in configs; ``load_radio`` loads the model of ``radiov3``."""
     for name, block in BLOCKS.items():
         registry.register_module(name, block, tags=("block",))
     registry.register_module("radiov3", radiov3_factory(load_radio), tags=("pretrained",))

@@ -7,11 +7,18 @@ import itertools
 from torch import Tensor, nn
 
 from model_factory_server.constructor.blocks.parts.checks import check_count, check_rank
-from model_factory_server.constructor.blocks.parts.examples import BATCH, example
+from model_factory_server.constructor.blocks.parts.example_tensors import BATCH, example
 
 
 class ActionEncoder(nn.Module):
-    """Maps an action chunk to an embedding; ``final_activation`` is accepted and has no effect."""
+    """Maps an action chunk to an embedding; ``final_activation`` is accepted and has no effect.
+
+    Example:
+        >>> import torch
+        >>> block = ActionEncoder(embedding_dim=3, hidden_dim=8, action_dim=2, action_chunk=5)
+        >>> block(torch.zeros(4, 5, 2))["embedding"].shape
+        torch.Size([4, 3])
+    """
 
     def __init__(
         self,
@@ -28,18 +35,32 @@ class ActionEncoder(nn.Module):
         self.encoder = _relu_layers(action_dim * action_chunk, hidden_dim, embedding_dim)
 
     def forward(self, action: Tensor) -> dict[str, Tensor]:
-        """Map ``action (batch, action_chunk, action_dim)``, or flat, to ``{"embedding": (batch, embedding_dim)}``."""
+        """Map actions to ``{"embedding": (batch, embedding_dim)}``.
+
+        Args:
+            action: ``(batch, action_chunk, action_dim)``, or flat ``(batch, action_chunk * action_dim)``.
+
+        Raises:
+            ValueError: the rank is neither 2 nor 3.
+        """
         check_rank("action", action, {2: "(batch, chunk * features)", 3: "(batch, chunk, features)"})
         return {"embedding": self.encoder(action.flatten(1))}
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return a batch of chunks, and the same flat."""
+        """Return a call with chunks and a call with flat chunks."""
         chunks = example(BATCH, self.action_chunk, self.action_dim)
         return [{"action": chunks}, {"action": chunks.flatten(1)}]
 
 
 class ActionDecoder(nn.Module):
-    """Maps an embedding to an action chunk; ``final_activation`` is accepted and has no effect."""
+    """Maps an embedding to an action chunk; ``final_activation`` is accepted and has no effect.
+
+    Example:
+        >>> import torch
+        >>> block = ActionDecoder(embedding_dim=3, hidden_dim=8, action_dim=2, action_chunk=5)
+        >>> block(torch.zeros(4, 3))["action"].shape
+        torch.Size([4, 5, 2])
+    """
 
     def __init__(
         self,
@@ -56,13 +77,17 @@ class ActionDecoder(nn.Module):
         self.decoder = _relu_layers(embedding_dim, hidden_dim, action_dim * action_chunk)
 
     def forward(self, embedding: Tensor) -> dict[str, Tensor]:
-        """Map ``embedding (batch, embedding_dim)`` to ``{"action": (batch, action_chunk, action_dim)}``."""
+        """Map ``embedding (batch, embedding_dim)`` to ``{"action": (batch, action_chunk, action_dim)}``.
+
+        Raises:
+            ValueError: the rank is not 2.
+        """
         check_rank("embedding", embedding, {2: "(batch, features)"})
         flat: Tensor = self.decoder(embedding)
         return {"action": flat.reshape(flat.shape[0], self.action_chunk, self.action_dim)}
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return one batch of embeddings."""
+        """Return a call with a batch of embeddings."""
         return [{"embedding": example(BATCH, self.embedding_dim)}]
 
 

@@ -6,17 +6,22 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from model_factory_server.constructor.blocks.parts.checks import check_count, check_counts, check_flag, check_module
-from model_factory_server.constructor.blocks.parts.examples import BATCH, distinct_sizes, example
+from model_factory_server.constructor.blocks.parts.example_tensors import BATCH, distinct_sizes, example
 
 
 class ConvBNAct(nn.Module):
-    """Convolution, norm, activation.
+    """Convolution, norm and activation.
 
-    ``in_channels`` of None is taken from the first input. ``bias`` of None means a bias only where no ``norm`` was
-    given. ``norm`` defaults to batch norm, ``act`` to an in-place ReLU.
+    Without ``in_channels``, the first input determines the number of channels. Without ``bias``, the convolution has a
+    bias if no ``norm`` is given. The default ``norm`` is batch norm, the default ``act`` an in-place ReLU.
+
+    Example:
+        >>> import torch
+        >>> ConvBNAct(3, 8, kernel_size=3, stride=2, padding=1)(torch.zeros(2, 3, 10, 12)).shape
+        torch.Size([2, 8, 5, 6])
     """
 
-    examples_are_guesses = True  # the config's norm and act may take other ones
+    examples_are_guesses = True  # norm and act of the config may accept other inputs only
 
     def __init__(  # noqa: PLR0913, PLR0917  the config's arguments
         self,
@@ -37,7 +42,7 @@ class ConvBNAct(nn.Module):
         check_counts("stride", stride)
         check_counts("dilation", dilation)
         check_count("groups", groups)
-        if not isinstance(padding, str):  # torch knows the words
+        if not isinstance(padding, str):  # torch checks 'same' and 'valid'
             check_counts("padding", padding, least=0)
         with_bias = norm is None if bias is None else check_flag("bias", bias)
         self.conv: nn.Conv2d
@@ -46,7 +51,7 @@ class ConvBNAct(nn.Module):
                 out_channels,
                 kernel_size,
                 stride,
-                padding,  # type: ignore[arg-type]  # strings work as well
+                padding,  # type: ignore[arg-type]  # strings are accepted, too
                 dilation,
                 groups,
                 with_bias,
@@ -58,18 +63,26 @@ class ConvBNAct(nn.Module):
         self.act = nn.ReLU(inplace=True) if act is None else check_module("act", act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images ``(batch, in_channels, h, w)`` to ``(batch, out_channels, h', w')``."""
+        """Map images ``(batch, in_channels, h, w)`` to ``(batch, out_channels, h', w')``; sizes as in ``nn.Conv2d``."""
         return self.act(self.norm(self.conv(x)))  # type: ignore[no-any-return]
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return one batch of images, a little larger than the kernel; nothing while ``in_channels`` is unknown."""
+        """Return a call with images a little larger than the kernel; empty while ``in_channels`` is unknown."""
         if isinstance(self.conv, LazyModuleMixin):
             return []
         return [{"x": _example_images(self.conv)}]
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a skip connection, which is a 1x1 convolution where shapes differ."""
+    """Two 3x3 convolutions and a skip connection ("Deep Residual Learning for Image Recognition", figure 2).
+
+    The skip connection is a 1x1 convolution if the shapes differ, the identity otherwise.
+
+    Example:
+        >>> import torch
+        >>> ResidualBlock(4, 6, stride=2)(torch.zeros(2, 4, 8, 8)).shape
+        torch.Size([2, 6, 4, 4])
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int | None = None, stride: int = 1, act: nn.Module | None = None
@@ -92,7 +105,7 @@ class ResidualBlock(nn.Module):
         return self.act(self.main2(self.main1(x)) + self.skip(x))  # type: ignore[no-any-return]
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return one batch of images."""
+        """Return a call with a batch of images."""
         return [{"x": _example_images(self.main1.conv)}]
 
 

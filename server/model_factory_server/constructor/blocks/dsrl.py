@@ -1,4 +1,4 @@
-"""Actor and critic over flattened features, for reinforcement learning in a policy's noise space."""
+"""Actor and critic over flattened features, for reinforcement learning in the noise space of a policy (DSRL)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from model_factory_server.constructor.blocks.parts.checks import check_count, check_probability, check_rank
-from model_factory_server.constructor.blocks.parts.examples import BATCH, example
+from model_factory_server.constructor.blocks.parts.example_tensors import BATCH, example
 
 FLAT = {2: "(batch, features)"}
 INIT_METHODS = ("xavier",)
 
 
 class DSRLQFunction(nn.Module):
-    """The mean of an ensemble of value networks."""
+    """The mean of an ensemble of value networks.
+
+    Example:
+        >>> import torch
+        >>> DSRLQFunction(input_dim=6, num_ensemble=2, num_layers=1, num_hidden_dim=8)(torch.zeros(4, 6)).shape
+        torch.Size([4, 1])
+    """
 
     def __init__(
         self,
@@ -34,7 +40,11 @@ class DSRLQFunction(nn.Module):
         _initialise(self, init_method)
 
     def forward(self, flattened_tensor: Tensor) -> Tensor:
-        """Map features ``(batch, input_dim)`` to values ``(batch, 1)``."""
+        """Map features ``(batch, input_dim)`` to values ``(batch, 1)``.
+
+        Raises:
+            ValueError: the rank is not 2.
+        """
         check_rank("flattened_tensor", flattened_tensor, FLAT)
         values = [
             output(hidden(flattened_tensor))
@@ -43,12 +53,19 @@ class DSRLQFunction(nn.Module):
         return torch.stack(values).mean(dim=0)
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return one batch of features."""
+        """Return a call with a batch of features."""
         return [{"flattened_tensor": example(BATCH, self.input_dim)}]
 
 
 class DSRLNoiseLatentActor(nn.Module):
-    """Maps features to a chunk of noise in [-1, 1]."""
+    """Maps features to a chunk of noise in [-1, 1].
+
+    Example:
+        >>> import torch
+        >>> actor = DSRLNoiseLatentActor(input_dim=6, action_chunk_size=5, action_dim=2, num_layers=1, num_hidden_dim=8)
+        >>> actor(torch.zeros(4, 6)).shape
+        torch.Size([4, 5, 2])
+    """
 
     def __init__(
         self,
@@ -69,18 +86,22 @@ class DSRLNoiseLatentActor(nn.Module):
         _initialise(self, init_method)
 
     def forward(self, flattened_tensor: Tensor) -> Tensor:
-        """Map features ``(batch, input_dim)`` to noise ``(batch, action_chunk_size, action_dim)``."""
+        """Map features ``(batch, input_dim)`` to noise ``(batch, action_chunk_size, action_dim)``.
+
+        Raises:
+            ValueError: the rank is not 2.
+        """
         check_rank("flattened_tensor", flattened_tensor, FLAT)
         noise: Tensor = self.last_layer(self.model(flattened_tensor))
         return noise.reshape(noise.shape[0], self.action_chunk_size, self.action_dim)
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return one batch of features."""
+        """Return a call with a batch of features."""
         return [{"flattened_tensor": example(BATCH, self.input_dim)}]
 
 
 def _hidden_stack(input_dim: int, num_layers: int, width: int, dropout: float) -> nn.Sequential:
-    """Build ``num_layers`` normed layers and a plain one: ``(batch, input_dim)`` to ``(batch, width)``."""
+    """Build ``num_layers`` normed layers and a linear layer: ``(batch, input_dim)`` to ``(batch, width)``."""
     features = check_count("input_dim", input_dim)
     check_count("num_hidden_dim", width)
     check_probability("dropout", dropout)
@@ -92,7 +113,7 @@ def _hidden_stack(input_dim: int, num_layers: int, width: int, dropout: float) -
 
 
 def _initialise(module: nn.Module, init_method: str) -> None:
-    """Draw all linear layers' weights Xavier-uniform and set their biases to zero."""
+    """Draw the weights of all linear layers (``nn.init.xavier_uniform_``) and set all biases to zero."""
     if init_method not in INIT_METHODS:
         raise ValueError(f"init_method must be one of {', '.join(INIT_METHODS)}, got {init_method!r}")
     for child in module.modules():

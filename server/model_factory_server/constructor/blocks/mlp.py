@@ -13,16 +13,22 @@ from model_factory_server.constructor.blocks.parts.checks import (
     check_module,
     check_probability,
 )
-from model_factory_server.constructor.blocks.parts.examples import BATCH, distinct_sizes, example
+from model_factory_server.constructor.blocks.parts.example_tensors import BATCH, distinct_sizes, example
 
 
 class MLP(nn.Module):
-    """Linear layers of widths ``dims`` with an activation between them.
+    """Linear layers of widths ``dims`` with an activation between layers.
 
-    A first dim of None is taken from the first input. The same ``activation`` object serves all layers.
+    With ``dims[0]=None``, the first input determines the width. All layers share one ``activation`` object; the default
+    is ReLU.
+
+    Example:
+        >>> import torch
+        >>> MLP(dims=[4, 8, 2])(torch.zeros(3, 5, 4)).shape
+        torch.Size([3, 5, 2])
     """
 
-    examples_are_guesses = True  # the config's activations may take other ones
+    examples_are_guesses = True  # activations of the config may accept other inputs only
 
     def __init__(
         self,
@@ -54,7 +60,7 @@ class MLP(nn.Module):
         return self.net(x)  # type: ignore[no-any-return]
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return a batch of vectors and a batch of sequences; nothing while the first dim is unknown."""
+        """Return a call with vectors and a call with sequences; empty while ``dims[0]`` is unknown."""
         first = self.net[0]
         if isinstance(first, LazyModuleMixin) or not isinstance(first, nn.Linear):
             return []

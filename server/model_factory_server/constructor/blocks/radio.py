@@ -1,4 +1,4 @@
-"""The pretrained vision backbone RADIO as a block."""
+"""The pretrained vision backbone RADIO ("AM-RADIO: Agglomerative Vision Foundation Model") as a block."""
 
 from __future__ import annotations
 
@@ -13,38 +13,41 @@ from model_factory.errors import BuildError
 from model_factory_server.constructor.blocks.parts.checks import check_count, check_rank
 
 LoadRadio: TypeAlias = "Callable[[], Any]"
-"""Makes the pretrained model; it has the method ``get_nearest_supported_resolution(height, width)``."""
+"""Loads the pretrained model, a module with a method ``get_nearest_supported_resolution(height, width)``."""
 
 AUTO = "auto"
 FIXED_SIZE = (336, 504)
-"""Height and width that are asked for when images do not keep about their own size."""
+"""Requested height and width, in pixels, unless ``resize_method`` is ``auto``."""
 
 IMAGE = {3: "(channels, h, w)", 4: "(batch, channels, h, w)"}
-_MAX_UNIT_VALUE = 1.5  # above the largest value of a 0..1 image that overshoots, below any 0..255 image with content
+_MAX_UNIT_VALUE = 1.5  # above any value of a 0..1 image, below the maximum of any 0..255 image with content
 
 
 class RadioV3(nn.Module):
-    """Scales and resizes images, and returns the features and the summary of a pretrained model.
+    """Scales and resizes images, and returns features and summary of a pretrained model.
 
-    It has no ``example_inputs()``: which sizes its model takes is the model's affair, so its forward is recorded when
-    it is first called.
+    The block has no ``example_inputs()``: the sizes depend on the pretrained model. The server records the forward at
+    the first call.
     """
 
     def __init__(self, model: nn.Module, channels: Sequence[int] = (1024, 3072), resize_method: str = AUTO) -> None:
         super().__init__()
         self.channels = check_channels(channels)
         self.resize_method = resize_method
-        self.model: Any = model  # with a method of its own, see LoadRadio
+        self.model: Any = model  # with the method of LoadRadio
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Map images ``(channels, h, w)`` or ``(batch, channels, h, w)`` to ``(features, summary)``.
 
-        Values are taken as 0..1, or as 0..255 where one is over 1.5. ``features`` are ``(batch, d, h', w')`` and
-        ``summary`` is ``(batch, d')``; an image without a batch dimension gets one.
+        Values are in 0..1, or in 0..255 if the maximum is over 1.5. ``features`` is ``(batch, d, h', w')``, ``summary``
+        is ``(batch, d')``; the batch is 1 for an image without a batch axis.
+
+        Raises:
+            ValueError: the rank is neither 3 nor 4.
         """
         check_rank("image", image, IMAGE)
         images = image.unsqueeze(0) if image.ndim == 3 else image
-        # Not an if: a recorded forward is the same for all values.
+        # torch.where instead of an if: a program records one branch of an if.
         images = torch.where(images.amax() > _MAX_UNIT_VALUE, images / 255.0, images)
         height, width = images.shape[-2:] if self.resize_method == AUTO else FIXED_SIZE
         size = self.model.get_nearest_supported_resolution(height, width)
@@ -57,7 +60,11 @@ def check_channels(channels: Sequence[int]) -> list[int]:
     """Return the widths of features and summary.
 
     Raises:
-        ValueError: they are no list of positive integers.
+        ValueError: ``channels`` is not a list of positive integers.
+
+    Example:
+        >>> check_channels((1024, 3072))
+        [1024, 3072]
     """
     if not isinstance(channels, list | tuple):
         raise ValueError(f"channels must be a list of positive integers, got {channels!r}")  # noqa: TRY004
@@ -65,7 +72,7 @@ def check_channels(channels: Sequence[int]) -> list[int]:
 
 
 def radiov3_factory(load_radio: LoadRadio | None) -> Callable[..., RadioV3]:
-    """Return what configs call as ``radiov3``: where its model comes from is the operator's affair, not a config's."""
+    """Return the factory of ``radiov3``; the operator chooses the pretrained model, a config cannot."""
 
     def radiov3(channels: Sequence[int] = (1024, 3072), resize_method: str = AUTO) -> RadioV3:
         """The pretrained vision backbone RADIO: features and summary of images."""

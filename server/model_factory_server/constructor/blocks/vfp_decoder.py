@@ -1,4 +1,4 @@
-"""Flow-matching action decoders: a single one, and a mixture of experts."""
+"""Flow-matching action decoders: a single decoder, and a mixture of experts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from model_factory_server.constructor.blocks.parts.transformer import Activation
 
 
 class VFPSingleActionDecoder(FlowDecoder):
-    """One decoder, with layer norms in its projections."""
+    """A single decoder with layer norms in the projections.
+
+    Example:
+        >>> import torch
+        >>> block = VFPSingleActionDecoder(
+        ...     action_dim=2, transformer_d_model=8, transformer_nhead=2, transformer_dim_feedforward=16,
+        ...     transformer_dropout=0.0, transformer_activation="gelu", transformer_batch_first=True,
+        ...     transformer_tgt_is_causal=True, transformer_num_layers=1, transformer_action_chunk_size=5,
+        ... )
+        >>> block(time=torch.rand(3), noise=torch.zeros(3, 5, 2), memory_input=torch.zeros(3, 7, 8)).shape
+        torch.Size([3, 5, 2])
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917  the config's arguments
         self,
@@ -58,7 +69,7 @@ class VFPSingleActionDecoder(FlowDecoder):
 
 
 class ActionExpert(FlowDecoder):
-    """One expert of :class:`VFPMoE`: lighter projections, and positions on the memory."""
+    """An expert of :class:`VFPMoE`: smaller projections, and positions on the memory."""
 
     def _make_time_mlp(self) -> nn.Sequential:
         d_model = self.d_model
@@ -72,7 +83,18 @@ class ActionExpert(FlowDecoder):
 
 
 class VFPMoE(nn.Module):
-    """Several decoders side by side, each with weights of its own, on the same inputs."""
+    """Several decoders with separate weights on the same inputs.
+
+    Example:
+        >>> import torch
+        >>> block = VFPMoE(
+        ...     num_experts=4, action_dim=2, transformer_d_model=8, transformer_nhead=2, transformer_dim_feedforward=16,
+        ...     transformer_dropout=0.0, transformer_activation="gelu", transformer_batch_first=True,
+        ...     transformer_tgt_is_causal=True, transformer_num_layers=1, transformer_action_chunk_size=5,
+        ... )
+        >>> block(time=torch.rand(3), noise=torch.zeros(3, 5, 2), memory_input=torch.zeros(3, 7, 8)).shape
+        torch.Size([3, 4, 5, 2])
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917  the config's arguments
         self,
@@ -119,10 +141,10 @@ class VFPMoE(nn.Module):
     def forward(
         self, time: Tensor, noise: Tensor, memory_input: Tensor, discrete_semantic_input: Tensor | None = None
     ) -> Tensor:
-        """Run every expert; returns ``(batch, experts, s, action_dim)``. For the arguments see :class:`FlowDecoder`."""
+        """Run every expert; returns ``(batch, num_experts, s, action_dim)``. See :class:`FlowDecoder`."""
         outputs = [expert(time, noise, memory_input, discrete_semantic_input) for expert in self.experts]
         return torch.stack(outputs, dim=1)
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return an expert's example calls."""
+        """Return the example calls of an expert."""
         return self.experts[0].example_inputs()  # type: ignore[operator, no-any-return]

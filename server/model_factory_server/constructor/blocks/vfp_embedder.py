@@ -1,4 +1,4 @@
-"""Embedders of a policy's observations: proprioception, images, semantics and optionally actions as one sequence."""
+"""Embedders of observations: proprioception, images, semantics and optional actions as a sequence of tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model_factory_server.constructor.blocks.parts.checks import (
     check_rank,
 )
 from model_factory_server.constructor.blocks.parts.embedding import add_positions
-from model_factory_server.constructor.blocks.parts.examples import BATCH, distinct_sizes, example
+from model_factory_server.constructor.blocks.parts.example_tensors import BATCH, distinct_sizes, example
 from model_factory_server.constructor.blocks.parts.projections import normed_projection, project
 from model_factory_server.constructor.blocks.parts.tokens import SEQUENCE, make_cls_token, prepend, prepend_cls
 from model_factory_server.constructor.blocks.parts.transformer import (
@@ -25,10 +25,10 @@ from model_factory_server.constructor.blocks.parts.transformer import (
 
 
 class ModalityTokens(nn.Module):
-    """Projects every modality to ``transformer_d_model`` and puts all tokens in one sequence, with positions.
+    """Projects every modality to width ``d = transformer_d_model`` and joins all tokens, with positions.
 
-    A modality that is already so wide has no projection: proprioception, semantics and actions then pass through,
-    while images are left out, as existing checkpoints expect.
+    A modality of width ``d`` has no projection: proprioception, semantics and actions pass through, and images are
+    left out. Existing checkpoints rely on both.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  the config's arguments
@@ -75,16 +75,16 @@ class ModalityTokens(nn.Module):
     ) -> Tensor:
         """Assemble the sequence ``(batch, tokens, d)``.
 
-        In order: learned tokens, action, last to first semantic, last to first visual, proprioception.
+        Order: learned tokens, action, semantics from last to first, visuals from last to first, proprioception.
 
         Args:
             cond_proprio: ``(batch, s, cond_proprio_dim)``.
             cond_visual: ``num_cond_visuals`` tensors ``(batch, s, cond_visual_dim)``; ``s`` may differ.
-            cond_semantic: ``num_cond_semantic`` tensors ``(batch, s, cond_semantic_dim)``, or None to leave them out.
-            action: ``(batch, s, action_dim)`` with ``use_action``; without it not looked at.
+            cond_semantic: ``num_cond_semantic`` tensors ``(batch, s, cond_semantic_dim)``, or None for no semantics.
+            action: ``(batch, s, action_dim)`` with ``use_action``; ignored otherwise.
 
         Raises:
-            ValueError: an argument is missing, or its rank, width or number is not as above.
+            ValueError: an argument is missing, or rank, width or number differ from the above.
         """
         check_rank("cond_proprio", cond_proprio, SEQUENCE)
         x = project("cond_proprio", cond_proprio, self.proprio_projection, self.d_model)
@@ -113,7 +113,7 @@ class ModalityTokens(nn.Module):
         return x
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return a call with semantics, if the block uses them, and one without."""
+        """Return a call with semantics, if the block uses semantics, and a call without."""
         sizes = distinct_sizes(self.d_model, self.proprio_dim, self.visual_dim, self.action_dim, self.semantic_dim)
         inputs: dict[str, object] = {
             "cond_proprio": example(BATCH, next(sizes), self.proprio_dim),
@@ -129,7 +129,18 @@ class ModalityTokens(nn.Module):
 
 
 class VFPSingleMultimodalBridge(ModalityTokens):
-    """The modalities as one sequence of tokens."""
+    """The modalities as a sequence of tokens.
+
+    Example:
+        >>> import torch
+        >>> block = VFPSingleMultimodalBridge(
+        ...     cond_proprio_dim=5, cond_visual_dim=6, num_cond_visuals=1, use_cls_token=True, num_cls_token=2,
+        ...     use_action=False, action_dim=None, use_cond_semantic=False, use_cond_semantic_projection=False,
+        ...     num_cond_semantic=None, cond_semantic_dim=None, transformer_d_model=8,
+        ... )
+        >>> block(cond_proprio=torch.zeros(3, 1, 5), cond_visual=[torch.zeros(3, 4, 6)]).shape
+        torch.Size([3, 7, 8])
+    """
 
     def forward(
         self,
@@ -138,12 +149,26 @@ class VFPSingleMultimodalBridge(ModalityTokens):
         cond_semantic: Sequence[Tensor] | None = None,
         action: Tensor | None = None,
     ) -> Tensor:
-        """Return the sequence ``(batch, tokens, d)``; the arguments are those of :meth:`assemble`."""
+        """Return the sequence ``(batch, tokens, d)``; for the arguments see :meth:`assemble`."""
         return self.assemble(cond_proprio, cond_visual, cond_semantic, action)
 
 
 class VFPSingleInfoEmbedder(ModalityTokens):
-    """The modalities as one sequence of tokens, run through a transformer encoder."""
+    """The modalities as a sequence of tokens, encoded by a transformer.
+
+    Example:
+        >>> import torch
+        >>> block = VFPSingleInfoEmbedder(
+        ...     cond_proprio_dim=5, cond_visual_dim=6, num_cond_visuals=1, use_cls_token=True, num_cls_token=2,
+        ...     use_action=False, action_dim=None, use_cond_semantic=False, use_cond_semantic_projection=False,
+        ...     num_cond_semantic=None, cond_semantic_dim=None, transformer_d_model=8, transformer_nhead=2,
+        ...     transformer_dim_feedforward=16, transformer_dropout=0.0, transformer_activation="gelu",
+        ...     transformer_batch_first=True, transformer_num_layers=1,
+        ... )
+        >>> encoded = block(cond_proprio=torch.zeros(3, 1, 5), cond_visual=[torch.zeros(3, 4, 6)])
+        >>> {name: tuple(value.shape) for name, value in encoded.items()}
+        {'cls_token': (3, 2, 8), 'encoder_output': (3, 7, 8)}
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917  the config's arguments
         self,
@@ -199,11 +224,11 @@ class VFPSingleInfoEmbedder(ModalityTokens):
         cond_semantic: Sequence[Tensor] | None = None,
         action: Tensor | None = None,
     ) -> dict[str, Tensor | None]:
-        """Encode the sequence; the arguments are those of :meth:`assemble`.
+        """Encode the sequence; for the arguments see :meth:`assemble`.
 
         Returns:
-            ``encoder_output (batch, tokens, d)``, and as ``cls_token (batch, num_cls_token, d)`` its first tokens if
-            the block has learned tokens, else None.
+            ``encoder_output (batch, tokens, d)``, and ``cls_token (batch, num_cls_token, d)``: the first tokens of the
+            output if the block has learned tokens, else None.
         """
         encoded: Tensor = self.encoder(self.assemble(cond_proprio, cond_visual, cond_semantic, action))
         cls_token = None if self.cls_token is None else encoded[:, : self.num_cls_token]

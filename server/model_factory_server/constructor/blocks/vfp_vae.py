@@ -1,4 +1,4 @@
-"""Prior and posterior of a variational policy: observations (and actions) to latent tokens."""
+"""Prior and posterior of a variational policy: latent tokens from observations and actions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ from model_factory_server.constructor.blocks.parts.transformer import Activation
 
 
 class VFPSinglePrior(nn.Module):
-    """Latent tokens from observations."""
+    """Latent tokens from observations.
+
+    Example:
+        >>> import torch
+        >>> block = VFPSinglePrior(
+        ...     cond_proprio_dim=5, cond_visual_dim=6, transformer_d_model=8, transformer_nhead=2,
+        ...     transformer_dim_feedforward=16, transformer_dropout=0.0, transformer_activation="gelu",
+        ...     transformer_batch_first=True, transformer_num_layers=1, use_cond_semantic=False,
+        ...     use_cond_semantic_projection=False, cond_semantic_dim=None, num_cameras=2, use_cls_token=True,
+        ...     num_cls_token=3,
+        ... )
+        >>> block(cond_proprio=torch.zeros(4, 1, 5), cond_visual=torch.zeros(4, 2, 6, 7)).shape
+        torch.Size([4, 3, 8])
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917  the config's arguments
         self,
@@ -60,16 +73,30 @@ class VFPSinglePrior(nn.Module):
         cond_semantic: Tensor | None = None,
         action: Tensor | None = None,
     ) -> Tensor:
-        """Return latent tokens ``(batch, num_cls_token, d)``; the arguments are those of :class:`LatentEncoder`."""
+        """Return latent tokens ``(batch, num_cls_token, d)``; for the arguments see :class:`LatentEncoder`."""
         return self.encoder(cond_proprio, cond_visual, cond_semantic, action)  # type: ignore[no-any-return]
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return the encoder's example calls."""
+        """Return the example calls of the encoder."""
         return self.encoder.example_inputs()
 
 
 class VFPSinglePosterior(nn.Module):
-    """Latent tokens from observations and the action chunk."""
+    """Latent tokens from observations and the action chunk.
+
+    Example:
+        >>> import torch
+        >>> block = VFPSinglePosterior(
+        ...     cond_proprio_dim=5, cond_visual_dim=6, transformer_d_model=8, transformer_nhead=2,
+        ...     transformer_dim_feedforward=16, transformer_dropout=0.0, transformer_activation="gelu",
+        ...     transformer_batch_first=True, transformer_num_layers=1, action_dim=2, use_cond_semantic=False,
+        ...     use_cond_semantic_projection=False, cond_semantic_dim=None, num_cameras=2, use_cls_token=True,
+        ...     num_cls_token=3,
+        ... )
+        >>> action = torch.zeros(4, 9, 2)
+        >>> block(cond_proprio=torch.zeros(4, 1, 5), cond_visual=torch.zeros(4, 2, 6, 7), action=action).shape
+        torch.Size([4, 3, 8])
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917  the config's arguments
         self,
@@ -120,9 +147,9 @@ class VFPSinglePosterior(nn.Module):
         cond_semantic: Tensor | None = None,
         action: Tensor | None = None,
     ) -> Tensor:
-        """Return latent tokens ``(batch, num_cls_token, d)``; the arguments are those of :class:`LatentEncoder`."""
+        """Return latent tokens ``(batch, num_cls_token, d)``; for the arguments see :class:`LatentEncoder`."""
         return self.encoder(cond_proprio, cond_visual, cond_semantic, action)  # type: ignore[no-any-return]
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return the encoder's example calls."""
+        """Return the example calls of the encoder."""
         return self.encoder.example_inputs()

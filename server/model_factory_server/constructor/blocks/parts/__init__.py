@@ -1,1 +1,1 @@
-"""Layers and checks that several blocks share."""
+"""Layers and checks for several blocks."""

@@ -1,4 +1,4 @@
-"""Sinusoidal embeddings of token positions and of time. Nothing here is learned or in a state dict."""
+"""Sinusoidal embeddings of token positions and of time, without parameters and buffers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def add_positions(tokens: Tensor, width: int) -> Tensor:
 
     Even channels are ``sin(p * f)``, odd ones ``cos(p * f)``, with ``f = exp(-ln(10000) * [0, 2, 4, ...] / width)``
     ("Attention Is All You Need", section 3.5).
+
+    Example:
+        >>> add_positions(torch.zeros(1, 2, 2), width=2)
+        tensor([[[0.0000, 1.0000],
+                 [0.8415, 0.5403]]])
     """
     position = torch.arange(tokens.shape[1], device=tokens.device, dtype=torch.float32)
     channel = torch.arange(0, width, 2, device=tokens.device, dtype=torch.float32)
@@ -24,9 +29,13 @@ def add_positions(tokens: Tensor, width: int) -> Tensor:
 
 
 def embed_time(time: Tensor, width: int) -> Tensor:
-    """Embed times ``(batch,)`` as float32 ``(batch, width)``: the sines, then the cosines; ``width`` is even, from 4.
+    """Embed times ``(batch,)`` as float32 ``(batch, width)``: sines, then cosines; ``width`` is even and at least 4.
 
-    ``f = exp(-ln(10000) * [0 .. width/2 - 1] / (width/2 - 1))``.
+    Frequencies: ``exp(-ln(10000) * [0 .. width/2 - 1] / (width/2 - 1))``.
+
+    Example:
+        >>> embed_time(torch.tensor([0.0]), width=4)
+        tensor([[0., 0., 1., 1.]])
     """
     half = width // 2
     channel = torch.arange(half, device=time.device, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""What the flow-matching action decoders share: time, noise and memory to an action chunk."""
+"""The base of the flow-matching action decoders: time, noise and memory to an action chunk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model_factory_server.constructor.blocks.parts.checks import check_count, check_rank
 from model_factory_server.constructor.blocks.parts.embedding import embed_time
-from model_factory_server.constructor.blocks.parts.examples import BATCH, distinct_sizes, example
+from model_factory_server.constructor.blocks.parts.example_tensors import BATCH, distinct_sizes, example
 from model_factory_server.constructor.blocks.parts.projections import project
 from model_factory_server.constructor.blocks.parts.tokens import SEQUENCE, prepend, semantic_sequence
 from model_factory_server.constructor.blocks.parts.transformer import TransformerArguments, TransformerDecoder
@@ -17,7 +17,7 @@ Projection = Callable[[int, int], nn.Sequential]
 
 
 class FlowDecoder(nn.Module):
-    """What both decoders do; they differ in their layers and in what they make of the memory."""
+    """Decodes noise to actions at a flow time; subclasses choose the layers and prepare the memory."""
 
     def __init__(
         self,
@@ -57,19 +57,19 @@ class FlowDecoder(nn.Module):
     def forward(
         self, time: Tensor, noise: Tensor, memory_input: Tensor, discrete_semantic_input: Tensor | None = None
     ) -> Tensor:
-        """Decode the noise against ``[semantics, time, memory]``.
+        """Decode the noise against the tokens ``[semantics, time, memory]``.
 
         Args:
-            time: ``(batch,)`` or ``(batch, 1)``.
+            time: ``(batch,)`` or ``(batch, 1)``, flow time in 0..1.
             noise: ``(batch, s, action_dim)``.
             memory_input: ``(batch, m, d)``.
-            discrete_semantic_input: ``(batch, f)`` or ``(batch, k, f)``, or None to leave it out.
+            discrete_semantic_input: ``(batch, f)`` or ``(batch, k, f)``, or None for no semantics.
 
         Returns:
             ``(batch, s, action_dim)``.
 
         Raises:
-            ValueError: an argument's rank or width is not as above.
+            ValueError: rank or width of an argument differ from the above.
         """
         check_rank("noise", noise, SEQUENCE)
         check_rank("memory_input", memory_input, SEQUENCE)
@@ -83,7 +83,7 @@ class FlowDecoder(nn.Module):
         return self.output_layer(self.decoder(self.noise_projection(noise), memory))  # type: ignore[no-any-return]
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return calls with semantics of both ranks, if the block uses them, and one without."""
+        """Return calls with semantics of both ranks, if the block uses semantics, and a call without."""
         if not self.batch_first:
             return []
         sizes = distinct_sizes(self.action_dim, self.d_model, self.semantic_dim)

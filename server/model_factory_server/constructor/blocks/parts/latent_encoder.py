@@ -1,4 +1,4 @@
-"""The encoder that prior and posterior of a variational policy share."""
+"""The encoder of prior and posterior of a variational policy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model_factory_server.constructor.blocks.parts.checks import check_count, check_flag, check_given, check_rank
 from model_factory_server.constructor.blocks.parts.embedding import add_positions
-from model_factory_server.constructor.blocks.parts.examples import BATCH, distinct_sizes, example
+from model_factory_server.constructor.blocks.parts.example_tensors import BATCH, distinct_sizes, example
 from model_factory_server.constructor.blocks.parts.projections import project, silu_projection
 from model_factory_server.constructor.blocks.parts.tokens import (
     SEQUENCE,
@@ -26,9 +26,9 @@ VISUAL = {
 
 
 class LatentEncoder(nn.Module):
-    """The encoder of prior and posterior; ``action_dim`` of None makes it the prior's."""
+    """The encoder of the prior (``action_dim`` None) or of the posterior."""
 
-    def __init__(  # noqa: PLR0913  what the config says, one by one
+    def __init__(  # noqa: PLR0913  the config's arguments
         self,
         arguments: TransformerArguments,
         *,
@@ -65,20 +65,20 @@ class LatentEncoder(nn.Module):
     def forward(
         self, cond_proprio: Tensor, cond_visual: Tensor, cond_semantic: Tensor | None, action: Tensor | None
     ) -> Tensor:
-        """Encode ``[learned tokens, action, semantics, visual, proprioception]``; returns the first tokens.
+        """Encode ``[learned tokens, action, semantics, visual, proprioception]``.
 
         Args:
             cond_proprio: ``(batch, s, cond_proprio_dim)``.
             cond_visual: ``(batch, n, c, s)``, ``(batch, n, c, h, w)`` or ``(batch, n, t, c, h, w)`` with ``n``
                 cameras and ``c = cond_visual_dim``.
-            cond_semantic: ``(batch, f)`` or ``(batch, k, f)`` with ``use_cond_semantic``; without it not looked at.
-            action: ``(batch, s, action_dim)`` for the posterior; the prior does not look at it.
+            cond_semantic: ``(batch, f)`` or ``(batch, k, f)`` with ``use_cond_semantic``; ignored otherwise.
+            action: ``(batch, s, action_dim)`` for the posterior; ignored by the prior.
 
         Returns:
-            ``(batch, num_cls_token, d)``.
+            The first tokens of the output, ``(batch, num_cls_token, d)``.
 
         Raises:
-            ValueError: an argument is missing, or its rank, width or number of cameras is not as above.
+            ValueError: an argument is missing, or rank, width or number of cameras differ from the above.
         """
         check_rank("cond_proprio", cond_proprio, SEQUENCE)
         proprio = project("cond_proprio", cond_proprio, self.proprio_projection, self.d_model)
@@ -95,7 +95,7 @@ class LatentEncoder(nn.Module):
         return self.encoder(x)[:, : self.num_cls_token]  # type: ignore[no-any-return]
 
     def _visual_tokens(self, cond_visual: Tensor) -> list[Tensor]:
-        """Return each camera's tokens ``(batch, tokens, d)``: pixels row by row, image after image."""
+        """Return tokens ``(batch, tokens, d)`` of each camera: pixels row by row, image after image."""
         check_rank("cond_visual", cond_visual, VISUAL)
         if cond_visual.shape[1] != self.num_cameras:
             raise ValueError(
@@ -110,7 +110,7 @@ class LatentEncoder(nn.Module):
         ]
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return a call for each rank of the visuals, and one with semantics ``(batch, k, f)`` if they are used."""
+        """Return a call for each rank of the visuals, and a call with semantics ``(batch, k, f)`` if used."""
         sizes = distinct_sizes(
             self.d_model, self.proprio_dim, self.visual_dim, self.semantic_dim, self.action_dim, self.num_cameras
         )

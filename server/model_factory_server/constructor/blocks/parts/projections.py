@@ -6,7 +6,13 @@ from torch import Tensor, nn
 
 
 def normed_projection(features: int, width: int) -> nn.Sequential:
-    """Two linear layers between layer norms: ``(..., features)`` to ``(..., width)``."""
+    """Two linear layers between layer norms: ``(..., features)`` to ``(..., width)``.
+
+    Example:
+        >>> import torch
+        >>> normed_projection(3, 4)(torch.zeros(2, 5, 3)).shape
+        torch.Size([2, 5, 4])
+    """
     return nn.Sequential(
         nn.LayerNorm(features),
         nn.Linear(features, 2 * width),
@@ -18,20 +24,26 @@ def normed_projection(features: int, width: int) -> nn.Sequential:
 
 
 def silu_projection(features: int, width: int) -> nn.Sequential:
-    """One linear layer and SiLU: ``(..., features)`` to ``(..., width)``."""
+    """A linear layer and SiLU: ``(..., features)`` to ``(..., width)``.
+
+    Example:
+        >>> import torch
+        >>> silu_projection(3, 4)(torch.zeros(2, 5, 3)).shape
+        torch.Size([2, 5, 4])
+    """
     return nn.Sequential(nn.Linear(features, width), nn.SiLU())
 
 
 def project(name: str, values: Tensor, projection: nn.Module | None, width: int) -> Tensor:
-    """Project ``values`` to ``(..., width)``, or pass them through where there is no projection.
+    """Project argument ``name`` of a forward to ``(..., width)``; without a projection, return ``values``.
 
     Raises:
-        ValueError: there is no projection and the values, argument ``name`` of a forward, are not ``width`` wide.
+        ValueError: ``projection`` is None and the last axis of ``values`` is not ``width`` wide.
     """
     if projection is not None:
         return projection(values)  # type: ignore[no-any-return]
     if values.shape[-1] != width:
         raise ValueError(
-            f"{name} is {values.shape[-1]} wide; the block has no projection for it, so it must be {width} wide"
+            f"{name} is {values.shape[-1]} wide; the block has no projection, so {name} must be {width} wide"
         )
     return values

@@ -1,4 +1,4 @@
-"""Assembling a transformer's tokens: sequences are put in front of each other, learned tokens come first."""
+"""Joins sequences of tokens; learned tokens come first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def semantic_sequence(name: str, semantic: Tensor) -> Tensor:
 
 
 def make_cls_token(use_cls_token: bool, num_cls_token: int, width: int) -> nn.Parameter | None:
-    """Return learned tokens ``(num_cls_token, width)``, truncated normal with standard deviation 0.02, if used."""
+    """Return learned tokens ``(num_cls_token, width)``, truncated normal with standard deviation 0.02, or ``None``."""
     if not check_flag("use_cls_token", use_cls_token):
         return None
     token = torch.empty(check_count("num_cls_token", num_cls_token), width)
@@ -31,7 +31,7 @@ def make_cls_token(use_cls_token: bool, num_cls_token: int, width: int) -> nn.Pa
 
 
 def prepend_cls(cls_token: nn.Parameter | None, tokens: Tensor) -> Tensor:
-    """Put the learned tokens, if there are any, in front of each sample of ``tokens (batch, seq, d)``."""
+    """Put learned tokens ``(n, d)`` in front of each sample of ``tokens (batch, seq, d)``, if given."""
     if cls_token is None:
         return tokens
     return prepend(cls_token.unsqueeze(0).expand(tokens.shape[0], -1, -1), tokens)

@@ -1,4 +1,4 @@
-"""The transformer that the policy blocks wrap, with its arguments in one place."""
+"""The transformer inside the policy blocks, and the arguments of the transformer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ACTIVATIONS = ("relu", "gelu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerArguments:
-    """What a config says of a block's transformer.
+    """Arguments of a config for the transformer of a block.
 
     Raises:
-        ValueError: an argument is out of its range, or ``d_model`` is not divisible by ``nhead``.
+        ValueError: an argument is out of range, or ``d_model`` is not divisible by ``nhead``.
     """
 
     d_model: int
@@ -28,13 +28,13 @@ class TransformerArguments:
     nhead: int
     """Number of attention heads."""
     dim_feedforward: int
-    """Width between a layer's two linear layers."""
+    """Width between the two linear layers of a layer."""
     dropout: float
-    """Probability, in every place where a layer has a dropout."""
+    """Probability of every dropout in a layer."""
     activation: Activation
-    """Between a layer's two linear layers."""
+    """Activation between the two linear layers of a layer."""
     batch_first: bool
-    """What ``torch.nn`` makes of it: where false, attention runs over axis 0."""
+    """As in ``torch.nn``: if false, attention runs over axis 0."""
     num_layers: int
     """Number of layers."""
 
@@ -68,11 +68,11 @@ class TransformerEncoder(nn.Module):
             activation=arguments.activation,
             batch_first=arguments.batch_first,
         )
-        # Nested tensors serve padding masks only; there are none here, and asking for them can warn.
+        # Nested tensors help with padding masks only. These blocks have no masks, and enabling can emit a warning.
         self.encoder = nn.TransformerEncoder(layer, num_layers=arguments.num_layers, enable_nested_tensor=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Encode tokens ``(batch, seq, d)``; every token sees every other."""
+        """Encode tokens ``(batch, seq, d)`` without a mask; returns the same shape."""
         return self.encoder(tokens)  # type: ignore[no-any-return]
 
 
@@ -101,16 +101,16 @@ class TransformerDecoder(nn.Module):
         """Decode ``tgt (batch, s, d)`` against ``memory (batch, m, d)``; returns ``(batch, s, d)``."""
         if not self.tgt_is_causal:
             return self.decoder(tgt, memory)  # type: ignore[no-any-return]
-        # Saying that the mask is causal spares torch a look at its values, which cannot be recorded, and lets
-        # attention kernels skip it; s may then differ from num_tokens.
+        # With tgt_is_causal torch does not compare the values of the mask, a comparison that cannot be recorded.
+        # Attention kernels then skip the mask, so s may differ from num_tokens.
         return self.decoder(tgt, memory, tgt_mask=self.tgt_causal_mask, tgt_is_causal=True)  # type: ignore[no-any-return]
 
 
 def _use_own_activation(layer: nn.Module) -> None:
-    """Have a copied decoder layer use its activation, where that is a module, and copies of it as well.
+    """Restore the activation module of a copied decoder layer.
 
-    torch copies a layer through ``__setstate__``, which puts ``relu`` in front of an activation that is a child, unless
-    there is an attribute of that name.
+    torch copies a layer through ``__setstate__``, which hides an activation module behind ``relu`` unless the instance
+    has an attribute ``activation``.
     """
     if "activation" in layer._modules:  # noqa: SLF001
         vars(layer)["activation"] = layer._modules["activation"]  # noqa: SLF001

@@ -1,0 +1,185 @@
+"""A real example of every document of ``docs/formats``. Write them into the pages with this file as a script."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT / "tests")]
+
+import torch  # noqa: E402  after the path is set
+from torch import Tensor, nn  # noqa: E402
+
+from model_factory.blocks import SELF_CHECK_CONFIG  # noqa: E402
+from model_factory.config import ResolvedConfig, parse_config  # noqa: E402
+from model_factory.config.canonical import wire_bytes  # noqa: E402
+from model_factory.descriptor.codec import encode_descriptor, encode_programs  # noqa: E402
+from model_factory.descriptor.weights import write_weights  # noqa: E402
+from model_factory.digest import Blob  # noqa: E402
+from model_factory.documents import encode_document  # noqa: E402
+from model_factory.program.example_call import encode_call  # noqa: E402
+from model_factory.source.bundle import Requirement, decode_bundle, encode_bundle  # noqa: E402
+from model_factory.source.lock import encode_lock, pin  # noqa: E402
+from model_factory.store import Store  # noqa: E402
+from model_factory_server.backends.builtin import BuiltinBackend  # noqa: E402
+from model_factory_server.backends.identity import BackendIdentity  # noqa: E402
+from model_factory_server.builds.build_records import JobRecord  # noqa: E402
+from model_factory_server.builds.keys import build_key, reads_key, with_files  # noqa: E402
+from model_factory_server.export.describe.describe import describe, named_tensors  # noqa: E402
+from model_factory_server.export.exporter import record_model, survey_model  # noqa: E402
+from model_factory_server.export.source.bundling import Root, collect  # noqa: E402
+from model_factory_server.settings.server_settings import BackendSettings  # noqa: E402
+from model_factory_server.worker.construction import construct  # noqa: E402
+from model_factory_server.worker.read_files import ReadFile  # noqa: E402
+from model_factory_server.worker.weights_placement import Allocations  # noqa: E402
+
+PAGES = ROOT / "docs" / "formats"
+_PLUGINS = ROOT / "tests" / "support" / "plugins"
+_EXAMPLE = re.compile(r"(?<=^## Example\n\n```json\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
+_PLACE = re.compile(r" \(\w+\.py:\d+: .*?\)$")  # a line of this file, which moves
+_WIDTH = 110
+_WIDE = {"_type_": "nn.Linear", "in_features": 128, "out_features": 256}  # large enough to be constructed in its file
+_BACKEND = BackendIdentity(
+    name="builtin", version="", code_digest="0" * 64, torch_version="2.9.0", device_kind="cpu", code_stamp=""
+)
+
+
+def examples() -> dict[str, Any]:
+    """One document for each page, by the name of the page."""
+    config = parse_config(encode_document(dict(SELF_CHECK_CONFIG)))
+    model = construct(BuiltinBackend(BackendSettings()), config, 0, "cpu")
+    described = describe(model)
+    descriptor, programs = encode_descriptor(described), encode_programs(record_model(model))
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        with store.stage() as (file, publish):
+            weights = Blob(*write_weights(file, dict(named_tensors(model, described))))
+            path = publish(weights)
+        blobs = {"descriptor": store.put(descriptor), "programs": store.put(programs), "weights": weights}
+        return {
+            "descriptor": json.loads(descriptor),
+            "programs": json.loads(programs),
+            "values": json.loads(descriptor)["modules"][0]["program"],
+            "call": _call(),
+            "config": json.loads(wire_bytes(dict(SELF_CHECK_CONFIG))),
+            "weights-header": header_of(path),
+            "placement": _placement(),
+            "refused": _refused(),
+            **_source(),
+            **_records(store, config, blobs, programs),
+        }
+
+
+def _call() -> Any:
+    """A call with an index tensor, a constant and an attribute that the trainer has set."""
+    arguments = {"tokens": torch.arange(6).view(2, 3), "scale": 0.5, "mask": None}
+    return json.loads(encode_call(arguments, outcomes=(True, 3), reads=(("drop", "p", 0.25),)))
+
+
+class _NamesItsInput(nn.Module):
+    """A block that cannot be recorded."""
+
+    def example_inputs(self) -> list[dict[str, Tensor]]:
+        return [{"x": torch.zeros(2)}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + len(str(x))
+
+
+def _refused() -> Any:
+    refused: dict[str, str] = {}
+    survey_model(nn.Sequential(nn.Linear(2, 2), _NamesItsInput()), refused=refused)
+    return {path: _PLACE.sub("", reason) for path, reason in json.loads(encode_document(refused)).items()}
+
+
+def _source() -> dict[str, Any]:
+    """A bundle and a lock file of it; the installed version of the package does not matter."""
+    collected = decode_bundle(collect({"routed.layers"}, [Root(_PLUGINS)]))
+    bundle = replace(collected, requires=(Requirement("einops", "einops", "0.8.1"),))
+    data = encode_bundle(bundle)
+    lock = {Blob.of(data).digest: pin(bundle, ("router (Router)",))}
+    return {"source-bundle": json.loads(data), "lock-file": json.loads(encode_lock(lock))}
+
+
+def _placement() -> Any:
+    backend = BuiltinBackend(BackendSettings())
+    config = parse_config(encode_document({"schema_version": 1, "model": {"sequential": {"layers": [_WIDE]}}}))
+    with Allocations() as made:
+        model = construct(backend, config, 0, "meta")
+    placement = made.placement(model)
+    assert placement is not None
+    return json.loads(placement)
+
+
+def _records(store: Store, config: ResolvedConfig, blobs: Mapping[str, Blob], programs: bytes) -> dict[str, Any]:
+    files = (ReadFile("/data/vocabulary.txt", Blob.of(b"one\ntwo\n").digest),)
+    base = build_key(_BACKEND, config, "", 0)
+    keys = {"build-record": with_files(base, files), "read-paths": reads_key(base), "program-record": "1" * 64}
+    store.put_record(keys["build-record"], JobRecord(blobs=blobs, files=files).document())
+    store.put_record(keys["read-paths"], [file.path for file in files])
+    with store.locked(base, "builds a model"):
+        holder = json.loads((store.root / "locks" / base).read_bytes())
+    store.put_record(keys["program-record"], {"programs": _empty(programs)})
+    found = {name: json.loads(record_path(store, key).read_bytes()) for name, key in keys.items()}
+    return found | {"lock-holder": holder | {"pid": 4711, "host": "node-3", "since": 1764450000.5}}
+
+
+def _empty(programs: bytes) -> str:
+    """The text of a set without programs: a record has the whole document as a text."""
+    return encode_document(json.loads(programs) | {"programs": []}).decode()
+
+
+def record_path(store: Store, key: str) -> Path:
+    """Where a store has a record."""
+    return store.root / "records" / key[:2] / key
+
+
+def header_of(weights: Path) -> Any:
+    """The header of a weights file."""
+    with weights.open("rb") as file:
+        return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+
+
+def example_text(page: str) -> str:
+    """The example in a page, with its line end."""
+    found = _EXAMPLE.findall(page)
+    assert len(found) == 1, "a page has one example, below '## Example'"
+    return str(found[0])
+
+
+def pretty(value: Any, indent: int = 0, used: int = 0) -> str:
+    """JSON in which a value that fits a line takes one line."""
+    text = json.dumps(value, ensure_ascii=False)
+    if indent + used + len(text) <= _WIDTH or not isinstance(value, dict | list) or not value:
+        return text
+    inner = " " * (indent + 2)
+    if isinstance(value, list):
+        items = [pretty(item, indent + 2) for item in value]
+    else:
+        names = {key: json.dumps(key) + ": " for key in value}
+        items = [names[key] + pretty(item, indent + 2, len(names[key])) for key, item in value.items()]
+    first, last = ("[", "]") if isinstance(value, list) else ("{", "}")
+    return f"{first}\n{inner}" + f",\n{inner}".join(items) + f"\n{' ' * indent}{last}"
+
+
+def main() -> None:
+    """Write the examples into the pages."""
+    for name, document in examples().items():
+        page = PAGES / f"{name}.md"
+        text = page.read_text(encoding="utf-8")
+        assert text.count("## Example\n\n```json\n") == 1
+        before, start, rest = text.partition("## Example\n\n```json\n")
+        after = rest[rest.index("```\n") :]
+        page.write_text(f"{before}{start}{pretty(document)}\n{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
