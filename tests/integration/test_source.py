@@ -95,7 +95,7 @@ def lock(source_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory)
     assert done.returncode == 0, done.stderr
     assert "policy: needs source, bundle " in done.stdout
     assert "router (Router): its forward runs on real tensors, but not on the symbols" in done.stdout
-    assert "experts.0 (Expert): it is part of a Router that is source" in done.stdout
+    assert "experts.0 (Expert): part of a Router, which is sent as source code" in done.stdout
     assert f"  routed/policy.py, {lines_of('policy.py')} lines" in done.stdout
     assert "  imports einops, of einops " in done.stdout
     assert "plugin.py" not in done.stdout

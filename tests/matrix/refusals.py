@@ -114,7 +114,7 @@ def data_parallel() -> nn.Module:
     return Holder(nn.DataParallel(nn.Linear(WIDTH, WIDTH)))
 
 
-@refused("TorchScript", "inner.part (", remedy="the module it was made from")
+@refused("TorchScript", "inner.part (", remedy="the module that was scripted")
 def script() -> nn.Module:
     return Holder(quietly(lambda: torch.jit.script(nn.Linear(WIDTH, WIDTH))))
 
@@ -172,7 +172,9 @@ def own_function() -> nn.Module:
     return held(lambda linear: setattr(linear, "shape", lambda: 3))
 
 
-@refused("an attribute that hides a method of a torch module", "inner.part (Linear)", "'half'", remedy="delete it")
+@refused(
+    "an attribute that hides a method of a torch module", "inner.part (Linear)", "'half'", remedy="delete the attribute"
+)
 def hides_method() -> nn.Module:
     return held(lambda linear: setattr(linear, "half", 0.5))
 
@@ -208,12 +210,12 @@ def sparse() -> nn.Module:
     return held_buffer("sparse", torch.eye(3).to_sparse())
 
 
-@refused("a dtype without a name in safetensors", "'inner.wide'", "complex128", remedy="keep another dtype")
+@refused("a dtype without a name in safetensors", "'inner.wide'", "complex128", remedy="use another dtype")
 def wide() -> nn.Module:
     return held_buffer("wide", torch.zeros(2, dtype=torch.complex128))
 
 
-@refused("a quantised tensor", "'inner.quantised'", "qint8", remedy="keep another dtype")
+@refused("a quantised tensor", "'inner.quantised'", "qint8", remedy="use another dtype")
 def quantised() -> nn.Module:
     return held_buffer("quantised", quietly(lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)))
 

@@ -9,7 +9,7 @@ import pytest
 from matrix.portability import travel_recorded
 from matrix.refusals import REFUSALS, Refusal
 from model_factory.errors import NotPortableError
-from model_factory_server.export.describe.refused import REFUSED_CLASSES
+from model_factory_server.export.describe.refusals import REFUSED_CLASSES
 
 
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)

@@ -128,8 +128,8 @@ def test_equal_files_are_equal_bytes(write: Write) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"lib/block.py": "def f(:"}, r"the source of lib\.block cannot be read: .*line 1"),
-        ({"lib/block.py": "from lib import ünder", "lib/ünder.py": ""}, r"makes no bundle: .*ASCII"),
+        ({"lib/block.py": "def f(:"}, r"the source code of lib\.block has a syntax error in line 1"),
+        ({"lib/block.py": "from lib import ünder", "lib/ünder.py": ""}, r"does not fit in a bundle: .*ASCII"),
     ],
 )
 def test_what_makes_no_bundle_is_said(files: dict[str, str], message: str, write: Write) -> None:

@@ -427,8 +427,8 @@ class AppendsToItsCallersList(nn.Module):
         (WritesToItsCallersDict, r"writes to its caller's argument batch, .* batch = dict\(batch\)"),
         (AppendsToItsCallersList, r"writes to its caller's argument frames\['all'\]"),
         (MovesATarget, "writes to the parameter 'target.weight'"),
-        (SkipsSeldom, "random numbers of Python's"),
-        (GathersIfDistributed, r"asks torch.distributed.is_initialized\(\)"),
+        (SkipsSeldom, "random numbers from Python's random"),
+        (GathersIfDistributed, r"calls torch.distributed.is_initialized\(\)"),
         (RemembersItsState, "keeps something in _state that changes the next call"),
         (RemembersInADict, r"keeps something in states\['all'\]\[\d\] that changes the next call"),
         (OnceByRemoval, r"keeps something in state\['first'\]"),
@@ -440,7 +440,7 @@ class AppendsToItsCallersList(nn.Module):
         (WarmsUpOnProbabilities, "keeps something in _step"),
         (MovesATargetAtOnce, "writes to the parameter 'target.weight'"),
         (MovesATargetAsOut, "writes to the parameter 'target.weight'"),
-        (AsksForTheDtypeOfAutocast, r"asks torch.get_autocast_dtype\(\)"),
+        (AsksForTheDtypeOfAutocast, r"calls torch.get_autocast_dtype\(\)"),
     ],
 )
 def test_they_are_refused(block: type[nn.Module], reason: str) -> None:

@@ -19,7 +19,7 @@ from model_factory import CallSignatureError, NotPortableError
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.program.signature import Signature
 from model_factory_server.export.describe.describe import describe, named_tensors
-from model_factory_server.export.trace.recorder import record_modes
+from model_factory_server.export.record.recorder import record_modes
 from model_factory_server.export.verify.verifier import verify
 from support.compare import assert_same, observe
 
@@ -751,15 +751,15 @@ class LooksAtGrad(Block):
         (ReplacesBuffer, "assigns ReplacesBuffer._buffers.mean"),
         (InnerAssigns, "assigns CountsCalls.calls"),
         (GrowsAList, "keeps something in"),
-        (CallsAStranger, "calls a Linear that is not one of its children"),
-        (UsesAGlobalTensor, "neither an input nor one of its parameters or buffers"),
-        (PythonsRandom, "random numbers of Python's"),
+        (CallsAStranger, "calls a Linear that is not one of the module's children"),
+        (UsesAGlobalTensor, "neither an input nor a parameter or buffer of the module"),
+        (PythonsRandom, "random numbers from Python's random"),
         (ThroughNumpy, "numpy"),
         (ChangesAutocast, "autocast"),
         (SetsAutocast, "autocast"),
         (ChangesAutocastOfAGpu, "autocast"),
-        (AsksForGradMode, r"asks torch.is_grad_enabled\(\)"),
-        (AsksForAutocast, r"asks torch.is_autocast_enabled\(\)"),
+        (AsksForGradMode, r"calls torch.is_grad_enabled\(\)"),
+        (AsksForAutocast, r"calls torch.is_autocast_enabled\(\)"),
         (SetsTheSeed, "manual_seed|does not reproduce its forward"),
         (LooksAtGrad, "requires_grad"),
     ],

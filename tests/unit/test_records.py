@@ -185,7 +185,10 @@ class HidesAMethod(Block):
             ReturnsACache,
             r"returns a test_records\.Cache in \['state'\]\[0\]\.log_std, which is not plain data\. Remedy",
         ),
-        (HidesAMethod, r"a dataclass whose field 'values' hides a method of mappings\. Remedy: rename it"),
+        (
+            HidesAMethod,
+            r"a dataclass with the field 'values', which hides a method of mappings\. Remedy: rename the field",
+        ),
     ],
 )
 def test_what_no_program_returns_is_refused_by_name(block: type[Block], message: str) -> None:

@@ -114,8 +114,8 @@ def local_class(router: nn.Module) -> None:
 REFUSED = {
     hidden_lambda: r"0 \(Router\): its attribute 'activation' cannot travel: a builtins\.function is not plain data",
     hooked: r"0 \(Router\) has a hook in _forward_hooks",
-    undecidable: r"0\.corrector \(Undecidable\): its forward",
-    local_class: r"0 \(Local\): its forward",
+    undecidable: r"0\.corrector \(Undecidable\): the forward",
+    local_class: r"0 \(Local\): the forward",
 }
 
 
@@ -136,7 +136,7 @@ def test_methods_that_do_not_travel_in_a_program_do_in_source(routed: Any, monke
 
     monkeypatch.setattr(autoencoder, "state_dict", state_dict, raising=False)
     model = nn.Sequential(autoencoder(16, 2))
-    with pytest.raises(NotPortableError, match=re.escape("has a state_dict() of its own")):
+    with pytest.raises(NotPortableError, match=re.escape("overrides state_dict()")):
         survey_model(model)
     portable = survey_model(model, roots=ROOTS)
     assert portable.sources is not None
@@ -147,9 +147,9 @@ def test_methods_that_do_not_travel_in_a_program_do_in_source(routed: Any, monke
     ("names", "message"),
     [
         ("encode", "portable_methods is 'encode'. Remedy: make it a tuple"),
-        (("nothing",), "names 'nothing', which is no method of the class"),
-        (("train",), "names 'train', which every nn.Module has"),
-        (("forward",), "names 'forward', which every nn.Module has"),
+        (("nothing",), "names 'nothing', which is not a method of the class"),
+        (("train",), "names 'train', a name that rebuilt modules have already"),
+        (("forward",), "names 'forward', a name that rebuilt modules have already"),
     ],
 )
 def test_wrong_declarations_of_methods_are_named(

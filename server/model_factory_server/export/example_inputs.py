@@ -1,4 +1,4 @@
-"""The example inputs of a config's ``signature``: made, run through the model, and what its blocks were called with."""
+"""Example inputs from a config's ``signature``: make the inputs, run the model, note the calls of its blocks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from model_factory_server.export.restored_after import restored_after
 DEFAULT_DTYPE = "float32"
 
 Call = tuple[str, dict[str, Any]]
-"""Path of a module, and its forward's arguments by name."""
+"""Path of a module, and the arguments of its forward by name."""
 
 
 def materialise(model: nn.Module, config: ModelConfig) -> None:
-    """Give lazy parameters their shapes by one run on the config's examples, if it has any.
+    """Give lazy parameters their shapes by one run on the config's example inputs, if the config has a signature.
 
     Raises:
-        ConfigError: the model does not run on them.
+        ConfigError: the model does not run on the example inputs.
     """
     if config.signature is not None and any(map(nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])):
         with _evaluating(model):
@@ -36,13 +36,13 @@ def materialise(model: nn.Module, config: ModelConfig) -> None:
 def calls_of_blocks(
     model: nn.Module, blocks: Mapping[str, nn.Module], config: ModelConfig, *, source: bool = False
 ) -> list[Call]:
-    """Run the model on the config's examples and return with what each of ``blocks`` (by path) was called.
+    """Run the model on the config's example inputs and return the calls of ``blocks`` (by path).
 
-    Calls of one block that differ in values alone are returned once. The model is afterwards as it was. ``source`` is
-    whether a block may travel as source, which may write to its parameters.
+    Calls of one block that differ only in values are returned once. The model is restored. ``source`` is whether a
+    block may be sent as source code; source code may write to parameters.
 
     Raises:
-        ConfigError: the model does not run on the examples.
+        ConfigError: the model does not run on the example inputs.
     """
     if config.signature is None:
         return []
@@ -53,14 +53,14 @@ def calls_of_blocks(
 
 @contextmanager
 def noted_calls(blocks: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
-    """Note with what each of ``blocks`` (by path) is called; calls that differ in values alone are noted once."""
+    """Note the calls of ``blocks`` (by path); calls that differ only in values are noted once."""
     calls: list[Call] = []
     seen: list[Any] = []
 
     def note(path: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         form, leaves = call_signature(Signature.of(block.forward).bind(args, kwargs))
-        if (kind := (path, form, [(leaf.shape, leaf.dtype) for leaf in leaves])) not in seen:
-            seen.append(kind)
+        if (key := (path, form, [(leaf.shape, leaf.dtype) for leaf in leaves])) not in seen:
+            seen.append(key)
             calls.append((path, rebuild(form, [leaf.detach().clone() for leaf in leaves])))
 
     hooks = [
@@ -84,7 +84,7 @@ def _run(model: nn.Module, signature: Mapping[str, Any]) -> None:
             model(**inputs)
     except CallSignatureError:
         raise
-    except Exception as error:  # the forward is the operator's code: whatever it raises is its refusal
+    except Exception as error:  # the operator's code may raise any error
         kind = "" if isinstance(error, GraphExecutionError) else f"{type(error).__name__}: "
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         text = f"{kind}{plain_text(error)}{notes}"
@@ -93,7 +93,7 @@ def _run(model: nn.Module, signature: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; flags and buffers are put back."""
+    """Set eval mode; restore flags and buffers afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not nn.parameter.is_lazy(buffer)]
     try:
@@ -108,7 +108,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _example(value: Any, device: torch.device) -> Any:
-    """Make what an entry of a signature stands for; draws nothing from the global generator."""
+    """Make the example input of a signature's entry, without the global random generator."""
     if isinstance(value, Mapping):
         if "shape" in value:
             return _tensor(value["shape"], value.get("dtype", DEFAULT_DTYPE), device)
@@ -121,6 +121,6 @@ def _example(value: Any, device: torch.device) -> Any:
 def _tensor(shape: list[int], dtype_name: str, device: torch.device) -> torch.Tensor:
     dtype = torch_dtype(dtype_name)
     if not (dtype.is_floating_point or dtype.is_complex):
-        return torch.zeros(shape, dtype=dtype, device=device)  # an index that every table has
+        return torch.zeros(shape, dtype=dtype, device=device)  # a valid index of every embedding
     generator = torch.Generator(device="cpu").manual_seed(0)
     return torch.randn(shape, generator=generator, device="cpu").to(device, dtype)

@@ -29,22 +29,21 @@ from model_factory.program.runtime.lookup import find_module, get_module
 from model_factory.program.runtime.modules import GRAPH_MODULES, GraphModel
 from model_factory.program.signature import Signature
 from model_factory.wording import listed
-from model_factory_server.export.describe.declared_methods import declared_methods
 from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.example_inputs import Call, calls_of_blocks, noted_calls
 from model_factory_server.export.out_of_memory import is_out_of_memory
-from model_factory_server.export.portable_methods import as_forward
+from model_factory_server.export.portable_methods import as_forward, declared_methods
+from model_factory_server.export.record.recorder import record, record_modes
+from model_factory_server.export.record.sample_inputs import REFUSED_CALL
 from model_factory_server.export.restored_after import restored_after
 from model_factory_server.export.source.bundling import Root
 from model_factory_server.export.source.source_modules import (
-    Sources,
+    SourceModules,
     bundle_sources,
-    prove_sources,
-    shareable,
+    is_shareable,
     source_classes,
+    verify_sources,
 )
-from model_factory_server.export.trace.recorder import record, record_modes
-from model_factory_server.export.trace.sample_inputs import REFUSED_CALL
 from model_factory_server.export.verify.verifier import verify
 
 _NUMBERS = (bool, int, float)
@@ -56,7 +55,7 @@ class Portable:
 
     programs: Programs
     """The recorded and proven forwards."""
-    sources: Sources | None
+    sources: SourceModules | None
     """What travels as source; None if nothing does."""
     descriptor: Descriptor
     """The module tree, as it was before the recording, which leaves no trace in a model."""
@@ -127,11 +126,9 @@ class _Survey:
             named_tensors(self._model, descriptor)
         programs = tuple(item for item in self._programs if get_module(self._model, item[0]) not in self._classes)
         sources = bundle_sources(self._classes, self._roots)
-        if sources is not None:
-            descriptor = replace(descriptor, bundle=sources.ref)
-            if not self._refused:
-                prove_sources(self._model, sources, descriptor, programs, calls)
-        return Portable(programs=programs, sources=sources, descriptor=descriptor)
+        if sources is not None and not self._refused:
+            verify_sources(self._model, sources, programs, calls)
+        return Portable(programs=programs, sources=sources)
 
     def _describe(self) -> Descriptor:
         notes: dict[str, str] = {}
@@ -169,7 +166,7 @@ class _Survey:
             try:
                 self._record_one(path, block, method, arguments)
             except NotPortableError as error:
-                if self._refused is None and not shareable(block, self._roots):
+                if self._refused is None and not is_shareable(block, self._roots):
                     raise _named(path, block, error) from error
                 notes[path] = str(error)
             except CallSignatureError as error:

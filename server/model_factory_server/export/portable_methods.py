@@ -1,4 +1,4 @@
-"""A declared method as a module whose forward it is, so that it is recorded and proven like any forward."""
+"""Methods besides ``forward`` that a class declares as portable: their names, and a module with one as its forward."""
 
 from __future__ import annotations
 
@@ -7,11 +7,47 @@ from typing import Any
 
 from torch import nn
 
+from model_factory.errors import NotPortableError
 from model_factory.program.call_signature import FORWARD
+from model_factory.program.runtime.modules import ProgramModule
+
+PORTABLE_METHODS = "portable_methods"
+"""The class attribute with the names, for example ``("encode", "decode")``."""
+
+
+def declared_methods(module: nn.Module, where: str) -> tuple[str, ...]:
+    """The methods that a module's class declares as portable.
+
+    Raises:
+        NotPortableError: a declared name is not a method, or is taken in rebuilt modules.
+
+    Example:
+        >>> class Autoencoder(nn.Module):
+        ...     portable_methods = ("encode",)
+        ...     def encode(self, x):
+        ...         return x
+        >>> declared_methods(Autoencoder(), "the model")
+        ('encode',)
+    """
+    names = getattr(type(module), PORTABLE_METHODS, ())
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise NotPortableError(f"{where}: {PORTABLE_METHODS} is {names!r}. Remedy: make it a tuple of method names")
+    for name in names:
+        if not callable(getattr(type(module), name, None)):
+            raise NotPortableError(
+                f"{where}: {PORTABLE_METHODS} names {name!r}, which is not a method of the class. Remedy: "
+                "correct the name"
+            )
+        if hasattr(ProgramModule, name):
+            raise NotPortableError(
+                f"{where}: {PORTABLE_METHODS} names {name!r}, a name that rebuilt modules have already. Remedy: rename "
+                "the method; forward is portable without being named"
+            )
+    return tuple(names)
 
 
 def as_forward(module: nn.Module, method: str) -> nn.Module:
-    """Return a view of ``module`` whose forward is its ``method``: the same tensors, children, flags and attributes."""
+    """Return a view of ``module`` with ``method`` as its forward: the same tensors, children, flags and attributes."""
     if method == FORWARD:
         return module
     function = getattr(type(module), method)
@@ -21,11 +57,11 @@ def as_forward(module: nn.Module, method: str) -> nn.Module:
         return getattr(module, method)(*args, **kwargs)
 
     def train(view: nn.Module, mode: bool = True) -> nn.Module:
-        module.train(mode)  # its own, which may keep parts of it in eval mode
+        module.train(mode)  # the class may have a train() of its own, which freezes children
         return view
 
     name = f"{type(module).__name__}.{method}"
     cls = type(name, (nn.Module,), {FORWARD: forward, "train": train})
     view: nn.Module = object.__new__(cls)
-    view.__dict__ = module.__dict__  # the very same: what is done to one is done to the other
+    view.__dict__ = module.__dict__  # shared: a change of one is a change of the other
     return view

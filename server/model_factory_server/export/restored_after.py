@@ -1,7 +1,9 @@
-"""Running a module without leaving a trace in it."""
+"""Context managers that run a module and afterwards restore the module and the random generators."""
 
 from __future__ import annotations
 
+import random
+import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import NotPortableError
+from model_factory_server.export.torch_internals import version
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _INTERNALS = frozenset(nn.Module().__dict__)
@@ -20,7 +23,14 @@ _CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 
 
 def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors below a module that are attributes, but neither parameters nor buffers, by path."""
+    """Tensors below a module in plain attributes, neither parameters nor buffers, by path.
+
+    Example:
+        >>> layer = nn.ReLU()
+        >>> layer.mask = torch.ones(2)
+        >>> plain_tensors(nn.Sequential(layer))
+        {'0.mask': tensor([1., 1.])}
+    """
     return {
         f"{path}.{name}" if path else name: value
         for path, item in module.named_modules()
@@ -30,7 +40,7 @@ def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def plain_containers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Lists, dicts, sets and deques in attributes of modules that are none of torch's, and in each other, by path."""
+    """Lists, dicts, sets and deques, also nested, in attributes of modules that are not torch's own, by path."""
     pending = [
         (f"{path}.{name}" if path else name, value)
         for path, item in module.named_modules()
@@ -49,28 +59,28 @@ def plain_containers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Undo afterwards what is assigned meanwhile: training flags, a mask that a forward caches, another parameter.
+def attributes_restored_after(module: nn.Module) -> Iterator[None]:
+    """Undo assignments afterwards: training flags, a mask that a forward caches, another parameter, hooks.
 
-    Hooks, too, which some libraries register when they are first asked for hidden states.
+    Some libraries register hooks at the first call that returns hidden states.
     """
     tables = [table for item in module.modules() for table in (*_tables(item), *_hooks(item))]
     before = [(table, table.copy()) for table in [*tables, *(container for _, container in plain_containers(module))]]
     try:
         yield
     finally:
-        for table, kept in before:
+        for table, entries in before:
             table.clear()
-            (table.extend if isinstance(table, list | deque) else table.update)(kept)
+            (table.extend if isinstance(table, list | deque) else table.update)(entries)
 
 
 @contextmanager
 def tensors_as(module: nn.Module, convert: Callable[[str, torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Have ``convert(path, tensor)`` in the place of each parameter, buffer and plain tensor for a while.
+    """Put ``convert(path, tensor)`` in the place of each parameter, buffer and plain tensor; restore them afterwards.
 
-    Unlike ``torch.func.functional_call`` this handles shared modules and plain tensors.
+    Unlike ``torch.func.functional_call``, this function handles shared modules and plain tensors.
     """
-    with attributes_kept(module):
+    with attributes_restored_after(module):
         for path, item in module.named_modules():
             for table in _tables(item):
                 for name, value in table.items():
@@ -89,20 +99,27 @@ def _hooks(module: nn.Module) -> list[dict[Any, Any]]:
 
 @contextmanager
 def restored_after(module: nn.Module, *, parameters: bool = False) -> Iterator[None]:
-    """Undo afterwards what running a module does to its attributes, buffers and plain tensors.
+    """Restore a module's attributes, buffers and plain tensors afterwards.
 
-    Parameters are copied only with ``parameters``, for they are large; torch's own forwards write to them only in
-    embeddings with a ``max_norm``, which are copied always.
+    Parameters are large, and are copied and restored only with ``parameters``. The weights of embeddings with a
+    ``max_norm`` are always copied: no other forward of torch's writes to parameters.
 
     Raises:
-        NotPortableError: a forward has written to a parameter that is not copied.
+        NotPortableError: a forward has written to a parameter without a copy.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with restored_after(norm):
+        ...     _ = norm(torch.rand(4, 2))
+        >>> norm.num_batches_tracked
+        tensor(0)
     """
     renormed = [item.weight for item in module.modules() if isinstance(item, _EMBEDDINGS) and item.max_norm is not None]
     tensors = [*module.buffers(), *plain_tensors(module).values(), *(module.parameters() if parameters else renormed)]
     before = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor) and _is_writable(tensor)]
     known = {id(tensor) for tensor, _ in before}
-    versions = [(name, item, item._version) for name, item in module.named_parameters() if id(item) not in known]  # noqa: SLF001
-    with attributes_kept(module):
+    versions = [(name, item, version(item)) for name, item in module.named_parameters() if id(item) not in known]
+    with attributes_restored_after(module):
         try:
             yield
         finally:
@@ -110,19 +127,44 @@ def restored_after(module: nn.Module, *, parameters: bool = False) -> Iterator[N
                 for tensor, value in before:
                     tensor.copy_(value)
                     if tensor.grad_fn is not None and not tensor._is_view():  # noqa: SLF001
-                        tensor.detach_()  # of what was written to it
-    for name, parameter, version in versions:
-        if parameter._version != version and not is_lazy(parameter):  # noqa: SLF001
+                        tensor.detach_()  # from the graph of the values written
+    for name, parameter, old_version in versions:
+        if version(parameter) != old_version and not is_lazy(parameter):
             raise writes_to_parameter(name)
 
 
 def writes_to_parameter(path: str) -> NotPortableError:
-    """What to say of a forward that does."""
-    return NotPortableError(
-        f"its forward writes to the parameter {path!r}. Remedy: keep what the forward writes in a buffer"
-    )
+    """Return the error for a forward that writes to a parameter."""
+    return NotPortableError(f"the forward writes to the parameter {path!r}. Remedy: write to a buffer instead")
 
 
 def _is_writable(tensor: torch.Tensor) -> bool:
-    """Whether torch lets a forward write to it: not where several elements are the same memory."""
+    """Whether torch can write to a tensor: not to an expanded one, with several elements in the same memory."""
     return all(stride or size == 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+@contextmanager
+def generators_seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of torch, Python and NumPy; restore the generators' states afterwards.
+
+    A forward may draw from each generator, so runs that are compared begin with the same seeds.
+
+    Example:
+        >>> with generators_seeded(1):
+        ...     first = torch.rand(1)
+        >>> with generators_seeded(1):
+        ...     assert first == torch.rand(1)
+    """
+    numpy_random: Any = sys.modules.get("numpy.random")
+    python_state, numpy_state = random.getstate(), None if numpy_random is None else numpy_random.get_state()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            random.seed(seed)
+            if numpy_random is not None:
+                numpy_random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy_random is not None:
+            numpy_random.set_state(numpy_state)

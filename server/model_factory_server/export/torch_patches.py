@@ -1,98 +1,170 @@
-"""What is around a forward while it is recorded: as it is in use or, where a program could not have it, refused."""
+"""The table of everything in torch and Python that is replaced while a forward is recorded.
+
+:func:`patch_torch` applies the table. Each row has the function that makes the replacement, and the reason. Outside a
+recording, one more patch exists: ``trace.einsum.use_recorded_orders`` fixes the order of ``torch.einsum`` while a
+program is verified.
+"""
 
 from __future__ import annotations
 
 import math
 import random
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import nn
+from torch.amp.autocast_mode import autocast
 from torch.autograd import Function
+from torch.autograd.grad_mode import enable_grad, no_grad, set_grad_enabled
 
 from model_factory.errors import NotPortableError
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv
+from model_factory_server.export.torch_internals import FakeTensor, fake_tensors
+from model_factory_server.export.trace.mode_calls import refuse_question
+from model_factory_server.export.trace.tape import Tape
 
-_SQRT = math.sqrt
-_APPLY: Any = vars(Function)["apply"]
+_Replace = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """One attribute that is replaced while a forward is recorded."""
+
+    owner: Any
+    """The module or class with the attribute."""
+    name: str
+    """The attribute."""
+    replace: _Replace
+    """Returns the replacement, given the original."""
+    why: str
+    """The reason."""
 
 
 @contextmanager
-def hide_tracing(shape_env: DecisionShapeEnv) -> Iterator[None]:
-    """Have a forward meet, while this is entered, what it meets in use.
-
-    Its tensors are no fake ones if it asks: some forwards do something else where they are traced. The text of a size
-    is that of a number; who asks for it, as for a key, decides by it. A size itself is no key, as torch has it: caches
-    beyond the forward would keep symbols, and einops asks.
+def patch_torch(tape: Tape) -> Iterator[None]:
+    """Apply the table while this is entered, so that a forward runs as without a recording and ``tape`` is notified.
 
     Raises:
-        NotPortableError: the forward has gradients of its own, or random numbers that are not torch's.
+        NotPortableError: the forward calls an ``autograd.Function``, or draws random numbers outside torch.
     """
-
-    class Hidden(type):
-        def __instancecheck__(cls, instance: Any) -> bool:
-            return shape_env.inside_op > 0 and isinstance(instance, FakeTensor)
-
-    symbol: Any = torch.SymInt.__repr__
-
-    def text(size: torch.SymInt) -> str:
-        return symbol(size) if shape_env.inside_op else str(int(size))
-
-    subclasses: Any = torch._subclasses  # noqa: SLF001  where libraries look FakeTensor up
-    with (
-        patch.object(subclasses, "FakeTensor", Hidden("FakeTensor", (), {})),
-        patch.object(torch.SymInt, "__str__", text),
-        patch.object(torch.SymInt, "__repr__", text),
-        patch.object(Function, "apply", classmethod(_refuse_function)),
-        patch.object(math, "sqrt", _sqrt),
-        _only_torch_draws(),
-    ):
+    with ExitStack() as stack:
+        for item in patch_table(tape):
+            replacement = item.replace(getattr(item.owner, item.name))
+            stack.enter_context(patch.object(item.owner, item.name, replacement))
+        stack.enter_context(_only_torch_draws())
         yield
 
 
-def _sqrt(number: Any) -> Any:
-    """In the place of ``math.sqrt``, which would make a plain number of a size."""
-    return torch.sym_sqrt(number) if isinstance(number, torch.SymInt | torch.SymFloat) else _SQRT(number)
+def patch_table(tape: Tape) -> list[Patch]:
+    """Return the table for one recording."""
+    return [*_hiding(tape.shape_env), *_noting(tape), *_modes(tape), *_questions()]
 
 
-def _refuse_function(cls: type, *args: Any, **kwargs: Any) -> Any:
-    """In the place of ``torch.autograd.Function.apply``; torch's own, as checkpointing has, are let through."""
-    if cls.__module__.partition(".")[0] == "torch":
-        return _APPLY.__func__(cls, *args, **kwargs)
-    raise NotPortableError(
-        f"its forward calls {cls.__module__}.{cls.__qualname__}, an autograd.Function, whose backward a program cannot "
-        "carry. Remedy: write it with torch's ops; a straight-through gradient is x + (y - x).detach()"
-    )
+def _hiding(env: DecisionShapeEnv) -> list[Patch]:
+    """Patches that hide the recording from the forward."""
+    return [
+        Patch(fake_tensors, "FakeTensor", lambda _: _hidden_class(env), "libraries run other code on fake tensors"),
+        Patch(torch.SymInt, "__str__", lambda original: _size_text(env, original), "a size's text is its number"),
+        Patch(torch.SymInt, "__repr__", lambda original: _size_text(env, original), "a size's text is its number"),
+        Patch(math, "sqrt", _symbolic_sqrt, "the root of a size depends on the size"),
+        Patch(Function, "apply", _refuse_functions, "programs have no backward of their own"),
+    ]
 
 
-@contextmanager
-def every_generator_seeded(seed: int) -> Iterator[None]:
-    """Seed torch's, Python's and NumPy's generators for a while; all are as before afterwards.
+def _noting(tape: Tape) -> list[Patch]:
+    """Patches that notify the tape of calls and reads."""
+    return [
+        Patch(nn.Module, "__call__", tape.module_calls.record_call, "a call of a torch module is one step"),
+        Patch(nn.Module, "named_parameters", tape.reads.note_parameters, "sizes of parameters may be read"),
+        Patch(nn.Module, "__getattr__", tape.reads.note_entries, "parameters, buffers and children may be absent"),
+        Patch(nn.Module, "__getattribute__", tape.reads.note_attributes, "attributes of torch modules are conditions"),
+        Patch(torch, "finfo", tape.dtypes.note_limits, "limits follow the dtype of a value"),
+    ]
 
-    A forward may draw from each: two runs that are to be compared begin alike.
+
+def _modes(tape: Tape) -> list[Patch]:
+    """Patches of the context managers that set the grad or autocast mode."""
+    modes, grad = tape.modes, "the step that ends a region sets the caller's mode"
+    sets_mode = ((no_grad, "__enter__"), (enable_grad, "__enter__"), (set_grad_enabled, "__init__"))
+    return [
+        *(Patch(region, begins, modes.begin_grad_region, grad) for region, begins in sets_mode),
+        *(Patch(region, "__exit__", modes.end_grad_region, grad) for region, _ in sets_mode),
+        Patch(autocast, "__init__", modes.make_autocast, "torch disables autocast for a missing GPU"),
+        Patch(autocast, "__enter__", modes.enter_autocast, "a region without autocast is two steps"),
+        Patch(autocast, "__exit__", modes.leave_autocast, "a region without autocast is two steps"),
+    ]
+
+
+def _questions() -> list[Patch]:
+    """Patches of functions whose results can differ on the trainer."""
+    names = {
+        torch: (
+            *("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled"),
+            *("get_autocast_dtype", "get_autocast_gpu_dtype"),
+        ),
+        torch.distributed: ("is_initialized", "get_rank", "get_world_size"),
+    }
+    return [
+        Patch(owner, name, refuse_question(f"{owner.__name__}.{name}"), "the result can differ on the trainer")
+        for owner, of_owner in names.items()
+        for name in of_owner
+        if hasattr(owner, name)  # torch.distributed is empty in builds of torch without it
+    ]
+
+
+def _hidden_class(env: DecisionShapeEnv) -> type:
+    """Return a class of which, for the forward's own code, no tensor is an instance."""
+
+    class Hidden(type):
+        def __instancecheck__(cls, instance: Any) -> bool:
+            return not env.in_forward and isinstance(instance, FakeTensor)
+
+    return Hidden("FakeTensor", (), {})
+
+
+def _size_text(env: DecisionShapeEnv, original: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Return a ``__str__`` for sizes. The forward's own code gets the number, and so decides by the number.
+
+    A size still has no hash, as in torch: einops relies on that, and a cache with sizes as keys would keep symbols.
     """
-    numpy_random: Any = sys.modules.get("numpy.random")
-    python_state, numpy_state = random.getstate(), None if numpy_random is None else numpy_random.get_state()
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            random.seed(seed)
-            if numpy_random is not None:
-                numpy_random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(python_state)
-        if numpy_random is not None:
-            numpy_random.set_state(numpy_state)
+
+    def text(size: torch.SymInt) -> str:
+        return str(int(size)) if env.in_forward else original(size)
+
+    return text
+
+
+def _symbolic_sqrt(original: Callable[[Any], float]) -> Callable[[Any], Any]:
+    def sqrt(number: Any) -> Any:
+        is_size = isinstance(number, torch.SymInt | torch.SymFloat)
+        return torch.sym_sqrt(number) if is_size else original(number)
+
+    return sqrt
+
+
+def _refuse_functions(original: Callable[..., Any]) -> Any:
+    """Return an ``apply`` that runs torch's own functions only, for example activation checkpointing."""
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__.partition(".")[0] == "torch":
+            return original.__func__(cls, *args, **kwargs)  # type: ignore[attr-defined]
+        raise NotPortableError(
+            f"the forward calls {cls.__module__}.{cls.__qualname__}, an autograd.Function, and programs have no "
+            "backward of their own. Remedy: write the function with torch's ops; a straight-through gradient is "
+            "x + (y - x).detach()"
+        )
+
+    return classmethod(apply)
 
 
 @contextmanager
 def _only_torch_draws() -> Iterator[None]:
-    """Refuse random numbers of Python's and NumPy's: two runs may agree by chance."""
+    """Refuse random numbers from Python and NumPy: programs draw from torch only."""
     numpy_random: Any = sys.modules.get("numpy.random")
 
     def states() -> tuple[Any, ...]:
@@ -102,6 +174,6 @@ def _only_torch_draws() -> Iterator[None]:
     yield
     if states() != before:
         raise NotPortableError(
-            "its forward draws random numbers of Python's or NumPy's, which a program cannot. Remedy: draw them with "
-            "torch"
+            "the forward draws random numbers from Python's random or from NumPy, and programs draw from torch only. "
+            "Remedy: draw the numbers with torch"
         )

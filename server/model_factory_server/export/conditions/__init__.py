@@ -1,1 +1,1 @@
-"""The conditions under which a recorded program holds: sizes, attributes, arguments that are not read."""
+"""Conditions of a recorded program: sizes, attributes of modules, dtypes, unread arguments."""

@@ -1,4 +1,4 @@
-"""Symbols of a recording: from torch's symbolic sizes to a program's expressions."""
+"""Symbols of a recording: torch's symbolic sizes become expressions of a program."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.source import ConstantSource
-from torch.fx.experimental.symbolic_shapes import (
-    DimDynamic,
-    GuardOnDataDependentSymNode,
-    ShapeEnv,
-    has_free_unbacked_symbols,
-)
 
 from model_factory.errors import NotPortableError
 from model_factory.program.expressions import expression_text
 from model_factory.program.ir import OWN, Dim, Expr, Expression, Rank, Ref
-from model_factory_server.export.conditions.given_sizes import with_sizes
+from model_factory_server.export.conditions.symbolic_sizes import with_sizes
+from model_factory_server.export.torch_internals import (
+    ConstantSource,
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    formula,
+    has_free_unbacked_symbols,
+    recorded_size,
+)
 
 _SYMBOL = re.compile(r"\bs[0-9]+\b")
 _OPERATIONS: Mapping[str, str] = {
@@ -53,29 +55,38 @@ _OPERATIONS: Mapping[str, str] = {
     "Or": "or",
     "Not": "not",
 }
-
-
 _COMMUTATIVE = frozenset({"add", "mul", "max", "min", "and", "or", "eq", "ne"})
+_REMEDY = "use integer arithmetic on sizes of the inputs, or pass the number as an argument"
 
 
 class DecisionShapeEnv(ShapeEnv):
-    """A ``ShapeEnv`` that tells the forward's own decisions on sizes from those inside torch's ops.
+    """A ``ShapeEnv`` that keeps the forward's own decisions on sizes apart from decisions inside torch's ops.
 
-    Torch remembers only what it did not know yet, so a decision of the forward that an op's check already implied
-    would be lost with that check. Here every decision of the forward is kept.
+    Torch keeps only new facts about sizes: torch would lose a decision of the forward that an op's check has already
+    implied. This class keeps every decision of the forward.
     """
 
     def __init__(self) -> None:
         super().__init__(specialize_zero_one=False, duck_shape=False)
-        self.inside_op = 1
+        self.in_forward = False
+        """Whether the code that runs is the forward's own, and not torch's or the recorder's; see :meth:`run_by`."""
         self.decisions: list[Any] = []
         self.decide_by_value: Callable[[Any], Any] | None = None
-        """Answers what an expression with a number from a tensor is."""
+        """Returns the value of an expression that contains a number from a tensor."""
         self._kernel_guards: set[int] = set()
 
     @contextmanager
+    def run_by(self, *, forward: bool) -> Iterator[None]:
+        """Attribute decisions on sizes, while this is entered, to the forward or, otherwise, to torch's ops."""
+        before, self.in_forward = self.in_forward, forward
+        try:
+            yield
+        finally:
+            self.in_forward = before
+
+    @contextmanager
     def in_kernel(self) -> Iterator[None]:
-        """Mark what is asked of sizes meanwhile as a kernel's affair, equalities aside."""
+        """Leave decisions on sizes, while this is entered, out of :meth:`conditions`, except equalities."""
         start = len(self.guards)
         try:
             yield
@@ -83,11 +94,11 @@ class DecisionShapeEnv(ShapeEnv):
             self._kernel_guards.update(range(start, len(self.guards)))
 
     def conditions(self) -> list[Any]:
-        """What must hold for the recording to stand: the forward's decisions, and those of its ops that sizes need."""
+        """The conditions of the recording: the forward's decisions, and decisions of ops that results depend on."""
         return self.relied_on(0, 0)
 
     def relied_on(self, decided: int, guarded: int) -> list[Any]:
-        """The conditions but for the first ``decided`` decisions of the forward and ``guarded`` guards of ops."""
+        """The conditions without the forward's first ``decided`` decisions and the first ``guarded`` guards of ops."""
         return self.decisions[decided:] + [
             guard.expr
             for index, guard in enumerate(self.guards[guarded:], guarded)
@@ -96,17 +107,17 @@ class DecisionShapeEnv(ShapeEnv):
         ]
 
     def _get_user_frame(self) -> None:
-        """Not looked for: where guards come from is for torch's logs, and would import its export and compiler."""
+        """Return None: only torch's logs use the place of a guard, and finding the place imports torch's compiler."""
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
-        """Decide an expression, and keep the decision if the forward asked."""
+        """Decide an expression, and keep the decision if the forward's own code makes the decision."""
         try:
             value = super().evaluate_expr(orig_expr, *args, **kwargs)
         except GuardOnDataDependentSymNode:
             if self.decide_by_value is None:
                 raise
             return self.decide_by_value(orig_expr)
-        if not self.inside_op and isinstance(orig_expr, sympy.Basic) and _is_of_sizes(orig_expr):
+        if self.in_forward and isinstance(orig_expr, sympy.Basic) and _is_of_sizes(orig_expr):
             decided = orig_expr if value is sympy.true or value is True else sympy.Not(orig_expr)
             if value not in {sympy.true, sympy.false, True, False} or not isinstance(
                 orig_expr, sympy.logic.boolalg.Boolean
@@ -117,22 +128,22 @@ class DecisionShapeEnv(ShapeEnv):
 
 
 class SymbolTable:
-    """Which symbol is which size of which input, or the result of which step."""
+    """The meaning of each symbol: a size of an input, parameter or result, or a number that a step returns."""
 
     def __init__(self, shape_env: DecisionShapeEnv) -> None:
         self._shape_env = shape_env
         self._meaning: dict[sympy.Symbol, Dim | Ref] = {}
         self._sizes: dict[str, int] = {}
         self._ones: list[Expr] = []
-        self._given: dict[sympy.Symbol, Any] = {}  # what the layer gives that was recorded: a number, or a formula
+        self._given: dict[sympy.Symbol, Any] = {}  # symbol of a layer's size -> the recorded layer's number or formula
         self._required = (0, 0)
 
     def add_input(self, name: str, fake: torch.Tensor) -> None:
         """Register the sizes of an input."""
         for axis, size in enumerate(fake.shape):
             if isinstance(size, torch.SymInt):
-                self._meaning.setdefault(size.node.expr, Dim(name, axis))
-                self._sizes[str(size.node.expr)] = size.node.hint
+                self._meaning.setdefault(formula(size), Dim(name, axis))
+                self._sizes[str(formula(size))] = recorded_size(size)
             elif size == 1:
                 self._ones.append(Expr("eq", (Dim(name, axis), 1)))
 
@@ -145,11 +156,11 @@ class SymbolTable:
         return with_sizes(fake, symbol).requires_grad_(fake.requires_grad)
 
     def fix_own(self, path: str, sizes: Mapping[int, int]) -> None:
-        """Make sizes of a parameter or buffer, by axis, conditions."""
+        """Add the sizes of a parameter or buffer, by axis, to the conditions."""
         self._ones += [Expr("eq", (Dim(f"{OWN}{path}", axis), size)) for axis, size in sizes.items()]
 
     def fix_own_rank(self, path: str, rank: int) -> None:
-        """Make the rank of a parameter or buffer a condition."""
+        """Add the rank of a parameter or buffer to the conditions."""
         self._ones.append(Expr("eq", (Rank(f"{OWN}{path}"), rank)))
 
     def _symbol(self, name: str, hint: int, meaning: Dim) -> torch.SymInt:
@@ -161,59 +172,56 @@ class SymbolTable:
         return found  # type: ignore[no-any-return]
 
     def add_given(self, name: str, axis: int, size: int | torch.SymInt) -> torch.SymInt:
-        """Return a symbol for a size that the layer in use gives to the value ``name``, which has ``size`` here.
+        """Return a symbol for a size that a layer gives to the value ``name``; ``size`` is the recorded layer's.
 
-        With another layer in the place of this one the size is another, and the symbol stands for that.
+        After the layer is replaced, the symbol is the size that the new layer gives.
         """
-        formula, hint = (
-            (size.node.expr, size.node.hint) if isinstance(size, torch.SymInt) else (sympy.Integer(size), size)
-        )
-        found = self._symbol(f"{name}_{axis}_given", hint, Dim(name, axis))
-        self._given[found.node.expr] = formula
+        found = self._symbol(f"{name}_{axis}_given", recorded_size(size), Dim(name, axis))
+        self._given[formula(found)] = formula(size) if isinstance(size, torch.SymInt) else sympy.Integer(size)
         return found
 
     def skip_requirements(self) -> None:
-        """Leave out the new conditions on sizes that layers give: a torch module has asked, and asks again itself."""
+        """Drop the new conditions on sizes that layers give: a torch module makes the same checks when it runs."""
         self._required = (len(self._shape_env.decisions), len(self._shape_env.guards))
 
     def requirements(self) -> list[Expression]:
-        """The new conditions, since this was called last, on sizes that layers give."""
+        """Return the conditions on sizes that layers give, added since the last call of this method."""
         conditions = self._shape_env.relied_on(*self._required)
         self._required = (len(self._shape_env.decisions), len(self._shape_env.guards))
         found = (expr for expr in conditions if expr.free_symbols & self._given.keys())
         return list(dict.fromkeys(self.translate(expr) for expr in found))
 
     def add_value(self, name: str, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> None:
-        """Register the number that a step results in, ``x.item()`` say."""
-        symbol = value.node.expr
+        """Register the number that a step returns, for example ``x.item()``."""
+        symbol = formula(value)
         if isinstance(symbol, sympy.Symbol):
             self._meaning.setdefault(symbol, Ref(name))
 
     def add_made(self, name: str, tensor: torch.Tensor) -> None:
-        """Register the sizes of a step's result that follow from values, as those of a tensor without its zeros."""
+        """Register the sizes of a step's result that depend on values, as the sizes of ``torch.nonzero`` do."""
         for axis, size in enumerate(tensor.shape):
-            if isinstance(size, torch.SymInt) and has_free_unbacked_symbols(size) and size.node.expr.is_Symbol:
-                self._meaning.setdefault(size.node.expr, Dim(name, axis))
+            if isinstance(size, torch.SymInt) and has_free_unbacked_symbols(size) and formula(size).is_Symbol:
+                self._meaning.setdefault(formula(size), Dim(name, axis))
 
     def with_sizes(self, text: str) -> str:
-        """Return a text of an error with the call's own sizes in place of the symbols that it names."""
+        """Return an error's text with the sizes of the recorded call in the place of symbols."""
         return _SYMBOL.sub(lambda match: str(self._sizes.get(match[0], match[0])), text)
 
     def expression(self, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> Expression:
         """Write a symbolic number as a program's expression."""
-        return self.translate(value.node.expr)
+        return self.translate(formula(value))
 
     def guards(self) -> tuple[Expression, ...]:
-        """The conditions on sizes of inputs and parameters that the recording relied on, each once.
+        """The conditions on sizes of inputs and parameters that the recording relies on, each once.
 
-        Where sizes that layers give follow from those of inputs, as a convolution's, the condition is on the inputs;
-        a layer's own number, as its width, is a requirement instead.
+        If the size that a layer gives follows from sizes of inputs, as a convolution's result does, then the condition
+        is on the inputs. A condition on a layer's own number, for example a width, is in :meth:`requirements` instead.
         """
         kept = (known for expr in self._shape_env.conditions() if (known := self._known_before(expr)) is not None)
         return tuple(dict.fromkeys([*self._ones, *(self.translate(expr) for expr in kept)]))
 
     def _known_before(self, expr: Any) -> Any | None:
-        """A condition in sizes that are known before the forward runs, or None if there is nothing to ask then."""
+        """Return a condition in sizes that are known before the forward runs; None if no condition remains."""
         if not isinstance(expr, sympy.Basic):
             return None
         while given := expr.free_symbols & self._given.keys():
@@ -226,7 +234,9 @@ class SymbolTable:
         """Write an expression of symbols as a program's."""
         if isinstance(expr, sympy.Symbol):
             if expr not in self._meaning:
-                raise NotPortableError(f"its forward uses the number {expr}, which is no size of an input")
+                raise NotPortableError(
+                    f"the forward uses the number {expr}, which is not the size of an input. Remedy: {_REMEDY}"
+                )
             return self._meaning[expr]
         if isinstance(expr, sympy.Integer):
             return int(expr)
@@ -238,9 +248,11 @@ class SymbolTable:
             return Expr("eq", (1, 1 if expr is sympy.true else 0))
         operation = _OPERATIONS.get(type(expr).__name__)
         if operation is None:
-            raise NotPortableError(f"its forward computes {expr} from sizes, which a program cannot express")
+            raise NotPortableError(
+                f"the forward computes {expr} from sizes, and programs have no such operation. Remedy: {_REMEDY}"
+            )
         args = tuple(self.translate(arg) for arg in expr.args)
-        # Sympy orders by symbol names, which change from recording to recording.
+        # Sympy orders by names of symbols, and the names differ between recordings.
         return Expr(operation, tuple(sorted(args, key=_order)) if operation in _COMMUTATIVE else args)
 
 
@@ -249,7 +261,7 @@ def _is_of_sizes(expr: Any) -> bool:
 
 
 def _is_layout_check(expr: Any) -> bool:
-    """Whether an op's guard says only that a size is not 0 or 1: that is about memory layout, not about the result."""
+    """Whether an op's guard only excludes the size 0 or 1: memory layout depends on the guard, the result does not."""
     return isinstance(expr, sympy.Ne) and expr.rhs in {sympy.Integer(0), sympy.Integer(1)}
 
 

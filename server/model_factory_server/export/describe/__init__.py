@@ -1,1 +1,1 @@
-"""A live module becomes a descriptor."""
+"""Describes a live module: tables of its modules and tensors."""

@@ -34,8 +34,7 @@ from model_factory.program.runtime.lookup import get_module
 from model_factory.program.runtime.modules import GraphModel, ProgramModule
 from model_factory.program.signature import Parameter, Signature
 from model_factory.program.torch_names import torch_name
-from model_factory_server.export.describe.declared_methods import declared_methods
-from model_factory_server.export.describe.refused import (
+from model_factory_server.export.describe.refusals import (
     refuse_class,
     refuse_hooks,
     refuse_methods,
@@ -44,6 +43,7 @@ from model_factory_server.export.describe.refused import (
     refuse_tensor,
 )
 from model_factory_server.export.describe.training_modes import frozen_modules
+from model_factory_server.export.portable_methods import declared_methods
 
 _INTERNALS = frozenset(nn.Module().__dict__)
 _PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", Signature(()), "", None, ()).__dict__)

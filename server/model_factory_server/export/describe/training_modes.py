@@ -1,4 +1,4 @@
-"""What ``train()`` does to a module: a class of someone's own may keep parts of itself in eval mode."""
+"""Modules that a custom ``train()`` leaves in eval mode."""
 
 from __future__ import annotations
 
@@ -12,12 +12,21 @@ _METHODS = ("train", "eval")
 
 
 def frozen_modules(module: nn.Module, where: str) -> tuple[str, ...]:
-    """Paths below ``module`` (``""`` is itself) that its own ``train()`` leaves in eval mode, with all below them.
+    """Paths below ``module`` (``""`` is the module itself) that its custom ``train()`` leaves in eval mode.
 
-    Found by trying it.
+    A path includes every module below the path. The function calls ``train()`` and ``eval()`` and restores all flags.
 
     Raises:
-        NotPortableError: it does anything else besides, which a rebuilt module would not.
+        NotPortableError: ``train()`` or ``eval()`` fails, or has other effects, which a rebuilt module would lack.
+
+    Example:
+        >>> class Frozen(nn.Sequential):
+        ...     def train(self, mode=True):
+        ...         super().train(mode)
+        ...         self[0].eval()
+        ...         return self
+        >>> frozen_modules(Frozen(nn.Dropout(), nn.Dropout()), "the model")
+        ('0',)
     """
     own = [name for name in _METHODS if getattr(type(module), name) is not getattr(nn.Module, name)]
     if not own:
@@ -37,14 +46,14 @@ def frozen_modules(module: nn.Module, where: str) -> tuple[str, ...]:
             item.training = flag
     if not same:
         raise NotPortableError(
-            f"{where} has a {own[0]}() of its own that does more than to keep modules in eval mode, and methods do not "
-            "travel. Remedy: do that in the forward, or on the trainer"
+            f"{where} overrides {own[0]}() and does more than keep modules in eval mode, and the rebuilt module would "
+            "lack the other effects. Remedy: move the other effects into the forward, or run them on the trainer"
         )
     return frozen
 
 
 def _frozen(module: nn.Module) -> tuple[tuple[str, ...], bool]:
-    """The outermost modules that are in eval mode as a whole, and whether there are others in eval mode."""
+    """The outermost modules entirely in eval mode, and whether other modules are in eval mode."""
     roots: list[str] = []
     partly = False
     for path, item in module.named_modules():
@@ -58,7 +67,7 @@ def _frozen(module: nn.Module) -> tuple[tuple[str, ...], bool]:
 
 
 def _state(module: nn.Module) -> list[Any]:
-    """What else ``train()`` could change: attributes by identity, tensors also by version and requires_grad."""
+    """The state that ``train()`` could change: identities of attributes, and version and requires_grad of tensors."""
     tensors = [*module.parameters(), *module.buffers()]
     return [
         [(name, id(value)) for item in module.modules() for name, value in item.__dict__.items() if name != "training"],

@@ -1,1 +1,1 @@
-"""Modules that no program covers: their classes and the bundle of source files."""
+"""Modules sent as source code: their classes, and the bundle of source files."""

@@ -1,7 +1,7 @@
-"""Bundles the operator's files that given classes need: found by reading import statements, never by running anything.
+"""Bundles the operator's files that given classes need. Files are found from import statements; no code is run.
 
-Not ``torch.package``: it finds what a *pickled object* needs and writes that pickle beside the files, wants every
-third-party module to be named in advance, and its importer unpickles and replaces ``__import__``.
+``torch.package`` is not used. ``torch.package`` starts from a pickled object and writes the pickle beside the files,
+needs a list of all third-party modules, unpickles on import, and replaces ``__import__``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _IMPORT_ERRORS = frozenset({"ImportError", "ModuleNotFoundError", "Exception", "
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A folder from which the operator's code is imported."""
+    """A folder with the operator's code."""
 
     folder: Path
-    """As on ``sys.path``."""
+    """The folder, as in ``sys.path``."""
     tops: frozenset[str] | None = None
-    """The top-level modules in it that are the operator's; None: all."""
+    """The operator's top-level modules in the folder; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ class _Import:
     module: str
     """Absolute name."""
     names: tuple[str, ...]
-    """What is taken from it; nothing for ``import a.b``, ``("",)`` for ``import a.b as c``."""
+    """The imported names; empty for ``import a.b``, ``("",)`` for ``import a.b as c``."""
     optional: bool
-    """Whether the file does without it."""
+    """Whether the importing file handles an ImportError."""
 
 
 def find_file(module: str, roots: Sequence[Root]) -> Path | None:
-    """Return the file of the operator's that a module is, or None if it is not the operator's."""
+    """Return the operator's file of a module, or None if the module is not the operator's."""
     top, *rest = module.split(".")
     for root in roots:
         if root.tops is not None and top not in root.tops:
@@ -56,13 +56,13 @@ def find_file(module: str, roots: Sequence[Root]) -> Path | None:
 
 
 def collect(modules: Collection[str], roots: Sequence[Root]) -> bytes:
-    """Return the bundle of ``modules`` and of what they import of the operator's, and so on.
+    """Return the bundle of ``modules`` and of all the operator's modules that they import, directly or not.
 
-    A package's own file is in it where something is taken from it by name; where only modules inside it are imported,
-    the package is empty on the trainer, and what its file would import is not needed there.
+    The bundle contains the ``__init__.py`` of a package if a name is imported from the package. If only modules inside
+    the package are imported, the package is empty on the trainer, and needs no imports of its ``__init__.py``.
 
     Raises:
-        NotPortableError: they make no bundle; the message says which file and why.
+        NotPortableError: a file cannot be read, or the bundle is too large; the message names the file.
     """
     files: dict[str, str] = {}
     third: dict[str, bool] = {}
@@ -75,7 +75,9 @@ def collect(modules: Collection[str], roots: Sequence[Root]) -> bytes:
         text = _read(path, module)
         files[file_name(module, package=path.name == "__init__.py")] = text
         if len(files) > MAX_SOURCE_FILES:
-            raise NotPortableError(f"its source imports more than {MAX_SOURCE_FILES} of the operator's files")
+            raise NotPortableError(
+                f"the source code imports more than {MAX_SOURCE_FILES} of the operator's files. Remedy: import fewer"
+            )
         for item in _imports(text, module, path):
             own = set(_own_modules(item, roots))
             pending.extend(sorted(own - seen))
@@ -84,21 +86,21 @@ def collect(modules: Collection[str], roots: Sequence[Root]) -> bytes:
             if not own and top not in _PROVIDED and find_file(top, roots) is None and not _is_own_top(top, roots):
                 third[top] = third.get(top, True) and item.optional
     needed = sorted(top for top, optional in third.items() if not optional)
-    distributions = metadata.packages_distributions() if needed else {}  # reads what is installed, all of it
+    distributions = metadata.packages_distributions() if needed else {}  # slow: reads every package's metadata
     requires = tuple(_requirement(top, distributions) for top in needed)
     try:
         return encode_bundle(Bundle(files=files, requires=requires))
     except FormatError as error:
-        raise NotPortableError(f"its source makes no bundle: {error}") from None
+        raise NotPortableError(f"the source code does not fit in a bundle: {error}") from None
 
 
 def _is_own_top(top: str, roots: Sequence[Root]) -> bool:
-    """Whether a name is a folder of the operator's without a file of its own: a namespace package."""
+    """Whether a name is the operator's namespace package, a folder without ``__init__.py``."""
     return any((root.tops is None or top in root.tops) and (root.folder / top).is_dir() for root in roots)
 
 
 def _own_modules(item: _Import, roots: Sequence[Root]) -> Iterator[str]:
-    """The operator's modules whose files an import needs."""
+    """The operator's modules with files that an import needs."""
     if not item.names:  # import a.b.c: binds a, and a.b and a.b.c are reached through it
         parts = item.module.split(".")
         for length in range(1, len(parts) + 1):
@@ -119,7 +121,9 @@ def _imports(text: str, module: str, path: Path) -> Iterator[_Import]:
     try:
         tree = ast.parse(text)
     except SyntaxError as error:
-        raise NotPortableError(f"the source of {module} cannot be read: {error.msg}, line {error.lineno}") from None
+        raise NotPortableError(
+            f"the source code of {module} has a syntax error in line {error.lineno}: {error.msg}"
+        ) from None
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     yield from _imports_below(tree, package, optional=False)
 
@@ -127,7 +131,7 @@ def _imports(text: str, module: str, path: Path) -> Iterator[_Import]:
 def _imports_below(node: ast.AST, package: str, *, optional: bool) -> Iterator[_Import]:
     if isinstance(node, ast.Import):
         for alias in node.names:
-            # With `as`, the leaf alone is bound; its packages are imported on the way, without being asked for names.
+            # With `as`, only the last module is bound; no name is taken from its packages.
             yield _Import(alias.name, ("",) if alias.asname else (), optional)
     elif isinstance(node, ast.ImportFrom):
         base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
@@ -155,7 +159,7 @@ def _catches_import_errors(handler: ast.ExceptHandler) -> bool:
 
 @cache
 def _bound_names(path: Path) -> frozenset[str]:
-    """What a package's own file gives names to at its top level, beside the modules inside the package."""
+    """The names that a package's ``__init__.py`` binds at its top level."""
     names: set[str] = set()
     for node in ast.parse(path.read_bytes()).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -170,9 +174,9 @@ def _bound_names(path: Path) -> frozenset[str]:
 
 def _read(path: Path, module: str) -> str:
     try:
-        return path.read_bytes().decode()  # as bytes, so that line ends stay what they are
+        return path.read_bytes().decode()  # as bytes, to keep line ends
     except UnicodeDecodeError:
-        raise NotPortableError(f"the source of {module} is not UTF-8") from None
+        raise NotPortableError(f"the source code of {module} is not UTF-8. Remedy: save the file as UTF-8") from None
 
 
 def _requirement(top: str, distributions: Mapping[str, list[str]]) -> Requirement:

@@ -1,4 +1,4 @@
-"""Which modules travel as their real class, and the proof that they come back as they were."""
+"""Chooses the modules that are sent as source code, and verifies that the modules can be rebuilt."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from model_factory.source.loader import load_source
 from model_factory_server.export.describe.describe import named_tensors, real_class
 from model_factory_server.export.example_inputs import Call
 from model_factory_server.export.source.bundling import Root, collect, find_file
-from model_factory_server.export.verify.verifier import prove_rebuilt
+from model_factory_server.export.verify.verifier import verify_rebuilt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
-    """The source modules of one model."""
+class SourceModules:
+    """The modules of one model that are sent as source code."""
 
     classes: Mapping[nn.Module, SourceClass]
-    """Class and reason of each."""
+    """Class and reason of each module."""
     bundle: bytes
     """The files that the classes need."""
 
     @property
     def ref(self) -> Blob:
-        """The bundle's identity."""
+        """Digest and size of the bundle."""
         return Blob.of(self.bundle)
 
 
-def shareable(module: nn.Module, roots: Sequence[Root]) -> bool:
-    """Whether a module's class is the operator's and can be found again by its name."""
+def is_shareable(module: nn.Module, roots: Sequence[Root]) -> bool:
+    """Whether a module's class is the operator's and can be imported by name."""
     cls = real_class(module)
     found: Any = sys.modules.get(cls.__module__)
     for part in cls.__qualname__.split("."):
@@ -48,43 +48,41 @@ def shareable(module: nn.Module, roots: Sequence[Root]) -> bool:
 
 
 def source_classes(model: nn.Module, refused: Mapping[str, str], roots: Sequence[Root]) -> dict[nn.Module, SourceClass]:
-    """The modules that travel as their real class: those refused that can, and the operator's own below them.
+    """Choose the modules that are sent as source code: refused modules if shareable, and shareable modules below them.
 
-    What is below may be used by the source around it in any way, not by calling it alone, so it is what it was, too.
-    What is torch's stays torch's, and what is a library's stays a program.
+    Source code may use the modules below in any way, and not only call them. So the modules below keep their classes,
+    too. Torch's modules stay torch's, and a library's modules stay programs.
     """
     found: dict[nn.Module, SourceClass] = {}
     pending = [(get_module(model, path), reason) for path, reason in refused.items()]
     while pending:
         module, reason = pending.pop(0)
-        if module in found or not (is_stock(module) or shareable(module, roots)):
+        if module in found or not (is_stock(module) or is_shareable(module, roots)):
             continue
         if not is_stock(module):
             cls = real_class(module)
             found[module] = SourceClass(module=cls.__module__, qualname=cls.__qualname__, reason=reason)
-            reason = f"it is part of a {cls.__name__} that is source"
+            reason = f"part of a {cls.__name__}, which is sent as source code"
         pending.extend((child, reason) for child in module.children())
     return found
 
 
-def bundle_sources(classes: Mapping[nn.Module, SourceClass], roots: Sequence[Root]) -> Sources | None:
-    """Collect the source of these classes.
+def bundle_sources(classes: Mapping[nn.Module, SourceClass], roots: Sequence[Root]) -> SourceModules | None:
+    """Bundle the source code of these classes; None without classes.
 
     Raises:
-        NotPortableError: it makes no bundle.
+        NotPortableError: the files do not fit in a bundle.
     """
     if not classes:
         return None
-    return Sources(classes=classes, bundle=collect({item.module for item in classes.values()}, roots))
+    return SourceModules(classes=classes, bundle=collect({item.module for item in classes.values()}, roots))
 
 
-def prove_sources(
-    model: nn.Module, sources: Sources, described: Descriptor, programs: Programs, calls: Sequence[Call]
-) -> None:
-    """Rebuild the model from its descriptor and the bundle, as a trainer would, and compare the source modules.
+def verify_sources(model: nn.Module, sources: SourceModules, programs: Programs, calls: Sequence[Call]) -> None:
+    """Rebuild the model from its descriptor and the bundle, as a trainer does, and compare the source modules.
 
     Raises:
-        NotPortableError: the bundle cannot be used, or a rebuilt module does something else on one of its ``calls``.
+        NotPortableError: the bundle cannot be loaded, or a rebuilt module differs on one of its ``calls``.
     """
     descriptor = decode_descriptor(encode_descriptor(described))
     loaded = load_source(sources.bundle, sources.ref.digest, "the model")
@@ -98,6 +96,6 @@ def prove_sources(
         module = get_module(model, path)
         if module in sources.classes:
             try:
-                prove_rebuilt(module, get_module(rebuilt, path), arguments)
+                verify_rebuilt(module, get_module(rebuilt, path), arguments)
             except NotPortableError as error:
                 raise NotPortableError(f"{path or 'the model'} ({type(module).__name__}): {error}") from error

@@ -1,16 +1,14 @@
-"""Finds out what a forward's dtypes stand for, by comparing recordings in several."""
+"""Finds the meaning of a forward's dtypes: constants, or dtypes of values; compares recordings in several dtypes."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -29,46 +27,45 @@ from model_factory.program.torch_names import torch_name
 
 HALVES = (torch.float16, torch.bfloat16)
 _PRECISION_NAMES = frozenset("float16 bfloat16 half float64 finfo bits element_size itemsize".split())
-_NOT_OF_FORWARDS = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
-_FINFO: Any = torch.finfo
+_NOT_OF_FORWARDS = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 
 
 @dataclass(frozen=True, slots=True)
 class ReadDtype:
-    """A dtype argument that may have come from ``value.dtype`` of a value, in a program that is not settled yet."""
+    """A dtype argument that may be ``value.dtype`` of a value, before recordings are merged."""
 
     dtype: str
-    """As torch names it."""
+    """Torch's name of the dtype."""
     values: tuple[str, ...]
-    """Those whose dtype was read before and is this one, in order."""
+    """Values of this dtype whose dtype was read before, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadLimit:
-    """A number that may be a limit of a value's dtype, as ``torch.finfo(value.dtype).min``; likewise."""
+    """A number that may be a limit of a value's dtype, as ``torch.finfo(value.dtype).min``, before merging."""
 
     number: float
-    """What it is."""
+    """The number."""
     limit: str
-    """Which limit, one of ``FLOAT_LIMITS``."""
+    """Name of the limit, from ``FLOAT_LIMITS``."""
     values: tuple[str, ...]
     """As in :class:`ReadDtype`."""
 
 
 class DtypeDecidesError(Exception):
-    """Recordings in different dtypes differ in more than dtype arguments."""
+    """Recordings in different dtypes differ in more than dtype arguments and limits."""
 
 
 class DtypeReads:
-    """What a forward has read of its values' dtypes while it is recorded."""
+    """Dtypes of values that a forward reads while recorded."""
 
     def __init__(self) -> None:
         self.any = False
-        """Whether it has read one."""
+        """Whether the forward has read a dtype."""
         self.names_precision = False
-        """Whether code that has names dtypes, as what decides by half precision alone does."""
+        """Whether code that reads a dtype also names dtypes, as code with a branch for half precision does."""
         self._values: dict[torch.dtype, dict[str, None]] = {}
-        self._limits: dict[int, ReadLimit] = {}  # by the id of the number, which lives in it
+        self._limits: dict[int, ReadLimit] = {}  # by id of the number, which the entry keeps alive
 
     def note(self, dtype: torch.dtype, value: str) -> None:
         """Note that the dtype of a value was read."""
@@ -76,52 +73,50 @@ class DtypeReads:
         self.names_precision = self.names_precision or _names_precision(sys._getframe(1))  # noqa: SLF001  no other way
         values = self._values.setdefault(dtype, {})
         values.pop(value, None)
-        values[value] = None  # the last one read is the last
+        values[value] = None  # last, since read last
 
     def dtype(self, dtype: torch.dtype) -> ReadDtype | TorchConst:
-        """What a dtype may stand for."""
+        """Return a dtype argument: a constant, or possibly the dtype of a value."""
         values = self._values.get(dtype)
         name = torch_name(dtype)
         return ReadDtype(name, tuple(values)) if values else TorchConst(name)
 
     def number(self, number: float) -> float | ReadLimit:
-        """What a number may stand for: a limit that the forward asked for, or the same by another way, as ``-max``."""
-        asked = self._limits.get(id(number))
-        alike = (limit for limit in reversed(self._limits.values()) if limit.number == number)
-        return asked or next(alike, number)
+        """Return a number argument: a constant, or possibly a limit, also one computed otherwise, as ``-max``."""
+        read = self._limits.get(id(number))
+        equal = (limit for limit in reversed(self._limits.values()) if limit.number == number)
+        return read or next(equal, number)
 
-    @contextmanager
-    def noted_limits(self) -> Iterator[None]:
-        """Note the limits that are asked for while this is entered."""
-        with patch.object(torch, "finfo", self._finfo):
-            yield
+    def note_limits(self, finfo: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a replacement for ``torch.finfo`` that notes limits; ``export.torch_patches`` installs it."""
 
-    def _finfo(self, *args: Any, **kwargs: Any) -> Any:
-        """In the place of ``torch.finfo``."""
-        found = _FINFO(*args, **kwargs)
-        about = {name: getattr(found, name) for name in (*FLOAT_LIMITS, "bits", "dtype")}
-        values = self._values.get(getattr(torch, found.dtype))
-        if values:
-            for name in FLOAT_LIMITS:
-                self._limits[id(about[name])] = ReadLimit(about[name], name, (next(reversed(values)),))
-        return SimpleNamespace(**about, smallest_normal=about["tiny"])
+        def noted_finfo(*args: Any, **kwargs: Any) -> Any:
+            found = finfo(*args, **kwargs)
+            about = {name: getattr(found, name) for name in (*FLOAT_LIMITS, "bits", "dtype")}
+            values = self._values.get(getattr(torch, found.dtype))
+            if values:
+                for name in FLOAT_LIMITS:
+                    self._limits[id(about[name])] = ReadLimit(about[name], name, (next(reversed(values)),))
+            return SimpleNamespace(**about, smallest_normal=about["tiny"])
+
+        return noted_finfo
 
 
 def merge_dtypes(*recordings: Program) -> Program:
     """Merge recordings of one forward in several dtypes.
 
-    Dtype arguments that differ become "the dtype of that value", and numbers that differ as the limits of dtypes do
-    become "that limit of the dtype of that value".
+    Differing dtype arguments become "the dtype of a value". Numbers that differ as the limits of dtypes do become "a
+    limit of the dtype of a value".
 
     Raises:
-        DtypeDecidesError: they differ in anything else.
+        DtypeDecidesError: the recordings differ in anything else.
     """
     steps = _merge(*(program.steps for program in recordings))
     return Program(inputs=recordings[0].inputs, steps=steps, result=_merge(*(item.result for item in recordings)))
 
 
 def settle_dtypes(program: Program) -> Program:
-    """Take every dtype, and every number, as the constant it was."""
+    """Return a program with every dtype and number as a constant."""
     return merge_dtypes(program)
 
 
@@ -131,28 +126,28 @@ def _merge(*parts: Any) -> Any:
         return _merge_dtypes(*parts)
     if all(isinstance(part, ReadLimit | float) for part in parts):
         return _merge_numbers(*parts)
-    _check_alike(map(type, parts))
+    _check_equal(map(type, parts))
     if isinstance(first, Guard):
-        _check_alike((part.kind, part.outcome) for part in parts)
+        _check_equal((part.kind, part.outcome) for part in parts)
         return replace(first, value=_merge(*(part.value for part in parts)))
     if isinstance(first, ModuleCall | OpCall):
-        _check_alike(replace(part, args=(), kwargs={}) for part in parts)
+        _check_equal(replace(part, args=(), kwargs={}) for part in parts)
         args, kwargs = (_merge(*(getattr(part, name) for part in parts)) for name in ("args", "kwargs"))
         return replace(first, args=args, kwargs=kwargs)
     if isinstance(first, Fields):
-        _check_alike((part.names, part.is_tuple) for part in parts)
+        _check_equal((part.names, part.is_tuple) for part in parts)
         return replace(first, values=_merge(*(part.values for part in parts)))
     if isinstance(first, list | tuple):
-        _check_alike(map(len, parts))
+        _check_equal(map(len, parts))
         return type(first)(_merge(*items) for items in zip(*parts, strict=True))
     if isinstance(first, Mapping):
-        _check_alike(map(list, parts))
+        _check_equal(map(list, parts))
         return {key: _merge(*(part[key] for part in parts)) for key in first}
-    _check_alike(parts)
+    _check_equal(parts)
     return first
 
 
-def _check_alike(things: Iterable[Any]) -> None:
+def _check_equal(things: Iterable[Any]) -> None:
     first, *others = things
     if any(other != first for other in others):
         raise DtypeDecidesError
@@ -166,7 +161,7 @@ def _merge_dtypes(*parts: ReadDtype | TorchConst) -> TorchConst | DtypeOf:
 
 
 def _merge_numbers(*parts: ReadLimit | float) -> float | LimitOf:
-    numbers = {repr(part.number if isinstance(part, ReadLimit) else part) for part in parts}  # NaN is NaN here
+    numbers = {repr(part.number if isinstance(part, ReadLimit) else part) for part in parts}  # NaN differs from NaN
     if len(numbers) == 1:
         return float(numbers.pop())
     limits = {part.limit if isinstance(part, ReadLimit) else "" for part in parts}
@@ -176,7 +171,7 @@ def _merge_numbers(*parts: ReadLimit | float) -> float | LimitOf:
 
 
 def _common_value(parts: tuple[Any, ...]) -> str:
-    """The last value whose dtype was read in all recordings and could be meant in each."""
+    """The last value that every part allows."""
     if not all(isinstance(part, ReadDtype | ReadLimit) for part in parts):
         raise DtypeDecidesError
     common = [value for value in parts[0].values if all(value in part.values for part in parts)]
@@ -186,7 +181,7 @@ def _common_value(parts: tuple[Any, ...]) -> str:
 
 
 def _names_precision(frame: FrameType | None) -> bool:
-    """Whether the innermost code outside torch and the recording names dtypes, or asks for their sizes."""
+    """Whether the innermost code outside torch and this package names dtypes, or reads sizes of dtypes."""
     while frame is not None and frame.f_code.co_filename.startswith(_NOT_OF_FORWARDS):
         frame = frame.f_back
     if frame is None:
@@ -199,4 +194,4 @@ def _names_precision(frame: FrameType | None) -> bool:
 
 def _has_half(value: Any) -> bool:
     items = value if isinstance(value, set | frozenset | list | tuple | dict) else (value,)
-    return any(item is dtype for item in items for dtype in HALVES)  # not ==, which a tensor would answer
+    return any(item is dtype for item in items for dtype in HALVES)  # not ==, which a tensor overrides

@@ -1,4 +1,4 @@
-"""Names, for messages, what a forward uses that a program does not know."""
+"""Texts of errors for tensors, modules and functions that a program cannot contain."""
 
 from __future__ import annotations
 
@@ -9,17 +9,25 @@ from torch import nn
 
 
 def foreign_tensor(module: nn.Module, where: str = "") -> str:
-    """Say what is wrong with a tensor that is none of the module's."""
+    """Return the text for a tensor that does not belong to the module."""
     hidden = ", ".join(repr(path) for path in hidden_in(module, torch.Tensor))
     hint = f"; tensors are hidden in the plain attribute {hidden}" if hidden else ""
     return (
-        f"its forward uses a tensor that is neither an input nor one of its parameters or buffers{where}{hint}. "
-        "Remedy: register_buffer(name, tensor, persistent=False), or nn.ParameterList for several parameters"
+        f"the forward uses a tensor that is neither an input nor a parameter or buffer of the module{where}{hint}. "
+        "Remedy: register the tensor with register_buffer(name, tensor, persistent=False), or use an nn.ParameterList "
+        "for several parameters"
     )
 
 
 def hidden_in(module: nn.Module, kind: type) -> list[str]:
-    """Attributes below a module that are plain lists, tuples or dicts with something of that kind inside."""
+    """Attributes below a module that are plain lists, tuples or dicts with an instance of ``kind`` inside.
+
+    Example:
+        >>> module = nn.Module()
+        >>> module.layers = [nn.ReLU()]
+        >>> hidden_in(module, nn.Module)
+        ['layers']
+    """
     found = []
     for path, item in module.named_modules():
         for name, value in item.__dict__.items():
@@ -30,6 +38,11 @@ def hidden_in(module: nn.Module, kind: type) -> list[str]:
 
 
 def function_text(func: Any) -> str:
-    """Return the name of a torch function with its module."""
+    """Return the name of a torch function with its module.
+
+    Example:
+        >>> function_text(torch.Tensor.tolist)
+        'Tensor.tolist'
+    """
     module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", "torch")
     return f"{module}.{getattr(func, '__name__', func)}"

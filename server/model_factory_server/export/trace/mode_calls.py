@@ -1,67 +1,40 @@
-"""Grad and autocast modes amid a forward: regions that set them become steps, and what asks for them is refused.
+"""Grad and autocast modes in a forward: regions that set a mode become steps, and code that asks for a mode is refused.
 
-A region ends with the mode that was before it. Where that was the mode of whoever called the forward, the step that
-ends it says so, by having no argument: a trainer may call in another mode than a forward is recorded in.
+A region ends with the mode before the region. If that was the caller's mode, the step that ends the region has no
+argument, since a trainer may call in another mode than the recorded one. ``export.torch_patches`` installs the
+replacements of this module.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
-
-import torch
-from torch.amp import autocast_mode
-from torch.autograd import grad_mode
 
 from model_factory.errors import NotPortableError
 from model_factory.program.ir import OpCall, Step
 from model_factory.program.ops import SET_AUTOCAST_ENABLED
 
-_GRAD_REGIONS = ((grad_mode.no_grad, "__enter__"), (grad_mode.enable_grad, "__enter__"))
-_SETTER = (grad_mode.set_grad_enabled, "__init__")  # sets the mode when it is made
-_QUESTIONS = (
-    *((torch, name) for name in ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled")),
-    *((torch, name) for name in ("is_autocast_cpu_enabled", "get_autocast_dtype", "get_autocast_gpu_dtype")),
-    *((torch.distributed, name) for name in ("is_initialized", "get_rank", "get_world_size")),
+AUTOCAST_REFUSAL = (
+    "the forward changes the autocast mode, and programs run in the caller's mode. Remedy: turn autocast on around the "
+    "call of the model"
 )
 _MAY_ASK = frozenset({"torch", "model_factory", "model_factory_server"})
+"""Packages whose code may ask for modes."""
 
 
-@contextmanager
-def noted_modes(steps: list[Step], is_paused: Callable[[], bool]) -> Iterator[None]:
-    """Note in ``steps``, unless ``is_paused``, what is done with modes while this is entered.
-
-    What sets the grad mode is a step already when it was set.
-    """
-    regions = _Regions(steps, is_paused)
-    with ExitStack() as stack:
-        for region, begins in (*_GRAD_REGIONS, _SETTER):
-            stack.enter_context(patch.object(region, begins, regions.beginning(getattr(region, begins))))
-            stack.enter_context(patch.object(region, "__exit__", regions.ending(region.__exit__)))
-        for name in ("__init__", "__enter__", "__exit__"):
-            wrapped = getattr(regions, f"autocast{name}")(getattr(autocast_mode.autocast, name))
-            stack.enter_context(patch.object(autocast_mode.autocast, name, wrapped))
-        for owner, name in _QUESTIONS:
-            if hasattr(owner, name):  # torch.distributed has none of them where it is not built in
-                asking = _refusing(getattr(owner, name), f"{owner.__name__}.{name}")
-                stack.enter_context(patch.object(owner, name, asking))
-        yield
-
-
-class _Regions:
-    """The regions that a forward is in."""
+class ModeCalls:
+    """Adds changes of the autocast mode to the steps of a tape, and marks steps that set the caller's grad mode."""
 
     def __init__(self, steps: list[Step], is_paused: Callable[[], bool]) -> None:
+        """Add to ``steps``, unless ``is_paused()``."""
         self._steps = steps
         self._is_paused = is_paused
         self._grad_is_callers = True
         self._without_autocast = 0
 
-    def beginning(self, begin: Callable[..., Any]) -> Callable[..., Any]:
-        """``begin`` of a region that sets the grad mode."""
+    def begin_grad_region(self, begin: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a replacement for the method that begins a region with another grad mode."""
 
         def wrapped(region: Any, *args: Any, **kwargs: Any) -> Any:
             region.ends_with_callers = self._grad_is_callers and not self._is_paused()
@@ -71,13 +44,13 @@ class _Regions:
 
         return wrapped
 
-    def ending(self, end: Callable[..., Any]) -> Callable[..., Any]:
-        """``end`` of such a region."""
+    def end_grad_region(self, end: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a replacement for the method that ends a region with another grad mode."""
 
         def wrapped(region: Any, *args: Any) -> Any:
             result = end(region, *args)
             if region.ends_with_callers:
-                last = self._steps[-1]  # which set the mode that was before
+                last = self._steps[-1]  # the step that sets the mode before the region
                 assert isinstance(last, OpCall)
                 self._steps[-1] = OpCall(name=last.name, out=last.out)
                 self._grad_is_callers = True
@@ -85,25 +58,25 @@ class _Regions:
 
         return wrapped
 
-    def autocast__init__(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        """``make`` of a region; without a GPU, torch takes the one that is asked for on a GPU for none."""
+    def make_autocast(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a replacement for ``autocast.__init__`` that notes the wanted state before torch changes it."""
 
         def wrapped(
             region: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: bool | None = None
         ) -> None:
-            region.was_asked_for = enabled
+            region.is_wanted = enabled
             make(region, device_type, dtype, enabled, cache_enabled)
 
         return wrapped
 
-    def autocast__enter__(self, enter: Callable[..., Any]) -> Callable[..., Any]:
-        """``enter`` of a region."""
+    def enter_autocast(self, enter: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a replacement for ``autocast.__enter__``; only a region without autocast is recorded."""
 
         def wrapped(region: Any) -> Any:
             if not self._is_paused():
-                # A decorator's region was made before this was entered; on a CPU it is what it was asked to be.
-                if getattr(region, "was_asked_for", region._enabled or region.device != "cpu"):  # noqa: SLF001
-                    raise NotPortableError("its forward changes the autocast mode, which a program cannot carry")
+                # The region of a decorator was made before the recording; on a CPU torch leaves the wanted state alone.
+                if getattr(region, "is_wanted", region._enabled or region.device != "cpu"):  # noqa: SLF001
+                    raise NotPortableError(AUTOCAST_REFUSAL)
                 self._without_autocast += 1
                 if self._without_autocast == 1:
                     self._note(False)
@@ -111,8 +84,8 @@ class _Regions:
 
         return wrapped
 
-    def autocast__exit__(self, leave: Callable[..., Any]) -> Callable[..., Any]:
-        """``leave`` of a region."""
+    def leave_autocast(self, leave: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a replacement for ``autocast.__exit__``."""
 
         def wrapped(region: Any, *args: Any) -> Any:
             result = leave(region, *args)
@@ -128,13 +101,19 @@ class _Regions:
         self._steps.append(OpCall(name=SET_AUTOCAST_ENABLED, args=args, out=f"v{len(self._steps)}"))
 
 
-def _refusing(ask: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """``ask``, for torch and the recording alone."""
+def refuse_question(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a function that limits the function ``name`` to callers in torch and this package."""
 
-    def asked(*args: Any, **kwargs: Any) -> Any:
-        caller = str(sys._getframe(1).f_globals.get("__name__", ""))  # noqa: SLF001  there is no other way
-        if caller.partition(".")[0] not in _MAY_ASK:
-            raise NotPortableError(f"its forward asks {name}(), which can differ where the program is run")
-        return ask(*args, **kwargs)
+    def replace(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def ask_if_allowed(*args: Any, **kwargs: Any) -> Any:
+            caller = str(sys._getframe(1).f_globals.get("__name__", ""))  # noqa: SLF001  there is no other way
+            if caller.partition(".")[0] not in _MAY_ASK:
+                raise NotPortableError(
+                    f"the forward calls {name}(), and the result can differ on the trainer. Remedy: pass the result "
+                    "as an argument of the forward"
+                )
+            return ask(*args, **kwargs)
 
-    return asked
+        return ask_if_allowed
+
+    return replace

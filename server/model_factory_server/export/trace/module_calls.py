@@ -1,21 +1,19 @@
-"""Calls of modules while a forward is recorded: of torch's modules one step each, of others what they do inside."""
+"""Calls of modules while a forward is recorded: a torch module is one step; the inside of other modules is recorded."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
-from torch._dispatch.python import enable_python_dispatcher
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import NotPortableError
 from model_factory.program.ir import Dim, Expr, ModuleCall, Rank, Size
-from model_factory_server.export.conditions.given_sizes import plain_axes, with_sizes
+from model_factory_server.export.conditions.symbolic_sizes import plain_axes, with_sizes
+from model_factory_server.export.torch_internals import enable_python_dispatcher
 from model_factory_server.export.trace.foreign import hidden_in
 from model_factory_server.export.trace.rules import keeps_size, result_by_rule
 
@@ -24,15 +22,13 @@ if TYPE_CHECKING:
 
 
 class ModuleCalls:
-    """Writes calls of modules to a tape."""
+    """Adds calls of modules to a tape."""
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
 
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Write down calls while this is entered."""
-        call = nn.Module.__call__
+    def record_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a replacement for ``nn.Module.__call__``; ``export.torch_patches`` installs it."""
 
         def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if self._tape.paused:
@@ -41,13 +37,12 @@ class ModuleCalls:
                 return self._record(call, module, args, kwargs)
             return self._enter(call, module, args, kwargs)
 
-        with patch.object(nn.Module, "__call__", recorded_call):
-            yield
+        return recorded_call
 
     def _record(self, call: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         path = self._tape.paths.get(module)
         if path is None:
-            return self._enter_stranger(call, module, args, kwargs)
+            return self._enter_foreign(call, module, args, kwargs)
         self._tape.require()
         step = ModuleCall(
             path=path,
@@ -79,14 +74,14 @@ class ModuleCalls:
         with self._tape.no_recording():
             return self._tape.store(step, result, given)
 
-    def _enter_stranger(self, call: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Enter a stock module that is no child: without tensors of its own, it is what its forward does."""
+    def _enter_foreign(self, call: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record the inside of a torch module that is not a child; the module must not have tensors."""
         if any(True for _ in itertools.chain(module.parameters(), module.buffers())):
             hidden = ", ".join(repr(path) for path in hidden_in(self._tape.root, nn.Module))
             hint = f"; modules are hidden in the plain attribute {hidden}" if hidden else ""
             raise NotPortableError(
-                f"its forward calls a {type(module).__name__} that is not one of its children{hint}. "
-                "Remedy: make it an attribute of the module, or keep several in an nn.ModuleList or nn.ModuleDict"
+                f"the forward calls a {type(module).__name__} that is not one of the module's children{hint}. "
+                "Remedy: assign it to an attribute of the module, or keep several in an nn.ModuleList or nn.ModuleDict"
             )
         return self._enter(call, module, args, kwargs)
 
@@ -100,7 +95,7 @@ class ModuleCalls:
         if changed:
             where = f"{type(module).__name__}.{changed[0]}"
             raise NotPortableError(
-                f"its forward assigns {where}, which a program cannot do. Remedy: update a buffer in place"
+                f"the forward assigns {where}, and programs assign no attributes. Remedy: update a buffer in place"
             )
         return result
 

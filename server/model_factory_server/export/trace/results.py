@@ -1,4 +1,4 @@
-"""What a forward returns, in the types that a trainer gets."""
+"""Converts a forward's result to plain data: tensors, numbers, texts and None in containers and records."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from model_factory.errors import NotPortableError
 from model_factory.program.call_signature import CONSTANT_TYPES
 from model_factory.program.runtime.records import Record, RecordTuple
+from model_factory_server.export.torch_internals import pytree
 
 _PLAIN = (
     *(torch.Tensor, torch.Size, torch.SymInt, torch.SymFloat, torch.SymBool, torch.dtype, torch.device),
@@ -22,14 +22,18 @@ _PLAIN = (
 
 
 def portable_output(value: Any, where: str = "") -> Any:
-    """Return a result with its objects with named fields as records, and other mappings as dicts.
+    """Return a result with dataclasses and named tuples as records, and mappings as dicts.
 
     Raises:
-        NotPortableError: it holds something that no program can return; the message says in which field.
+        NotPortableError: the result contains another kind of object; the message names the field.
+
+    Example:
+        >>> portable_output({"a": (1, None)})
+        {'a': (1, None)}
     """
     if isinstance(value, _PLAIN):
         return value
-    if pytree.is_structseq_instance(value):  # what torch.max(x, dim) returns
+    if pytree.is_structseq_instance(value):  # as torch.max(x, dim) returns
         return _tuple(type(value).__match_args__, value, where)
     if isinstance(value, tuple | list):
         if names := getattr(value, "_fields", ()):
@@ -45,25 +49,29 @@ def portable_output(value: Any, where: str = "") -> Any:
         is_record = isinstance(value, OrderedDict) and all(isinstance(key, str) for key in entries)
         return Record(entries) if is_record else entries
     raise NotPortableError(
-        f"its forward returns a {type(value).__module__}.{type(value).__qualname__}"
+        f"the forward returns a {type(value).__module__}.{type(value).__qualname__}"
         f"{f' in {where}' if where else ''}, which is not plain data. Remedy: return tensors, numbers, texts and None, "
         "in lists, tuples, mappings, dataclasses and named tuples"
     )
 
 
 def plain_key(key: Any, where: str = "") -> bool | float | str | None:
-    """Return the key of a mapping as a program has it.
+    """Return the key of a mapping as plain data; ``where`` is the place of the mapping in the result.
 
     Raises:
-        NotPortableError: it can have none such.
+        NotPortableError: the key is not a text, a finite number or None.
+
+    Example:
+        >>> plain_key("a"), plain_key(1)
+        ('a', 1)
     """
     if isinstance(key, str) and str(key) == key:
-        return str(key)  # of an enum of texts, say
+        return str(key)  # also for a member of an enum of texts
     if type(key) in CONSTANT_TYPES and not (isinstance(key, float) and not math.isfinite(key)):
         return key  # type: ignore[no-any-return]
     raise NotPortableError(
-        f"its forward has a mapping with the {type(key).__name__} {key!r} as a key{f' in {where}' if where else ''}. "
-        "Remedy: keys that are texts, finite numbers or None"
+        f"the forward has a mapping with the {type(key).__name__} {key!r} as a key{f' in {where}' if where else ''}. "
+        "Remedy: use texts, finite numbers or None as keys"
     )
 
 
@@ -77,7 +85,8 @@ def _record(fields: Mapping[str, Any], where: str) -> Record:
     for name in fields:
         if hasattr(Record, name):
             raise NotPortableError(
-                f"its forward returns a dataclass whose field {name!r} hides a method of mappings. Remedy: rename it"
+                f"the forward returns a dataclass with the field {name!r}, which hides a method of mappings. "
+                "Remedy: rename the field"
             )
     return Record((name, portable_output(item, f"{where}.{name}")) for name, item in fields.items())
 

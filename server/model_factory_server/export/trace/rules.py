@@ -1,7 +1,7 @@
-"""Sizes of what torch's own modules return, by rule.
+"""Sizes of the results of torch's own modules, by formula.
 
-Running these modules on symbols costs seconds, and what they refuse they will refuse themselves when the program runs.
-An RNN run on symbols would besides be taken for its unrolled steps, and so for one length.
+Running these modules on symbols costs seconds. A wrong size is refused by the module itself when the program runs. An
+RNN on symbols would also be unrolled, and so recorded for one length only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from model_factory.descriptor.stock import is_stock
+from model_factory_server.export.torch_internals import formula
 
 _SAME_SIZES = (
     *(nn.TransformerEncoder, nn.TransformerDecoder, nn.Identity),
@@ -27,13 +28,13 @@ _CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 _TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
 _MAX_POOLS = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 
-_FIRST = ("input", "src", "tgt")  # names of what the result's sizes follow from
+_FIRST = ("input", "src", "tgt")  # names of the argument that determines the result's sizes
 
 _Sizes = Sequence[Any]
 
 
 def result_by_rule(module: nn.Module, args: Sequence[Any], kwargs: Any) -> Any:
-    """A fake result of a stock module, or None if the module has to be run to know."""
+    """Return a fake result of a torch module, or None without a formula for the module."""
     first: Any = args[0] if args else next((kwargs[name] for name in _FIRST if name in kwargs), None)
     if not isinstance(first, torch.Tensor):
         return None
@@ -44,13 +45,13 @@ def result_by_rule(module: nn.Module, args: Sequence[Any], kwargs: Any) -> Any:
     if type(module) is nn.Embedding:
         return module.weight.new_empty((*first.shape, module.embedding_dim))
     if type(module) in _TRANSPOSED and (len(args) > 1 or len(kwargs) > (not args)):
-        return None  # it is told its result's size
+        return None  # output_size is given
     sizes = _after(module, first.shape)
     return None if sizes is None else first.new_empty(sizes)
 
 
 def keeps_size(module: nn.Module, axis: int, tensor: torch.Tensor, args: Sequence[Any], kwargs: Any) -> bool:
-    """Whether a size of a stock module's result is the input's, whatever layer of its kind is in its place."""
+    """Whether a size of a torch module's result equals the input's, for every layer of the same kind."""
     if isinstance(module, _SAME_SIZES) and type(module) is not nn.Identity:
         return True
     first: Any = args[0] if args else next((kwargs[name] for name in _FIRST if name in kwargs), None)
@@ -59,13 +60,13 @@ def keeps_size(module: nn.Module, axis: int, tensor: torch.Tensor, args: Sequenc
         return False
     size, wanted = tensor.shape[axis], first.shape[axis]
     if isinstance(size, torch.SymInt) and isinstance(wanted, torch.SymInt):
-        return bool(size.node.expr == wanted.node.expr)
+        return bool(formula(size) == formula(wanted))
     return isinstance(module, _KEEPS_LEADING) and type(size) is type(wanted) and size == wanted
 
 
 def _recurrent(module: Any, first: torch.Tensor) -> Any:
     if first.dim() not in {2, 3}:
-        return None  # it refuses
+        return None  # the module refuses the input
     directions = 2 if module.bidirectional else 1
     out = module.proj_size or module.hidden_size
     batch = () if first.dim() == 2 else (first.shape[0 if module.batch_first else 1],)
@@ -83,7 +84,7 @@ def _after(module: nn.Module, sizes: _Sizes) -> _Sizes | None:  # noqa: C901  on
     if isinstance(module, nn.RNNCellBase) and kind in {nn.RNNCell, nn.GRUCell} and sizes:
         return (*sizes[:-1], module.hidden_size)
     if (kind in _CONVOLUTIONS or kind in _TRANSPOSED) and not module.weight.is_contiguous():  # type: ignore[operator]
-        return None  # its result may lie in memory in another order, too
+        return None  # the result may have another memory order, too
     if kind in _CONVOLUTIONS and len(sizes) > _CONVOLUTIONS[kind]:
         return _after_convolution(module, sizes, _CONVOLUTIONS[kind])
     if kind in _TRANSPOSED and len(sizes) > _TRANSPOSED[kind]:
@@ -137,5 +138,5 @@ def _after_max_pool(module: Any, sizes: _Sizes, axes: int) -> _Sizes | None:
 
 
 def _slid(size: Any, kernel: int, stride: int, padding: int, dilation: int) -> Any:
-    """How many places a window has: the formula of ``nn.Conv2d``'s documentation."""
+    """The number of positions of a window: the formula in the documentation of ``nn.Conv2d``."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1

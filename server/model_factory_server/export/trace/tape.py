@@ -14,7 +14,6 @@ from typing import Any
 import sympy
 import torch
 from torch import nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch.overrides import TorchFunctionMode
 
 from model_factory.errors import NotPortableError
@@ -40,16 +39,16 @@ from model_factory.program.ir import (
 from model_factory.program.ops import AUTOCAST_KINDS, OPS, einsum
 from model_factory.program.runtime.records import Record, RecordTuple
 from model_factory.program.torch_names import torch_name
-from model_factory_server.export.conditions.given_sizes import plain_axes
-from model_factory_server.export.conditions.reads import ModuleReads
+from model_factory_server.export.conditions.module_reads import ModuleReads
+from model_factory_server.export.conditions.symbolic_sizes import plain_axes
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
-from model_factory_server.export.conditions.unread import Noting, plain
+from model_factory_server.export.conditions.unread_arguments import UseNoting, constant_of
 from model_factory_server.export.restored_after import writes_to_parameter
-from model_factory_server.export.torch_patches import hide_tracing
+from model_factory_server.export.torch_internals import enable_python_dispatcher, is_all_true, memory_id
 from model_factory_server.export.trace.dtypes import DtypeReads
 from model_factory_server.export.trace.einsum import contraction_order
 from model_factory_server.export.trace.foreign import foreign_tensor, function_text
-from model_factory_server.export.trace.mode_calls import noted_modes
+from model_factory_server.export.trace.mode_calls import AUTOCAST_REFUSAL, ModeCalls
 from model_factory_server.export.trace.module_calls import ModuleCalls
 from model_factory_server.export.trace.op_kinds import (
     COMPOSITES,
@@ -121,13 +120,15 @@ class Tape(TorchFunctionMode):
         self.paths: dict[nn.Module, str] = {module: path for path, module in self.root.named_modules()}
         self.paused = 0
         self._autocast = _autocast_state()
+        self.module_calls = ModuleCalls(self)
+        self.modes = ModeCalls(self.steps, lambda: self.paused > 0)
         self.reads = ModuleReads(self.root, self._is_forward, self._sized_parameter)
         # Of results of torch modules: their rank, and the sizes that are their input's, until the forward reads one.
         self.kept: dict[str, list[Expr]] = {}
         self.units: dict[str, list[Expr]] = {}  # sizes of 1 that layers have given, until the forward reads one
 
     def _is_forward(self) -> bool:
-        return not self.paused and not self.shape_env.inside_op
+        return not self.paused and self.shape_env.in_forward
 
     def know(self, tensor: torch.Tensor, name: str) -> None:
         """Remember under which name a tensor is reached."""
@@ -136,22 +137,10 @@ class Tape(TorchFunctionMode):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record torch calls and calls of stock modules while this is entered."""
-        self.shape_env.inside_op = 0
-        try:
-            modes = noted_modes(self.steps, lambda: self.paused > 0)
-            with (
-                ModuleCalls(self).recorded(),
-                hide_tracing(self.shape_env),
-                self.dtypes.noted_limits(),
-                modes,
-                self.reads.noted(),
-                self,
-            ):
-                yield
-                self.require()
-        finally:
-            self.shape_env.inside_op = 1
+        """Record torch calls while this is entered; ``torch_patches.patch_torch`` adds calls of modules."""
+        with self.shape_env.run_by(forward=True), self:
+            yield
+            self.require()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -167,11 +156,8 @@ class Tape(TorchFunctionMode):
     def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.paused:
             return func(*args, **kwargs)
-        self.shape_env.inside_op += 1
-        try:
+        with self.shape_env.run_by(forward=False):
             return self._meet(func, args, kwargs)
-        finally:
-            self.shape_env.inside_op -= 1
 
     def require(self) -> None:
         """Write down the new conditions on sizes that layers give, each as a step."""
@@ -222,12 +208,11 @@ class Tape(TorchFunctionMode):
     def no_recording(self) -> Iterator[None]:
         """Write nothing down while this is entered: what runs is not the forward's own code."""
         self.paused += 1
-        self.shape_env.inside_op += 1
         try:
-            yield
+            with self.shape_env.run_by(forward=False):
+                yield
         finally:
             self.paused -= 1
-            self.shape_env.inside_op -= 1
 
     def _meet(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.require()
@@ -307,7 +292,7 @@ class Tape(TorchFunctionMode):
         if op is None:
             raise NotPortableError(f"its forward calls {function_text(func)}, which is not in the table of ops")
         if _autocast_state() != self._autocast:  # set without a region
-            raise NotPortableError("its forward changes the autocast mode, which a program cannot carry")
+            raise NotPortableError(AUTOCAST_REFUSAL)
         if name in SQUEEZES:
             self._fix_squeezed(args, kwargs)
         self._check_written(name, args, kwargs)
@@ -328,12 +313,12 @@ class Tape(TorchFunctionMode):
         out = kwargs.get("out")
         written = [args[0] if args else kwargs.get("input")] if in_place else []
         written += out if isinstance(out, tuple | list) else [out]
-        memory = {item.untyped_storage()._cdata for item in written if isinstance(item, torch.Tensor)}  # noqa: SLF001
+        memory = {memory_id(item) for item in written if isinstance(item, torch.Tensor)}
         if not memory:
             return
         for path, parameter in self.root.named_parameters(remove_duplicate=False):
             sized = self._sized.get(id(parameter), parameter)
-            if not memory.isdisjoint({item.untyped_storage()._cdata for item in (parameter, sized)}):  # noqa: SLF001
+            if not memory.isdisjoint({memory_id(item) for item in (parameter, sized)}):
                 raise writes_to_parameter(path)
 
     def _fix_squeezed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -341,10 +326,9 @@ class Tape(TorchFunctionMode):
         tensor, dim = args[0], kwargs.get("dim", args[1] if len(args) > 1 else None)
         dims = range(tensor.dim()) if dim is None else (dim if isinstance(dim, tuple | list) else (dim,))
         self._require_units()
-        inside, self.shape_env.inside_op = self.shape_env.inside_op, 0
-        for axis in dims:
-            bool(tensor.shape[axis] == 1)
-        self.shape_env.inside_op = inside
+        with self.shape_env.run_by(forward=True):
+            for axis in dims:
+                bool(tensor.shape[axis] == 1)
 
     def store(self, step: ModuleCall | OpCall, result: Any, given: _Given = lambda _name, tensor: tensor) -> Any:
         """Add a step; return its result, each tensor as ``given`` returns it for the tensor's name."""
@@ -392,8 +376,8 @@ class Tape(TorchFunctionMode):
         """Write a run-time value as a program's argument."""
         if type(value) is Unreadable:
             _ = value.use  # raises
-        if type(value) is Noting:
-            value = plain(value)
+        if type(value) is UseNoting:
+            value = constant_of(value)
         if isinstance(value, torch.Tensor):
             return Ref(self._tensor_name(value))
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
@@ -434,7 +418,7 @@ def _like(container: Any, items: list[Any]) -> Any:
 
 def _as_recorded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the function and the keywords that a program has in the place of a call of torch's."""
-    if func is torch._is_all_true:  # noqa: SLF001  which torch.distributions call
+    if func is is_all_true:
         return torch.all, kwargs
     if func is torch.einsum:
         return einsum, {"path": contraction_order(*args)}

@@ -1,4 +1,4 @@
-"""What a forward keeps for its next call, in attributes and the containers there."""
+"""Differences of a module's attributes, and of containers in attributes, before and after a call."""
 
 from __future__ import annotations
 
@@ -12,20 +12,28 @@ from torch import nn
 from model_factory_server.export.restored_after import plain_containers
 
 State = list[tuple[str, Any, Any]]
-"""Of attributes and containers: how to write an entry's name, the table, and a copy of it."""
+"""For each module and container: a format for names of entries, the table of entries, and a copy of the table."""
 
 _ABSENT = object()
 
 
 def state_of(module: nn.Module) -> State:
-    """What a module keeps, to be compared with what it keeps later."""
+    """Copy the tables of a module's attributes and containers, for :func:`changed`."""
     attributes = [(f"{_literal(path)}.{{}}".removeprefix("."), item.__dict__) for path, item in module.named_modules()]
     containers = [(f"{_literal(path)}[{{!r}}]", container) for path, container in plain_containers(module)]
     return [(name, table, table.copy()) for name, table in [*attributes, *containers]]
 
 
 def changed(state: State) -> Iterator[tuple[str, Any, Any]]:
-    """The attributes, and what is in their containers, that are something else by now: name, before and now."""
+    """Yield name, old value and new value of each attribute or entry of a container that has changed.
+
+    Example:
+        >>> layer = nn.Dropout(0.5)
+        >>> state = state_of(layer)
+        >>> layer.p = 0.1
+        >>> list(changed(state))
+        [('p', 0.5, 0.1)]
+    """
     for name, table, before in state:
         if len(table) == len(before) and all(map(operator.is_, _values(table), _values(before))):
             continue

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from model_factory.errors import NotPortableError, refused_call
 from model_factory.program.call_signature import (
@@ -31,11 +30,17 @@ from model_factory.program.runtime.lookup import get_module, own_shape
 from model_factory.program.runtime.step_compiler import BranchMissError
 from model_factory.program.signature import Signature
 from model_factory_server.export.out_of_memory import is_out_of_memory
-from model_factory_server.export.restored_after import attributes_kept, plain_tensors, restored_after, tensors_as
-from model_factory_server.export.torch_patches import every_generator_seeded
-from model_factory_server.export.trace.einsum import orders_of
+from model_factory_server.export.record.sample_inputs import REFUSED_CALL, VERIFY_SEED, draws, unreached
+from model_factory_server.export.restored_after import (
+    attributes_restored_after,
+    generators_seeded,
+    plain_tensors,
+    restored_after,
+    tensors_as,
+)
+from model_factory_server.export.torch_internals import pytree
+from model_factory_server.export.trace.einsum import use_recorded_orders
 from model_factory_server.export.trace.results import portable_output
-from model_factory_server.export.trace.sample_inputs import REFUSED_CALL, VERIFY_SEED, draws, unreached
 from model_factory_server.export.verify.state_diff import changed, state_of
 
 Shapes = list[list[int]]
@@ -59,7 +64,7 @@ def verify(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str,
     Raises:
         NotPortableError: it does not, or no replay could be made.
     """
-    with attributes_kept(module), _shallow_stacks(module, recorded), orders_of(recorded.program):
+    with attributes_restored_after(module), _shallow_stacks(module, recorded), use_recorded_orders(recorded.program):
         _prove_modes(module, recorded, arguments)
 
 
@@ -348,7 +353,7 @@ def _observe(
     plain = plain_tensors(module)
     parameters = [item for item in [*module.parameters(), *plain.values()] if item.requires_grad]
     state = state_of(module)
-    with every_generator_seeded(seed), torch.enable_grad(), restored_after(module, parameters=writes_parameters):
+    with generators_seeded(seed), torch.enable_grad(), restored_after(module, parameters=writes_parameters):
         try:
             outputs, structure = pytree.tree_flatten(call(given))
             differentiable = [item for item in outputs if isinstance(item, torch.Tensor) and item.requires_grad]
@@ -407,7 +412,7 @@ def _disproved(detail: str) -> NotPortableError:
     )
 
 
-def prove_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[str, Any]) -> None:
+def verify_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Check that a rebuilt module of the same class does what ``original`` does on a call, in both modes.
 
     Raises:
@@ -422,7 +427,7 @@ def prove_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[st
 
         return _observe(call, module, examples, writes_parameters=True)
 
-    with attributes_kept(original), attributes_kept(rebuilt):
+    with attributes_restored_after(original), attributes_restored_after(rebuilt):
         for mode in (False, True):
             expected, actual = observe(original.train(mode)), observe(rebuilt.train(mode))
             if isinstance(actual, Exception) and not isinstance(expected, Exception):

@@ -1,9 +1,9 @@
-"""Which parts of a call's arguments a forward does not read: texts, counters, an option without effect.
+"""Parts of a call's arguments that a forward does not read: texts, counters, options without effect.
 
-Such a part is no part of the program's call form, so that a batch with a new text at each step needs no new program.
-A constant is unread if the forward, with a value in the constant's place that notes every use, uses none and gives the
-same program. Any value of the constant's kind then fits the program's form. A value of another kind, None above all,
-does not fit: a forward can tell kinds apart without any use.
+The call signature of a program leaves unread parts out, so a batch with a new text at each step needs no new program.
+To find unread constants, the forward runs again with :class:`UseNoting` objects in the place of constants. A constant
+is unread if no use was noted and the program is the same. Then any value of the constant's kind fits the signature. A
+value of another kind, above all None, does not fit, since ``is None`` and ``isinstance`` are not noted as uses.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 from model_factory.program.call_signature import Form, Unreadable, any_of
 
 Place = tuple[str | int, ...]
-"""Of a part of a call's arguments: the argument's name, then keys and indices."""
+"""The place of a part of a call's arguments: the name of the argument, then keys and indices."""
 
 Forms = tuple[tuple[str, Form], ...]
 
 
 def candidates(forms: Forms, defaults: dict[str, Any], unread: Container[Place]) -> Iterator[Place]:
-    """The places of a call form that a forward may leave unread: texts, numbers, objects, and lists.
+    """The places of a call signature that a forward may leave unread: texts, numbers, objects, and lists.
 
-    A list is one if all of its tensors are ``unread``. A top-level argument with its value of ``defaults`` is none: the
-    argument stays the same from call to call.
+    A list is a candidate if all of its tensors are ``unread``. A top-level argument equal to its value in ``defaults``
+    is not a candidate: the argument stays the same from call to call.
     """
     for name, form in forms:
         if not (form[0] == "const" and name in defaults and defaults[name] == form[2]):
@@ -50,7 +50,7 @@ def _candidates(form: Form, place: Place, unread: Container[Place]) -> Iterator[
 
 
 def tensor_places(forms: Forms) -> Iterator[tuple[Place, str]]:
-    """The place of each tensor of a call form, and its name among the inputs of a program."""
+    """The place of each tensor in a call signature, and the tensor's name among the inputs of a program."""
     return _tensor_places([((name,), form) for name, form in forms])
 
 
@@ -65,7 +65,7 @@ def _tensor_places(pending: list[tuple[Place, Form]]) -> Iterator[tuple[Place, s
 
 
 def without(forms: Forms, places: Container[Place]) -> Forms:
-    """Return a call form in which these places may be any value of their kind."""
+    """Return a call signature that allows any value of the same kind at these places."""
     return tuple((name, _without(form, (name,), places)) for name, form in forms)
 
 
@@ -80,15 +80,17 @@ def _without(form: Form, place: Place, places: Container[Place]) -> Form:
     return form
 
 
-def with_noting(arguments: dict[str, Any], places: Container[Place], note: Callable[[Place], None]) -> dict[str, Any]:
-    """Return arguments with values at ``places`` that call ``note`` with the place when they are used."""
+def with_use_noting(
+    arguments: dict[str, Any], places: Container[Place], note: Callable[[Place], None]
+) -> dict[str, Any]:
+    """Return arguments with an object at each of ``places`` that calls ``note`` with the place when used."""
     return {name: _with_noting(value, (name,), places, note) for name, value in arguments.items()}
 
 
 def _with_noting(value: Any, place: Place, places: Container[Place], note: Callable[[Place], None]) -> Any:
     if place in places:
-        # Of a class of another argument nothing can be read at all; the recording refuses a use.
-        return value if type(value) is Unreadable else Noting(value, functools.partial(note, place))
+        # An Unreadable refuses every use already.
+        return value if type(value) is Unreadable else UseNoting(value, functools.partial(note, place))
     if type(value) is dict:
         return {key: _with_noting(item, (*place, key), places, note) for key, item in value.items()}
     if type(value) in {list, tuple}:
@@ -96,11 +98,11 @@ def _with_noting(value: Any, place: Place, places: Container[Place], note: Calla
     return value
 
 
-class Noting:
-    """In the place of a constant: notes each use, and goes on with the constant.
+class UseNoting:
+    """Replaces a constant during a recording: notes each use, then behaves as the constant.
 
-    The class is none of Python's own, so that C code cannot read the constant past the methods here: such code asks for
-    the number, the length or the class, or fails.
+    The class does not derive from ``int`` or ``str``, since C code could then read the constant without these methods.
+    C code calls ``__index__``, ``__len__`` or the like instead, or fails.
     """
 
     def __init__(self, value: Any, note: Callable[[], None]) -> None:
@@ -108,20 +110,20 @@ class Noting:
         object.__setattr__(self, "_note", note)
 
     def __getattribute__(self, name: str) -> Any:
-        value = plain(self)
+        value = constant_of(self)
         return value.__class__ if name == "__class__" else getattr(value, name)
 
 
-def plain(noting: Noting) -> Any:
-    """Note a use, and return the constant."""
+def constant_of(noting: UseNoting) -> Any:
+    """Note a use and return the constant."""
     object.__getattribute__(noting, "_note")()
     return object.__getattribute__(noting, "_value")
 
 
 def _method(name: str) -> Callable[..., Any]:
-    def call(self: Noting, *args: Any, **kwargs: Any) -> Any:
-        others = [plain(arg) if type(arg) is Noting else arg for arg in args]
-        return getattr(plain(self), name)(*others, **kwargs)
+    def call(self: UseNoting, *args: Any, **kwargs: Any) -> Any:
+        others = [constant_of(arg) if type(arg) is UseNoting else arg for arg in args]
+        return getattr(constant_of(self), name)(*others, **kwargs)
 
     return call
 
@@ -132,4 +134,4 @@ _NOT_METHODS = frozenset(
     "__setattr__ __delattr__ __class_getitem__".split()
 )
 for _name in {name for kind in _KINDS for name in dir(kind) if name.startswith("__")} - _NOT_METHODS:
-    setattr(Noting, _name, _method(_name))
+    setattr(UseNoting, _name, _method(_name))

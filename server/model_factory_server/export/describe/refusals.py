@@ -1,4 +1,4 @@
-"""What cannot travel, refused by name: each message names the module or tensor, the thing and the remedy."""
+"""Refuses modules and tensors that are not portable. Each error names the module or tensor, the fault and a remedy."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from model_factory.descriptor.weights import DTYPES
 from model_factory.errors import NotPortableError
 
 REFUSED_CLASSES: Mapping[str, str] = {
-    "torch.nn.parallel.data_parallel.DataParallel": "it spreads a module over devices: wrap the rebuilt module",
-    "torch.nn.parallel.distributed.DistributedDataParallel": "it ties a module to processes: wrap the rebuilt module",
-    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
-        "it ties a module to processes: wrap the rebuilt module"
+    "torch.nn.parallel.data_parallel.DataParallel": (
+        "the class spreads a module over devices. Remedy: wrap the rebuilt module"
     ),
-    "torch._dynamo.eval_frame.OptimizedModule": "it holds compiled code: compile the rebuilt module",
-    "torch.jit._script.ScriptModule": "it is TorchScript code: give the module it was made from",
+    "torch.nn.parallel.distributed.DistributedDataParallel": (
+        "the class ties a module to processes. Remedy: wrap the rebuilt module"
+    ),
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
+        "the class ties a module to processes. Remedy: wrap the rebuilt module"
+    ),
+    "torch._dynamo.eval_frame.OptimizedModule": "the class holds compiled code. Remedy: compile the rebuilt module",
+    "torch.jit._script.ScriptModule": "the module is TorchScript code. Remedy: return the module that was scripted",
 }
-"""Classes of torch's own that are refused -> why, and what to do. By name, so that none of them is imported."""
+"""Refused classes of torch, with reason and remedy. The keys are names, so that no class is imported."""
 
 _METHODS: Mapping[str, str] = {
     "get_extra_state": "keep the state in buffers",
@@ -32,9 +36,9 @@ _METHODS: Mapping[str, str] = {
     "parameters": "set requires_grad",
     "named_parameters": "set requires_grad",
     "requires_grad_": "set requires_grad in the constructor",
-    "zero_grad": "let the optimiser clear the gradients",
+    "zero_grad": "clear the gradients with the optimiser",
 }
-"""Methods that a trainer calls, and that would do something else after the rebuild -> what to do instead."""
+"""Methods of ``nn.Module`` that trainers call and that no class may override, with the remedy."""
 
 _HOOK_REMEDIES: Mapping[str, str] = {
     "torch.nn.utils.weight_norm": "use torch.nn.utils.parametrizations.weight_norm",
@@ -48,87 +52,98 @@ _HOOKS = tuple(name for name in sorted(nn.Module().__dict__) if name.endswith("_
 
 
 def refuse_class(module: nn.Module, where: str) -> None:
-    """Refuse wrappers that make no sense elsewhere.
+    """Refuse wrappers of modules that depend on the process.
 
     Raises:
-        NotPortableError: it is one.
+        NotPortableError: the module is an instance of a refused class.
     """
     for cls in type(module).__mro__:
         reason = REFUSED_CLASSES.get(f"{cls.__module__}.{cls.__qualname__}")
         if reason is not None:
-            raise NotPortableError(f"{where} cannot travel; {reason}")
+            raise NotPortableError(f"{where} is not portable: {reason}")
 
 
 def refuse_methods(module: nn.Module, where: str) -> None:
-    """Refuse a class of someone's own that changes what ``nn.Module`` does with state, or is lazy.
+    """Refuse a custom class that overrides state methods of ``nn.Module``, or is lazy.
 
     Raises:
-        NotPortableError: it does; its forward alone would travel.
+        NotPortableError: the class does; the rebuilt module would lack the method.
     """
     if isinstance(module, LazyModuleMixin):
         raise NotPortableError(
-            f"{where} is a lazy module of its own, and methods do not travel. Remedy: have lazy modules of torch.nn as "
-            "children, or give it its sizes"
+            f"{where} is a custom lazy module, and the rebuilt module would lack its methods. Remedy: use lazy modules "
+            "of torch.nn as children, or pass the sizes to the constructor"
         )
     for name, remedy in _METHODS.items():
         if getattr(type(module), name) is not getattr(nn.Module, name) or name in module.__dict__:
-            raise NotPortableError(f"{where} has a {name}() of its own, and methods do not travel. Remedy: {remedy}")
+            raise NotPortableError(
+                f"{where} overrides {name}(), and the rebuilt module would lack the override. Remedy: {remedy}"
+            )
 
 
 def refuse_slots(cls: type[nn.Module], where: str) -> None:
-    """Refuse a class that keeps attributes outside ``__dict__``: they would be lost.
+    """Refuse a class with attributes outside ``__dict__``, since these attributes would be lost.
 
     Raises:
-        NotPortableError: it does.
+        NotPortableError: the class has ``__slots__``.
     """
     for base in cls.__mro__:
         if vars(base).get("__slots__"):
-            raise NotPortableError(f"{where}: {base.__name__} has __slots__. Remedy: remove them")
+            raise NotPortableError(
+                f"{where}: {base.__name__} has __slots__, and attributes in slots would be lost. "
+                "Remedy: remove __slots__"
+            )
 
 
-def refuse_hooks(module: nn.Module, where: str, kept: Collection[Any]) -> None:
-    """Refuse hooks, those ``kept`` aside, which the rebuild makes again.
+def refuse_hooks(module: nn.Module, where: str, restored: Collection[Any]) -> None:
+    """Refuse hooks, except hooks that are ``restored`` by the rebuild.
 
     Raises:
-        NotPortableError: there is another one.
+        NotPortableError: the module has another hook.
     """
     for table in _HOOKS:
         for hook in getattr(module, table).values():
-            if not any(hook is item for item in kept):
+            if not any(hook is item for item in restored):
                 home = str(getattr(hook, "__module__", ""))
                 remedy = _HOOK_REMEDIES.get(home, "register the hook on the rebuilt module")
-                raise NotPortableError(f"{where} has a hook in {table}, and hooks are code. Remedy: {remedy}")
+                raise NotPortableError(
+                    f"{where} has a hook in {table}, and the code of a hook is not sent. Remedy: {remedy}"
+                )
 
 
 def refuse_tensor(tensor: torch.Tensor, name: str) -> None:
-    """Refuse a tensor that is more than values.
+    """Refuse a tensor with more than values, or with values that a weights file cannot store.
 
     Raises:
-        NotPortableError: it is.
+        NotPortableError: the tensor is refused.
     """
-    what = f"the tensor {name!r}"
+    where = f"the tensor {name!r}"
     if type(tensor) not in _TENSOR_TYPES:
         kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-        raise NotPortableError(f"{what} is a {kind}. Remedy: keep its values in a torch.Tensor")
+        raise NotPortableError(f"{where} is a {kind}. Remedy: store the values in a torch.Tensor")
     if tensor.layout is not torch.strided:
-        raise NotPortableError(f"{what} has the layout {tensor.layout}. Remedy: call to_dense()")
+        raise NotPortableError(f"{where} has the layout {tensor.layout}. Remedy: call to_dense()")
     if tensor.dtype not in DTYPES:
-        raise NotPortableError(f"{what} has the {tensor.dtype}, which weights files lack. Remedy: keep another dtype")
+        raise NotPortableError(
+            f"{where} has the dtype {tensor.dtype}, which weights files cannot store. Remedy: use another dtype"
+        )
     if not tensor.is_leaf:
-        raise NotPortableError(f"{what} has an autograd history. Remedy: call detach()")
+        raise NotPortableError(f"{where} has an autograd history. Remedy: call detach()")
     if tensor.grad is not None:
-        raise NotPortableError(f"{what} has a gradient already. Remedy: call zero_grad() in the constructor")
+        raise NotPortableError(f"{where} has a gradient. Remedy: call zero_grad() in the constructor")
     if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
-        raise NotPortableError(f"{what} has a hook, and hooks are code. Remedy: register it on the rebuilt tensor")
+        raise NotPortableError(
+            f"{where} has a hook, and the code of a hook is not sent. Remedy: register the hook on the rebuilt tensor"
+        )
 
 
 def refuse_shared_memory(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse different tensors over the same memory: apart, an update of one would no longer be one of the other.
+    """Refuse different tensors over the same memory, since after a rebuild an update of one would not change the other.
 
-    Tensors side by side in one memory block, as cuDNN wants the weights of an RNN, are fine.
+    Tensors side by side in one memory block are allowed; cuDNN places the weights of an RNN so.
 
     Raises:
-        NotPortableError: two of them overlap.
+        NotPortableError: two tensors overlap.
     """
     blocks: dict[int, list[tuple[int, int, str]]] = {}
     for name, tensor in tensors.items():

@@ -1,7 +1,7 @@
-"""Tensors of a recording whose sizes are symbols of their own, for sizes that a layer or parameter gives.
+"""Fake tensors with symbols for the sizes that a layer or parameter gives.
 
-A forward that reads the width of a layer's result and scales by it holds for any width, if the program reads the width
-where it runs. So a fake result of a torch module has symbols in the place of the layer's own numbers.
+A forward may read the width of a layer's result and scale by the width. If the program reads the width on the trainer,
+the program holds for any width. So a fake result of a torch module has symbols in the place of the layer's numbers.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
+from model_factory_server.export.torch_internals import recorded_size
+
 
 def with_sizes(tensor: torch.Tensor, symbol: Callable[[int, Any], Any | None]) -> torch.Tensor:
     """Return a fake tensor like ``tensor`` with other sizes.
 
-    ``symbol(axis, size)`` returns the symbol in the place of a size, or None where the size stays. Sizes of 0 and 1
-    stay, since torch's ops tell them from others. The order of the axes in memory is kept; a tensor with gaps in
-    memory is returned as it is.
+    ``symbol(axis, size)`` returns the symbol in the place of a size, or None to keep the size. Sizes of 0 and 1 are
+    kept, since torch's ops treat these sizes specially. The order of the axes in memory is kept. A tensor with gaps in
+    memory is returned unchanged.
     """
     if not _is_dense(tensor):
         return tensor
@@ -34,7 +36,12 @@ def with_sizes(tensor: torch.Tensor, symbol: Callable[[int, Any], Any | None]) -
 
 
 def plain_axes(tensor: torch.Tensor) -> list[int]:
-    """The axes whose size is a number, and no symbol."""
+    """Return the axes with a number, not a symbol, as the size.
+
+    Example:
+        >>> plain_axes(torch.zeros(2, 3))
+        [0, 1]
+    """
     return [axis for axis, size in enumerate(tensor.shape) if type(size) is int]
 
 
@@ -42,20 +49,16 @@ def _is_unit(size: Any) -> bool:
     return type(size) is int and size in {0, 1}
 
 
-def _hint(size: Any) -> int:
-    return size.node.hint if isinstance(size, torch.SymInt) else size  # type: ignore[no-any-return]
-
-
 def _by_stride(tensor: torch.Tensor) -> list[int]:
     """The axes from the innermost in memory to the outermost."""
-    strides = [_hint(stride) for stride in tensor.stride()]
+    strides = [recorded_size(stride) for stride in tensor.stride()]
     return sorted(range(tensor.dim()), key=lambda axis: (strides[axis], -axis))
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
     expected = 1
     for axis in _by_stride(tensor):
-        size, stride = _hint(tensor.shape[axis]), _hint(tensor.stride(axis))
+        size, stride = recorded_size(tensor.shape[axis]), recorded_size(tensor.stride(axis))
         if size is None or stride is None or (size != 1 and stride != expected):
             return False
         expected *= max(size, 1)

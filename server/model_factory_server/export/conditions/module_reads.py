@@ -1,15 +1,14 @@
-"""What a forward reads of modules besides calling them: conditions of the forward's program.
+"""Attributes, flags and absent entries of modules that a forward reads: conditions of the forward's program.
 
-A trainer may replace a layer, or set its rate or stride. A program holds the numbers that the forward found, so each
-number from a torch module is noted with the program, and a call that finds another number is no call of that program.
+A trainer may replace a layer, or set a rate or stride. A program contains the numbers that the recorded forward read.
+So each number read from a torch module is noted with the program, and a call with another number needs another program.
+``export.torch_patches`` installs the replacements of this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -23,20 +22,20 @@ _ENTRIES = ("_parameters", "_buffers", "_modules")
 
 
 class ModuleReads:
-    """Notes what a forward reads of the modules below ``root``."""
+    """Notes attributes that a forward reads from the modules below a root."""
 
     def __init__(self, root: nn.Module, is_forward: Callable[[], bool], sized: Callable[[str, Any], Any]) -> None:
-        """Make an empty note.
+        """Begin without notes.
 
         Args:
             root: The module whose forward is recorded.
-            is_forward: Whether the code that reads is the forward's own, and not torch's or the recorder's.
-            sized: Returns in place of a torch module's parameter, at a path, the one with sizes that can be read.
+            is_forward: Whether the running code is the forward's own, and not torch's or the recorder's.
+            sized: Returns, for the path and value of a torch module's parameter, the parameter with symbolic sizes.
         """
         self.attributes: dict[tuple[str, str], Any] = {}
         """Value by module path and name."""
         self.absent: dict[str, None] = {}
-        """Paths of parameters, buffers and children that were None, or not there."""
+        """Paths of parameters, buffers and children that were None or missing."""
         self.flags: dict[str, None] = {}
         """Paths of torch modules whose training flag was read."""
         self._paths: Mapping[nn.Module, str] = {module: path for path, module in root.named_modules()}
@@ -44,54 +43,54 @@ class ModuleReads:
         self._is_forward = is_forward
         self._sized = sized
 
-    @contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note while this is entered."""
-        fallback: Any = nn.Module.__getattr__
-        plain: Any = nn.Module.__getattribute__
+    def note_entries(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a replacement for ``nn.Module.__getattr__``, which looks up parameters, buffers and children."""
 
         def get_entry(module: nn.Module, name: str) -> Any:
             try:
-                value = fallback(module, name)
+                value = original(module, name)
             except AttributeError:
                 if self._is_forward() and module in self._paths:  # hasattr, or getattr with a default
-                    self.absent[self._at(module, name)] = None
+                    self.absent[self._path_of(module, name)] = None
                 raise
             return self._note_entry(module, name, value) if self._is_forward() else value
 
+        return get_entry
+
+    def note_attributes(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a replacement for ``nn.Module.__getattribute__``."""
+
         def get_attribute(module: nn.Module, name: str) -> Any:
-            value = plain(module, name)
+            value = original(module, name)
             if (name[:1] != "_" or name in TABLES) and self._is_forward():
                 self._note_attribute(module, name, value)
             return value
 
-        named: Any = nn.Module.named_parameters
+        return get_attribute
+
+    def note_parameters(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a replacement for ``nn.Module.named_parameters``."""
 
         def named_parameters(module: nn.Module, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
-            for name, tensor in named(module, *args, **kwargs):
+            for name, tensor in original(module, *args, **kwargs):
                 owner, _, own = name.rpartition(".")
                 inner = module.get_submodule(owner) if self._is_forward() else module
                 yield name, self._note_entry(inner, own, tensor) if self._is_forward() else tensor
 
-        with (
-            patch.object(nn.Module, "named_parameters", named_parameters),
-            patch.object(nn.Module, "__getattr__", get_entry),
-            patch.object(nn.Module, "__getattribute__", get_attribute, create=True),
-        ):
-            yield
+        return named_parameters
 
     def _note_entry(self, module: nn.Module, name: str, value: Any) -> Any:
-        """Note a parameter, buffer or child that is None; return a torch module's tensor with readable sizes."""
+        """Note a parameter, buffer or child that is None; return a torch module's tensor with symbolic sizes."""
         if module not in self._paths:
             return value
-        at = self._at(module, name)
+        path = self._path_of(module, name)
         if value is None and any(name in module.__dict__[table] for table in _ENTRIES):
-            self.absent[at] = None
+            self.absent[path] = None
         if isinstance(value, torch.Tensor) and module in self._stock:
-            return self._sized(at, value)
+            return self._sized(path, value)
         return value
 
-    def _at(self, module: nn.Module, name: str) -> str:
+    def _path_of(self, module: nn.Module, name: str) -> str:
         path = self._paths[module]
         return f"{path}.{name}" if path else name
 
@@ -106,9 +105,14 @@ class ModuleReads:
 
 
 def shared_paths(root: nn.Module, used: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Return pairs of paths at which there is one module or parameter, for the paths that a program uses.
+    """Return pairs of paths that share one module or parameter, for the paths in a program.
 
-    Where the owners are one module as well, the pair is that of the owners.
+    If the owners are one module as well, the pair has the paths of the owners.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> shared_paths(nn.Sequential(layer, nn.ReLU(), layer), ["0"])
+        (('0', '2'),)
     """
     paths: dict[int, list[str]] = {}
     objects: dict[str, int] = {}

@@ -17,18 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
-from torch.fx.experimental import _config as symbolic_config
-from torch.fx.experimental.symbolic_shapes import (
-    DimDynamic,
-    GuardOnDataDependentSymNode,
-    StatelessSymbolicContext,
-)
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError, NotPortableError, refused_call
@@ -38,18 +26,34 @@ from model_factory.program.ir import AttributeRead, ModuleCall, Outcome, Program
 from model_factory.program.runtime.lookup import get_module
 from model_factory.program.signature import Signature
 from model_factory.program.torch_names import torch_name
-from model_factory_server.export.conditions.reads import shared_paths
+from model_factory_server.export.conditions.module_reads import shared_paths
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
-from model_factory_server.export.conditions.unread import Place, candidates, tensor_places, with_noting, without
+from model_factory_server.export.conditions.unread_arguments import (
+    Place,
+    candidates,
+    tensor_places,
+    with_use_noting,
+    without,
+)
 from model_factory_server.export.out_of_memory import is_out_of_memory
-from model_factory_server.export.restored_after import attributes_kept, tensors_as
+from model_factory_server.export.record.sample_inputs import REFUSED_CALL, outcome_on, takes_side
+from model_factory_server.export.restored_after import attributes_restored_after, tensors_as
+from model_factory_server.export.torch_internals import (
+    ConstantSource,
+    DataDependentOutputException,
+    DimDynamic,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    GuardOnDataDependentSymNode,
+    StatelessSymbolicContext,
+    size_oblivious,
+)
+from model_factory_server.export.torch_patches import patch_torch
 from model_factory_server.export.trace.dtypes import HALVES, DtypeDecidesError, merge_dtypes, settle_dtypes
 from model_factory_server.export.trace.foreign import foreign_tensor
 from model_factory_server.export.trace.results import portable_output
-from model_factory_server.export.trace.sample_inputs import REFUSED_CALL, outcome_on, takes_side
 from model_factory_server.export.trace.tape import DecidesByValuesError, Tape, UndecidedError
 
-_SYMBOLIC_CONFIG: Any = symbolic_config  # a module whose type torch does not declare
 _BY_VALUES = (
     *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
     DecidesByValuesError,
@@ -74,7 +78,7 @@ def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[O
 
 def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
     """Record in eval and in train mode; one program where the two do not differ. Flags are restored."""
-    with attributes_kept(module):
+    with attributes_restored_after(module):
         evaluating, evaluated = _run_decided(module.eval(), arguments)
         # Usually neither mode nor dtype decides anything: two recordings that differ in both show that for both.
         module.train()
@@ -302,8 +306,7 @@ class _Recording:
             NotPortableError: it cannot be written down.
             CallSignatureError: it refuses the call.
         """
-        with _SYMBOLIC_CONFIG.patch(backed_size_oblivious=True):
-            # Size-oblivious: an op's broadcasting does not tell size 1 from others; only the forward's decisions do.
+        with size_oblivious():  # only the forward's own decisions distinguish size 1
             fake_arguments = self._fake_arguments()
             with _unwritten(fake_arguments, self.signature):
                 result = self._run_forward(fake_arguments)
@@ -313,7 +316,7 @@ class _Recording:
     def _fake_arguments(self) -> dict[str, Any]:
         fakes = [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
         arguments = rebuild(self.form, fakes, self._arguments)
-        return with_noting(arguments, self._noting, self.used.add) if self._noting else arguments
+        return with_use_noting(arguments, self._noting, self.used.add) if self._noting else arguments
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
         # Contiguous: an input's memory layout must not appear in the sizes of the program.
@@ -348,7 +351,13 @@ class _Recording:
 
     def _run_forward(self, arguments: dict[str, Any]) -> Any:
         try:
-            with torch.enable_grad(), tensors_as(self.module, self._fake_own), self.fake_mode, self.tape.recording():
+            with (
+                torch.enable_grad(),
+                tensors_as(self.module, self._fake_own),
+                self.fake_mode,
+                patch_torch(self.tape),
+                self.tape.recording(),
+            ):
                 result = self.signature.call(self.module, arguments)
         except _BY_VALUES as error:
             raise NotPortableError(
@@ -403,11 +412,11 @@ def _unwritten(arguments: Mapping[str, Any], signature: Signature) -> Iterator[N
 
 def _user_line(error: BaseException) -> str:
     """The innermost line outside torch and this package, for the reader of the message."""
-    ours = Path(__file__).parent
+    export = Path(__file__).parents[1]
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).parent != ours
+        if export not in Path(frame.filename).parents
         and "/torch/" not in frame.filename
         and "/model_factory/" not in frame.filename
         and Path(frame.filename).name not in {"contextlib.py", "mock.py"}
