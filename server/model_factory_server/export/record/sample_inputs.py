@@ -1,4 +1,4 @@
-"""Forwards that decide by the values of their tensors: inputs that take a wanted side of every decision."""
+"""Sample inputs for forwards that decide by values: inputs that take a wanted branch of every decision."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from model_factory.program.ir import Outcome, Program
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.step_compiler import BranchMissError
 from model_factory_server.export.restored_after import restored_after
-from model_factory_server.export.trace.tape import UndecidedError
+from model_factory_server.export.trace.decisions import UndecidedError
 
-MAX_DRAWS = 200
-"""Inputs that are tried to find some that take one side of a decision."""
+MAX_MIXED_SAMPLES = 200
+"""Sample inputs with a random choice of values for each tensor, after the fixed choices."""
 
 REFUSED_CALL = "the forward refused the call"
-"""What an error says where it did."""
+"""Beginning of the error text if the forward raises an error."""
 
 VERIFY_SEED = 20
-"""The first of those that a forward draws its random numbers from."""
+"""The first seed for random numbers that a forward draws."""
 
-_Draw = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+_Sample = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 
 
 def outcome_on(module: nn.Module, question: UndecidedError, examples: Sequence[torch.Tensor]) -> Outcome:
-    """Return how a decision turns out on ``examples`` or, where they take another side before it, on inputs like them.
+    """Return the outcome of a decision on ``examples``, or on sample inputs if ``examples`` do not reach the decision.
 
     Raises:
-        NotPortableError: no inputs were found that lead up to the decision.
+        NotPortableError: no sample inputs reach the decision.
     """
-    inputs = itertools.chain([examples], draws(examples, [leaf.shape for leaf in examples]))
+    inputs = itertools.chain([examples], sample_inputs(examples, [leaf.shape for leaf in examples]))
     for seed, leaves in enumerate(inputs, VERIFY_SEED):
         try:
             value = _run(module, question.program, leaves, seed)
         except BranchMissError:
             continue
         return bool(value) if question.kind == "bool" else int(value)
-    raise unreached()
+    raise unreached_branch()
 
 
-def takes_side(module: nn.Module, program: Program, leaves: Sequence[torch.Tensor]) -> bool:
-    """Whether inputs take the side of every decision that a program is for."""
+def takes_branch(module: nn.Module, program: Program, leaves: Sequence[torch.Tensor]) -> bool:
+    """Whether inputs take the program's branch of every decision."""
     if program.outcomes():
         try:
             _run(module, program, leaves, VERIFY_SEED)
@@ -62,29 +62,35 @@ def _run(module: nn.Module, program: Program, leaves: Sequence[torch.Tensor], se
             return Runner(program).run(module, [leaf.clone() for leaf in leaves])
         except BranchMissError:
             raise
-        except Exception as error:  # the forward is the operator's code: whatever its steps raise is its refusal
+        except Exception as error:  # the operator's code may raise any error
             raise refused_call(f"{REFUSED_CALL}: {type(error).__name__}: {error}", error) from error
 
 
-def unreached() -> NotPortableError:
-    """What to say of a side of a decision that no inputs take."""
+def unreached_branch() -> NotPortableError:
+    """Return the error for a branch that no sample inputs take."""
     return NotPortableError(
-        "its forward decides by the values of a tensor, and no inputs were found that take this side. Remedy: give it "
-        "an example_inputs() with inputs that do"
+        "the forward decides by the values of a tensor, and no sample inputs take this branch. Remedy: define "
+        "example_inputs() with inputs that take the branch"
     )
 
 
-def draws(examples: Sequence[torch.Tensor], shapes: Sequence[Sequence[int]]) -> Iterator[list[torch.Tensor]]:
-    """Inputs of other values and sizes than ``examples``: first normal ones, then others, then mixtures."""
+def sample_inputs(examples: Sequence[torch.Tensor], shapes: Sequence[Sequence[int]]) -> Iterator[list[torch.Tensor]]:
+    """Yield inputs of given sizes with dtypes and ranges of ``examples``: normal values first, then others, then mixed.
+
+    Example:
+        >>> first = next(sample_inputs([torch.ones(2)], [[3]]))
+        >>> first[0].shape
+        torch.Size([3])
+    """
     kinds = [_FLOATING if example.is_floating_point() or example.is_complex() else _INTEGRAL for example in examples]
     for index in range(max(map(len, kinds), default=1)):
         yield [kind[index % len(kind)](like, shape) for kind, like, shape in zip(kinds, examples, shapes, strict=True)]
     chosen = random.Random(VERIFY_SEED)  # noqa: S311  the same kinds every time
-    for _ in range(MAX_DRAWS):
+    for _ in range(MAX_MIXED_SAMPLES):
         yield [chosen.choice(kind)(like, shape) for kind, like, shape in zip(kinds, examples, shapes, strict=True)]
 
 
-def _normal(scale: float) -> _Draw:
+def _normal(scale: float) -> _Sample:
     return lambda like, shape: torch.randn(tuple(shape), dtype=like.dtype, device=like.device) * scale
 
 
@@ -98,11 +104,11 @@ def _integers(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return torch.randint(int(low), int(high) + 1, tuple(shape), device=like.device).to(like.dtype)
 
 
-def _filled(end: int) -> _Draw:
+def _filled(end: int) -> _Sample:
     return lambda like, shape: torch.full(tuple(shape), _range(like)[end], dtype=like.dtype, device=like.device)
 
 
-def _constant(value: float) -> _Draw:
+def _constant(value: float) -> _Sample:
     return lambda like, shape: torch.full(tuple(shape), value, dtype=like.dtype, device=like.device)
 
 
@@ -116,11 +122,11 @@ def _range(like: torch.Tensor) -> tuple[float, float]:
     return (int(like.min()), int(like.max()))
 
 
-_FLOATING: Sequence[_Draw] = (
+_FLOATING: Sequence[_Sample] = (
     *(_normal(1.0), _between, _normal(0.1), _normal(10.0), _normal(100.0), _normal(1000.0)),
     lambda like, shape: torch.randn(tuple(shape), dtype=like.dtype, device=like.device).abs(),
     lambda like, shape: -torch.randn(tuple(shape), dtype=like.dtype, device=like.device).abs(),
     lambda like, shape: torch.rand(tuple(shape), dtype=like.dtype, device=like.device),
     *(_filled(0), _filled(1), _constant(0.0), _constant(1.0)),
 )
-_INTEGRAL: Sequence[_Draw] = (_integers, _filled(1), _filled(0))
+_INTEGRAL: Sequence[_Sample] = (_integers, _filled(1), _filled(0))

@@ -20,7 +20,7 @@ from model_factory.source.loader import load_source
 from model_factory_server.export.describe.describe import named_tensors, real_class
 from model_factory_server.export.example_inputs import Call
 from model_factory_server.export.source.bundling import Root, collect, find_file
-from model_factory_server.export.verify.verifier import verify_rebuilt
+from model_factory_server.export.verify.rebuilt import verify_rebuilt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

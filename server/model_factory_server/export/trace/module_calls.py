@@ -14,8 +14,8 @@ from model_factory.errors import NotPortableError
 from model_factory.program.ir import Dim, Expr, ModuleCall, Rank, Size
 from model_factory_server.export.conditions.symbolic_sizes import plain_axes, with_sizes
 from model_factory_server.export.torch_internals import enable_python_dispatcher
-from model_factory_server.export.trace.foreign import hidden_in
-from model_factory_server.export.trace.rules import keeps_size, result_by_rule
+from model_factory_server.export.trace.error_texts import hidden_in
+from model_factory_server.export.trace.result_sizes import keeps_size, result_by_rule
 
 if TYPE_CHECKING:
     from model_factory_server.export.trace.tape import Tape
@@ -43,7 +43,7 @@ class ModuleCalls:
         path = self._tape.paths.get(module)
         if path is None:
             return self._enter_foreign(call, module, args, kwargs)
-        self._tape.require()
+        self._tape.sizes.add_new()
         step = ModuleCall(
             path=path,
             args=tuple(self._tape.argument(arg) for arg in args),
@@ -55,24 +55,25 @@ class ModuleCalls:
                 with enable_python_dispatcher():
                     result = call(module, *args, **kwargs)
 
-        def given(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        def with_symbols(name: str, tensor: torch.Tensor) -> torch.Tensor:
             kept = {axis for axis in range(tensor.dim()) if keeps_size(module, axis, tensor, args, kwargs)}
 
             def symbol(axis: int, size: Any) -> Any | None:
                 return None if axis in kept else self._tape.symbols.add_given(name, axis, size)
 
             sizes = [(axis, self._tape.argument(tensor.shape[axis])) for axis in kept]
-            self._tape.kept[name] = [Expr("eq", (Rank(name), tensor.dim()))] + [
+            conditions = [Expr("eq", (Rank(name), tensor.dim()))] + [
                 Expr("eq", (Dim(name, axis), size.expr if isinstance(size, Size) else size)) for axis, size in sizes
             ]
             made = with_sizes(tensor, symbol)
             plain = [(axis, made.shape[axis]) for axis in plain_axes(made) if axis not in kept]
-            self._tape.units[name] = [Expr("eq", (Dim(name, axis), int(size))) for axis, size in plain]
+            ones = [Expr("eq", (Dim(name, axis), int(size))) for axis, size in plain]
+            self._tape.sizes.note_result(name, conditions, ones)
             return made
 
         self._tape.symbols.skip_requirements()
         with self._tape.no_recording():
-            return self._tape.store(step, result, given)
+            return self._tape.store(step, result, with_symbols)
 
     def _enter_foreign(self, call: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record the inside of a torch module that is not a child; the module must not have tensors."""

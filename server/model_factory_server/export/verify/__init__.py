@@ -1,1 +1,1 @@
-"""A program is replayed beside the original forward and compared bit for bit."""
+"""Verifies programs and source code: compares them with the original modules, bit for bit on the CPU."""

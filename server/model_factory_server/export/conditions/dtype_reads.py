@@ -1,28 +1,18 @@
-"""Finds the meaning of a forward's dtypes: constants, or dtypes of values; compares recordings in several dtypes."""
+"""Dtypes of values that a forward reads while recorded, and limits of dtypes from ``torch.finfo``."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
 import torch
 
-from model_factory.program.ir import (
-    FLOAT_LIMITS,
-    DtypeOf,
-    Fields,
-    Guard,
-    LimitOf,
-    ModuleCall,
-    OpCall,
-    Program,
-    TorchConst,
-)
+from model_factory.program.ir import FLOAT_LIMITS, TorchConst
 from model_factory.program.torch_names import torch_name
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -50,10 +40,6 @@ class ReadLimit:
     """Name of the limit, from ``FLOAT_LIMITS``."""
     values: tuple[str, ...]
     """As in :class:`ReadDtype`."""
-
-
-class DtypeDecidesError(Exception):
-    """Recordings in different dtypes differ in more than dtype arguments and limits."""
 
 
 class DtypeReads:
@@ -100,84 +86,6 @@ class DtypeReads:
             return SimpleNamespace(**about, smallest_normal=about["tiny"])
 
         return noted_finfo
-
-
-def merge_dtypes(*recordings: Program) -> Program:
-    """Merge recordings of one forward in several dtypes.
-
-    Differing dtype arguments become "the dtype of a value". Numbers that differ as the limits of dtypes do become "a
-    limit of the dtype of a value".
-
-    Raises:
-        DtypeDecidesError: the recordings differ in anything else.
-    """
-    steps = _merge(*(program.steps for program in recordings))
-    return Program(inputs=recordings[0].inputs, steps=steps, result=_merge(*(item.result for item in recordings)))
-
-
-def settle_dtypes(program: Program) -> Program:
-    """Return a program with every dtype and number as a constant."""
-    return merge_dtypes(program)
-
-
-def _merge(*parts: Any) -> Any:
-    first = parts[0]
-    if all(isinstance(part, ReadDtype | TorchConst) for part in parts):
-        return _merge_dtypes(*parts)
-    if all(isinstance(part, ReadLimit | float) for part in parts):
-        return _merge_numbers(*parts)
-    _check_equal(map(type, parts))
-    if isinstance(first, Guard):
-        _check_equal((part.kind, part.outcome) for part in parts)
-        return replace(first, value=_merge(*(part.value for part in parts)))
-    if isinstance(first, ModuleCall | OpCall):
-        _check_equal(replace(part, args=(), kwargs={}) for part in parts)
-        args, kwargs = (_merge(*(getattr(part, name) for part in parts)) for name in ("args", "kwargs"))
-        return replace(first, args=args, kwargs=kwargs)
-    if isinstance(first, Fields):
-        _check_equal((part.names, part.is_tuple) for part in parts)
-        return replace(first, values=_merge(*(part.values for part in parts)))
-    if isinstance(first, list | tuple):
-        _check_equal(map(len, parts))
-        return type(first)(_merge(*items) for items in zip(*parts, strict=True))
-    if isinstance(first, Mapping):
-        _check_equal(map(list, parts))
-        return {key: _merge(*(part[key] for part in parts)) for key in first}
-    _check_equal(parts)
-    return first
-
-
-def _check_equal(things: Iterable[Any]) -> None:
-    first, *others = things
-    if any(other != first for other in others):
-        raise DtypeDecidesError
-
-
-def _merge_dtypes(*parts: ReadDtype | TorchConst) -> TorchConst | DtypeOf:
-    names = {part.dtype if isinstance(part, ReadDtype) else part.name for part in parts}
-    if len(names) == 1:
-        return TorchConst(names.pop())
-    return DtypeOf(_common_value(parts))
-
-
-def _merge_numbers(*parts: ReadLimit | float) -> float | LimitOf:
-    numbers = {repr(part.number if isinstance(part, ReadLimit) else part) for part in parts}  # NaN differs from NaN
-    if len(numbers) == 1:
-        return float(numbers.pop())
-    limits = {part.limit if isinstance(part, ReadLimit) else "" for part in parts}
-    if len(limits) > 1:
-        raise DtypeDecidesError
-    return LimitOf(_common_value(parts), limits.pop())
-
-
-def _common_value(parts: tuple[Any, ...]) -> str:
-    """The last value that every part allows."""
-    if not all(isinstance(part, ReadDtype | ReadLimit) for part in parts):
-        raise DtypeDecidesError
-    common = [value for value in parts[0].values if all(value in part.values for part in parts)]
-    if not common:
-        raise DtypeDecidesError
-    return common[-1]  # type: ignore[no-any-return]
 
 
 def _names_precision(frame: FrameType | None) -> bool:

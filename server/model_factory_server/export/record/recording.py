@@ -1,0 +1,250 @@
+"""One run of a forward on fake tensors with symbolic sizes: the steps, and the conditions on which the run relied."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_factory.descriptor.stock import is_stock
+from model_factory.errors import CallSignatureError, NotPortableError, refused_call
+from model_factory.program.call_signature import call_signature, leaf_names, rebuild
+from model_factory.program.ir import Outcome, Program
+from model_factory.program.runtime.lookup import get_module
+from model_factory.program.signature import Signature
+from model_factory.program.torch_names import torch_name
+from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
+from model_factory_server.export.conditions.unread_arguments import Place, with_use_noting
+from model_factory_server.export.out_of_memory import is_out_of_memory
+from model_factory_server.export.record.merge_dtypes import settle_dtypes
+from model_factory_server.export.record.sample_inputs import REFUSED_CALL
+from model_factory_server.export.restored_after import tensors_as
+from model_factory_server.export.torch_internals import (
+    ConstantSource,
+    DataDependentOutputException,
+    DimDynamic,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    GuardOnDataDependentSymNode,
+    StatelessSymbolicContext,
+    size_oblivious,
+)
+from model_factory_server.export.torch_patches import patch_torch
+from model_factory_server.export.trace.decisions import DecidesByValuesError, UndecidedError
+from model_factory_server.export.trace.error_texts import foreign_tensor
+from model_factory_server.export.trace.results import portable_output
+from model_factory_server.export.trace.tape import Tape
+
+_BY_VALUES = (
+    *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
+    DecidesByValuesError,
+)
+_REMEDY = "decide with torch.where, or by an argument of the forward, so that the forward is the same for all values"
+
+
+class Recording:
+    """One run of a forward on fake tensors."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        arguments: Mapping[str, Any],
+        dtype: torch.dtype | None,
+        outcomes: Sequence[Outcome] = (),
+        *,
+        fixes_ones: bool = False,
+        noting: Container[Place] = (),
+    ) -> None:
+        """Prepare a run.
+
+        Args:
+            module: The module with the forward.
+            arguments: The call: real tensors, bound to the forward's parameters.
+            dtype: Floating dtype of inputs and parameters; None to keep their own dtypes.
+            outcomes: Given outcomes of the first decisions by values.
+            fixes_ones: Make sizes of 1 conditions of the program, and not symbols.
+            noting: Places of constants whose use is noted in ``used``.
+        """
+        self.module = module
+        self.signature = Signature.of(module.forward)
+        self.form, self.leaves = call_signature(arguments)
+        self.names = leaf_names(self.form)
+        self.shape_env = DecisionShapeEnv()
+        self.symbols = SymbolTable(self.shape_env)
+        self.tape = Tape(self.shape_env, self.symbols, module, self.names, outcomes)
+        self.used: set[Place] = set()
+        """Places of ``noting`` with a use."""
+        self._fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=False)
+        self._fake_mode.cache_enabled = False  # entries have symbols as keys, and every recording has new symbols
+        self._arguments = arguments
+        self._dtype = dtype
+        self._noting = noting
+        self._fixed_sizes = {0, 1} if fixes_ones else {0}  # the call signature contains sizes of 0
+        self._fakes: dict[int, torch.Tensor] = {}
+
+    @property
+    def other_dtype(self) -> torch.dtype:
+        """A floating dtype that differs from the dtypes of inputs and parameters."""
+        tensors = [*self.leaves, *self.module.parameters()]
+        return torch.float32 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float64
+
+    def float_dtypes(self) -> tuple[tuple[str, str], ...]:
+        """The dtypes, by name, of floating inputs and of the module's first floating parameter."""
+        entries = [(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True) if leaf.is_floating_point()]
+        parameters = (
+            (f"attr:{name}", item) for name, item in self.module.named_parameters() if item.is_floating_point()
+        )
+        entries += [first] if (first := next(parameters, None)) else []
+        return tuple((name, torch_name(tensor.dtype)) for name, tensor in entries)
+
+    def again(self, dtype: torch.dtype | None, noting: Container[Place] = ()) -> Recording:
+        """Prepare another run of the same call with the same decisions."""
+        decisions, fixes_ones = self.tape.decisions.taken, 1 in self._fixed_sizes
+        return Recording(self.module, self._arguments, dtype, decisions, fixes_ones=fixes_ones, noting=noting)
+
+    def unread_among(self, places: set[Place], program: Program) -> set[Place] | None:
+        """Return the constants at ``places`` that the run, with ``program`` as its result, does not read.
+
+        The forward runs again with objects that note their use. Returns None if the runs differ without a noted use.
+        """
+        while places:
+            other = self.again(self._dtype, places)
+            found = run_if_possible(other)
+            if not other.used:
+                same = found is not None and settle_dtypes(found) == settle_dtypes(program)
+                return places if same and other.symbols.guards() == self.symbols.guards() else None
+            places = places - other.used
+        return places
+
+    def run(self) -> Program:
+        """Run the forward.
+
+        Raises:
+            UndecidedError: the forward has reached a decision by values without a given outcome.
+            NotPortableError: the forward cannot be recorded as a program.
+            CallSignatureError: the forward refuses the call.
+        """
+        with size_oblivious():  # only the forward's own decisions distinguish size 1
+            fake_arguments = self._fake_arguments()
+            with _containers_unchanged(fake_arguments, self.signature):
+                result = self._run_forward(fake_arguments)
+        returned = self.tape.argument(portable_output(result))  # adds a step for a returned parameter
+        return Program(inputs=self.names, steps=tuple(self.tape.steps), result=returned)
+
+    def _fake_arguments(self) -> dict[str, Any]:
+        fakes = [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
+        arguments = rebuild(self.form, fakes, self._arguments)
+        return with_use_noting(arguments, self._noting, self.used.add) if self._noting else arguments
+
+    def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
+        # Contiguous: an input's memory layout must not appear in the sizes of the program.
+        kinds = [DimDynamic.STATIC if size in self._fixed_sizes else DimDynamic.DYNAMIC for size in leaf.shape]
+        context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
+        # The source's name determines the names and order of symbols, so that every recording has the same symbols.
+        source = ConstantSource(name)
+        fake: torch.Tensor = self._fake_mode.from_tensor(
+            leaf.detach().contiguous(), source=source, symbolic_context=context
+        )
+        self.symbols.add_input(name, fake)
+        fake = self._in_dtype(fake)
+        self.tape.know(fake, name)
+        return fake
+
+    def _fake_own(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a fake for a tensor of the module; the same fake for the same tensor."""
+        if id(tensor) not in self._fakes:
+            fake = self._in_dtype(self._fake_mode.from_tensor(tensor, static_shapes=True))
+            if not is_stock(get_module(self.module, path.rpartition(".")[0])):  # in torch's modules: once read
+                with self._fake_mode:
+                    fake = self.symbols.own(path, fake)
+            self._fakes[id(tensor)] = fake
+            self.tape.attributes[id(fake)] = path
+        return self._fakes[id(tensor)]
+
+    def _in_dtype(self, fake: torch.Tensor) -> torch.Tensor:
+        if self._dtype is None or not fake.is_floating_point():
+            return fake
+        with self._fake_mode:
+            return fake.detach().to(self._dtype).requires_grad_(fake.requires_grad)
+
+    def _run_forward(self, arguments: dict[str, Any]) -> Any:
+        fakes = tensors_as(self.module, self._fake_own)
+        try:
+            with torch.enable_grad(), fakes, self._fake_mode, patch_torch(self.tape), self.tape.recording():
+                result = self.signature.call(self.module, arguments)
+        except _BY_VALUES as error:
+            raise NotPortableError(
+                f"the forward decides by the values of a tensor{_user_line(error)}, and a program is the same for all "
+                f"values. Remedy: {_REMEDY}"
+            ) from error
+        except NotPortableError as error:
+            self._raise_undecided()
+            reason, remedy, text = str(error).partition(". Remedy: ")
+            raise NotPortableError(f"{reason}{_user_line(error)}{remedy}{text}") from error
+        except Exception as error:  # the operator's code may raise any error
+            if is_out_of_memory(error):
+                raise
+            self._raise_undecided()
+            if "Please convert all Tensors to FakeTensors" in str(error):
+                raise NotPortableError(foreign_tensor(self.module, _user_line(error))) from error
+            text = self.symbols.with_sizes(str(error))
+            raise refused_call(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {text}", error) from error
+        self._raise_undecided()
+        return result
+
+    def _raise_undecided(self) -> None:
+        """Raise the decision without an outcome again, even if torch or the forward has caught the error."""
+        undecided = self.tape.decisions.undecided
+        if undecided is not None:
+            raise UndecidedError(settle_dtypes(undecided.program), undecided.kind)
+
+
+def run_if_possible(recording: Recording) -> Program | None:
+    """Run a recording; return None if the forward cannot be recorded or refuses the call."""
+    with suppress(NotPortableError, CallSignatureError):
+        return recording.run()
+    return None
+
+
+@contextmanager
+def _containers_unchanged(arguments: Mapping[str, Any], signature: Signature) -> Iterator[None]:
+    """Refuse a forward that writes to a list or dict of its caller, since programs do not."""
+    own = {item.name for item in signature.parameters if item.kind in {"var_positional", "var_keyword"}}
+    pending = [(name, value, name not in own) for name, value in arguments.items()]
+    before: list[tuple[str, Any, Any]] = []
+    while pending:
+        where, value, is_callers = pending.pop()
+        if type(value) in {dict, list, tuple}:
+            entries = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += [(f"{where}[{key!r}]", item, True) for key, item in entries]
+            if is_callers and not isinstance(value, tuple):
+                before.append((where, value, value.copy()))
+    yield
+    for where, value, copy in before:
+        old, new = (list(item.items()) if isinstance(item, dict) else list(enumerate(item)) for item in (copy, value))
+        if len(old) != len(new) or any(
+            one[0] != other[0] or one[1] is not other[1] for one, other in zip(old, new, strict=True)
+        ):
+            raise NotPortableError(
+                f"the forward writes to its caller's argument {where}, and programs write to tensors only. Remedy: "
+                f"copy the {type(value).__name__} first, as in batch = dict(batch)"
+            )
+
+
+def _user_line(error: BaseException) -> str:
+    """The innermost line of code outside torch and this package, for messages."""
+    export = Path(__file__).parents[1]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if export not in Path(frame.filename).parents
+        and "/torch/" not in frame.filename
+        and "/model_factory/" not in frame.filename
+        and Path(frame.filename).name not in {"contextlib.py", "mock.py"}
+    ]
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
