@@ -93,7 +93,7 @@ def test_what_no_program_can_stand_for_travels_as_source(
     """Without the checkout on this side, and without more of it than the block needs."""
     asked = one_module({"_type_": "ranked", "width": 16}, signature={"x": {"shape": [3, 16]}})
     with pytest.raises(
-        SourceError, match=r"only \(Ranked\): its forward decides by the values of a tensor \(blocks\.py"
+        SourceError, match=r"only \(Ranked\): the forward decides by the values of a tensor \(blocks\.py"
     ):
         remote.build(asked)
     described = remote.describe(asked, portability=True)

@@ -94,7 +94,7 @@ def lock(source_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory)
     done = command(folder, "trust", "policy.yaml", "--server", source_server.address)
     assert done.returncode == 0, done.stderr
     assert "policy: needs source, bundle " in done.stdout
-    assert "router (Router): its forward runs on real tensors, but not on the symbols" in done.stdout
+    assert "router (Router): the forward runs on real tensors, but not on the symbolic sizes" in done.stdout
     assert "experts.0 (Expert): part of a Router, which is sent as source code" in done.stdout
     assert f"  routed/policy.py, {lines_of('policy.py')} lines" in done.stdout
     assert "  imports einops, of einops " in done.stdout
@@ -203,7 +203,7 @@ def test_without_trust_nothing_is_fetched(source_server: ServerProcess, make_rem
         with pytest.raises(SourceError) as refused:
             factory.build({"policy": {**CONFIG}})
         text = str(refused.value)
-        for part in ("component 'policy'", "router (Router): its forward runs", digest, "model-factory trust CONFIG"):
+        for part in ("component 'policy'", "router (Router): the forward runs", digest, "model-factory trust CONFIG"):
             assert part in text
         assert factory._cache.find(blob_of(source_server, digest)) is None
     with pytest.raises(SourceError, match="it is not among the digests of trust_source"):
@@ -273,7 +273,7 @@ def test_describe_says_how_each_module_travels(source_server: ServerProcess, loc
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line}
     assert lines["graph_modules.router"].split()[:3] == ["graph_modules.router", "Router", "source"]
-    assert "source: its forward runs on real tensors" in lines["graph_modules.router"]
+    assert "source: the forward runs on real tensors" in lines["graph_modules.router"]
     assert lines["graph_modules.vae"].endswith("  recorded for 1 call form, encode recorded for 2 call forms")
     assert lines["graph_modules.embed"].split()[2] == "stock"
     assert lines["(model)"].split()[2] == "graph"
@@ -282,7 +282,7 @@ def test_describe_says_how_each_module_travels(source_server: ServerProcess, loc
 
 def test_a_server_that_shares_nothing_refuses(original: nn.Module) -> None:
     """The recording of the same block, as a server without ``--share-source`` does it."""
-    with pytest.raises(NotPortableError, match=r"^router \(Router\): its forward runs on real tensors"):
+    with pytest.raises(NotPortableError, match=r"^router \(Router\): the forward runs on real tensors"):
         record_model(original)
     refused: dict[str, str] = {}
     assert survey_model(original, refused=refused).sources is None
@@ -296,7 +296,7 @@ def test_a_server_that_shares_nothing_refuses(original: nn.Module) -> None:
         for line in str(Architecture(described, Portability(programs=portable.programs, refused=refused))).splitlines()
     }
     assert lines["graph_modules.router"].split()[2] == lines["graph_modules.embed"].split()[2] == "none"
-    assert "  cannot travel: its forward runs on real tensors" in lines["graph_modules.router"]
+    assert "  cannot travel: the forward runs on real tensors" in lines["graph_modules.router"]
     assert "has a hook in _forward_hooks" in lines["graph_modules.embed"]
     assert lines["graph_modules.router.experts.0"].endswith("part of the program of graph_modules.router")
     assert lines["graph_modules.vae"].endswith("recorded for 1 call form, encode recorded for 2 call forms")

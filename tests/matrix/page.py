@@ -9,7 +9,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-_PLACE = re.compile(r" \(\w+\.py:\d+: .*?\)$")  # lines of this folder's files, which move
+_PLACE = re.compile(r" \(\w+\.py:\d+: .*?\)(?=\. Remedy: |$)")  # lines of this folder's files, which move
 PAGE = Path(__file__).parents[2] / "docs" / "module-coverage.md"
 
 if __name__ == "__main__":

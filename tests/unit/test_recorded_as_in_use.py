@@ -16,7 +16,7 @@ from torch.nn import functional
 from matrix.portability import travel_recorded
 from model_factory import CallSignatureError, NotPortableError
 from model_factory.program.example_call import ExampleCall, decode_call, encode_call
-from model_factory_server.export.exporter import record_call
+from model_factory_server.export.trainer_call import record_call
 from support.compare import assert_same, assert_same_runs
 
 WIDTH = 4
@@ -429,15 +429,15 @@ class AppendsToItsCallersList(nn.Module):
         (MovesATarget, "writes to the parameter 'target.weight'"),
         (SkipsSeldom, "random numbers from Python's random"),
         (GathersIfDistributed, r"calls torch.distributed.is_initialized\(\)"),
-        (RemembersItsState, "keeps something in _state that changes the next call"),
-        (RemembersInADict, r"keeps something in states\['all'\]\[\d\] that changes the next call"),
-        (OnceByRemoval, r"keeps something in state\['first'\]"),
-        (KeepsTheFirstMean, r"keeps something in statistics\['mean'\]"),
-        (KeepsTheFirstSize, r"keeps something in sizes\['batch'\]"),
-        (CountsInADict, r"keeps something in counts\['calls'\]"),
-        (WarmsUp, "keeps something in _step that changes the next call"),
-        (ChangesAtTheFifth, "keeps something in _step"),
-        (WarmsUpOnProbabilities, "keeps something in _step"),
+        (RemembersItsState, "keeps a value in _state that changes the next call"),
+        (RemembersInADict, r"keeps a value in states\['all'\]\[\d\] that changes the next call"),
+        (OnceByRemoval, r"keeps a value in state\['first'\]"),
+        (KeepsTheFirstMean, r"keeps a value in statistics\['mean'\]"),
+        (KeepsTheFirstSize, r"keeps a value in sizes\['batch'\]"),
+        (CountsInADict, r"keeps a value in counts\['calls'\]"),
+        (WarmsUp, "keeps a value in _step that changes the next call"),
+        (ChangesAtTheFifth, "keeps a value in _step"),
+        (WarmsUpOnProbabilities, "keeps a value in _step"),
         (MovesATargetAtOnce, "writes to the parameter 'target.weight'"),
         (MovesATargetAsOut, "writes to the parameter 'target.weight'"),
         (AsksForTheDtypeOfAutocast, r"calls torch.get_autocast_dtype\(\)"),

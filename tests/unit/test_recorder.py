@@ -750,7 +750,7 @@ class LooksAtGrad(Block):
         (CountsCalls, "assigns CountsCalls.calls"),
         (ReplacesBuffer, "assigns ReplacesBuffer._buffers.mean"),
         (InnerAssigns, "assigns CountsCalls.calls"),
-        (GrowsAList, "keeps something in"),
+        (GrowsAList, "keeps a value in"),
         (CallsAStranger, "calls a Linear that is not one of the module's children"),
         (UsesAGlobalTensor, "neither an input nor a parameter or buffer of the module"),
         (PythonsRandom, "random numbers from Python's random"),
@@ -760,7 +760,7 @@ class LooksAtGrad(Block):
         (ChangesAutocastOfAGpu, "autocast"),
         (AsksForGradMode, r"calls torch.is_grad_enabled\(\)"),
         (AsksForAutocast, r"calls torch.is_autocast_enabled\(\)"),
-        (SetsTheSeed, "manual_seed|does not reproduce its forward"),
+        (SetsTheSeed, "manual_seed|does not reproduce the forward"),
         (LooksAtGrad, "requires_grad"),
     ],
 )

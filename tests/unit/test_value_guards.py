@@ -21,7 +21,7 @@ from model_factory.program.ir import Expr, Guard, OpCall, Program, Rank, Ref, Re
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.modules import ProgramModule
 from model_factory.program.runtime.step_compiler import BranchMissError
-from model_factory_server.export.trace.tape import MAX_DECISIONS
+from model_factory_server.export.trace.decisions import MAX_DECISIONS
 from support.compare import assert_same, observe, train
 from support.recording import InProcessRecorder
 
@@ -190,7 +190,7 @@ def test_a_side_that_no_inputs_are_found_for_is_not_guessed() -> None:
     x = torch.rand(2, 5, FEATURES)
     rebuilt(x)
     x[0, 0, 0] = NEEDLE
-    with pytest.raises(NotPortableError, match=r"no inputs were found that take this side\. Remedy: .*example_inputs"):
+    with pytest.raises(NotPortableError, match=r"no sample inputs take this branch\. Remedy: .*example_inputs"):
         rebuilt(x)
 
 
@@ -202,7 +202,7 @@ class Endless(Block):
 
 
 def test_decisions_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_factory_server.export.trace.tape.MAX_DECISIONS", 4)
+    monkeypatch.setattr("model_factory_server.export.trace.decisions.MAX_DECISIONS", 4)
     assert MAX_DECISIONS > 4
     _, rebuilt, _ = pair(Endless)
     with pytest.raises(NotPortableError, match="more than 4 times"):

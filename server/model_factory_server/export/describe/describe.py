@@ -1,20 +1,20 @@
-"""From a module to its descriptor."""
+"""Reads a module and everything below it into a descriptor.
+
+A class decides the kind of node: graph, source code, torch's own, or program. Modules and tensors are numbered in the
+order of the walk, a module before its children, so that shared modules and tied tensors are equal numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
-from model_factory.descriptor.attributes import described, settable
-from model_factory.descriptor.stock import STOCK_NAMES, stock_attributes, stock_type
+from model_factory.descriptor.stock import STOCK_NAMES, stock_type
 from model_factory.descriptor.torch_internals import derived_hooks
 from model_factory.descriptor.tree import (
     Descriptor,
@@ -24,29 +24,29 @@ from model_factory.descriptor.tree import (
     SourceClass,
     SourceNode,
     StockNode,
-    TensorNode,
     TensorRef,
 )
 from model_factory.digest import Blob
-from model_factory.errors import FormatError, NotPortableError
-from model_factory.program.codec import encode_value
+from model_factory.errors import NotPortableError
 from model_factory.program.runtime.lookup import get_module
-from model_factory.program.runtime.modules import GraphModel, ProgramModule
-from model_factory.program.signature import Parameter, Signature
-from model_factory.program.torch_names import torch_name
+from model_factory.program.runtime.modules import GraphModel
+from model_factory.program.signature import Signature
+from model_factory_server.export.describe.attributes import (
+    module_attributes,
+    portable_signature,
+    program_attributes,
+    real_class,
+)
 from model_factory_server.export.describe.refusals import (
+    Refusals,
     refuse_class,
     refuse_hooks,
     refuse_methods,
-    refuse_shared_memory,
     refuse_slots,
-    refuse_tensor,
 )
+from model_factory_server.export.describe.tensor_table import TensorTable
 from model_factory_server.export.describe.training_modes import frozen_modules
 from model_factory_server.export.portable_methods import declared_methods
-
-_INTERNALS = frozenset(nn.Module().__dict__)
-_PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", Signature(()), "", None, ()).__dict__)
 
 
 def describe(
@@ -59,36 +59,44 @@ def describe(
 
     Args:
         module: The model.
-        sources: Those of its modules that travel as their real class.
-        bundle: Where these classes are; none if there are none.
-        refused: Where given, gets what cannot be carried, by path of the module; nothing is raised then.
+        sources: Modules of the model that are sent as source code, with their classes.
+        bundle: The bundle with these classes; None without such modules.
+        refused: If given, receives the reason for each module that is not portable, by path, and no error is raised.
 
     Raises:
-        NotPortableError: something about it cannot be carried; the message names the module, the thing and the remedy.
+        NotPortableError: a module or tensor is not portable; the message names the module, the fault and a remedy.
+
+    Example:
+        >>> [node.type for node in describe(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).modules]
+        ['Sequential', 'Linear', 'ReLU']
     """
-    table = _Table(sources, refused)
-    table.add_module(module, "")
-    with table.noting(""):
-        refuse_shared_memory(table.values)
-    nodes = tuple(node for node in table.modules if node is not None)
-    return Descriptor(modules=nodes, tensors=tuple(table.tensors), bundle=bundle)
+    walk = _Walk(sources, Refusals(refused))
+    walk.add_module(module, "")
+    tensors = walk.tensors.finish()
+    nodes = tuple(node for node in walk.modules if node is not None)
+    return Descriptor(modules=nodes, tensors=tensors, bundle=bundle)
 
 
 def named_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torch.Tensor]:
-    """The tensors of a described module by the names its descriptor gives them, lazy ones left out.
+    """The tensors of a described module by their names in the descriptor, without lazy tensors.
 
     Raises:
-        NotPortableError: one is on the meta device.
+        NotPortableError: a tensor is on the meta device.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> list(named_tensors(layer, describe(layer)))
+        ['weight', 'bias']
     """
     tensors = planned_tensors(module, descriptor)
     for name, tensor in tensors.items():
         if tensor.is_meta:
-            raise NotPortableError(f"the tensor {name!r} is on the meta device. Remedy: give it values")
+            raise NotPortableError(f"the tensor {name!r} is on the meta device. Remedy: give the tensor values")
     return tensors
 
 
 def planned_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torch.Tensor]:
-    """As :func:`named_tensors`, of a module that may be on the meta device."""
+    """As :func:`named_tensors`, for a module that may be on the meta device."""
     tensors = {}
     for node in descriptor.tensors:
         owner, _, name = node.name.rpartition(".")
@@ -100,212 +108,97 @@ def planned_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torc
     return tensors
 
 
-class _Table:
-    def __init__(self, sources: Mapping[nn.Module, SourceClass], refused: dict[str, str] | None) -> None:
-        self._sources = sources
-        self._refused = refused
-        self.modules: list[ModuleNode | None] = []
-        self.tensors: list[TensorNode] = []
-        self.values: dict[str, torch.Tensor] = {}
-        self._module_index: dict[int, int] = {}
-        self._tensor_index: dict[int, int] = {}
+class _Walk:
+    """Walks a model once and makes the tables of its descriptor."""
 
-    @contextmanager
-    def noting(self, path: str) -> Iterator[None]:
-        """Note what is refused inside rather than to raise it, where notes are wanted."""
-        try:
-            yield
-        except NotPortableError as error:
-            if self._refused is None:
-                raise
-            self._refused.setdefault(path, str(error))
+    def __init__(self, sources: Mapping[nn.Module, SourceClass], refusals: Refusals) -> None:
+        self._sources = sources
+        self._refusals = refusals
+        self._positions: dict[int, int] = {}  # by id of the module
+        self.modules: list[ModuleNode | None] = []
+        self.tensors = TensorTable(refusals)
 
     def add_module(self, module: nn.Module, path: str) -> int:
-        known = self._module_index.get(id(module))
+        """Add a module, unless it is known, and return its position."""
+        known = self._positions.get(id(module))
         if known is not None:
             return known
-        index = self._module_index[id(module)] = len(self.modules)
-        self.modules.append(None)  # its place, before its children's
+        position = self._positions[id(module)] = len(self.modules)
+        self.modules.append(None)  # the position comes before the children's
         where = f"{path or 'the model'} ({type(module).__name__})"
-        with self.noting(path):
+        with self._refusals.noted(path):
             refuse_class(module, where)
-            self.modules[index] = self._node(module, path, where)
-        if self.modules[index] is None:  # refused: what is inside may be of no shape that is known
-            self.modules[index] = ProgramNode(type=type(module).__name__, training=True, signature=Signature(()))
-        return index
+            self.modules[position] = self._node(module, path, where)
+        if self.modules[position] is None:  # refused: the inside may be of any kind
+            self.modules[position] = ProgramNode(type=type(module).__name__, training=True, signature=Signature(()))
+        return position
 
     def _node(self, module: nn.Module, path: str, where: str) -> ModuleNode:
         stock = stock_type(module)
-        with self.noting(path):
-            if stock is None and not isinstance(module, GraphModel) and module not in self._sources:
+        cls = real_class(module) if module in self._sources else stock
+        with self._refusals.noted(path):
+            if cls is None and not isinstance(module, GraphModel):
                 refuse_methods(module, where)
-            refuse_hooks(module, where, derived_hooks(_real_class(module, stock, self._sources), module))
-        parameters = tuple(
-            (name, self._add_tensor(item, _join(path, name))) for name, item in module._parameters.items()
-        )
-        transient = module._non_persistent_buffers_set
-        buffers = tuple(
-            (name, self._add_tensor(item, _join(path, name)), name not in transient)
-            for name, item in module._buffers.items()
-        )
-        children = tuple(
-            (name, None if child is None else self.add_module(child, _join(path, name)))
-            for name, child in module._modules.items()
-        )
-        common: dict[str, Any] = {
-            "training": module.training,
-            "children": children,
-            "parameters": parameters,
-            "buffers": buffers,
-        }
+            refuse_hooks(module, where, derived_hooks(cls, module))
+        tables = self._tables(module, path)
         if isinstance(module, GraphModel):
-            return GraphNode(type=type(module).__name__, program=module.runner.program, **common)
+            return GraphNode(type=type(module).__name__, program=module.runner.program, **tables)
+        if cls is None:
+            return self._program_node(tables, module, path, where)
         if module in self._sources:
-            return self._source_node(common, module, path, where)
-        if stock is None:
-            return self._program_node(common, module, path, where)
-        node = StockNode(type=STOCK_NAMES[stock], **common)
-        with self.noting(path):
-            return replace(node, attributes=self._with_tensors(_stock_attributes(module, stock, where), path))
+            return self._source_node(tables, module, path, where)
+        node = StockNode(type=STOCK_NAMES[cls], **tables)
+        with self._refusals.noted(path):
+            return replace(node, attributes=self._with_tensors(module_attributes(module, cls, where), path))
         return node
 
-    def _program_node(self, common: dict[str, Any], module: nn.Module, path: str, where: str) -> ProgramNode:
-        node = ProgramNode(type=type(module).__name__, signature=_signature(module.forward), **common)
-        with self.noting(path):
+    def _tables(self, module: nn.Module, path: str) -> dict[str, Any]:
+        """The fields of every kind of node."""
+        add = self.tensors.add
+        transient = module._non_persistent_buffers_set
+        return {
+            "training": module.training,
+            "parameters": tuple((name, add(item, _join(path, name))) for name, item in module._parameters.items()),
+            "buffers": tuple(
+                (name, add(item, _join(path, name)), name not in transient) for name, item in module._buffers.items()
+            ),
+            "children": tuple(
+                (name, None if child is None else self.add_module(child, _join(path, name)))
+                for name, child in module._modules.items()
+            ),
+        }
+
+    def _program_node(self, tables: dict[str, Any], module: nn.Module, path: str, where: str) -> ProgramNode:
+        node = ProgramNode(type=type(module).__name__, signature=portable_signature(module.forward), **tables)
+        with self._refusals.noted(path):
             methods = declared_methods(module, where)
             return replace(
                 node,
-                attributes=self._with_tensors(_program_attributes(module, methods, where), path),
+                attributes=self._with_tensors(program_attributes(module, methods, where), path),
                 frozen=frozen_modules(module, where),
-                methods=tuple((name, _signature(getattr(module, name))) for name in methods),
+                methods=tuple((name, portable_signature(getattr(module, name))) for name in methods),
             )
         return node
 
-    def _source_node(self, common: dict[str, Any], module: nn.Module, path: str, where: str) -> SourceNode:
+    def _source_node(self, tables: dict[str, Any], module: nn.Module, path: str, where: str) -> SourceNode:
         cls = real_class(module)
-        node = SourceNode(type=cls.__name__, source=self._sources[module], **common)
-        with self.noting(path):
+        node = SourceNode(type=cls.__name__, source=self._sources[module], **tables)
+        with self._refusals.noted(path):
             refuse_slots(cls, where)
-            return replace(node, attributes=self._with_tensors(_stock_attributes(module, cls, where), path))
+            return replace(node, attributes=self._with_tensors(module_attributes(module, cls, where), path))
         return node
 
     def _with_tensors(self, attributes: dict[str, Any], path: str) -> dict[str, Any]:
+        """Attributes with positions in the table in the place of tensors."""
         return {name: self._attribute(value, _join(path, name)) for name, value in attributes.items()}
 
     def _attribute(self, value: Any, name: str) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        index = self._add_tensor(value, name)
-        assert index is not None
-        return TensorRef(index)
-
-    def _add_tensor(self, tensor: torch.Tensor | None, name: str) -> int | None:
-        if tensor is None:
-            return None
-        known = self._tensor_index.get(id(tensor))
-        if known is not None:
-            return known
-        with self.noting(name.rpartition(".")[0]):
-            refuse_tensor(tensor, name)
-        lazy = is_lazy(tensor)
-        self.tensors.append(
-            TensorNode(
-                name=name,
-                dtype=torch_name(tensor.dtype),
-                shape=None if lazy else tuple(tensor.shape),
-                requires_grad=tensor.requires_grad,
-                parameter=isinstance(tensor, nn.Parameter),
-                order=() if lazy else _memory_order(tensor),
-                attributes={},
-            )
-        )
-        with self.noting(name.rpartition(".")[0]):
-            self.tensors[-1] = replace(self.tensors[-1], attributes=_tensor_attributes(tensor, name))
-        if not lazy and tensor.layout is torch.strided:
-            self.values[name] = tensor
-        self._tensor_index[id(tensor)] = len(self.tensors) - 1
-        return len(self.tensors) - 1
-
-
-def _memory_order(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The axes of a dense tensor as they lie in memory; empty if that is their own order, or it is not dense."""
-    if tensor.layout is not torch.strided or tensor.is_contiguous():
-        return ()
-    strides = tensor.stride()
-    order = tuple(sorted(range(tensor.dim()), key=lambda axis: -strides[axis]))
-    return order if tensor.permute(order).is_contiguous() else ()
+        position = self.tensors.add(value, name)
+        assert position is not None
+        return TensorRef(position)
 
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def _stock_attributes(module: nn.Module, cls: type[nn.Module], where: str) -> dict[str, Any]:
-    try:
-        return stock_attributes(module, cls)
-    except FormatError as error:
-        raise NotPortableError(f"{where}: {error}. Remedy: delete it, or use what torch.nn.functional has") from None
-
-
-def real_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module as its author wrote it: of a parametrised one the class before."""
-    cls: type[nn.Module] = parametrize.type_before_parametrizations(module)
-    return cls
-
-
-def _real_class(
-    module: nn.Module, stock: type[nn.Module] | None, sources: Mapping[nn.Module, SourceClass]
-) -> type[nn.Module] | None:
-    """The class that a module is rebuilt as; None where it is a program's."""
-    return real_class(module) if module in sources else stock
-
-
-def _program_attributes(module: nn.Module, methods: tuple[str, ...], where: str) -> dict[str, Any]:
-    """What a trainer may want to read off a block, and the tensors that its program reads.
-
-    The forward needs no other: a program has them inside. So what cannot travel is left out here.
-    """
-    for name in (*module._parameters, *module._buffers, *module._modules):
-        if name in _PROGRAM_ATTRIBUTES:
-            raise NotPortableError(f"{where}: the name {name!r} is taken in rebuilt modules. Remedy: rename it")
-    attributes: dict[str, Any] = {}
-    for name, value in module.__dict__.items():
-        if name in _INTERNALS:
-            continue
-        free = settable(ProgramModule, _PROGRAM_ATTRIBUTES, name) and name not in methods
-        if isinstance(value, torch.Tensor):
-            if not free:
-                raise NotPortableError(f"{where}: the tensor attribute {name!r} hides a method. Remedy: rename it")
-            attributes[name] = value
-        elif free:
-            with suppress(FormatError):
-                attributes[name] = described(value)
-    if type(module)._version != nn.Module._version:
-        attributes["_version"] = type(module)._version
-    return attributes
-
-
-def _tensor_attributes(tensor: torch.Tensor, name: str) -> dict[str, Any]:
-    attributes = {}
-    for key, value in tensor.__dict__.items():
-        try:
-            attributes[key] = described(value)
-        except FormatError as error:
-            raise NotPortableError(
-                f"the tensor {name!r} has the attribute {key!r}, which cannot travel: {error}. Remedy: set it on the "
-                "rebuilt tensor"
-            ) from None
-    return attributes
-
-
-def _signature(method: Callable[..., Any]) -> Signature:
-    return Signature(tuple(_portable_default(parameter) for parameter in Signature.of(method).parameters))
-
-
-def _portable_default(parameter: Parameter) -> Parameter:
-    """A default that cannot travel must be given by those who call the module themselves."""
-    try:
-        encode_value(parameter.default)
-    except FormatError:
-        return Parameter(parameter.name, parameter.kind)
-    return parameter

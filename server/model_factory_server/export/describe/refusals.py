@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,6 +50,24 @@ _TENSOR_TYPES = frozenset(
     {torch.Tensor, nn.Parameter, nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer}
 )
 _HOOKS = tuple(name for name in sorted(nn.Module().__dict__) if name.endswith("_hooks"))
+
+
+class Refusals:
+    """Collects refusals by path of the module, or raises the first one."""
+
+    def __init__(self, notes: dict[str, str] | None) -> None:
+        """Add reasons to ``notes``, or raise errors if ``notes`` is None."""
+        self._notes = notes
+
+    @contextmanager
+    def noted(self, path: str) -> Iterator[None]:
+        """Note a refusal inside the block; the first reason of a path counts."""
+        try:
+            yield
+        except NotPortableError as error:
+            if self._notes is None:
+                raise
+            self._notes.setdefault(path, str(error))
 
 
 def refuse_class(module: nn.Module, where: str) -> None:

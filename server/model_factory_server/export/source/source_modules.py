@@ -17,7 +17,8 @@ from model_factory.digest import Blob
 from model_factory.errors import NotPortableError
 from model_factory.program.runtime.lookup import get_module
 from model_factory.source.loader import load_source
-from model_factory_server.export.describe.describe import named_tensors, real_class
+from model_factory_server.export.describe.attributes import real_class
+from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.example_inputs import Call
 from model_factory_server.export.source.bundling import Root, collect, find_file
 from model_factory_server.export.verify.rebuilt import verify_rebuilt

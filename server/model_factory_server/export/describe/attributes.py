@@ -1,0 +1,111 @@
+"""Attributes, classes and signatures of modules and tensors, as entries of a descriptor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from model_factory.descriptor.attributes import described, settable
+from model_factory.descriptor.stock import stock_attributes
+from model_factory.errors import FormatError, NotPortableError
+from model_factory.program.codec import encode_value
+from model_factory.program.runtime.modules import ProgramModule
+from model_factory.program.signature import Parameter, Signature
+
+_INTERNALS = frozenset(nn.Module().__dict__)
+_PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", Signature(()), "", None, ()).__dict__)
+
+
+def real_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as its author wrote it: for a parametrised module, the class before parametrisation.
+
+    Example:
+        >>> real_class(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))).__name__
+        'Linear'
+    """
+    cls: type[nn.Module] = parametrize.type_before_parametrizations(module)
+    return cls
+
+
+def module_attributes(module: nn.Module, cls: type[nn.Module], where: str) -> dict[str, Any]:
+    """The attributes of a module that is rebuilt as an instance of ``cls``.
+
+    Raises:
+        NotPortableError: an attribute is not plain data, or hides a method.
+    """
+    try:
+        return stock_attributes(module, cls)
+    except FormatError as error:
+        raise NotPortableError(
+            f"{where}: {error}. Remedy: delete the attribute, or use a function of torch.nn.functional"
+        ) from None
+
+
+def program_attributes(module: nn.Module, methods: tuple[str, ...], where: str) -> dict[str, Any]:
+    """The attributes of a module that is rebuilt as a ``ProgramModule``: plain data and tensors.
+
+    Other attributes are left out, since the program of the forward does not need them.
+
+    Raises:
+        NotPortableError: a name is taken in rebuilt modules.
+    """
+    for name in (*module._parameters, *module._buffers, *module._modules):
+        if name in _PROGRAM_ATTRIBUTES:
+            raise NotPortableError(f"{where}: the name {name!r} is taken in rebuilt modules. Remedy: rename it")
+    attributes: dict[str, Any] = {}
+    for name, value in module.__dict__.items():
+        if name in _INTERNALS:
+            continue
+        free = settable(ProgramModule, _PROGRAM_ATTRIBUTES, name) and name not in methods
+        if isinstance(value, torch.Tensor):
+            if not free:
+                raise NotPortableError(f"{where}: the tensor attribute {name!r} hides a method. Remedy: rename it")
+            attributes[name] = value
+        elif free:
+            with suppress(FormatError):
+                attributes[name] = described(value)
+    if type(module)._version != nn.Module._version:
+        attributes["_version"] = type(module)._version
+    return attributes
+
+
+def tensor_attributes(tensor: torch.Tensor, name: str) -> dict[str, Any]:
+    """The attributes that a tensor has besides its values.
+
+    Raises:
+        NotPortableError: an attribute is not plain data.
+    """
+    attributes = {}
+    for key, value in tensor.__dict__.items():
+        try:
+            attributes[key] = described(value)
+        except FormatError as error:
+            raise NotPortableError(
+                f"the tensor {name!r} has the attribute {key!r}, which is not portable: {error}. Remedy: set the "
+                "attribute on the rebuilt tensor"
+            ) from None
+    return attributes
+
+
+def portable_signature(method: Callable[..., Any]) -> Signature:
+    """The signature of a method. A default that is not plain data is left out, so the argument becomes required.
+
+    Example:
+        >>> def forward(x, mask=object()): ...
+        >>> [item.required for item in portable_signature(forward).parameters]
+        [True, True]
+    """
+    return Signature(tuple(_with_portable_default(parameter) for parameter in Signature.of(method).parameters))
+
+
+def _with_portable_default(parameter: Parameter) -> Parameter:
+    try:
+        encode_value(parameter.default)
+    except FormatError:
+        return Parameter(parameter.name, parameter.kind)
+    return parameter
