@@ -1,4 +1,4 @@
-"""The blocks of a model that are called as a whole, and example calls of these blocks."""
+"""Blocks of a model with a program of their own, and example calls of these blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from model_factory_server.export.restored_after import restored_after
 
 
 def called_blocks(model: nn.Module, sources: Container[nn.Module] = ()) -> Iterator[tuple[str, nn.Module]]:
-    """Yield path and module of each block that is called by the trainer, a graph, a torch module or one of ``sources``.
+    """Yield path and module of each block called by the trainer, a graph, a torch module or a module of ``sources``.
 
     Each of these blocks needs a program, unless the block is in ``sources``. A module called by a block is part of the
     block's program, except inside torch modules, since a program calls a torch module as a whole.
@@ -57,7 +57,7 @@ def _has_forward(module: nn.Module) -> bool:
 def calls_inside(
     path: str, block: nn.Module, arguments: Mapping[str, Any], blocks: Mapping[str, nn.Module], *, source: bool
 ) -> list[Call]:
-    """Run ``block`` and return the calls of blocks inside its torch modules.
+    """Run ``block`` and return the calls of blocks inside torch modules below the block.
 
     ``source`` is whether a block may be sent as source code; source code may write to parameters.
     """
@@ -74,7 +74,7 @@ def calls_inside(
 
 
 def example_calls(path: str, block: nn.Module) -> dict[str, list[dict[str, Any]]]:
-    """The example calls of a block by method, as bound arguments; none for a lazy block.
+    """The example calls of a block by method, as bound arguments; empty for a lazy block.
 
     ``example_inputs()`` returns a list of keyword arguments for the forward, or a dict of these lists by method.
 

@@ -23,7 +23,7 @@ Call = tuple[str, dict[str, Any]]
 
 
 def materialise(model: nn.Module, config: ModelConfig) -> None:
-    """Give lazy parameters their shapes by one run on the config's example inputs, if the config has a signature.
+    """Give lazy parameters their shapes by a run on the config's example inputs, if the config has a signature.
 
     Raises:
         ConfigError: the model does not run on the example inputs.

@@ -1,4 +1,4 @@
-"""Exports a built model: finds the blocks that a trainer calls, and records them or bundles their source code."""
+"""Exports a built model: finds the blocks called by a trainer, and records the blocks or bundles their source code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import nn
 
 from model_factory.config import ModelConfig
 from model_factory.descriptor.codec import Programs
-from model_factory.descriptor.tree import SourceClass
+from model_factory.descriptor.tree import Descriptor, SourceClass
+from model_factory.digest import Blob
 from model_factory.errors import BuildError, CallSignatureError, NotPortableError
 from model_factory.program.call_signature import FORWARD, RecordedProgram
 from model_factory.program.runtime.lookup import get_module
@@ -38,12 +39,24 @@ from model_factory_server.export.verify.verifier import verify
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portable:
-    """The portable parts of a model, besides its descriptor."""
+    """The portable parts of a model."""
 
     programs: Programs
     """The recorded and verified forwards."""
     sources: SourceModules | None
-    """The modules sent as source code; None without these modules."""
+    """The modules sent as source code, if any."""
+    descriptor: Descriptor
+    """The module tree before the recordings, which restore the model."""
+
+    @property
+    def classes(self) -> Mapping[nn.Module, SourceClass]:
+        """Class and reason of each module sent as source code."""
+        return {} if self.sources is None else self.sources.classes
+
+    @property
+    def bundle(self) -> Blob | None:
+        """Digest and size of the source bundle, if any."""
+        return None if self.sources is None else self.sources.ref
 
 
 def record_model(model: nn.Module, config: ModelConfig | None = None) -> Programs:
@@ -67,7 +80,7 @@ def survey_model(
     roots: Sequence[Root] = (),
     refused: dict[str, str] | None = None,
 ) -> Portable:
-    """Record and verify every block that the trainer calls; choose source code for blocks that cannot be recorded.
+    """Record and verify every block called by the trainer; choose source code for blocks without a program.
 
     Recorded calls are the block's ``example_inputs()``, the calls inside another block's example calls, and the calls
     when the model runs on the ``signature`` of its config.
@@ -75,9 +88,9 @@ def survey_model(
     Args:
         model: The model.
         config: Its config.
-        roots: Folders with code that may be sent. A block from these folders is sent as source code if its forward
+        roots: Folders with code allowed to be sent. A block from these folders is sent as source code if its forward
             cannot be recorded. By default no code may be sent.
-        refused: If given, receives the reason for each module that is not portable, by path, and no error is raised.
+        refused: If given, receives the reason for each refused module, by path, and no error is raised.
 
     Raises:
         NotPortableError: the forward of a block cannot be recorded; the message names the block.
@@ -101,7 +114,7 @@ class _Survey:
         self._done: set[str] = set()
 
     def portable(self) -> Portable:
-        self._describe()  # refuses modules that are not portable before the first recording
+        descriptor = self._describe()  # refuses modules that are not portable before the first recording
         blocks, calls = self._called()
         self._record(blocks, calls)
         if self._classes:  # modules below are now called by source code
@@ -111,9 +124,11 @@ class _Survey:
             named_tensors(self._model, descriptor)
         programs = tuple(item for item in self._programs if get_module(self._model, item[0]) not in self._classes)
         sources = bundle_sources(self._classes, self._roots)
-        if sources is not None and not self._refused:
-            verify_sources(self._model, sources, programs, calls)
-        return Portable(programs=programs, sources=sources)
+        if sources is not None:
+            descriptor = replace(descriptor, bundle=sources.ref)
+            if not self._refused:
+                verify_sources(self._model, sources, descriptor, programs, calls)
+        return Portable(programs=programs, sources=sources, descriptor=descriptor)
 
     def _describe(self) -> Descriptor:
         notes: dict[str, str] = {}

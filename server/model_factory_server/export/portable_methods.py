@@ -1,4 +1,4 @@
-"""Methods besides ``forward`` that a class declares as portable: their names, and a module with one as its forward."""
+"""Methods besides ``forward``, declared as portable by a class: their names, and modules with a method as forward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PORTABLE_METHODS = "portable_methods"
 
 
 def declared_methods(module: nn.Module, where: str) -> tuple[str, ...]:
-    """The methods that a module's class declares as portable.
+    """The methods declared as portable by a module's class.
 
     Raises:
         NotPortableError: a declared name is not a method, or is taken in rebuilt modules.
@@ -47,7 +47,7 @@ def declared_methods(module: nn.Module, where: str) -> tuple[str, ...]:
 
 
 def as_forward(module: nn.Module, method: str) -> nn.Module:
-    """Return a view of ``module`` with ``method`` as its forward: the same tensors, children, flags and attributes."""
+    """Return a view of ``module`` with ``method`` as forward: the same tensors, children, flags and attributes."""
     if method == FORWARD:
         return module
     function = getattr(type(module), method)

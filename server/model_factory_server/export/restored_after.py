@@ -1,4 +1,4 @@
-"""Context managers that run a module and afterwards restore the module and the random generators."""
+"""Context managers to run a module and afterwards restore the module and the random generators."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def plain_containers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Lists, dicts, sets and deques, also nested, in attributes of modules that are not torch's own, by path."""
+    """Lists, dicts, sets and deques, also nested, in attributes of modules other than torch's own, by path."""
     pending = [
         (f"{path}.{name}" if path else name, value)
         for path, item in module.named_modules()
@@ -62,7 +62,7 @@ def plain_containers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 def attributes_restored_after(module: nn.Module) -> Iterator[None]:
     """Undo assignments afterwards: training flags, a mask that a forward caches, another parameter, hooks.
 
-    Some libraries register hooks at the first call that returns hidden states.
+    Some libraries register hooks at the first call with hidden states in the result.
     """
     tables = [table for item in module.modules() for table in (*_tables(item), *_hooks(item))]
     before = [(table, table.copy()) for table in [*tables, *(container for _, container in plain_containers(module))]]
@@ -134,12 +134,12 @@ def restored_after(module: nn.Module, *, parameters: bool = False) -> Iterator[N
 
 
 def writes_to_parameter(path: str) -> NotPortableError:
-    """Return the error for a forward that writes to a parameter."""
+    """Return the error for a forward with a write to a parameter."""
     return NotPortableError(f"the forward writes to the parameter {path!r}. Remedy: write to a buffer instead")
 
 
 def _is_writable(tensor: torch.Tensor) -> bool:
-    """Whether torch can write to a tensor: not to an expanded one, with several elements in the same memory."""
+    """Whether torch can write to a tensor; not to an expanded tensor, with several elements in the same memory."""
     return all(stride or size == 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
@@ -147,7 +147,7 @@ def _is_writable(tensor: torch.Tensor) -> bool:
 def generators_seeded(seed: int) -> Iterator[None]:
     """Seed the generators of torch, Python and NumPy; restore the generators' states afterwards.
 
-    A forward may draw from each generator, so runs that are compared begin with the same seeds.
+    A forward may draw from each generator, so compared runs begin with the same seeds.
 
     Example:
         >>> with generators_seeded(1):

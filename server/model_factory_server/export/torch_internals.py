@@ -1,4 +1,4 @@
-"""Every private name of torch that the server's export uses; checked when this module is imported.
+"""Every private name of torch in use by the server's export; checked when this module is imported.
 
 Private names change between torch versions without notice. If a name is missing, the import fails and names the name
 and the version of torch.
@@ -32,9 +32,7 @@ try:
     )
     from torch.utils import _pytree as pytree
 except ImportError as error:
-    raise ImportError(
-        f"torch {torch.__version__}: {error}. Remedy: install a version of torch that is tested"
-    ) from error
+    raise ImportError(f"torch {torch.__version__}: {error}. Remedy: install a tested version of torch") from error
 
 __all__ = [
     "ConstantSource",
@@ -59,7 +57,7 @@ __all__ = [
 ]
 
 fake_tensors: Any = torch._subclasses
-"""The module in which libraries look up ``FakeTensor``."""
+"""The module with the ``FakeTensor`` seen by libraries."""
 
 SymbolicNumber = torch.SymInt | torch.SymFloat | torch.SymBool
 
@@ -73,7 +71,7 @@ _ATTRIBUTES = (
     (_symbolic_config, "backed_size_oblivious"),
     *((pytree, name) for name in ("tree_flatten", "tree_leaves", "is_structseq_instance")),
 )
-"""Objects and the attributes that they must have."""
+"""Objects and their required attributes."""
 
 
 def _check() -> None:
@@ -81,7 +79,7 @@ def _check() -> None:
         if not hasattr(owner, name):
             raise ImportError(
                 f"torch {torch.__version__}: {owner!r} has no attribute {name!r}. "
-                "Remedy: install a version of torch that is tested"
+                "Remedy: install a tested version of torch"
             )
 
 
@@ -101,7 +99,7 @@ def formula(number: SymbolicNumber) -> Any:
 
 
 def recorded_size(size: int | torch.SymInt) -> int:
-    """Return the number that a size, symbolic or not, has in the recorded call.
+    """Return the value of a size, symbolic or not, in the recorded call.
 
     Example:
         >>> recorded_size(3)
@@ -122,7 +120,7 @@ def version(tensor: torch.Tensor) -> int:
 
 
 def memory_id(tensor: torch.Tensor) -> int:
-    """Return a number that tensors over the same memory have in common.
+    """Return a number, equal for tensors over the same memory.
 
     Example:
         >>> tensor = torch.zeros(2)

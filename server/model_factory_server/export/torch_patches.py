@@ -1,7 +1,7 @@
-"""The table of everything in torch and Python that is replaced while a forward is recorded.
+"""The table of everything replaced in torch and Python while a forward is recorded.
 
-:func:`patch_torch` applies the table. Each row has the function that makes the replacement, and the reason. Outside a
-recording, one more patch exists: ``trace.einsum.use_recorded_orders`` fixes the order of ``torch.einsum`` while a
+:func:`patch_torch` applies the table. Each row has the function for the replacement, and the reason. Outside a
+recording, another patch exists: ``trace.einsum.use_recorded_orders`` fixes the order of ``torch.einsum`` while a
 program is verified.
 """
 
@@ -33,7 +33,7 @@ _Replace = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """One attribute that is replaced while a forward is recorded."""
+    """An attribute to replace while a forward is recorded."""
 
     owner: Any
     """The module or class with the attribute."""
@@ -47,7 +47,7 @@ class Patch:
 
 @contextmanager
 def patch_torch(tape: Tape) -> Iterator[None]:
-    """Apply the table while this is entered, so that a forward runs as without a recording and ``tape`` is notified.
+    """Apply the table while this is entered: a forward runs as without a recording, and ``tape`` is notified.
 
     Raises:
         NotPortableError: the forward calls an ``autograd.Function``, or draws random numbers outside torch.
@@ -61,12 +61,12 @@ def patch_torch(tape: Tape) -> Iterator[None]:
 
 
 def patch_table(tape: Tape) -> list[Patch]:
-    """Return the table for one recording."""
+    """Return the table for a recording."""
     return [*_hiding(tape.shape_env), *_noting(tape), *_modes(tape), *_questions()]
 
 
 def _hiding(env: DecisionShapeEnv) -> list[Patch]:
-    """Patches that hide the recording from the forward."""
+    """Patches to hide the recording from the forward."""
     return [
         Patch(fake_tensors, "FakeTensor", lambda _: _hidden_class(env), "libraries run other code on fake tensors"),
         Patch(torch.SymInt, "__str__", lambda original: _size_text(env, original), "a size's text is its number"),
@@ -77,7 +77,7 @@ def _hiding(env: DecisionShapeEnv) -> list[Patch]:
 
 
 def _noting(tape: Tape) -> list[Patch]:
-    """Patches that notify the tape of calls and reads."""
+    """Patches to notify the tape of calls and reads."""
     return [
         Patch(nn.Module, "__call__", tape.module_calls.record_call, "a call of a torch module is one step"),
         Patch(nn.Module, "named_parameters", tape.reads.note_parameters, "sizes of parameters may be read"),
@@ -88,7 +88,7 @@ def _noting(tape: Tape) -> list[Patch]:
 
 
 def _modes(tape: Tape) -> list[Patch]:
-    """Patches of the context managers that set the grad or autocast mode."""
+    """Patches of the context managers for the grad and autocast modes."""
     modes, grad = tape.modes, "the step that ends a region sets the caller's mode"
     sets_mode = ((no_grad, "__enter__"), (enable_grad, "__enter__"), (set_grad_enabled, "__init__"))
     return [
@@ -118,7 +118,7 @@ def _questions() -> list[Patch]:
 
 
 def _hidden_class(env: DecisionShapeEnv) -> type:
-    """Return a class of which, for the forward's own code, no tensor is an instance."""
+    """Return a class without instances for the forward's own code, and with all fake tensors for other code."""
 
     class Hidden(type):
         def __instancecheck__(cls, instance: Any) -> bool:
@@ -128,9 +128,9 @@ def _hidden_class(env: DecisionShapeEnv) -> type:
 
 
 def _size_text(env: DecisionShapeEnv, original: Callable[[Any], str]) -> Callable[[Any], str]:
-    """Return a ``__str__`` for sizes. The forward's own code gets the number, and so decides by the number.
+    """Return a ``__str__`` for sizes. The forward's own code gets the number, and decides by the number.
 
-    A size still has no hash, as in torch: einops relies on that, and a cache with sizes as keys would keep symbols.
+    A size still has no hash, as in torch: einops needs sizes without a hash, and caches with size keys keep symbols.
     """
 
     def text(size: torch.SymInt) -> str:
@@ -148,7 +148,7 @@ def _symbolic_sqrt(original: Callable[[Any], float]) -> Callable[[Any], Any]:
 
 
 def _refuse_functions(original: Callable[..., Any]) -> Any:
-    """Return an ``apply`` that runs torch's own functions only, for example activation checkpointing."""
+    """Return an ``apply`` for torch's own functions only, for example activation checkpointing."""
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         if cls.__module__.partition(".")[0] == "torch":

@@ -1,4 +1,4 @@
-"""Records a call that a trainer has made and that no known program covers."""
+"""Records a call from a trainer without a known program for the call."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def record_call(
     call: ExampleCall,
     training: Mapping[str, bool],
 ) -> RecordedProgram:
-    """Record and verify a method of the block at ``path`` for one call on a trainer.
+    """Record and verify a method of the block at ``path`` for a call on a trainer.
 
     Args:
-        model: The model, as the server has built it.
+        model: The model, as built on the server.
         path: Path of the block.
         call: The call.
         training: Training flags on the trainer, by path below the block.
@@ -43,7 +43,7 @@ def record_call(
     Raises:
         NotPortableError: the method cannot be recorded for this call.
         CallSignatureError: the method refuses the call.
-        FormatError: the model has no block at ``path``, or the block no such method or arguments.
+        FormatError: the model has no block at ``path``, or the call has an unknown method or other arguments.
     """
     try:
         block = get_module(model, path)
@@ -95,7 +95,7 @@ def _set_attributes(block: nn.Module, reads: Sequence[Read]) -> None:
 
 
 def _is_alike(before: Any, value: Any) -> bool:
-    """Whether a value may replace another: the same type or length, two numbers, or None for one of the two."""
+    """Whether a value may replace another: the same type and length, two numbers, or ``None``."""
     if before is None or value is None:
         return True
     if isinstance(before, tuple | list):
@@ -111,6 +111,6 @@ def _check_arguments(block: nn.Module, arguments: Mapping[str, Any]) -> None:
 
 
 def _materialise(block: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Run a block once, to give its lazy parameters their shapes."""
+    """Run a block once, to give shapes to lazy parameters."""
     with torch.no_grad():
         Signature.of(block.forward).call(block, arguments)

@@ -1,4 +1,4 @@
-"""Dtypes of values that a forward reads while recorded, and limits of dtypes from ``torch.finfo``."""
+"""Notes reads of dtypes by a forward while recorded, and limits of dtypes from ``torch.finfo``."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ class ReadLimit:
 
 
 class DtypeReads:
-    """Dtypes of values that a forward reads while recorded."""
+    """Reads of dtypes in one recording."""
 
     def __init__(self) -> None:
         self.any = False
         """Whether the forward has read a dtype."""
         self.names_precision = False
-        """Whether code that reads a dtype also names dtypes, as code with a branch for half precision does."""
+        """Whether code with a read of a dtype also names dtypes, as code with a branch for half precision does."""
         self._values: dict[torch.dtype, dict[str, None]] = {}
         self._limits: dict[int, ReadLimit] = {}  # by id of the number, which the entry keeps alive
 
     def note(self, dtype: torch.dtype, value: str) -> None:
-        """Note that the dtype of a value was read."""
+        """Note a read of a value's dtype."""
         self.any = True
         self.names_precision = self.names_precision or _names_precision(sys._getframe(1))  # noqa: SLF001  no other way
         values = self._values.setdefault(dtype, {})
@@ -68,13 +68,13 @@ class DtypeReads:
         return ReadDtype(name, tuple(values)) if values else TorchConst(name)
 
     def number(self, number: float) -> float | ReadLimit:
-        """Return a number argument: a constant, or possibly a limit, also one computed otherwise, as ``-max``."""
+        """Return a number argument: a constant, or possibly a limit, also if computed, for example ``-max``."""
         read = self._limits.get(id(number))
         equal = (limit for limit in reversed(self._limits.values()) if limit.number == number)
         return read or next(equal, number)
 
     def note_limits(self, finfo: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a replacement for ``torch.finfo`` that notes limits; ``export.torch_patches`` installs it."""
+        """Return a replacement for ``torch.finfo`` to note limits; see ``export.torch_patches``."""
 
         def noted_finfo(*args: Any, **kwargs: Any) -> Any:
             found = finfo(*args, **kwargs)

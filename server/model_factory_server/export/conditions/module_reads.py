@@ -1,6 +1,6 @@
-"""Attributes, flags and absent entries of modules that a forward reads: conditions of the forward's program.
+"""Notes reads of a forward from modules: attributes, flags and absent entries are conditions of the program.
 
-A trainer may replace a layer, or set a rate or stride. A program contains the numbers that the recorded forward read.
+A trainer may replace a layer, or set a rate or stride. A program contains the numbers read by the recorded forward.
 So each number read from a torch module is noted with the program, and a call with another number needs another program.
 ``export.torch_patches`` installs the replacements of this module.
 """
@@ -22,7 +22,7 @@ _ENTRIES = ("_parameters", "_buffers", "_modules")
 
 
 class ModuleReads:
-    """Notes attributes that a forward reads from the modules below a root."""
+    """Notes reads from the modules below a root."""
 
     def __init__(self, root: nn.Module, is_forward: Callable[[], bool], sized: Callable[[str, Any], Any]) -> None:
         """Begin without notes.
@@ -35,7 +35,7 @@ class ModuleReads:
         self.attributes: dict[tuple[str, str], Any] = {}
         """Value by module path and name."""
         self.absent: dict[str, None] = {}
-        """Paths of parameters, buffers and children that were None or missing."""
+        """Paths of parameters, buffers and children read as ``None`` or missing."""
         self.flags: dict[str, None] = {}
         """Paths of torch modules whose training flag was read."""
         self._paths: Mapping[nn.Module, str] = {module: path for path, module in root.named_modules()}
@@ -44,7 +44,7 @@ class ModuleReads:
         self._sized = sized
 
     def note_entries(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a replacement for ``nn.Module.__getattr__``, which looks up parameters, buffers and children."""
+        """Return a replacement for ``nn.Module.__getattr__``: the lookup of parameters, buffers and children."""
 
         def get_entry(module: nn.Module, name: str) -> Any:
             try:
@@ -80,7 +80,7 @@ class ModuleReads:
         return named_parameters
 
     def _note_entry(self, module: nn.Module, name: str, value: Any) -> Any:
-        """Note a parameter, buffer or child that is None; return a torch module's tensor with symbolic sizes."""
+        """Note an empty parameter, buffer or child; return a torch module's tensor with symbolic sizes."""
         if module not in self._paths:
             return value
         path = self._path_of(module, name)
@@ -105,9 +105,9 @@ class ModuleReads:
 
 
 def shared_paths(root: nn.Module, used: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Return pairs of paths that share one module or parameter, for the paths in a program.
+    """Return pairs of paths to the same module or parameter, for the paths in a program.
 
-    If the owners are one module as well, the pair has the paths of the owners.
+    If the owners are the same module as well, the pair has the paths of the owners.
 
     Example:
         >>> layer = nn.Linear(2, 2)

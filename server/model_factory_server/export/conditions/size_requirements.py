@@ -1,4 +1,4 @@
-"""Conditions on sizes that layers and parameters give: steps of the program, added once the forward reads sizes.
+"""Conditions on sizes of layers' results and of parameters: steps, added once the forward reads sizes.
 
 A condition is a step after the op that depends on the condition. So on the trainer torch's own error comes first if a
 size is wrong.
@@ -22,14 +22,14 @@ class SizeRequirements:
         self._symbols = symbols
         self._steps = steps
         self.touched: set[str] = set()
-        """Names of values that the forward has used, or asked for a property."""
+        """Names of values used by the forward, or with a property read by the forward."""
         # By name of a torch module's result, until the forward reads a size of the result:
         self._of_result: dict[str, Sequence[Expr]] = {}
         self._ones_of_result: dict[str, Sequence[Expr]] = {}  # sizes of 1, which are not symbols
         self._used_parameters: dict[str, torch.Tensor] = {}  # by path, until the forward reads any size
 
     def add_new(self) -> None:
-        """Add the conditions on which the recording has relied since the last call."""
+        """Add the conditions of the recording since the last call of this method."""
         for condition in self._symbols.requirements():
             self._add(condition)
 
@@ -39,7 +39,7 @@ class SizeRequirements:
         self._ones_of_result[name] = ones
 
     def note_parameter(self, path: str, tensor: torch.Tensor) -> None:
-        """Note a parameter or buffer that the forward uses."""
+        """Note a parameter or buffer in use."""
         self._used_parameters[path] = tensor
 
     def read_parameter(self, path: str, tensor: torch.Tensor) -> None:
@@ -53,7 +53,7 @@ class SizeRequirements:
             self._add(condition)
 
     def require_ones(self) -> None:
-        """Add conditions for sizes of 1 that layers and parameters gave, since sizes may be products with them."""
+        """Add conditions for sizes of 1 from layers and parameters, since a read size may be a product with 1."""
         for name in [name for name in self._ones_of_result if name in self.touched]:
             for condition in self._ones_of_result.pop(name):
                 self._add(condition)

@@ -60,19 +60,19 @@ _REMEDY = "use integer arithmetic on sizes of the inputs, or pass the number as 
 
 
 class DecisionShapeEnv(ShapeEnv):
-    """A ``ShapeEnv`` that keeps the forward's own decisions on sizes apart from decisions inside torch's ops.
+    """A ``ShapeEnv`` with the forward's own decisions on sizes apart from decisions inside torch's ops.
 
-    Torch keeps only new facts about sizes: torch would lose a decision of the forward that an op's check has already
-    implied. This class keeps every decision of the forward.
+    Torch keeps only new facts about sizes: torch would lose a decision of the forward if an op's check has already
+    implied the decision. This class keeps every decision of the forward.
     """
 
     def __init__(self) -> None:
         super().__init__(specialize_zero_one=False, duck_shape=False)
         self.in_forward = False
-        """Whether the code that runs is the forward's own, and not torch's or the recorder's; see :meth:`run_by`."""
+        """Whether the running code is the forward's own, and not torch's or the recorder's; see :meth:`run_by`."""
         self.decisions: list[Any] = []
         self.decide_by_value: Callable[[Any], Any] | None = None
-        """Returns the value of an expression that contains a number from a tensor."""
+        """Returns the value of an expression with a number from a tensor."""
         self._kernel_guards: set[int] = set()
 
     @contextmanager
@@ -94,7 +94,7 @@ class DecisionShapeEnv(ShapeEnv):
             self._kernel_guards.update(range(start, len(self.guards)))
 
     def conditions(self) -> list[Any]:
-        """The conditions of the recording: the forward's decisions, and decisions of ops that results depend on."""
+        """The conditions of the recording: decisions of the forward, and decisions of ops with an effect on results."""
         return self.relied_on(0, 0)
 
     def relied_on(self, decided: int, guarded: int) -> list[Any]:
@@ -128,7 +128,7 @@ class DecisionShapeEnv(ShapeEnv):
 
 
 class SymbolTable:
-    """The meaning of each symbol: a size of an input, parameter or result, or a number that a step returns."""
+    """The meaning of each symbol: a size of an input, parameter or result, or a number from a step."""
 
     def __init__(self, shape_env: DecisionShapeEnv) -> None:
         self._shape_env = shape_env
@@ -148,7 +148,7 @@ class SymbolTable:
                 self._ones.append(Expr("eq", (Dim(name, axis), 1)))
 
     def own(self, path: str, fake: torch.Tensor) -> torch.Tensor:
-        """Return a fake parameter or buffer whose sizes are symbols that the forward may read."""
+        """Return a fake parameter or buffer with symbolic sizes, for reads by the forward."""
 
         def symbol(axis: int, size: Any) -> Any:
             return self._symbol(f"{path}_{axis}_own", size, Dim(f"{OWN}{path}", axis))
@@ -172,33 +172,33 @@ class SymbolTable:
         return found  # type: ignore[no-any-return]
 
     def add_given(self, name: str, axis: int, size: int | torch.SymInt) -> torch.SymInt:
-        """Return a symbol for a size that a layer gives to the value ``name``; ``size`` is the recorded layer's.
+        """Return a symbol for a size of ``name``, the result of a layer; ``size`` is the recorded layer's.
 
-        After the layer is replaced, the symbol is the size that the new layer gives.
+        After the layer is replaced, the symbol is the new layer's size.
         """
         found = self._symbol(f"{name}_{axis}_given", recorded_size(size), Dim(name, axis))
         self._given[formula(found)] = formula(size) if isinstance(size, torch.SymInt) else sympy.Integer(size)
         return found
 
     def skip_requirements(self) -> None:
-        """Drop the new conditions on sizes that layers give: a torch module makes the same checks when it runs."""
+        """Drop the new conditions on sizes of layers' results: a torch module makes the same checks at run time."""
         self._required = (len(self._shape_env.decisions), len(self._shape_env.guards))
 
     def requirements(self) -> list[Expression]:
-        """Return the conditions on sizes that layers give, added since the last call of this method."""
+        """Return the conditions on sizes of layers' results, added since the last call of this method."""
         conditions = self._shape_env.relied_on(*self._required)
         self._required = (len(self._shape_env.decisions), len(self._shape_env.guards))
         found = (expr for expr in conditions if expr.free_symbols & self._given.keys())
         return list(dict.fromkeys(self.translate(expr) for expr in found))
 
     def add_value(self, name: str, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> None:
-        """Register the number that a step returns, for example ``x.item()``."""
+        """Register the number returned by a step, for example ``x.item()``."""
         symbol = formula(value)
         if isinstance(symbol, sympy.Symbol):
             self._meaning.setdefault(symbol, Ref(name))
 
     def add_made(self, name: str, tensor: torch.Tensor) -> None:
-        """Register the sizes of a step's result that depend on values, as the sizes of ``torch.nonzero`` do."""
+        """Register the sizes of a step's result with a dependence on values, as in ``torch.nonzero``."""
         for axis, size in enumerate(tensor.shape):
             if isinstance(size, torch.SymInt) and has_free_unbacked_symbols(size) and formula(size).is_Symbol:
                 self._meaning.setdefault(formula(size), Dim(name, axis))
@@ -212,16 +212,16 @@ class SymbolTable:
         return self.translate(formula(value))
 
     def guards(self) -> tuple[Expression, ...]:
-        """The conditions on sizes of inputs and parameters that the recording relies on, each once.
+        """The conditions of the recording on sizes of inputs and parameters, each once.
 
-        If the size that a layer gives follows from sizes of inputs, as a convolution's result does, then the condition
+        If the size of a layer's result follows from sizes of inputs, as a convolution's result does, then the condition
         is on the inputs. A condition on a layer's own number, for example a width, is in :meth:`requirements` instead.
         """
         kept = (known for expr in self._shape_env.conditions() if (known := self._known_before(expr)) is not None)
         return tuple(dict.fromkeys([*self._ones, *(self.translate(expr) for expr in kept)]))
 
     def _known_before(self, expr: Any) -> Any | None:
-        """Return a condition in sizes that are known before the forward runs; None if no condition remains."""
+        """Return a condition in sizes known before the forward runs; ``None`` if no condition remains."""
         if not isinstance(expr, sympy.Basic):
             return None
         while given := expr.free_symbols & self._given.keys():

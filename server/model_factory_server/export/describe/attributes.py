@@ -22,7 +22,7 @@ _PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", Signature(()), "", None, ())._
 
 
 def real_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module as its author wrote it: for a parametrised module, the class before parametrisation.
+    """The class of a module in the author's code: for a parametrised module, the class before parametrisation.
 
     Example:
         >>> real_class(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))).__name__
@@ -33,7 +33,7 @@ def real_class(module: nn.Module) -> type[nn.Module]:
 
 
 def module_attributes(module: nn.Module, cls: type[nn.Module], where: str) -> dict[str, Any]:
-    """The attributes of a module that is rebuilt as an instance of ``cls``.
+    """The attributes of a module, to be rebuilt as an instance of ``cls``.
 
     Raises:
         NotPortableError: an attribute is not plain data, or hides a method.
@@ -47,7 +47,7 @@ def module_attributes(module: nn.Module, cls: type[nn.Module], where: str) -> di
 
 
 def program_attributes(module: nn.Module, methods: tuple[str, ...], where: str) -> dict[str, Any]:
-    """The attributes of a module that is rebuilt as a ``ProgramModule``: plain data and tensors.
+    """The attributes of a module, to be rebuilt as a ``ProgramModule``: plain data and tensors.
 
     Other attributes are left out, since the program of the forward does not need them.
 
@@ -75,7 +75,7 @@ def program_attributes(module: nn.Module, methods: tuple[str, ...], where: str) 
 
 
 def tensor_attributes(tensor: torch.Tensor, name: str) -> dict[str, Any]:
-    """The attributes that a tensor has besides its values.
+    """The attributes of a tensor besides values.
 
     Raises:
         NotPortableError: an attribute is not plain data.
@@ -93,7 +93,7 @@ def tensor_attributes(tensor: torch.Tensor, name: str) -> dict[str, Any]:
 
 
 def portable_signature(method: Callable[..., Any]) -> Signature:
-    """The signature of a method. A default that is not plain data is left out, so the argument becomes required.
+    """The signature of a method. A default is left out unless it is plain data, so the argument becomes required.
 
     Example:
         >>> def forward(x, mask=object()): ...

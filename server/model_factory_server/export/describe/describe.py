@@ -1,7 +1,7 @@
-"""Reads a module and everything below it into a descriptor.
+"""Reads a module and everything below into a descriptor.
 
 A class decides the kind of node: graph, source code, torch's own, or program. Modules and tensors are numbered in the
-order of the walk, a module before its children, so that shared modules and tied tensors are equal numbers.
+order of the walk, parents before children. Shared modules and tied tensors are equal numbers.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ def describe(
     bundle: Blob | None = None,
     refused: dict[str, str] | None = None,
 ) -> Descriptor:
-    """Describe a module and everything below it.
+    """Describe a module and everything below.
 
     Args:
         module: The model.
-        sources: Modules of the model that are sent as source code, with their classes.
-        bundle: The bundle with these classes; None without such modules.
-        refused: If given, receives the reason for each module that is not portable, by path, and no error is raised.
+        sources: Modules of the model to be sent as source code, with their classes.
+        bundle: The bundle with these classes; ``None`` without source code.
+        refused: If given, receives the reason for each refused module, by path, and no error is raised.
 
     Raises:
         NotPortableError: a module or tensor is not portable; the message names the module, the fault and a remedy.
 
     Example:
         >>> [node.type for node in describe(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).modules]
-        ['Sequential', 'Linear', 'ReLU']
+        ['nn.Sequential', 'nn.Linear', 'nn.ReLU']
     """
     walk = _Walk(sources, Refusals(refused))
     walk.add_module(module, "")
@@ -96,7 +96,7 @@ def named_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torch.
 
 
 def planned_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torch.Tensor]:
-    """As :func:`named_tensors`, for a module that may be on the meta device."""
+    """As :func:`named_tensors`, also for a module on the meta device."""
     tensors = {}
     for node in descriptor.tensors:
         owner, _, name = node.name.rpartition(".")
@@ -119,7 +119,7 @@ class _Walk:
         self.tensors = TensorTable(refusals)
 
     def add_module(self, module: nn.Module, path: str) -> int:
-        """Add a module, unless it is known, and return its position."""
+        """Add a module, unless known, and return the module's position."""
         known = self._positions.get(id(module))
         if known is not None:
             return known

@@ -1,4 +1,4 @@
-"""Refuses modules and tensors that are not portable. Each error names the module or tensor, the fault and a remedy."""
+"""Refuses modules and tensors. Each error names the module or tensor, the fault and a remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REFUSED_CLASSES: Mapping[str, str] = {
     "torch._dynamo.eval_frame.OptimizedModule": "the class holds compiled code. Remedy: compile the rebuilt module",
     "torch.jit._script.ScriptModule": "the module is TorchScript code. Remedy: return the module that was scripted",
 }
-"""Refused classes of torch, with reason and remedy. The keys are names, so that no class is imported."""
+"""Refused classes of torch, with reason and remedy. The keys are names, to import no class."""
 
 _METHODS: Mapping[str, str] = {
     "get_extra_state": "keep the state in buffers",
@@ -39,7 +39,7 @@ _METHODS: Mapping[str, str] = {
     "requires_grad_": "set requires_grad in the constructor",
     "zero_grad": "clear the gradients with the optimiser",
 }
-"""Methods of ``nn.Module`` that trainers call and that no class may override, with the remedy."""
+"""Methods of ``nn.Module`` for trainers, which no class may override, with the remedy."""
 
 _HOOK_REMEDIES: Mapping[str, str] = {
     "torch.nn.utils.weight_norm": "use torch.nn.utils.parametrizations.weight_norm",
@@ -53,10 +53,10 @@ _HOOKS = tuple(name for name in sorted(nn.Module().__dict__) if name.endswith("_
 
 
 class Refusals:
-    """Collects refusals by path of the module, or raises the first one."""
+    """Collects refusals by path of the module, or raises the first refusal."""
 
     def __init__(self, notes: dict[str, str] | None) -> None:
-        """Add reasons to ``notes``, or raise errors if ``notes`` is None."""
+        """Add reasons to ``notes``, or raise errors without ``notes``."""
         self._notes = notes
 
     @contextmanager
@@ -71,7 +71,7 @@ class Refusals:
 
 
 def refuse_class(module: nn.Module, where: str) -> None:
-    """Refuse wrappers of modules that depend on the process.
+    """Refuse wrappers with a dependence on the process.
 
     Raises:
         NotPortableError: the module is an instance of a refused class.
@@ -83,7 +83,7 @@ def refuse_class(module: nn.Module, where: str) -> None:
 
 
 def refuse_methods(module: nn.Module, where: str) -> None:
-    """Refuse a custom class that overrides state methods of ``nn.Module``, or is lazy.
+    """Refuse a custom class with overrides of ``nn.Module``'s state methods, and a custom lazy class.
 
     Raises:
         NotPortableError: the class does; the rebuilt module would lack the method.
@@ -115,7 +115,7 @@ def refuse_slots(cls: type[nn.Module], where: str) -> None:
 
 
 def refuse_hooks(module: nn.Module, where: str, restored: Collection[Any]) -> None:
-    """Refuse hooks, except hooks that are ``restored`` by the rebuild.
+    """Refuse hooks, except hooks ``restored`` by the rebuild.
 
     Raises:
         NotPortableError: the module has another hook.
@@ -131,7 +131,7 @@ def refuse_hooks(module: nn.Module, where: str, restored: Collection[Any]) -> No
 
 
 def refuse_tensor(tensor: torch.Tensor, name: str) -> None:
-    """Refuse a tensor with more than values, or with values that a weights file cannot store.
+    """Refuse a tensor with more than values, or with a dtype or layout unknown to weights files.
 
     Raises:
         NotPortableError: the tensor is refused.
@@ -157,9 +157,9 @@ def refuse_tensor(tensor: torch.Tensor, name: str) -> None:
 
 
 def refuse_shared_memory(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse different tensors over the same memory, since after a rebuild an update of one would not change the other.
+    """Refuse different tensors over the same memory, since a rebuild would give each tensor memory of its own.
 
-    Tensors side by side in one memory block are allowed; cuDNN places the weights of an RNN so.
+    Tensors side by side in a memory block are allowed; cuDNN places the weights of an RNN side by side.
 
     Raises:
         NotPortableError: two tensors overlap.

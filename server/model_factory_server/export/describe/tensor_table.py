@@ -1,4 +1,4 @@
-"""The descriptor's table of tensors: each tensor of a model once, under its first name."""
+"""The descriptor's table of tensors: each tensor of a model once, under the first name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TensorTable:
         """The table."""
 
     def add(self, tensor: torch.Tensor | None, name: str) -> int | None:
-        """Add a tensor unless the table has the tensor already, and return its position; None for None."""
+        """Add a tensor, unless the table has the tensor already, and return the tensor's position."""
         if tensor is None:
             return None
         position = self._positions.get(id(tensor))

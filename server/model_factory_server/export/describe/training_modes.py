@@ -1,4 +1,4 @@
-"""Modules that a custom ``train()`` leaves in eval mode."""
+"""Finds modules left in eval mode by a custom ``train()``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _METHODS = ("train", "eval")
 
 
 def frozen_modules(module: nn.Module, where: str) -> tuple[str, ...]:
-    """Paths below ``module`` (``""`` is the module itself) that its custom ``train()`` leaves in eval mode.
+    """Paths below ``module`` (``""`` is the module itself) of modules left in eval mode by a custom ``train()``.
 
     A path includes every module below the path. The function calls ``train()`` and ``eval()`` and restores all flags.
 
     Raises:
-        NotPortableError: ``train()`` or ``eval()`` fails, or has other effects, which a rebuilt module would lack.
+        NotPortableError: ``train()`` or ``eval()`` fails, or has other effects.
 
     Example:
         >>> class Frozen(nn.Sequential):

@@ -1,1 +1,1 @@
-"""Runs a forward on fake tensors, in several modes and dtypes, and makes the runs one recorded program."""
+"""Runs a forward on fake tensors, in several modes and dtypes, and merges the runs to a recorded program."""

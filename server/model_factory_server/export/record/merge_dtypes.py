@@ -1,4 +1,4 @@
-"""Merges recordings of one forward in several dtypes, to find the meaning of dtypes and limits in its program."""
+"""Merges recordings of a forward in several dtypes, to find the meaning of dtypes and limits in the program."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DtypeDecidesError(Exception):
 
 
 def merge_dtypes(*recordings: Program) -> Program:
-    """Merge recordings of one forward in several dtypes.
+    """Merge recordings of a forward in several dtypes.
 
     Differing dtype arguments become "the dtype of a value". Numbers that differ as the limits of dtypes do become "a
     limit of the dtype of a value".
@@ -83,7 +83,7 @@ def _merge_numbers(*parts: ReadLimit | float) -> float | LimitOf:
 
 
 def _common_value(parts: tuple[Any, ...]) -> str:
-    """The last value that every part allows."""
+    """The last value allowed by every part."""
     if not all(isinstance(part, ReadDtype | ReadLimit) for part in parts):
         raise DtypeDecidesError
     common = [value for value in parts[0].values if all(value in part.values for part in parts)]

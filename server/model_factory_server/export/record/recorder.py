@@ -29,7 +29,7 @@ from model_factory_server.export.restored_after import attributes_restored_after
 from model_factory_server.export.trace.decisions import UndecidedError
 
 _MAX_SINGLE_RUNS = 8
-"""Constants of one call that are tested for reads one by one."""
+"""Maximum number of a call's constants to test for reads separately."""
 
 
 def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome] = ()) -> RecordedProgram:
@@ -44,9 +44,11 @@ def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[O
 
     Example:
         >>> import torch
-        >>> program = record(nn.Linear(2, 3), {"input": torch.ones(4, 2)}).program
-        >>> [step.name for step in program.steps if hasattr(step, "name")]
-        ['torch.nn.functional.linear']
+        >>> class Double(nn.Module):
+        ...     def forward(self, x):
+        ...         return 2 * x
+        >>> [step.name for step in record(Double(), {"x": torch.ones(3)}).program.steps]
+        ['torch.Tensor.mul']
     """
     recording, program = _run_decided(module, arguments, outcomes)
     return _leave_out(_settled(recording, program), _unread(recording, program))
@@ -75,7 +77,7 @@ def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Record
 
 
 def _for_both(evaluating: Recording, evaluated: Program, other: Recording, trained: Program) -> RecordedProgram | None:
-    """Merge a recording in eval mode and a recording in train mode and another dtype; None if they differ."""
+    """Merge a recording in eval mode and a recording in train mode and another dtype, if equal."""
     guards = evaluating.symbols.guards()
     with suppress(DtypeDecidesError):
         program = merge_dtypes(evaluated, trained, *_in_halves(evaluating, other))
@@ -88,7 +90,7 @@ def _for_both(evaluating: Recording, evaluated: Program, other: Recording, train
 
 
 def _unread(recording: Recording, program: Program) -> set[Place]:
-    """The places of the call that a run, with ``program`` as its result, did not read; in the module's present mode."""
+    """The places of the call not read by a run with ``program`` as result, in the module's present mode."""
     tensors = {place for place, name in tensor_places(recording.form) if name not in recording.tape.sizes.touched}
     defaults = {item.name: item.default for item in recording.signature.parameters if not item.required}
     wanted = set(candidates(recording.form, defaults, tensors))
@@ -100,7 +102,7 @@ def _unread(recording: Recording, program: Program) -> set[Place]:
 
 
 def _leave_out(recorded: RecordedProgram, *unread: set[Place]) -> RecordedProgram:
-    """Return a recorded program with a call signature without the places that no run has read."""
+    """Return a recorded program with a call signature without the places unread by all runs."""
     places = set.intersection(*unread)
     tensors = {".".join(map(str, place)) for place in places}
     guards = tuple(guard for guard in recorded.guards if tensors.isdisjoint(expression_names(guard)))
@@ -123,7 +125,7 @@ def _conditions(*recordings: Recording) -> dict[str, Any]:
 
 
 def _settled(first: Recording, program: Program, other: Program | None = None) -> RecordedProgram:
-    """Return the result of a recording for the module's present training flags, merged with one in another dtype."""
+    """Return the program of a recording for the present training flags, merged with a recording in another dtype."""
     dtypes: tuple[tuple[str, str], ...] = ()
     if first.tape.dtypes.any:
         # If only dtype arguments follow a change of dtype, they mean "the dtype of a value". If anything else differs,

@@ -1,4 +1,4 @@
-"""One run of a forward on fake tensors with symbolic sizes: the steps, and the conditions on which the run relied."""
+"""A run of a forward on fake tensors with symbolic sizes: steps and conditions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _REMEDY = "decide with torch.where, or by an argument of the forward, so that th
 
 
 class Recording:
-    """One run of a forward on fake tensors."""
+    """A run of a forward on fake tensors."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Recording:
         Args:
             module: The module with the forward.
             arguments: The call: real tensors, bound to the forward's parameters.
-            dtype: Floating dtype of inputs and parameters; None to keep their own dtypes.
+            dtype: Floating dtype of inputs and parameters; ``None`` to keep their own dtypes.
             outcomes: Given outcomes of the first decisions by values.
             fixes_ones: Make sizes of 1 conditions of the program, and not symbols.
             noting: Places of constants whose use is noted in ``used``.
@@ -89,7 +89,7 @@ class Recording:
 
     @property
     def other_dtype(self) -> torch.dtype:
-        """A floating dtype that differs from the dtypes of inputs and parameters."""
+        """A floating dtype other than the dtypes of inputs and parameters."""
         tensors = [*self.leaves, *self.module.parameters()]
         return torch.float32 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float64
 
@@ -108,9 +108,9 @@ class Recording:
         return Recording(self.module, self._arguments, dtype, decisions, fixes_ones=fixes_ones, noting=noting)
 
     def unread_among(self, places: set[Place], program: Program) -> set[Place] | None:
-        """Return the constants at ``places`` that the run, with ``program`` as its result, does not read.
+        """Return the places of ``places`` with constants unread by the run, with ``program`` as result.
 
-        The forward runs again with objects that note their use. Returns None if the runs differ without a noted use.
+        The forward runs again with use-noting objects. Returns ``None`` if the runs differ without a noted use.
         """
         while places:
             other = self.again(self._dtype, places)
@@ -205,7 +205,7 @@ class Recording:
 
 
 def run_if_possible(recording: Recording) -> Program | None:
-    """Run a recording; return None if the forward cannot be recorded or refuses the call."""
+    """Run a recording; return ``None`` if the forward cannot be recorded or refuses the call."""
     with suppress(NotPortableError, CallSignatureError):
         return recording.run()
     return None

@@ -24,7 +24,7 @@ REFUSED_CALL = "the forward refused the call"
 """Beginning of the error text if the forward raises an error."""
 
 VERIFY_SEED = 20
-"""The first seed for random numbers that a forward draws."""
+"""The first seed for random numbers of a forward."""
 
 _Sample = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 

@@ -29,7 +29,7 @@ class Root:
     folder: Path
     """The folder, as in ``sys.path``."""
     tops: frozenset[str] | None = None
-    """The operator's top-level modules in the folder; None: all."""
+    """The operator's top-level modules in the folder; ``None`` for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class _Import:
 
 
 def find_file(module: str, roots: Sequence[Root]) -> Path | None:
-    """Return the operator's file of a module, or None if the module is not the operator's."""
+    """Return the operator's file of a module, or ``None`` if the module is not the operator's."""
     top, *rest = module.split(".")
     for root in roots:
         if root.tops is not None and top not in root.tops:
@@ -59,7 +59,7 @@ def collect(modules: Collection[str], roots: Sequence[Root]) -> bytes:
     """Return the bundle of ``modules`` and of all the operator's modules that they import, directly or not.
 
     The bundle contains the ``__init__.py`` of a package if a name is imported from the package. If only modules inside
-    the package are imported, the package is empty on the trainer, and needs no imports of its ``__init__.py``.
+    the package are imported, the package is empty on the trainer, and needs no imports of the ``__init__.py``.
 
     Raises:
         NotPortableError: a file cannot be read, or the bundle is too large; the message names the file.

@@ -1,4 +1,4 @@
-"""Chooses the modules that are sent as source code, and verifies that the modules can be rebuilt."""
+"""Chooses the modules to be sent as source code, and verifies a rebuild of the modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from model_factory.errors import NotPortableError
 from model_factory.program.runtime.lookup import get_module
 from model_factory.source.loader import load_source
 from model_factory_server.export.describe.attributes import real_class
-from model_factory_server.export.describe.describe import describe, named_tensors
+from model_factory_server.export.describe.describe import named_tensors
 from model_factory_server.export.example_inputs import Call
 from model_factory_server.export.source.bundling import Root, collect, find_file
 from model_factory_server.export.verify.rebuilt import verify_rebuilt
@@ -26,12 +26,12 @@ from model_factory_server.export.verify.rebuilt import verify_rebuilt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceModules:
-    """The modules of one model that are sent as source code."""
+    """The modules of a model to be sent as source code."""
 
     classes: Mapping[nn.Module, SourceClass]
     """Class and reason of each module."""
     bundle: bytes
-    """The files that the classes need."""
+    """The source files of the classes and their imports."""
 
     @property
     def ref(self) -> Blob:
@@ -49,9 +49,9 @@ def is_shareable(module: nn.Module, roots: Sequence[Root]) -> bool:
 
 
 def source_classes(model: nn.Module, refused: Mapping[str, str], roots: Sequence[Root]) -> dict[nn.Module, SourceClass]:
-    """Choose the modules that are sent as source code: refused modules if shareable, and shareable modules below them.
+    """Choose the modules to be sent as source code: refused modules if shareable, and shareable modules below.
 
-    Source code may use the modules below in any way, and not only call them. So the modules below keep their classes,
+    Source code may use the modules below in any way, and not only by calls. So the modules below keep their classes,
     too. Torch's modules stay torch's, and a library's modules stay programs.
     """
     found: dict[nn.Module, SourceClass] = {}
@@ -69,7 +69,7 @@ def source_classes(model: nn.Module, refused: Mapping[str, str], roots: Sequence
 
 
 def bundle_sources(classes: Mapping[nn.Module, SourceClass], roots: Sequence[Root]) -> SourceModules | None:
-    """Bundle the source code of these classes; None without classes.
+    """Bundle the source code of these classes; return ``None`` without classes.
 
     Raises:
         NotPortableError: the files do not fit in a bundle.
@@ -79,11 +79,13 @@ def bundle_sources(classes: Mapping[nn.Module, SourceClass], roots: Sequence[Roo
     return SourceModules(classes=classes, bundle=collect({item.module for item in classes.values()}, roots))
 
 
-def verify_sources(model: nn.Module, sources: SourceModules, programs: Programs, calls: Sequence[Call]) -> None:
+def verify_sources(
+    model: nn.Module, sources: SourceModules, described: Descriptor, programs: Programs, calls: Sequence[Call]
+) -> None:
     """Rebuild the model from its descriptor and the bundle, as a trainer does, and compare the source modules.
 
     Raises:
-        NotPortableError: the bundle cannot be loaded, or a rebuilt module differs on one of its ``calls``.
+        NotPortableError: the bundle cannot be loaded, or a rebuilt module differs in one of ``calls``.
     """
     descriptor = decode_descriptor(encode_descriptor(described))
     loaded = load_source(sources.bundle, sources.ref.digest, "the model")

@@ -19,7 +19,7 @@ from model_factory_server.export.trace.results import plain_key
 
 
 class ArgumentWriter:
-    """Writes the arguments of one recording."""
+    """Writes the arguments of a recording."""
 
     def __init__(self, name_of: Callable[[torch.Tensor], str], symbols: SymbolTable, dtypes: DtypeReads) -> None:
         """Use ``name_of(tensor)`` as the name of a tensor in the program."""
@@ -28,10 +28,10 @@ class ArgumentWriter:
         self._dtypes = dtypes
 
     def write(self, value: Any) -> Argument:
-        """Write one value.
+        """Write a value.
 
         Raises:
-            NotPortableError: the value, or an item of it, is not plain data.
+            NotPortableError: the value, or an item of the value, is not plain data.
         """
         if type(value) is Unreadable:
             _ = value.use  # raises

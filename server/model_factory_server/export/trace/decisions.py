@@ -12,13 +12,13 @@ from model_factory.program.ir import Argument, Guard, GuardKind, Outcome, Progra
 from model_factory_server.export.conditions.symbols import SymbolTable
 
 MAX_DECISIONS = 64
-"""Decisions by values in one program."""
+"""Maximum number of decisions by values in a program."""
 
 _TYPES = {"bool": bool, "int": int}
 
 
 class DecidesByValuesError(Exception):
-    """The forward reads a tensor's values in a way that cannot become a guard."""
+    """The forward reads a tensor's values without a possible guard, for example with ``tolist()``."""
 
 
 class UndecidedError(NotPortableError):
@@ -33,7 +33,7 @@ class UndecidedError(NotPortableError):
 
 
 class ValueDecisions:
-    """The decisions of one recording."""
+    """The decisions of a recording."""
 
     def __init__(
         self, inputs: tuple[str, ...], steps: list[Step], symbols: SymbolTable, outcomes: Sequence[Outcome]
@@ -42,7 +42,7 @@ class ValueDecisions:
 
         Args:
             inputs: Names of the program's inputs.
-            steps: The steps, to which guards are added.
+            steps: The steps of the recording; guards are added.
             symbols: Meanings of symbols.
             outcomes: Given outcomes of the first decisions, in order.
         """

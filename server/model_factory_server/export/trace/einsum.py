@@ -22,9 +22,10 @@ _SETTINGS: Any = opt_einsum  # a module whose type torch does not declare
 
 
 def contraction_order(equation: str, *operands: Any) -> tuple[int, ...]:
-    """Return the positions of the two operands of each contraction, one after another; empty for left to right.
+    """Return the positions of both operands of each contraction, in order; empty for left to right.
 
     Example:
+        >>> import torch
         >>> contraction_order("ij,jk->ik", torch.ones(2, 3), torch.ones(3, 4))
         ()
     """

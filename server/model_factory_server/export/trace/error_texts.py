@@ -1,4 +1,4 @@
-"""Texts of errors for tensors, modules and functions that a program cannot contain."""
+"""Texts of errors for tensors, modules and functions unknown to programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def foreign_tensor(module: nn.Module, where: str = "") -> str:
-    """Return the text for a tensor that does not belong to the module."""
+    """Return the text for a tensor from outside the module."""
     hidden = ", ".join(repr(path) for path in hidden_in(module, torch.Tensor))
     hint = f"; tensors are hidden in the plain attribute {hidden}" if hidden else ""
     return (
@@ -20,7 +20,7 @@ def foreign_tensor(module: nn.Module, where: str = "") -> str:
 
 
 def hidden_in(module: nn.Module, kind: type) -> list[str]:
-    """Attributes below a module that are plain lists, tuples or dicts with an instance of ``kind`` inside.
+    """Attributes below a module with an instance of ``kind`` in a plain list, tuple or dict.
 
     Example:
         >>> module = nn.Module()
@@ -41,8 +41,8 @@ def function_text(func: Any) -> str:
     """Return the name of a torch function with its module.
 
     Example:
-        >>> function_text(torch.Tensor.tolist)
-        'Tensor.tolist'
+        >>> function_text(torch.nn.functional.relu)
+        'torch.nn.functional.relu'
     """
     module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", "torch")
     return f"{module}.{getattr(func, '__name__', func)}"

@@ -1,6 +1,6 @@
-"""Grad and autocast modes in a forward: regions that set a mode become steps, and code that asks for a mode is refused.
+"""Grad and autocast modes in a forward: regions with another mode become steps, and questions about a mode are refused.
 
-A region ends with the mode before the region. If that was the caller's mode, the step that ends the region has no
+A region ends with the mode before the region. If the mode before was the caller's, the step at the end has no
 argument, since a trainer may call in another mode than the recorded one. ``export.torch_patches`` installs the
 replacements of this module.
 """
@@ -24,7 +24,7 @@ _MAY_ASK = frozenset({"torch", "model_factory", "model_factory_server"})
 
 
 class ModeCalls:
-    """Adds changes of the autocast mode to the steps of a tape, and marks steps that set the caller's grad mode."""
+    """Adds changes of the autocast mode to the steps of a tape, and marks steps back to the caller's grad mode."""
 
     def __init__(self, steps: list[Step], is_paused: Callable[[], bool]) -> None:
         """Add to ``steps``, unless ``is_paused()``."""
@@ -34,7 +34,7 @@ class ModeCalls:
         self._without_autocast = 0
 
     def begin_grad_region(self, begin: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a replacement for the method that begins a region with another grad mode."""
+        """Return a replacement for the method at the beginning of a region with another grad mode."""
 
         def wrapped(region: Any, *args: Any, **kwargs: Any) -> Any:
             region.ends_with_callers = self._grad_is_callers and not self._is_paused()
@@ -45,7 +45,7 @@ class ModeCalls:
         return wrapped
 
     def end_grad_region(self, end: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a replacement for the method that ends a region with another grad mode."""
+        """Return a replacement for the method at the end of a region with another grad mode."""
 
         def wrapped(region: Any, *args: Any) -> Any:
             result = end(region, *args)
@@ -59,7 +59,7 @@ class ModeCalls:
         return wrapped
 
     def make_autocast(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a replacement for ``autocast.__init__`` that notes the wanted state before torch changes it."""
+        """Return a replacement for ``autocast.__init__`` to note the wanted state, before torch changes the state."""
 
         def wrapped(
             region: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: bool | None = None
@@ -102,7 +102,7 @@ class ModeCalls:
 
 
 def refuse_question(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a function that limits the function ``name`` to callers in torch and this package."""
+    """Return a function to limit the function ``name`` to callers in torch and this package."""
 
     def replace(ask: Callable[..., Any]) -> Callable[..., Any]:
         def ask_if_allowed(*args: Any, **kwargs: Any) -> Any:

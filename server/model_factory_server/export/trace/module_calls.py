@@ -1,4 +1,4 @@
-"""Calls of modules while a forward is recorded: a torch module is one step; the inside of other modules is recorded."""
+"""Calls of modules in a recording: a torch module becomes a step; the inside of other modules is recorded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ModuleCalls:
         self._tape = tape
 
     def record_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a replacement for ``nn.Module.__call__``; ``export.torch_patches`` installs it."""
+        """Return a replacement for ``nn.Module.__call__``; see ``export.torch_patches``."""
 
         def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if self._tape.paused:
@@ -76,7 +76,7 @@ class ModuleCalls:
             return self._tape.store(step, result, with_symbols)
 
     def _enter_foreign(self, call: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Record the inside of a torch module that is not a child; the module must not have tensors."""
+        """Record the inside of a torch module without tensors from outside the block."""
         if any(True for _ in itertools.chain(module.parameters(), module.buffers())):
             hidden = ", ".join(repr(path) for path in hidden_in(self._tape.root, nn.Module))
             hint = f"; modules are hidden in the plain attribute {hidden}" if hidden else ""

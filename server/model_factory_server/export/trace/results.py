@@ -1,4 +1,4 @@
-"""Converts a forward's result to plain data: tensors, numbers, texts and None in containers and records."""
+"""Converts a forward's result to plain data: tensors, numbers, texts and ``None`` in containers and records."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def plain_key(key: Any, where: str = "") -> bool | float | str | None:
     """Return the key of a mapping as plain data; ``where`` is the place of the mapping in the result.
 
     Raises:
-        NotPortableError: the key is not a text, a finite number or None.
+        NotPortableError: the key is not a text, a finite number or ``None``.
 
     Example:
         >>> plain_key("a"), plain_key(1)

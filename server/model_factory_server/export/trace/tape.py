@@ -1,4 +1,4 @@
-"""The mode that records a forward's torch calls as steps.
+"""Records a forward's torch calls as steps.
 
 A call of a torch module is one step; its inside is not recorded. Questions about sizes are not recorded: the results
 are symbols, and arguments of later steps contain the symbols as expressions.
@@ -51,7 +51,7 @@ _OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(li
 
 
 class Tape(TorchFunctionMode):
-    """Records the torch calls of one run of a forward."""
+    """The mode of torch to record the calls of a run."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Tape(TorchFunctionMode):
             return self._record(func, args, kwargs)
 
     def _read_sizes(self, tensor: torch.Tensor) -> None:
-        """Note that the forward reads sizes or the rank of a tensor."""
+        """Note a read of sizes or rank of a tensor."""
         path, name = self.attributes.get(id(tensor)), self._names.get(id(tensor))
         if path is not None:
             self.sizes.read_parameter(path, tensor)
@@ -302,7 +302,7 @@ def _like(container: Any, items: list[Any]) -> Any:
 
 
 def _as_recorded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the function and keyword arguments that the program has in the place of a torch call."""
+    """Return the program's function and keyword arguments in the place of a torch call."""
     if func is is_all_true:
         return torch.all, kwargs
     if func is torch.einsum:

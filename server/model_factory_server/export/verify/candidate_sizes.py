@@ -1,4 +1,4 @@
-"""Sizes at which a program is verified, other than the recorded sizes."""
+"""Sizes for the verification of a program, other than the recorded sizes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from model_factory_server.export.verify.runs import Shapes, run_once
 def candidate_shapes(
     module: nn.Module, recorded: RecordedProgram, example: Shapes, accepts: Callable[[Shapes], bool]
 ) -> Iterator[Shapes]:
-    """Yield sizes at which to verify a program; the example's own sizes only if no other sizes are allowed.
+    """Yield sizes for a verification; the example's own sizes only if no other sizes are allowed.
 
-    First all free sizes are increased by one together, then all free sizes are 1. If ``accepts`` or a guard of the
+    First all free sizes are increased by 1 together, then all free sizes are 1. If ``accepts`` or a guard of the
     program refuses the sizes together, each group of equal sizes is changed alone.
     """
     names = leaf_names(recorded.form)
@@ -61,10 +61,10 @@ def candidate_shapes(
 def acceptance_of(
     module: nn.Module, recorded: RecordedProgram, examples: Sequence[torch.Tensor], arguments: Mapping[str, Any]
 ) -> Callable[[Shapes], bool]:
-    """Return a function that tells whether the forward accepts given sizes.
+    """Return a function of sizes: whether the forward accepts the sizes.
 
     The function runs the forward on the meta device, at little cost, or on sample inputs if the forward needs real
-    tensors. With decisions by values, the function runs the program instead, which stops at a decision for another
+    tensors. With decisions by values, the function runs the program instead; a program stops at a decision for another
     branch.
     """
     signature = Signature.of(module.forward)

@@ -1,4 +1,4 @@
-"""Verifies a module that was rebuilt from source code."""
+"""Verifies a module rebuilt from source code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from model_factory_server.export.verify.runs import Run, compare_results, run_on
 
 
 def verify_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Compare a rebuilt module of the same class with ``original`` on one call, in both modes.
+    """Compare a rebuilt module of the same class with ``original`` on a call, in both modes.
 
     Raises:
         NotPortableError: the rebuilt module differs or fails.

@@ -1,4 +1,4 @@
-"""One run of a forward or of its program, with everything that is compared; and the comparison of two runs."""
+"""A run of a forward or program, with all results to compare; and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Shapes: TypeAlias = list[list[int]]
 """Sizes of each input."""
 
 Call: TypeAlias = Callable[[list[torch.Tensor]], Any]
-"""Calls a forward, or its program, with the tensors of a call."""
+"""Calls a forward, or a program, with the tensors of a call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run that raised no error."""
+    """A run without an error."""
 
     observed: dict[str, Any]
     """Results to compare, by description."""
     changed_attribute: str
-    """An attribute with another value after the run, since the next call may differ then; empty if there is none."""
+    """An attribute with another value after the run, or empty: the next call may differ."""
 
 
 def run_once(
@@ -87,7 +87,7 @@ def compare_runs(expected: Exception | Run, actual: Exception | Run, shapes: Sha
     """Compare a run of the original with a run of the program at ``shapes``; return False if both raised errors.
 
     Raises:
-        NotPortableError: the runs differ, or only one run raised an error.
+        NotPortableError: the runs differ, or only one run failed.
     """
     if isinstance(expected, Exception) and isinstance(actual, Exception):
         return False

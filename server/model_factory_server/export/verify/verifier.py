@@ -35,7 +35,7 @@ from model_factory_server.export.verify.state_diff import changed, state_of
 
 
 def verify(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any]) -> None:
-    """Compare ``recorded`` with the forward of ``module``, at sizes that its guards allow.
+    """Compare ``recorded`` with the forward of ``module``, at sizes allowed by the guards.
 
     Training flags and buffers are restored.
 
@@ -49,7 +49,7 @@ def verify(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str,
 
 @contextmanager
 def _shallow_stacks(module: nn.Module, recorded: RecordedProgram) -> Iterator[None]:
-    """Cut stacks of layers that the program calls as a whole to one layer.
+    """Cut stacks of layers, if the program calls the stack as a whole, to one layer.
 
     The inside of torch's own modules needs no verification, and would take minutes for a large model.
     """
@@ -87,7 +87,7 @@ def _verify_modes(module: nn.Module, recorded: RecordedProgram, arguments: Mappi
 
 
 def _examples(recorded: RecordedProgram, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The tensors of a call that the program takes as inputs."""
+    """The tensors of a call, as inputs of the program."""
     form, leaves = call_signature(arguments)
     positions = match_call_signature(recorded.form, form)
     assert positions is not None
@@ -145,7 +145,7 @@ def _agree(
     seed: int,
     others: Iterator[Sequence[torch.Tensor]],
 ) -> bool | None:
-    """Compare original and program; False if both fail, None if the values lead to another branch.
+    """Compare original and program; False if both fail, ``None`` if the values lead to another branch.
 
     If the call changes an attribute, a second call must agree as well, also with the first of ``others`` (other sizes).
 
@@ -184,7 +184,7 @@ def _twice(call: Call, module: nn.Module, counted: list[str], others: Sequence[t
 
 
 def _compare_second_calls(attribute: str, expected: Exception | Run, actual: Exception | Run, *, counts: bool) -> None:
-    """Refuse an attribute that changes the next call, and an attribute that ``counts`` calls."""
+    """Refuse an attribute with an effect on the next call, and an attribute that ``counts`` calls."""
     cause: NotPortableError | None = None
     try:
         compare_runs(expected, actual, [])
