@@ -16,6 +16,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "tests")]
 
 import torch  # noqa: E402  after the path is set
+from model_factory_server.worker.read_files import ReadFile  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from model_factory.blocks import SELF_CHECK_CONFIG  # noqa: E402
@@ -38,7 +39,6 @@ from model_factory_server.export.exporter import record_model, survey_model  # n
 from model_factory_server.export.source.bundling import Root, collect  # noqa: E402
 from model_factory_server.settings.server_settings import BackendSettings  # noqa: E402
 from model_factory_server.worker.construction import construct  # noqa: E402
-from model_factory_server.worker.read_files import ReadFile  # noqa: E402
 from model_factory_server.worker.weights_placement import Allocations  # noqa: E402
 
 PAGES = ROOT / "docs" / "formats"

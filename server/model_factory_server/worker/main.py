@@ -15,29 +15,8 @@ from multiprocessing.connection import Connection
 import torch
 
 from model_factory.environment import keep_variables
-from model_factory.errors import (
-    BuildError,
-    LimitError,
-    LocatedError,
-    ModelFactoryError,
-    NotPortableError,
-    OutdatedBuildError,
-    ServerError,
-    plain_text,
-)
-from model_factory.limits import MAX_DOCUMENT_BYTES
-from model_factory.program.example_call import decode_call
-from model_factory.program.runtime.lookup import get_module
-from model_factory.program.torch_names import torch_dtype
-from model_factory.store import Blob, Store
-from model_factory_server.backends import Backend
-from model_factory_server.backends.code_files import operator_files, operator_roots, stamp_of_files
-from model_factory_server.backends.loading import load_backend
-from model_factory_server.export.describe.describe import describe, named_tensors
-from model_factory_server.export.exporter import Portable, survey_model
+from model_factory.errors import BuildError, LimitError, LocatedError, ModelFactoryError, ServerError, plain_text
 from model_factory_server.export.out_of_memory import is_out_of_memory
-from model_factory_server.export.source.bundling import Root
-from model_factory_server.export.trainer_call import record_call
 from model_factory_server.worker import sandbox
 from model_factory_server.worker.files.file_guard import GUARD
 from model_factory_server.worker.jobs.build import build_component

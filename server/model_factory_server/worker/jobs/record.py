@@ -10,7 +10,7 @@ from model_factory.errors import OutdatedBuildError
 from model_factory.program.example_call import decode_call
 from model_factory.store import Blob
 from model_factory_server.export.describe.describe import describe
-from model_factory_server.export.exporter import record_call
+from model_factory_server.export.trainer_call import record_call
 from model_factory_server.worker.jobs.workspace import Workspace, cast, source_classes_of
 from model_factory_server.worker.outputs import RecordOutput
 from model_factory_server.worker.stages import Stage
