@@ -1,4 +1,4 @@
-"""Blocks of one's own, one for each thing that a module can be; also a plug-in for a server."""
+"""Custom blocks, one for each property of modules; also a plug-in for a server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_portable(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 class Block(nn.Module):
-    """What the others share: an example call."""
+    """The base class of the blocks, with an example call."""
 
     def example_inputs(self) -> list[dict[str, Tensor]]:
         return [{"x": torch.zeros(2, WIDTH)}]
@@ -55,7 +55,7 @@ class TiedParameters(Block):
 
 @is_portable
 class SharedModules(Block):
-    """A block under three paths, one of them inside an `nn.Sequential`."""
+    """A block under three paths, also inside an `nn.Sequential`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class SharedModules(Block):
 
 @is_portable
 class Buffers(Block):
-    """Buffers: persistent, not persistent, None, counted up in place, an `nn.Buffer`, a parameter as a buffer, one
+    """Buffers: persistent, not persistent, None, counted up in place, an `nn.Buffer`, a parameter as a buffer, a buffer
     with gradients.
     """
 
@@ -201,7 +201,7 @@ class Symmetric(nn.Module):
 
 @is_portable
 class OwnParametrization(Block):
-    """A parametrisation of one's own, on the block and on a layer."""
+    """A custom parametrisation, on the block and on a layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class OwnParametrization(Block):
 
 @is_portable
 class Dtypes(Block):
-    """Parameters and buffers of ten dtypes, complex and conjugate ones among them, scalars and an empty one."""
+    """Parameters and buffers of ten dtypes, complex and conjugate tensors among them, scalars and an empty tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class Dtypes(Block):
 
 @is_portable
 class Frozen(Block):
-    """Parts without gradients, a part left in eval mode, and a part that train() leaves there."""
+    """Parts without gradients, a part in eval mode, and a part left in eval mode by train()."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class Frozen(Block):
 
 @is_portable
 class PlainTensors(Block):
-    """Tensors that are plain attributes: private, with gradients, the same as a buffer, written in place."""
+    """Tensors in plain attributes: private, with gradients, the same as a buffer, written in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ class PlainTensors(Block):
 
 @is_portable
 class TensorAttributes(Block):
-    """Attributes on parameters, which optimisers look for."""
+    """Attributes on parameters, for optimisers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -309,7 +309,7 @@ class Strides(Block):
 
 
 class ScaledLinear(nn.Linear):
-    """A stock subclass with a forward of its own."""
+    """A subclass of a torch module with a custom forward."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * 2
@@ -340,7 +340,7 @@ class StockSubclasses(Block):
 
 @is_portable
 class UnregisteredActivations(Block):
-    """A plain list of modules without tensors is what their forwards do."""
+    """A plain list of modules without tensors; the program contains the calls in the modules' forwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -354,7 +354,7 @@ class UnregisteredActivations(Block):
 
 @is_portable
 class Decides(Block):
-    """Branches on values: a number from a tensor, the truth of one, and a bound; each side is a program."""
+    """Branches on values: a number from a tensor, the truth of a tensor, and a bound; each branch is a program."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -376,7 +376,7 @@ class Decides(Block):
 
 @is_portable
 class CachedMask(Block):
-    """Keeps what it has computed; a program computes it each time."""
+    """Caches a computed mask; a program computes the mask in each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -390,7 +390,7 @@ class CachedMask(Block):
 
 
 class Helper(nn.Module):
-    """Called by its owner only, with a default that is no plain data."""
+    """Called by the owner only, with a default other than plain data."""
 
     def forward(self, x: Tensor, act: Callable[[Tensor], Tensor] = torch.sigmoid) -> Tensor:
         return act(x)
@@ -406,7 +406,7 @@ class NoForward(nn.Module):
 
 @is_portable
 class Names(Block):
-    """Attributes of every kind, and names that mean something to a rebuilt module."""
+    """Attributes of every kind, and names with a meaning in rebuilt modules."""
 
     _version = 3
 
@@ -430,7 +430,7 @@ class Names(Block):
 
 @is_portable
 class Lazy(nn.Module):
-    """Gets its sizes from the first call; recorded when that comes."""
+    """Gets sizes from the first call, and is recorded at the first call."""
 
     def __init__(self) -> None:
         super().__init__()

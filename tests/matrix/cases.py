@@ -1,4 +1,4 @@
-"""How each class of ``torch.nn`` is built for the matrix, and what it is called with."""
+"""Constructor arguments and example calls of each class of ``torch.nn``, for the matrix."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Case:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     make: Callable[[], nn.Module] | None = None
-    """Builds it where a config cannot."""
+    """Builds the module if a config cannot."""
     note: str = ""
-    """In the place of the arguments, where ``make`` builds it."""
+    """Text in the place of the arguments, with ``make``."""
     inputs: Callable[[], Sequence[Any]] | None = None
-    """Fresh arguments of a call; None for what has no forward."""
+    """Returns new arguments for a call; None for a class without a forward."""
 
     def build(self, name: str) -> nn.Module:
         if self.make is not None:
@@ -77,7 +77,7 @@ def value(item: Any) -> Callable[[], Any]:
 
 
 def case(*args: Any, to: Sequence[Callable[[], Any]] | None = (), **kwargs: Any) -> Case:
-    """A case built from a config; ``to`` are makers of its inputs."""
+    """A case built from a config; ``to`` are functions that make the inputs."""
     return Case(args=args, kwargs=kwargs, inputs=None if to is None else lambda: [make() for make in to])
 
 
@@ -387,7 +387,7 @@ REFUSED: dict[str, Case] = {
         None,
     ),
 }
-"""What is refused -> the case that shows it."""
+"""Refused class -> the case."""
 
 NO_MODULES = frozenset({"LinearCrossEntropyOptions"})
 """Names of ``torch.nn.modules.__all__`` that are not modules."""

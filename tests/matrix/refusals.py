@@ -1,4 +1,4 @@
-"""What cannot travel: for each thing a maker of a module that has it."""
+"""Modules that are not portable: a function that makes a module for each reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OUTSIDE = torch.ones(WIDTH)
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A module that is refused, and the parts of the message that help."""
+    """A refused module, and the required parts of the message."""
 
     make: Callable[[], nn.Module]
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ def refused(what: str, *names: str, remedy: str) -> Callable[[Callable[[], nn.Mo
 
 
 class Holder(Block):
-    """Holds one module or tensor under the path ``inner.part``."""
+    """Holds a module or tensor at the path ``inner.part``."""
 
     def __init__(self, part: Any = None) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class OwnState(nn.Linear):
         return {}
 
 
-@refused("a state_dict() of one's own", "inner.part (OwnState)", "state_dict()", remedy="parameters and buffers")
+@refused("a custom state_dict()", "inner.part (OwnState)", "state_dict()", remedy="parameters and buffers")
 def own_state() -> nn.Module:
     return Holder(OwnState(WIDTH, WIDTH))
 
@@ -149,7 +149,7 @@ class Fuses(nn.Linear):
         return self
 
 
-@refused("a train() that does more", "inner.part (Fuses)", "train()", remedy="on the trainer")
+@refused("a train() with other effects", "inner.part (Fuses)", "train()", remedy="on the trainer")
 def own_train() -> nn.Module:
     return Holder(Fuses(WIDTH, WIDTH))
 
@@ -162,12 +162,12 @@ class OwnLazy(LazyModuleMixin, nn.Module):
         self.weight = nn.UninitializedParameter()
 
 
-@refused("a lazy module of one's own", "inner.part (OwnLazy)", "lazy", remedy="lazy modules of torch.nn")
+@refused("a custom lazy module", "inner.part (OwnLazy)", "lazy", remedy="lazy modules of torch.nn")
 def own_lazy() -> nn.Module:
     return Holder(quietly(OwnLazy))
 
 
-@refused("a function of one's own in a torch module", "inner.part (Linear)", "'shape'", remedy="torch.nn.functional")
+@refused("a custom function in a torch module", "inner.part (Linear)", "'shape'", remedy="torch.nn.functional")
 def own_function() -> nn.Module:
     return held(lambda linear: setattr(linear, "shape", lambda: 3))
 
@@ -235,7 +235,7 @@ def meta() -> nn.Module:
     return held(lambda linear: linear.to("meta"))
 
 
-@refused("an attribute of a tensor that is no plain data", "inner.part.weight", "'loader'", remedy="rebuilt tensor")
+@refused("an attribute of a tensor, other than plain data", "inner.part.weight", "'loader'", remedy="rebuilt tensor")
 def loader() -> nn.Module:
     return held(lambda linear: setattr(linear.weight, "loader", print))
 
@@ -296,7 +296,7 @@ class ReadsAGlobal(Block):
         return x * OUTSIDE
 
 
-@refused("a tensor of no module", "ReadsAGlobal", "OUTSIDE", remedy="register_buffer")
+@refused("a tensor outside all modules", "ReadsAGlobal", "OUTSIDE", remedy="register_buffer")
 def reads_a_global() -> nn.Module:
     return ReadsAGlobal()
 

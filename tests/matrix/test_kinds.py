@@ -1,4 +1,4 @@
-"""Everything a module can be, in blocks of one's own: what arrives at a trainer computes and trains the same."""
+"""Custom blocks with every property of modules: a trainer's module computes and trains like the original."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def inputs() -> list[torch.Tensor]:
 def test_block_travels(name: str) -> None:
     original = make(name)
     rebuilt = travel_recorded(original) if name != "Lazy" else rebuilt_elsewhere(original)
-    assert_same_module(make(name), rebuilt)  # recording left no trace in what was described
+    assert_same_module(make(name), rebuilt)  # the recording has restored the module
     ask(rebuilt, InProcessRecorder(lambda: make(name)) if name == "Lazy" else None)
     assert_same_runs(make(name), rebuilt, inputs)

@@ -1,4 +1,4 @@
-"""The page on what travels is what the matrix says."""
+"""The page on portable modules is equal to the result of the matrix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a forward reads of layers and parameters: with another layer in place a program follows, or is refused."""
+"""Reads of layers and parameters: after a layer is replaced, a program uses the new layer, or the call is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")
 
 
 def pair(make: Callable[[], nn.Module], recorder: InProcessRecorder | None = None) -> tuple[nn.Module, nn.Module]:
-    """An original and what a trainer gets of it, in eval mode."""
+    """An original and the trainer's module, in eval mode."""
     torch.manual_seed(0)
     original = make()
     torch.manual_seed(0)
@@ -35,7 +35,7 @@ def pair(make: Callable[[], nn.Module], recorder: InProcessRecorder | None = Non
 
 
 def ways(name: str) -> list[tuple[int, Case]]:
-    """The cases of a class that take one floating tensor."""
+    """The cases of a class with one floating tensor as input."""
     found = []
     for index, case in enumerate(CASES[name]):
         if case.inputs is not None:
@@ -88,7 +88,7 @@ REPLACED = [
     for (index, one), (number, other) in itertools.permutations(ways(name), 2)
 ]
 MAY_BE_REFUSED = frozenset({"MaxPool1d", "MaxPool2d", "MaxPool3d", "FractionalMaxPool2d"})
-"""They return a tensor, or two: with the indices of the largest."""
+"""Return a tensor, or two tensors, with the indices of the largest values."""
 
 
 @pytest.mark.parametrize(("name", "one", "other"), REPLACED)
@@ -359,7 +359,7 @@ def test_a_bias_that_was_absent_is_refused() -> None:
 
 
 def test_what_is_not_read_is_no_condition() -> None:
-    """Another width, a wrapper, a rate that only the layer itself uses: no server is asked."""
+    """Another width, a wrapper, a rate read by the layer only: no call to the server."""
 
     class Wrapped(nn.Module):
         def __init__(self, base: nn.Module) -> None:
@@ -396,7 +396,7 @@ def test_what_is_not_read_is_no_condition() -> None:
 
 
 class Changed:
-    """A forward, its layers, and what a trainer replaces."""
+    """A forward, the layers, and the layer that a trainer replaces."""
 
     def __init__(self, layers: Callable[[], dict[str, Any]], forward: Callable[..., Any], change: Callable[..., Any]):
         self.layers, self.forward, self.change = layers, forward, change

@@ -1,4 +1,4 @@
-"""What cannot travel is refused by name: the module, the thing and the remedy; nothing is lost in silence."""
+"""Modules that are not portable are refused with the module, the reason and the remedy; nothing is lost in silence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every public class of ``torch.nn``: what arrives at a trainer is what was built."""
+"""Every public class of ``torch.nn``: a trainer's module equals the built module."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_class_travels(name: str, case: Case) -> None:
     if case.inputs is None:
         return
     assert_same_runs(original, rebuilt, case.inputs)
-    assert_same_module(original, rebuilt)  # also what a forward makes of lazy modules
+    assert_same_module(original, rebuilt)  # also after a forward has given lazy modules their shapes
 
 
 @pytest.mark.parametrize(("name", "case"), REFUSED.items())

@@ -1,4 +1,4 @@
-"""A recorder in this process, in the place of a server's."""
+"""A recorder in this process, in the place of the recorder on a server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from model_factory_server.export.trainer_call import record_call
 
 
 class InProcessRecorder:
-    """Records calls as a server does: on a model of its own, built the same way."""
+    """Records calls as a server does: on another model, built the same way."""
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         self.make = make
         self.asked: list[tuple[bool | int, ...]] = []
-        """The outcomes of each call that was recorded."""
+        """The outcomes of each recorded call."""
 
     @property
     def calls(self) -> int:

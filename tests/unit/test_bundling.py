@@ -1,4 +1,4 @@
-"""Which files a class needs: read off import statements, in every form that Python has for them."""
+"""The files that a class needs, from import statements of every kind."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ STATEMENTS = {
 
 @pytest.mark.parametrize("text", STATEMENTS)
 def test_imports_are_followed_and_run(text: str, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bundle's module gets what Python's own import of the same files gives, and no more files than needed."""
+    """A module from the bundle equals Python's own import of the same files, and the bundle has no unneeded file."""
     klass = "\nclass Block:\n    value = X\n"
     roots = write(LIBRARY | {"alone.py": "Y = 'alone'\n", "lib/block.py": text + klass})
     data = collect({"lib.block"}, roots)

@@ -1,4 +1,4 @@
-"""Forwards that a recording could take for something else than in use: they travel the same, or are refused."""
+"""Forwards with a risk of a wrong recording: the program equals the forward, or the forward is refused."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_they_travel(block: type[Any]) -> None:
         for module in (original, twin):
             module.train(training)
         (inputs,) = original.example_inputs()
-        if block is WritesToItsInput:  # which a leaf of autograd's does not allow
+        if block is WritesToItsInput:  # autograd does not allow writes to a leaf
             assert_same(*(module(inputs["x"].clone()) for module in (original, twin)))
         else:
             assert_same_runs(original, twin, inputs)
@@ -524,7 +524,7 @@ def test_a_second_call_that_takes_another_side_is_not_compared() -> None:
 
 
 class OwnDicts(nn.Module):
-    """Writes to copies and to its own keyword arguments, which no caller sees."""
+    """Writes to copies and to the forward's own keyword arguments, unseen by the caller."""
 
     def forward(self, batch: dict[str, Tensor], **options: float) -> Tensor:
         batch = dict(batch)
@@ -542,7 +542,7 @@ def test_a_forward_may_write_to_dicts_of_its_own() -> None:
 
 
 class Standardises(nn.Module):
-    """Refuses a constant input; the layer after that takes one width only."""
+    """Refuses a constant input; the layer after the check takes one width only."""
 
     def __init__(self) -> None:
         super().__init__()

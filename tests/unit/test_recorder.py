@@ -1,4 +1,4 @@
-"""The recorder: forwards as people write them, each run as a program beside the original, or refused for a reason."""
+"""The recorder: typical forwards, each run as a program beside the original, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OUTSIDE_LAYER = nn.Linear(FEATURES, FEATURES)
 
 
 def ported(module: nn.Module, *calls: dict[str, Any]) -> nn.Module:
-    """The module without its class: described, recorded for these calls, proven and rebuilt."""
+    """The module without its class: described, recorded for these calls, verified and rebuilt."""
     programs = []
     for arguments in calls:
         bound = Signature.of(module.forward).bind((), arguments)
@@ -48,7 +48,7 @@ def x(*shape: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 
 class Block(nn.Module):
-    """Something to train and something that runs along, for the forwards below."""
+    """A layer with parameters and a buffer, for the forwards below."""
 
     def __init__(self) -> None:
         super().__init__()

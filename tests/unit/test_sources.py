@@ -1,4 +1,4 @@
-"""Which modules become source, what stays as it is below them, and what is refused for a reason of its own."""
+"""Modules sent as source code, modules below that keep their kind, and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOTS = (Root(PLUGINS, frozenset({"routed"})),)
 
 
 class Library(nn.Module):
-    """As of a package that is not the operator's: its source is nobody's to hand out."""
+    """A class of a package that is not the operator's, so the source code must not be sent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def routed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_a_librarys_module_below_source_stays_a_program(routed: Any) -> None:
-    """Shared with the graph's side of the model, and called by the source with the form that its examples have."""
+    """Shared with the graph, and called by the source code with the call signature of its examples."""
     library = Library()
     model = nn.Sequential(routed.Router(16, 2, library), library)
     portable = survey_model(model, roots=ROOTS)
@@ -103,7 +103,7 @@ def undecidable(router: nn.Module) -> None:
 
 
 def local_class(router: nn.Module) -> None:
-    """A class that has no name to be found by."""
+    """A class that cannot be imported by name."""
 
     class Local(type(router)):  # type: ignore[misc]
         pass
@@ -128,7 +128,7 @@ def test_source_is_no_way_around_other_refusals(change: Any, routed: Any) -> Non
 
 
 def test_methods_that_do_not_travel_in_a_program_do_in_source(routed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A state dict of its own is a reason to be source where the forward would be none."""
+    """A custom state dict is a reason for source code, even if the forward could be recorded."""
     autoencoder = importlib.import_module("routed.autoencoder").Autoencoder
 
     def state_dict(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -167,7 +167,7 @@ def test_source_that_draws_and_source_that_writes_to_parameters(routed: Any, nam
     torch.manual_seed(0)
     model = nn.Sequential(getattr(importlib.import_module("routed.keeping"), name)())
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    for _ in range(10):  # by chance, one of ten drew alike
+    for _ in range(10):  # without the seed, about one run in ten passed by chance
         portable = survey_model(model, roots=ROOTS)
         assert portable.sources is not None
         assert list(portable.sources.classes) == [model[0]]

@@ -53,7 +53,15 @@ def calls_of_blocks(
 
 @contextmanager
 def noted_calls(blocks: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
-    """Note the calls of ``blocks`` (by path); calls that differ only in values are noted once."""
+    """Note the calls of ``blocks`` (by path); calls that differ only in values are noted once.
+
+    Example:
+        >>> layer = nn.ReLU()
+        >>> with noted_calls({"0": layer}) as calls:
+        ...     _ = layer(torch.ones(1)), layer(torch.zeros(1))
+        >>> calls
+        [('0', {'input': tensor([1.])})]
+    """
     calls: list[Call] = []
     seen: list[Any] = []
 

@@ -95,6 +95,10 @@ def survey_model(
     Raises:
         NotPortableError: the forward of a block cannot be recorded; the message names the block.
         ConfigError: the model does not run on the config's example inputs.
+
+    Example:
+        >>> survey_model(nn.Sequential(nn.Linear(2, 2))).programs
+        ()
     """
     return _Survey(model, config, roots, refused).portable()
 

@@ -15,7 +15,12 @@ _Named = TypeVar("_Named", bound=ModelFactoryError)
 
 
 def named(path: str, block: nn.Module, error: _Named) -> _Named:
-    """Return an error with path and class of a block before the text."""
+    """Return an error with path and class of a block before the text.
+
+    Example:
+        >>> named("graph_modules.head", nn.ReLU(), BuildError("no memory"))
+        BuildError('head (ReLU): no memory')
+    """
     where = path.removeprefix(f"{GRAPH_MODULES}.") or "the model"
     return type(error)(f"{where} ({type(block).__name__}): {error}")
 

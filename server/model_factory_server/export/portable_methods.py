@@ -47,7 +47,15 @@ def declared_methods(module: nn.Module, where: str) -> tuple[str, ...]:
 
 
 def as_forward(module: nn.Module, method: str) -> nn.Module:
-    """Return a view of ``module`` with ``method`` as forward: the same tensors, children, flags and attributes."""
+    """Return a view of ``module`` with ``method`` as forward: the same tensors, children, flags and attributes.
+
+    Example:
+        >>> class Autoencoder(nn.Module):
+        ...     def encode(self, x):
+        ...         return x + 1
+        >>> as_forward(Autoencoder(), "encode")(1)
+        2
+    """
     if method == FORWARD:
         return module
     function = getattr(type(module), method)

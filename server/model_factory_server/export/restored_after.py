@@ -63,6 +63,13 @@ def attributes_restored_after(module: nn.Module) -> Iterator[None]:
     """Undo assignments afterwards: training flags, a mask that a forward caches, another parameter, hooks.
 
     Some libraries register hooks at the first call with hidden states in the result.
+
+    Example:
+        >>> layer = nn.Dropout()
+        >>> with attributes_restored_after(layer):
+        ...     _ = layer.eval()
+        >>> layer.training
+        True
     """
     tables = [table for item in module.modules() for table in (*_tables(item), *_hooks(item))]
     before = [(table, table.copy()) for table in [*tables, *(container for _, container in plain_containers(module))]]
@@ -79,6 +86,12 @@ def tensors_as(module: nn.Module, convert: Callable[[str, torch.Tensor], torch.T
     """Put ``convert(path, tensor)`` in the place of each parameter, buffer and plain tensor; restore them afterwards.
 
     Unlike ``torch.func.functional_call``, this function handles shared modules and plain tensors.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> with tensors_as(layer, lambda path, tensor: tensor.to("meta")):
+        ...     layer.weight.device
+        device(type='meta')
     """
     with attributes_restored_after(module):
         for path, item in module.named_modules():

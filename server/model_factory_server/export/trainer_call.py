@@ -44,6 +44,14 @@ def record_call(
         NotPortableError: the method cannot be recorded for this call.
         CallSignatureError: the method refuses the call.
         FormatError: the model has no block at ``path``, or the call has an unknown method or other arguments.
+
+    Example:
+        >>> class Double(nn.Module):
+        ...     def forward(self, x):
+        ...         return 2 * x
+        >>> recorded = record_call(Double(), "", ExampleCall(arguments={"x": torch.ones(3)}), {"": True})
+        >>> recorded.program.inputs
+        ('x',)
     """
     try:
         block = get_module(model, path)

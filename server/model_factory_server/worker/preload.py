@@ -19,12 +19,12 @@ import sympy.tensor.tensor  # noqa: F401
 import torch
 import torch.fx.experimental.validator
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 # multiprocessing imports the server's main script, and so this module, in each worker.
 import model_factory.cli.main  # noqa: F401
 from model_factory.environment import only_variables
 from model_factory_server.constructor import default_registry
+from model_factory_server.export.torch_internals import FakeTensorMode
 from model_factory_server.worker import main
 from model_factory_server.worker.sandbox import NO_GPUS
 from model_factory_server.worker.task import Job

@@ -20,6 +20,10 @@ def with_sizes(tensor: torch.Tensor, symbol: Callable[[int, Any], Any | None]) -
     ``symbol(axis, size)`` returns the symbol in the place of a size, or None to keep the size. Sizes of 0 and 1 are
     kept, since torch's ops treat these sizes specially. The order of the axes in memory is kept. A tensor with gaps in
     memory is returned unchanged.
+
+    Example:
+        >>> with_sizes(torch.zeros(2, 3), lambda axis, size: size + 1 if axis else None).shape
+        torch.Size([2, 4])
     """
     if not _is_dense(tensor):
         return tensor

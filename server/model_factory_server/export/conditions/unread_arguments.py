@@ -25,6 +25,12 @@ def candidates(forms: Forms, defaults: dict[str, Any], unread: Container[Place])
 
     A list is a candidate if all of its tensors are ``unread``. A top-level argument equal to its value in ``defaults``
     is not a candidate: the argument stays the same from call to call.
+
+    Example:
+        >>> from model_factory.program.call_signature import call_signature
+        >>> form, _ = call_signature({"task": "fold", "count": 3})
+        >>> list(candidates(form, {"count": 3}, ()))
+        [('task',)]
     """
     for name, form in forms:
         if not (form[0] == "const" and name in defaults and defaults[name] == form[2]):
@@ -83,7 +89,14 @@ def _without(form: Form, place: Place, places: Container[Place]) -> Form:
 def with_use_noting(
     arguments: dict[str, Any], places: Container[Place], note: Callable[[Place], None]
 ) -> dict[str, Any]:
-    """Return arguments with an object at each of ``places`` that calls ``note`` with the place when used."""
+    """Return arguments with an object at each of ``places`` that calls ``note`` with the place when used.
+
+    Example:
+        >>> used = []
+        >>> arguments = with_use_noting({"count": 3}, {("count",)}, used.append)
+        >>> arguments["count"] + 1, used
+        (4, [('count',)])
+    """
     return {name: _with_noting(value, (name,), places, note) for name, value in arguments.items()}
 
 

@@ -53,7 +53,15 @@ _HOOKS = tuple(name for name in sorted(nn.Module().__dict__) if name.endswith("_
 
 
 class Refusals:
-    """Collects refusals by path of the module, or raises the first refusal."""
+    """Collects refusals by path of the module, or raises the first refusal.
+
+    Example:
+        >>> notes = {}
+        >>> with Refusals(notes).noted("layer"):
+        ...     raise NotPortableError("the layer has a hook")
+        >>> notes
+        {'layer': 'the layer has a hook'}
+    """
 
     def __init__(self, notes: dict[str, str] | None) -> None:
         """Add reasons to ``notes``, or raise errors without ``notes``."""
@@ -135,6 +143,11 @@ def refuse_tensor(tensor: torch.Tensor, name: str) -> None:
 
     Raises:
         NotPortableError: the tensor is refused.
+
+    Example:
+        >>> refuse_tensor(torch.eye(2).to_sparse(), "w")
+        Traceback (most recent call last):
+        model_factory.errors.NotPortableError: the tensor 'w' has the layout torch.sparse_coo. Remedy: call to_dense()
     """
     where = f"the tensor {name!r}"
     if type(tensor) not in _TENSOR_TYPES:

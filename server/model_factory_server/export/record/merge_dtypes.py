@@ -22,6 +22,16 @@ def merge_dtypes(*recordings: Program) -> Program:
 
     Raises:
         DtypeDecidesError: the recordings differ in anything else.
+
+    Example:
+        >>> from model_factory.program.ir import Ref
+        >>> def program(dtype):
+        ...     cast = OpCall(name="torch.Tensor.to", args=(Ref("x"), ReadDtype(dtype, ("x",))), out="v0")
+        ...     return Program(inputs=("x",), steps=(cast,), result=Ref("v0"))
+        >>> merge_dtypes(program("float32"), program("float64")).steps[0].args
+        (Ref(name='x'), DtypeOf(name='x'))
+        >>> merge_dtypes(program("float32")).steps[0].args
+        (Ref(name='x'), TorchConst(name='float32'))
     """
     steps = _merge(*(program.steps for program in recordings))
     return Program(inputs=recordings[0].inputs, steps=steps, result=_merge(*(item.result for item in recordings)))

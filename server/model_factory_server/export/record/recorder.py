@@ -55,7 +55,16 @@ def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[O
 
 
 def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
-    """Record in eval and in train mode; return one program if the modes do not differ. Training flags are restored."""
+    """Record in eval and in train mode; return one program if the modes do not differ. Training flags are restored.
+
+    Example:
+        >>> import torch
+        >>> class Double(nn.Module):
+        ...     def forward(self, x):
+        ...         return 2 * x
+        >>> [recorded.training for recorded in record_modes(Double(), {"x": torch.ones(3)})]
+        [()]
+    """
     with attributes_restored_after(module):
         evaluating, evaluated = _run_decided(module.eval(), arguments)
         # Usually neither mode nor dtype matters: one more run, with another mode and another dtype, shows both.

@@ -43,7 +43,12 @@ class _Import:
 
 
 def find_file(module: str, roots: Sequence[Root]) -> Path | None:
-    """Return the operator's file of a module, or ``None`` if the module is not the operator's."""
+    """Return the operator's file of a module, or ``None`` if the module is not the operator's.
+
+    Example:
+        >>> find_file("torch.nn", [Root(Path("/srv/models"))]) is None
+        True
+    """
     top, *rest = module.split(".")
     for root in roots:
         if root.tops is not None and top not in root.tops:

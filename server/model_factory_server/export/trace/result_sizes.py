@@ -34,7 +34,12 @@ _Sizes = Sequence[Any]
 
 
 def result_by_rule(module: nn.Module, args: Sequence[Any], kwargs: Any) -> Any:
-    """Return a fake result of a torch module, or None without a formula for the module."""
+    """Return a fake result of a torch module, or None without a formula for the module.
+
+    Example:
+        >>> result_by_rule(nn.Linear(2, 5), [torch.zeros(3, 2)], {}).shape
+        torch.Size([3, 5])
+    """
     first: Any = args[0] if args else next((kwargs[name] for name in _FIRST if name in kwargs), None)
     if not isinstance(first, torch.Tensor):
         return None

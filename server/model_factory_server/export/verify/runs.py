@@ -104,6 +104,9 @@ def compare_results(expected: Mapping[str, Any], actual: Mapping[str, Any], shap
 
     Raises:
         NotPortableError: a result differs; the message names the result.
+
+    Example:
+        >>> compare_results({"outputs": [torch.ones(1)]}, {"outputs": [torch.ones(1)]}, [[1]])
     """
     for description, value in expected.items():
         other = actual[description]

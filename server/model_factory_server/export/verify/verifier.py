@@ -42,6 +42,14 @@ def verify(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str,
     Raises:
         NotPortableError: the program differs from the forward, or could not be run.
         CallSignatureError: the forward refuses ``arguments``.
+
+    Example:
+        >>> from model_factory_server.export.record.recorder import record
+        >>> class Double(nn.Module):
+        ...     def forward(self, x):
+        ...         return 2 * x
+        >>> arguments = {"x": torch.ones(3)}
+        >>> verify(Double(), record(Double(), arguments), arguments)
     """
     with attributes_restored_after(module), _shallow_stacks(module, recorded), use_recorded_orders(recorded.program):
         _verify_modes(module, recorded, arguments)
