@@ -93,7 +93,7 @@ def example_calls(path: str, block: nn.Module) -> dict[str, list[dict[str, Any]]
         }
     except Exception as error:
         raise BuildError(
-            f"{path} ({type(block).__name__}).example_inputs() failed: {type(error).__name__}: {error}"
+            f"{path or 'the model'} ({type(block).__name__}).example_inputs() failed: {type(error).__name__}: {error}"
         ) from error
 
 
