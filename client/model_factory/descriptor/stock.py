@@ -14,7 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, parametrize
 
 from model_factory.descriptor.attributes import described, settable
-from model_factory.descriptor.torch_internals import derived_names, is_parametrized
+from model_factory.descriptor.torch_internals import is_parametrized, restored_names
 from model_factory.errors import FormatError
 
 
@@ -91,7 +91,7 @@ def stock_attributes(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
     Raises:
         FormatError: one cannot travel.
     """
-    skipped = _INTERNALS | derived_names(cls)
+    skipped = _INTERNALS | restored_names(cls)
     attributes = {}
     for name, value in module.__dict__.items():
         if name in skipped or (isinstance(value, nn.Module) and module._modules.get(name) is value):

@@ -23,11 +23,11 @@ from model_factory.errors import (
     ModelFactoryError,
     NotPortableError,
 )
-from model_factory.program.call_signature import FORWARD, Read, RecordedProgram, is_plain
 from model_factory.program.example_call import ExampleCall
+from model_factory.program.forward_signature import ForwardSignature
+from model_factory.program.recorded_program import FORWARD, Read, RecordedProgram, is_plain
+from model_factory.program.runtime.graph_model import GRAPH_MODULES, GraphModel
 from model_factory.program.runtime.lookup import find_module, get_module
-from model_factory.program.runtime.modules import GRAPH_MODULES, GraphModel
-from model_factory.program.signature import Signature
 from model_factory.wording import listed
 from model_factory_server.export.describe.declared_methods import declared_methods
 from model_factory_server.export.describe.describe import describe, named_tensors
@@ -272,7 +272,7 @@ def _is_alike(before: Any, value: Any) -> bool:
 
 def _check_arguments(block: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Refuse a call whose arguments are not all those of the forward: a trainer binds them by its signature."""
-    wanted = [item.name for item in Signature.of(block.forward).parameters]
+    wanted = [item.name for item in ForwardSignature.of(block.forward).parameters]
     if sorted(arguments) != sorted(wanted):
         raise FormatError(f"the call has the arguments {listed(arguments)}; the forward has {listed(wanted)}")
 
@@ -320,7 +320,7 @@ def _calls_inside(
     with noted_calls(inside) as calls, kept, torch.random.fork_rng(), torch.no_grad():
         block.eval()
         with suppress(Exception):  # the recording of the call itself will tell
-            Signature.of(block.forward).call(block, arguments)
+            ForwardSignature.of(block.forward).call(block, arguments)
     return calls
 
 
@@ -328,7 +328,7 @@ def _runs(block: nn.Module, arguments: Mapping[str, Any]) -> bool:
     """Whether a forward accepts a call that its recording failed for."""
     try:
         with restored_after(block, parameters=True), torch.random.fork_rng(), torch.no_grad():
-            Signature.of(block.forward).call(block, arguments)
+            ForwardSignature.of(block.forward).call(block, arguments)
     except Exception as error:  # the forward is the operator's code; its refusal is an answer
         if is_out_of_memory(error):
             raise
@@ -348,7 +348,7 @@ def _examples(path: str, block: nn.Module) -> dict[str, list[dict[str, Any]]]:
         given = example_inputs()
         by_method = given if isinstance(given, Mapping) else {FORWARD: given}
         return {
-            method: [Signature.of(getattr(block, method)).bind((), example, method) for example in examples]
+            method: [ForwardSignature.of(getattr(block, method)).bind((), example, method) for example in examples]
             for method, examples in by_method.items()
         }
     except Exception as error:
@@ -376,7 +376,7 @@ def _is_lazy(block: nn.Module) -> bool:
 def _materialise(block: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Run a block with lazy parameters once, so that they get their shapes."""
     with torch.no_grad():
-        Signature.of(block.forward).call(block, arguments)
+        ForwardSignature.of(block.forward).call(block, arguments)
 
 
 @contextmanager

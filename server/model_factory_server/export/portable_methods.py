@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from model_factory.program.call_signature import FORWARD
+from model_factory.program.recorded_program import FORWARD
 
 
 def as_forward(module: nn.Module, method: str) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from model_factory.errors import NotPortableError
-from model_factory.program.runtime.modules import ProgramModule
+from model_factory.program.runtime.program_module import ProgramModule
 
 PORTABLE_METHODS = "portable_methods"
 """The class attribute: names of methods, ``("encode", "decode")``."""

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from model_factory.descriptor.attributes import described, settable
 from model_factory.descriptor.stock import STOCK_NAMES, stock_attributes, stock_type
-from model_factory.descriptor.torch_internals import derived_hooks
+from model_factory.descriptor.torch_internals import restored_hooks
 from model_factory.descriptor.tree import (
     Descriptor,
     GraphNode,
@@ -30,9 +30,10 @@ from model_factory.descriptor.tree import (
 from model_factory.digest import Blob
 from model_factory.errors import FormatError, NotPortableError
 from model_factory.program.codec import encode_value
+from model_factory.program.forward_signature import ForwardParameter, ForwardSignature
+from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.lookup import get_module
-from model_factory.program.runtime.modules import GraphModel, ProgramModule
-from model_factory.program.signature import Parameter, Signature
+from model_factory.program.runtime.program_module import ProgramModule
 from model_factory.program.torch_names import torch_name
 from model_factory_server.export.describe.declared_methods import declared_methods
 from model_factory_server.export.describe.refused import (
@@ -46,7 +47,7 @@ from model_factory_server.export.describe.refused import (
 from model_factory_server.export.describe.training_modes import frozen_modules
 
 _INTERNALS = frozenset(nn.Module().__dict__)
-_PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", Signature(()), "", None, ()).__dict__)
+_PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", ForwardSignature(()), "", None, ()).__dict__)
 
 
 def describe(
@@ -131,7 +132,7 @@ class _Table:
             refuse_class(module, where)
             self.modules[index] = self._node(module, path, where)
         if self.modules[index] is None:  # refused: what is inside may be of no shape that is known
-            self.modules[index] = ProgramNode(type=type(module).__name__, training=True, signature=Signature(()))
+            self.modules[index] = ProgramNode(type=type(module).__name__, training=True, signature=ForwardSignature(()))
         return index
 
     def _node(self, module: nn.Module, path: str, where: str) -> ModuleNode:
@@ -139,7 +140,7 @@ class _Table:
         with self.noting(path):
             if stock is None and not isinstance(module, GraphModel) and module not in self._sources:
                 refuse_methods(module, where)
-            refuse_hooks(module, where, derived_hooks(_real_class(module, stock, self._sources), module))
+            refuse_hooks(module, where, restored_hooks(_real_class(module, stock, self._sources), module))
         parameters = tuple(
             (name, self._add_tensor(item, _join(path, name))) for name, item in module._parameters.items()
         )
@@ -177,7 +178,7 @@ class _Table:
                 node,
                 attributes=self._with_tensors(_program_attributes(module, methods, where), path),
                 frozen=frozen_modules(module, where),
-                methods=tuple((name, _signature(getattr(module, name))) for name in methods),
+                declared_methods=tuple((name, _signature(getattr(module, name))) for name in methods),
             )
         return node
 
@@ -298,14 +299,14 @@ def _tensor_attributes(tensor: torch.Tensor, name: str) -> dict[str, Any]:
     return attributes
 
 
-def _signature(method: Callable[..., Any]) -> Signature:
-    return Signature(tuple(_portable_default(parameter) for parameter in Signature.of(method).parameters))
+def _signature(method: Callable[..., Any]) -> ForwardSignature:
+    return ForwardSignature(tuple(_portable_default(parameter) for parameter in ForwardSignature.of(method).parameters))
 
 
-def _portable_default(parameter: Parameter) -> Parameter:
+def _portable_default(parameter: ForwardParameter) -> ForwardParameter:
     """A default that cannot travel must be given by those who call the module themselves."""
     try:
         encode_value(parameter.default)
     except FormatError:
-        return Parameter(parameter.name, parameter.kind)
+        return ForwardParameter(parameter.name, parameter.kind)
     return parameter

@@ -32,11 +32,12 @@ from torch.fx.experimental.symbolic_shapes import (
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError, NotPortableError, refused_call
-from model_factory.program.call_signature import RecordedProgram, call_signature, leaf_names, rebuild
+from model_factory.program.call_signature import call_signature, leaf_names, rebuild_arguments
 from model_factory.program.expressions import expression_names
+from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import AttributeRead, ModuleCall, Outcome, Program
+from model_factory.program.recorded_program import RecordedProgram
 from model_factory.program.runtime.lookup import get_module
-from model_factory.program.signature import Signature
 from model_factory.program.torch_names import torch_name
 from model_factory_server.export.conditions.reads import shared_paths
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
@@ -103,7 +104,7 @@ def _for_both(
         program = merge_dtypes(evaluated, trained, *_in_halves(evaluating, other))
         if guards == other.symbols.guards() and takes_side(other.module, program, other.leaves):  # in train mode, too
             return RecordedProgram(
-                form=evaluating.form, program=program, guards=guards, **_conditions(evaluating, other)
+                call_signature=evaluating.form, program=program, guards=guards, **_conditions(evaluating, other)
             )
     return None
 
@@ -113,8 +114,10 @@ def _leave_out(recorded: RecordedProgram, *unread: set[Place]) -> RecordedProgra
     places = set.intersection(*unread)
     tensors = {".".join(map(str, place)) for place in places}
     guards = tuple(guard for guard in recorded.guards if tensors.isdisjoint(expression_names(guard)))
-    form = without(recorded.form, places)
-    return replace(recorded, form=form, guards=guards, program=replace(recorded.program, inputs=leaf_names(form)))
+    form = without(recorded.call_signature, places)
+    return replace(
+        recorded, call_signature=form, guards=guards, program=replace(recorded.program, inputs=leaf_names(form))
+    )
 
 
 def _conditions(*recordings: _Recording) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def _settled(first: _Recording, program: Program, other: Program | None = None) 
             program, dtypes = settle_dtypes(program), first.float_dtypes()
     flags = training_flags(first.module, first.tape.reads.flags)
     return RecordedProgram(
-        form=first.form,
+        call_signature=first.form,
         program=program,
         training=flags,
         dtypes=dtypes,
@@ -238,7 +241,7 @@ class _Recording:
         """
         self.module = module
         self._arguments = arguments
-        self.signature = Signature.of(module.forward)
+        self.signature = ForwardSignature.of(module.forward)
         self.form, self.leaves = call_signature(arguments)
         self.names = leaf_names(self.form)
         self.shape_env = DecisionShapeEnv()
@@ -312,7 +315,7 @@ class _Recording:
 
     def _fake_arguments(self) -> dict[str, Any]:
         fakes = [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
-        arguments = rebuild(self.form, fakes, self._arguments)
+        arguments = rebuild_arguments(self.form, fakes, self._arguments)
         return with_noting(arguments, self._noting, self.used.add) if self._noting else arguments
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
@@ -377,7 +380,7 @@ class _Recording:
 
 
 @contextmanager
-def _unwritten(arguments: Mapping[str, Any], signature: Signature) -> Iterator[None]:
+def _unwritten(arguments: Mapping[str, Any], signature: ForwardSignature) -> Iterator[None]:
     """Refuse a forward that writes to a list or dict of its caller, which a program would leave as it was."""
     own = {item.name for item in signature.parameters if item.kind in {"var_positional", "var_keyword"}}
     pending = [(name, value, name not in own) for name, value in arguments.items()]

@@ -17,19 +17,14 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from model_factory.errors import NotPortableError, refused_call
-from model_factory.program.call_signature import (
-    RecordedProgram,
-    call_signature,
-    leaf_names,
-    match_call_signature,
-    rebuild,
-)
+from model_factory.program.call_signature import call_signature, leaf_names, match_call_signature, rebuild_arguments
 from model_factory.program.expressions import Env, compile_expression, expression_names, shape_key
+from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import OWN, Dim, Expr, ModuleCall
+from model_factory.program.recorded_program import RecordedProgram
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import get_module, own_shape
 from model_factory.program.runtime.step_compiler import BranchMissError
-from model_factory.program.signature import Signature
 from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.export.restored_after import attributes_kept, plain_tensors, restored_after, tensors_as
 from model_factory_server.export.torch_patches import every_generator_seeded
@@ -105,7 +100,7 @@ def _prove_modes(module: nn.Module, recorded: RecordedProgram, arguments: Mappin
 def _examples(recorded: RecordedProgram, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
     """The tensors of a call that a program for the call takes."""
     form, leaves = call_signature(arguments)
-    kept = match_call_signature(recorded.form, form)
+    kept = match_call_signature(recorded.call_signature, form)
     assert kept is not None
     return [leaves[index] for index in kept]
 
@@ -117,11 +112,11 @@ def _prove_mode(
     candidates: Sequence[Shapes],
     arguments: Mapping[str, Any],
 ) -> None:
-    signature = Signature.of(module.forward)
+    signature = ForwardSignature.of(module.forward)
     runner = Runner(recorded.program)
 
     def original(leaves: list[torch.Tensor]) -> Any:
-        return portable_output(signature.call(module, rebuild(recorded.form, leaves, arguments)))
+        return portable_output(signature.call(module, rebuild_arguments(recorded.call_signature, leaves, arguments)))
 
     def replay(leaves: list[torch.Tensor]) -> Any:
         return runner.run(module, leaves)
@@ -239,7 +234,7 @@ def candidate_shapes(
     These are every size that may change larger by one, and every such size one; where that is refused together, each on
     its own.
     """
-    names = leaf_names(recorded.form)
+    names = leaf_names(recorded.call_signature)
     sizes = {
         Dim(name, axis): size for name, shape in zip(names, example, strict=True) for axis, size in enumerate(shape)
     }
@@ -276,14 +271,14 @@ def _acceptance(
     It is asked on the meta device, where that costs next to nothing, or, where it needs real tensors, with these; where
     values decide, its program is asked, which ends sooner than the forward where the values lead elsewhere.
     """
-    signature = Signature.of(module.forward)
+    signature = ForwardSignature.of(module.forward)
     on_meta: dict[int, torch.Tensor] = {}
 
     def to_meta(_path: str, tensor: torch.Tensor) -> torch.Tensor:
         return on_meta.setdefault(id(tensor), tensor.to("meta"))
 
     def call(leaves: list[torch.Tensor]) -> Any:
-        return signature.call(module, rebuild(recorded.form, leaves, arguments))
+        return signature.call(module, rebuild_arguments(recorded.call_signature, leaves, arguments))
 
     def accepts_really(shapes: Shapes) -> bool:
         leaves = next(draws(examples, shapes), [])
@@ -298,7 +293,7 @@ def _acceptance(
         ]
         try:
             with torch.no_grad(), tensors_as(module, to_meta):
-                signature.call(module, rebuild(recorded.form, leaves, arguments))
+                signature.call(module, rebuild_arguments(recorded.call_signature, leaves, arguments))
         except Exception:  # noqa: BLE001  the forward is the operator's code; its refusal is an answer
             return False
         return True
@@ -413,12 +408,12 @@ def prove_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[st
     Raises:
         NotPortableError: it does not.
     """
-    signature = Signature.of(original.forward)
+    signature = ForwardSignature.of(original.forward)
     form, examples = call_signature(arguments)
 
     def observe(module: nn.Module) -> Exception | _Observed:
         def call(leaves: list[torch.Tensor]) -> Any:
-            return signature.call(module, rebuild(form, leaves))
+            return signature.call(module, rebuild_arguments(form, leaves))
 
         return _observe(call, module, examples, writes_parameters=True)
 
