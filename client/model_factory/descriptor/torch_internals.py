@@ -18,9 +18,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 from model_factory.errors import FormatError
 from model_factory.program.runtime.lookup import PARAMETRIZATIONS
+from model_factory.program.torch_private import WeightNorm, inject_new_class, inject_property
 
-_PARAMETRIZE: Any = vars(parametrize)  # two functions of it that torch keeps to itself are needed
-_WEIGHT_NORM: type[nn.Module] = vars(parametrizations)["_WeightNorm"]
 _WEIGHT_NORM_HOOK = f"{parametrizations.weight_norm.__qualname__}.<locals>._weight_norm_compat_hook"
 
 
@@ -122,10 +121,10 @@ def _parametrize(module: nn.Module) -> None:
     for name in lists:
         if hasattr(cls, name) or not name.isidentifier() or name.startswith("__") or name in module.__dict__:
             raise FormatError(f"{cls.__name__} cannot have the parametrised tensor {name!r}")
-    _PARAMETRIZE["_inject_new_class"](module)
+    inject_new_class(module)
     for name, parametrizations_of in lists.items():
-        _PARAMETRIZE["_inject_property"](module, name)
-        if any(type(item) is _WEIGHT_NORM for item in parametrizations_of):
+        inject_property(module, name)
+        if any(type(item) is WeightNorm for item in parametrizations_of):
             hooks: Any = module
             hooks._register_load_state_dict_pre_hook(WeightNormKeys(name))
 
