@@ -24,7 +24,7 @@ from model_factory.descriptor.codec import (
     encode_programs,
 )
 from model_factory.descriptor.rebuild import rebuild
-from model_factory.program.runtime.modules import ProgramModule
+from model_factory.program.runtime.program_module import ProgramModule
 from model_factory_server import PolicyConstructorModelFactory
 from model_factory_server.export.describe.describe import describe, named_tensors
 

@@ -28,7 +28,7 @@ from model_factory.errors import (
 if TYPE_CHECKING:
     from model_factory.client.credentials import Credentials
     from model_factory.client.factory import RemoteModelFactory
-    from model_factory.program.runtime.modules import GraphModel
+    from model_factory.program.runtime.graph_model import GraphModel
     from model_factory.protocol import ModelFactory
 
     __version__: str
@@ -60,7 +60,7 @@ __all__ = [
 
 _LAZY_MODULES = {
     "Credentials": "model_factory.client.credentials",
-    "GraphModel": "model_factory.program.runtime.modules",
+    "GraphModel": "model_factory.program.runtime.graph_model",
     "ModelFactory": "model_factory.protocol",
     "RemoteModelFactory": "model_factory.client.factory",
 }

@@ -106,7 +106,7 @@ MLP = layers({"_type_": "mlp", "dims": [4, 2]})
 
 
 def tensors(shape: Any, **more: Any) -> dict[str, Any]:
-    return {"form": FORM, "tensors": [{"dtype": "float32", "shape": shape} | more]}
+    return {"call_signature": FORM, "tensors": [{"dtype": "float32", "shape": shape} | more]}
 
 
 @pytest.mark.parametrize(
@@ -117,15 +117,15 @@ def tensors(shape: Any, **more: Any) -> dict[str, Any]:
         ({"module_path": "p" * 33_000}, "RESOURCE_EXHAUSTED", "at most 32768 bytes, got 33"),
         ({"call": tensors([1] * 60 + [4])}, "INVALID_ARGUMENT", "61 axes; at most 16"),
         (
-            {"call": {"form": FORM, "tensors": [{"dtype": "float32", "shape": [1]}] * 1001}},
+            {"call": {"call_signature": FORM, "tensors": [{"dtype": "float32", "shape": [1]}] * 1001}},
             "INVALID_ARGUMENT|RESOURCE_EXHAUSTED",
             "1001 tensors; at most 1000|at most 32768 bytes",
         ),
         ({"call": tensors([2**70, 0])}, "INVALID_ARGUMENT", "malformed call"),
         ({"call": tensors([2, 4], dtype="bits8")}, "INVALID_ARGUMENT", "may be named"),
-        ({"call": b'{"form":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1e999,4]}]}'},
+        ({"call": b'{"call_signature":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1e999,4]}]}'},
          "INVALID_ARGUMENT", "call"),
-        ({"call": tensors([2, 4]) | {"form": [["y", {"tensor": 2}]]}}, "INVALID_ARGUMENT", "the forward takes 'x'"),
+        ({"call": tensors([2, 4]) | {"call_signature": [["y", {"tensor": 2}]]}}, "INVALID_ARGUMENT", "the forward takes 'x'"),
     ],
     ids=["flags", "flag name", "path", "axes", "tensors", "no size", "dtype", "infinite", "argument"],
 )  # fmt: skip

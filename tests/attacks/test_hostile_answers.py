@@ -22,8 +22,8 @@ from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.weights import write_weights
 from model_factory.documents import FORMAT
 from model_factory.program.ir import ModuleCall, OpCall, Program, Ref, TorchConst
+from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.interpreter import Runner
-from model_factory.program.runtime.modules import GraphModel
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2
 from model_factory_server.export.describe.describe import describe
@@ -183,7 +183,7 @@ def test_a_program_has_no_name_for_what_its_run_keeps() -> None:
 def recorded(**changes: Any) -> bytes:
     """A set of one program, for the identity of one matrix."""
     entry = {
-        "form": [["x", {"tensor": 2}]],
+        "call_signature": [["x", {"tensor": 2}]],
         "training": [],
         "dtypes": [],
         "guards": [],

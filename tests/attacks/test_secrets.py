@@ -66,7 +66,7 @@ def test_what_torch_adds_to_its_errors_stays_here(attacked: RemoteModelFactory, 
         attacked.build({"config": layers({"_type_": "nn.Linear", "in_features": 2, "out_features": 2**127})})
     config = layers({"_type_": "mlp", "dims": [4, 2]})
     component = build_pb2.Component(name="m", config_json=json.dumps(config).encode())
-    call = b'{"form":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1180591620717411303424,0]}]}'
+    call = b'{"call_signature":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1180591620717411303424,0]}]}'
     request = program_pb2.RecordProgramRequest(
         component=component,
         module_path="graph_modules.layer0",
@@ -143,7 +143,7 @@ def test_a_request_for_bytes_that_are_not_there(attacked: RemoteModelFactory, gu
 def test_a_module_path_is_not_an_attribute_path(attacked: RemoteModelFactory, guarded: ServerProcess) -> None:
     """``RecordProgram`` looks modules up, and nothing else that Python would find."""
     component = build_pb2.Component(name="m", config_json=json.dumps(layers(LINEAR)).encode())
-    call = b'{"form":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1,2]}]}'
+    call = b'{"call_signature":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1,2]}]}'
     built = built_from(guarded.address, layers(LINEAR))
     with grpc.insecure_channel(guarded.address) as channel:
         stub = service_pb2_grpc.ModelFactoryServiceStub(channel)

@@ -321,7 +321,7 @@ WIRE_NONSENSE: dict[str, tuple[str, Any, grpc.StatusCode]] = {
                 b'{"schema_version":1,"model":{"sequential":{"layers":[{"_type_":"mlp","dims":[2,2]}]}}}'
             ),
             module_path="graph_modules.nowhere",
-            call_json=b'{"form":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1,2]}]}',
+            call_json=b'{"call_signature":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1,2]}]}',
         ),
         grpc.StatusCode.INVALID_ARGUMENT,
     ),
@@ -332,7 +332,7 @@ WIRE_NONSENSE: dict[str, tuple[str, Any, grpc.StatusCode]] = {
                 b'{"schema_version":1,"model":{"sequential":{"layers":[{"_type_":"mlp","dims":[2,2]}]}}}'
             ),
             module_path="graph_modules.layer0",
-            call_json=b'{"form":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1,2]}]}',
+            call_json=b'{"call_signature":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1,2]}]}',
         ),
         grpc.StatusCode.INVALID_ARGUMENT,
     ),

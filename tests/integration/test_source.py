@@ -274,7 +274,7 @@ def test_describe_says_how_each_module_travels(source_server: ServerProcess, loc
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line}
     assert lines["graph_modules.router"].split()[:3] == ["graph_modules.router", "Router", "source"]
     assert "source: the forward runs on real tensors" in lines["graph_modules.router"]
-    assert lines["graph_modules.vae"].endswith("  recorded for 1 call form, encode recorded for 2 call forms")
+    assert lines["graph_modules.vae"].endswith("  recorded for 1 call signature, encode recorded for 2 call signatures")
     assert lines["graph_modules.embed"].split()[2] == "stock"
     assert lines["(model)"].split()[2] == "graph"
     assert lines["name"].endswith("why")
@@ -299,7 +299,7 @@ def test_a_server_that_shares_nothing_refuses(original: nn.Module) -> None:
     assert "  cannot travel: the forward runs on real tensors" in lines["graph_modules.router"]
     assert "has a hook in _forward_hooks" in lines["graph_modules.embed"]
     assert lines["graph_modules.router.experts.0"].endswith("part of the program of graph_modules.router")
-    assert lines["graph_modules.vae"].endswith("recorded for 1 call form, encode recorded for 2 call forms")
+    assert lines["graph_modules.vae"].endswith("recorded for 1 call signature, encode recorded for 2 call signatures")
 
 
 METHOD_CALLS = {

@@ -143,7 +143,7 @@ def test_every_order_of_versions_gives_the_right_values(fleet: Fleet, make_remot
 
 
 def _ranks(model: nn.Module) -> set[int]:
-    forms = [ready.recorded.form for ready in model.graph_modules["layer0"]._programs]
+    forms = [ready.recorded.call_signature for ready in model.graph_modules["layer0"]._programs]
     return {dict(form)["x"][1] - 1 for form in forms}
 
 

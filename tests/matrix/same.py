@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 from model_factory.descriptor.attributes import described
 from model_factory.descriptor.stock import is_stock, stock_type
 from model_factory.errors import FormatError
-from model_factory.program.runtime.modules import GraphModel, ProgramModule
+from model_factory.program.runtime.graph_model import GraphModel
+from model_factory.program.runtime.program_module import ProgramModule
 
 SEED = 11
 INTERNALS = frozenset(nn.Module().__dict__)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from matrix.cases import CASES, SEED_OF_BUILD, Case
 from matrix.portability import travel_recorded
 from model_factory.errors import CallSignatureError, GraphExecutionError, NotPortableError
-from model_factory.program.call_signature import is_plain
+from model_factory.program.recorded_program import is_plain
 from support.compare import assert_same
 from support.recording import InProcessRecorder, ask
 

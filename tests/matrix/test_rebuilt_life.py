@@ -17,7 +17,7 @@ from matrix.same import assert_same_module, assert_same_runs
 from model_factory.descriptor.codec import Programs, decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.tree import ProgramNode
-from model_factory.program.runtime.modules import ProgramModule
+from model_factory.program.runtime.program_module import ProgramModule
 from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.exporter import record_model
 

@@ -19,8 +19,10 @@ if __name__ == "__main__":
 
 from torch import nn  # noqa: E402  after the path is set
 
-from model_factory.program.call_signature import RecordedProgram, call_signature_text  # noqa: E402
-from model_factory.program.runtime.modules import GRAPH_MODULES, ProgramModule  # noqa: E402
+from model_factory.program.call_signature import call_signature_text  # noqa: E402
+from model_factory.program.recorded_program import RecordedProgram  # noqa: E402
+from model_factory.program.runtime.graph_model import GRAPH_MODULES  # noqa: E402
+from model_factory.program.runtime.program_module import ProgramModule  # noqa: E402
 
 HEAD = """\
 # Models of libraries, and policy networks
@@ -63,7 +65,7 @@ def assert_on_page(component: str, model: nn.Module) -> None:
 
 def _row(component: str, path: str, type_name: str, recorded: RecordedProgram) -> str:
     name = ".".join(filter(None, [component, path.removeprefix(GRAPH_MODULES).strip(".")]))
-    given = tuple((key, form) for key, form in recorded.form if not _left_out(form))
+    given = tuple((key, form) for key, form in recorded.call_signature if not _left_out(form))
     modes = {flag for _, flag in recorded.training}
     mode = "train" if modes == {True} else "eval" if modes == {False} else "both"
     sides = ", ".join(map(str, recorded.program.outcomes())) or "none"

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_factory.program.call_signature import FORWARD, Read, RecordedProgram
 from model_factory.program.example_call import decode_call, encode_call
-from model_factory.program.runtime.modules import ProgramModule
+from model_factory.program.recorded_program import FORWARD, Read, RecordedProgram
+from model_factory.program.runtime.program_module import ProgramModule
 from model_factory_server.export.trainer_call import record_call
 
 

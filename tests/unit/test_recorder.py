@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812  as everyone writes it
 
 from model_factory import CallSignatureError, NotPortableError
 from model_factory.descriptor.rebuild import rebuild
-from model_factory.program.signature import Signature
+from model_factory.program.forward_signature import ForwardSignature
 from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.record.recorder import record_modes
 from model_factory_server.export.verify.verifier import verify
@@ -32,7 +32,7 @@ def ported(module: nn.Module, *calls: dict[str, Any]) -> nn.Module:
     """The module without its class: described, recorded for these calls, verified and rebuilt."""
     programs = []
     for arguments in calls:
-        bound = Signature.of(module.forward).bind((), arguments)
+        bound = ForwardSignature.of(module.forward).bind((), arguments)
         for recorded in record_modes(module, bound):
             verify(module, recorded, bound)
             programs.append(("", recorded))
@@ -359,7 +359,7 @@ def test_recording_changes_nothing(block: type[nn.Module]) -> None:
 def test_the_same_forward_is_recorded_the_same(block: type[nn.Module]) -> None:
     def recorded() -> list[Any]:
         module = block()
-        return record_modes(module, Signature.of(module.forward).bind((), x(2, 5, FEATURES)))
+        return record_modes(module, ForwardSignature.of(module.forward).bind((), x(2, 5, FEATURES)))
 
     assert recorded() == recorded()
 

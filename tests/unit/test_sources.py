@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.errors import NotPortableError, SourceError
-from model_factory.program.runtime.modules import ProgramModule
+from model_factory.program.runtime.program_module import ProgramModule
 from model_factory.source.loader import load_source
 from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.exporter import survey_model

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from matrix.portability import rebuilt_elsewhere, travel_recorded
 from model_factory import CallSignatureError
-from model_factory.program.call_signature import any_of, call_signature, match_call_signature
+from model_factory.program.call_signature import any_of_kind, call_signature, match_call_signature
 from support.compare import assert_same
 from support.recording import InProcessRecorder, ask
 
@@ -319,8 +319,8 @@ def test_a_form_matches_itself_and_any_matches_all(value: Any, other: Any) -> No
     form, leaves = call_signature({"x": value, "y": other})
     assert match_call_signature(form, form) == list(range(len(leaves)))
     first = len(call_signature({"x": value})[1])
-    assert match_call_signature((form[0], ("y", any_of(form[1][1]))), form) == list(range(first))
-    assert match_call_signature((("x", any_of(form[0][1])), form[1]), form) == list(range(first, len(leaves)))
+    assert match_call_signature((form[0], ("y", any_of_kind(form[1][1]))), form) == list(range(first))
+    assert match_call_signature((("x", any_of_kind(form[0][1])), form[1]), form) == list(range(first, len(leaves)))
     assert match_call_signature((form[0], ("y", ("any", "other"))), form) is None
     theirs, _ = call_signature({"x": other, "y": value})
     assert (match_call_signature(form, theirs) is not None) == (form == theirs)

@@ -19,7 +19,7 @@ from model_factory.program.codec import decode_expression, decode_program, encod
 from model_factory.program.example_call import decode_call, encode_call
 from model_factory.program.ir import Expr, Guard, OpCall, Program, Rank, Ref, Require, Size
 from model_factory.program.runtime.interpreter import Runner
-from model_factory.program.runtime.modules import ProgramModule
+from model_factory.program.runtime.program_module import ProgramModule
 from model_factory.program.runtime.step_compiler import BranchMissError
 from model_factory_server.export.trace.decisions import MAX_DECISIONS
 from support.compare import assert_same, observe, train
@@ -210,7 +210,7 @@ def test_decisions_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_sides_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_factory.program.runtime.modules.MAX_BRANCHES", 2)
+    monkeypatch.setattr("model_factory.program.runtime.program_module.MAX_BRANCHES", 2)
     assert MAX_BRANCHES > 2
     _, rebuilt, _ = pair(BoundByValue)
     for value in (1.5, 2.5):

@@ -15,9 +15,10 @@ from model_factory.digest import digest_of
 from model_factory.documents import encode_document
 from model_factory.errors import CallSignatureError, FormatError, ServerError, StoreError, UnavailableError
 from model_factory.identity import BuildReference
-from model_factory.program.call_signature import FORWARD, Read, RecordedProgram, call_signature, under_autocast
+from model_factory.program.call_signature import call_signature, under_autocast
 from model_factory.program.example_call import encode_call
 from model_factory.program.ir import Outcome
+from model_factory.program.recorded_program import FORWARD, Read, RecordedProgram
 from model_factory.program.torch_names import torch_name
 from model_factory.store import Blob, Store
 from model_factory.v1 import program_pb2, wire

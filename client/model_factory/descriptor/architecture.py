@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.tree import Descriptor, ModuleNode, ProgramNode, SourceNode, TensorRef
-from model_factory.program.call_signature import FORWARD, RecordedProgram
+from model_factory.program.recorded_program import FORWARD, RecordedProgram
 
 _CONTAINERS = frozenset({"nn.ModuleList", "nn.ModuleDict"})
 
@@ -136,8 +136,10 @@ def _reasons(descriptor: Descriptor, portability: Portability) -> dict[str, str]
 def _recorded_text(programs: list[RecordedProgram]) -> str:
     texts = []
     for method in dict.fromkeys(item.method for item in programs):
-        forms = len({item.form for item in programs if item.method == method})
-        texts.append(f"{'' if method == FORWARD else f'{method} '}recorded for {forms} call form{'s' * (forms > 1)}")
+        count = len({item.call_signature for item in programs if item.method == method})
+        texts.append(
+            f"{'' if method == FORWARD else f'{method} '}recorded for {count} call signature{'s' * (count > 1)}"
+        )
     return ", ".join(texts)
 
 

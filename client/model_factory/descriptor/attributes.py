@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
 
 from model_factory.descriptor.tree import StockValue, TensorRef
 from model_factory.documents import expect_type, mapping, named_float
@@ -22,14 +21,14 @@ from model_factory.errors import FormatError
 from model_factory.program.ir import TorchConst
 from model_factory.program.ops import OPS
 from model_factory.program.torch_names import torch_const, torch_name
+from model_factory.program.torch_private import ORTHOGONAL_MAPS
 
 _ACTIVATIONS = "relu gelu silu elu selu celu leaky_relu mish hardswish softplus sigmoid tanh"
-_ORTHOGONAL_MAPS: Any = vars(parametrizations)["_OrthMaps"]  # an enum that torch keeps to itself
 
 STOCK_VALUES: Mapping[str, Any] = MappingProxyType(
     {name: OPS[name] for name in OPS if name.startswith(("torch.nn.functional.", "torch.special."))}
     | {f"torch.{name}": OPS[f"torch.{name}"] for name in _ACTIVATIONS.split() if f"torch.{name}" in OPS}
-    | {f"torch.nn.utils.parametrizations._OrthMaps.{item.name}": item for item in _ORTHOGONAL_MAPS}
+    | {f"torch.nn.utils.parametrizations._OrthMaps.{item.name}": item for item in ORTHOGONAL_MAPS}
 )
 """Name -> value, for attributes such as the activation of ``nn.TransformerEncoderLayer``."""
 

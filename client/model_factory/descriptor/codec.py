@@ -21,7 +21,6 @@ from model_factory.digest import Blob, check_digest
 from model_factory.documents import FORMAT, decode_document, encode_document, expect_str, expect_type, mapping
 from model_factory.errors import FormatError
 from model_factory.limits import MAX_MODULES, MAX_TENSORS
-from model_factory.program.call_signature import RecordedProgram
 from model_factory.program.codec import (
     decode_program,
     decode_recorded,
@@ -30,6 +29,7 @@ from model_factory.program.codec import (
     encode_recorded,
     encode_signature,
 )
+from model_factory.program.recorded_program import RecordedProgram
 
 MAX_DEPTH = 200
 """Of modules in modules; torch's own walks are recursive."""
@@ -123,8 +123,8 @@ def _encode_module(node: ModuleNode) -> dict[str, Any]:
         case ProgramNode():
             document["signature"] = encode_signature(node.signature)
             document["frozen"] = list(node.frozen)
-            if node.methods:
-                document["methods"] = [[name, encode_signature(signature)] for name, signature in node.methods]
+            if node.declared_methods:
+                document["methods"] = [[name, encode_signature(item)] for name, item in node.declared_methods]
         case GraphNode():
             document["program"] = encode_program(node.program)
         case SourceNode():
@@ -183,12 +183,12 @@ def _decode_kind(data: Any, common: dict[str, Any]) -> ModuleNode:
         **common,
         signature=decode_signature(data["signature"]),
         frozen=tuple(expect_str(path) for path in data["frozen"]),
-        methods=tuple((_member(name), decode_signature(item)) for name, item in data.get("methods", ())),
+        declared_methods=tuple((_member(name), decode_signature(item)) for name, item in data.get("methods", ())),
     )
 
 
 def _check_names(node: ModuleNode) -> None:
-    methods = node.methods if isinstance(node, ProgramNode) else ()
+    methods = node.declared_methods if isinstance(node, ProgramNode) else ()
     members = (node.children, node.parameters, node.buffers, methods)
     tables = (node.attributes, *({entry[0] for entry in table} for table in members))
     entries = len(node.attributes) + sum(map(len, members))

@@ -14,7 +14,7 @@ from torch import nn
 from model_factory.descriptor.attributes import live, settable
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.stock import STOCK_CLASSES
-from model_factory.descriptor.torch_internals import derive
+from model_factory.descriptor.torch_internals import restore_torch_internals
 from model_factory.descriptor.tree import (
     Descriptor,
     GraphNode,
@@ -27,14 +27,10 @@ from model_factory.descriptor.tree import (
     TensorRef,
 )
 from model_factory.errors import FormatError, SourceError
+from model_factory.program.runtime.compiled_program import CompiledProgram
+from model_factory.program.runtime.graph_model import GRAPH_MODULES, GraphModel
 from model_factory.program.runtime.interpreter import Runner
-from model_factory.program.runtime.modules import (
-    GRAPH_MODULES,
-    CompiledProgram,
-    GraphModel,
-    ProgramModule,
-    ProgramRecorder,
-)
+from model_factory.program.runtime.program_module import ProgramModule, ProgramRecorder
 from model_factory.program.torch_names import torch_dtype
 
 _LAZY: Any = nn.parameter  # its declared types lack the arguments of the lazy tensors
@@ -99,7 +95,9 @@ class Blueprint:
         module = _empty(ProgramModule)
         path = self._paths.get(index, "")
         programs = self._programs.get(path, ())
-        module._initialise(node.type, node.signature, path, recorder, programs, node.frozen, dict(node.methods))
+        module._initialise(
+            node.type, node.signature, path, recorder, programs, node.frozen, dict(node.declared_methods)
+        )
         return module
 
 
@@ -208,6 +206,6 @@ def _parameter(tensor: torch.Tensor, node: ModuleNode, name: str) -> nn.Paramete
 
 
 def _finish(module: nn.Module, node: ModuleNode) -> None:
-    derive(module)
+    restore_torch_internals(module)
     if isinstance(node, GraphNode) and not isinstance(module._modules.get(GRAPH_MODULES), nn.ModuleDict):
         raise FormatError(f"a graph module has a child {GRAPH_MODULES!r}, an nn.ModuleDict")

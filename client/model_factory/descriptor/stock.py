@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
 from model_factory.descriptor.attributes import described, settable
-from model_factory.descriptor.torch_internals import derived_names, is_parametrized
+from model_factory.descriptor.torch_internals import is_parametrized, restored_names
 from model_factory.errors import FormatError
+from model_factory.program.torch_private import PRIVATE_MODULES
 
 
 def _stock_classes() -> dict[str, type[nn.Module]]:
@@ -23,12 +23,7 @@ def _stock_classes() -> dict[str, type[nn.Module]]:
     classes = {
         name: value for name, value in exported.items() if isinstance(value, type) and issubclass(value, nn.Module)
     }
-    # What torch makes for its users without exporting it: the out_proj of nn.MultiheadAttention, and parametrisations.
-    classes["nn.modules.linear.NonDynamicallyQuantizableLinear"] = NonDynamicallyQuantizableLinear
-    classes["nn.utils.parametrize.ParametrizationList"] = parametrize.ParametrizationList
-    for name in ("_WeightNorm", "_SpectralNorm", "_Orthogonal"):
-        classes[f"nn.utils.parametrizations.{name}"] = vars(parametrizations)[name]
-    return classes
+    return {**classes, "nn.utils.parametrize.ParametrizationList": parametrize.ParametrizationList, **PRIVATE_MODULES}
 
 
 STOCK_CLASSES: Mapping[str, type[nn.Module]] = MappingProxyType(_stock_classes())
@@ -91,7 +86,7 @@ def stock_attributes(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
     Raises:
         FormatError: one cannot travel.
     """
-    skipped = _INTERNALS | derived_names(cls)
+    skipped = _INTERNALS | restored_names(cls)
     attributes = {}
     for name, value in module.__dict__.items():
         if name in skipped or (isinstance(value, nn.Module) and module._modules.get(name) is value):

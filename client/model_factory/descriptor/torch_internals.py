@@ -18,13 +18,12 @@ from torch.nn.utils import parametrizations, parametrize
 
 from model_factory.errors import FormatError
 from model_factory.program.runtime.lookup import PARAMETRIZATIONS
+from model_factory.program.torch_private import WeightNorm, inject_new_class, inject_property
 
-_PARAMETRIZE: Any = vars(parametrize)  # two functions of it that torch keeps to itself are needed
-_WEIGHT_NORM: type[nn.Module] = vars(parametrizations)["_WeightNorm"]
 _WEIGHT_NORM_HOOK = f"{parametrizations.weight_norm.__qualname__}.<locals>._weight_norm_compat_hook"
 
 
-def derived_names(cls: type[nn.Module]) -> frozenset[str]:
+def restored_names(cls: type[nn.Module]) -> frozenset[str]:
     """The attributes of torch's ``cls`` that the rebuild makes again."""
     if issubclass(cls, nn.RNNBase):
         return frozenset({"_flat_weights", "_flat_weight_refs"})
@@ -33,7 +32,7 @@ def derived_names(cls: type[nn.Module]) -> frozenset[str]:
     return frozenset()
 
 
-def derived_hooks(cls: type[nn.Module] | None, module: nn.Module) -> list[Any]:
+def restored_hooks(cls: type[nn.Module] | None, module: nn.Module) -> list[Any]:
     """The hooks of a module that the rebuild makes again; ``cls`` is the class of torch's own it travels as, if any."""
     hooks: Any = module
     found = [item for item in hooks._load_state_dict_pre_hooks.values() if _is_weight_norm_hook(item.hook)]
@@ -43,8 +42,8 @@ def derived_hooks(cls: type[nn.Module] | None, module: nn.Module) -> list[Any]:
     return found
 
 
-def derive(module: nn.Module) -> None:
-    """Make what :func:`derived_names` and :func:`derived_hooks` name, and the class of a parametrised module.
+def restore_torch_internals(module: nn.Module) -> None:
+    """Make what :func:`restored_names` and :func:`restored_hooks` name, and the class of a parametrised module.
 
     Raises:
         FormatError: the attributes or children it is made from are not what they should be.
@@ -122,10 +121,10 @@ def _parametrize(module: nn.Module) -> None:
     for name in lists:
         if hasattr(cls, name) or not name.isidentifier() or name.startswith("__") or name in module.__dict__:
             raise FormatError(f"{cls.__name__} cannot have the parametrised tensor {name!r}")
-    _PARAMETRIZE["_inject_new_class"](module)
+    inject_new_class(module)
     for name, parametrizations_of in lists.items():
-        _PARAMETRIZE["_inject_property"](module, name)
-        if any(type(item) is _WEIGHT_NORM for item in parametrizations_of):
+        inject_property(module, name)
+        if any(type(item) is WeightNorm for item in parametrizations_of):
             hooks: Any = module
             hooks._register_load_state_dict_pre_hook(WeightNormKeys(name))
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from model_factory.digest import Blob
 from model_factory.errors import FormatError
+from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import Program
-from model_factory.program.signature import Signature
 from model_factory.program.torch_names import torch_dtype
 
 
@@ -116,11 +116,11 @@ class ProgramNode(ModuleNode):
     """A module whose forward is a recorded program."""
 
     kind: ClassVar[str] = "program"
-    signature: Signature
+    signature: ForwardSignature
     """Signature of the forward."""
     frozen: tuple[str, ...] = ()
     """Paths below the module (``""`` for the module itself) that ``train()`` leaves in eval mode, with all below."""
-    methods: tuple[tuple[str, Signature], ...] = ()
+    declared_methods: tuple[tuple[str, ForwardSignature], ...] = ()
     """Name and signature of each declared method besides the forward."""
 
 

@@ -17,13 +17,11 @@ from model_factory.limits import MAX_STEPS
 from model_factory.program.call_signature import (
     ANY,
     CONSTANT_TYPES,
-    TABLES,
-    Form,
-    Read,
-    RecordedProgram,
-    constant_form,
-    is_plain,
+    ArgumentSignature,
+    CallSignature,
+    constant_signature,
 )
+from model_factory.program.forward_signature import KINDS, ForwardParameter, ForwardSignature
 from model_factory.program.ir import (
     Argument,
     AttributeRead,
@@ -47,7 +45,7 @@ from model_factory.program.ir import (
     TorchConst,
     step_text,
 )
-from model_factory.program.signature import KINDS, Parameter, Signature
+from model_factory.program.recorded_program import TABLES, Read, RecordedProgram, is_plain
 
 Json: TypeAlias = Any
 
@@ -214,7 +212,7 @@ def _decode_out(data: Json) -> Out:
 def encode_recorded(recorded: RecordedProgram) -> Json:
     """Write a recorded program with its conditions as JSON data."""
     return {
-        "form": [[name, encode_call_signature(form)] for name, form in recorded.form],
+        "call_signature": encode_call_signature(recorded.call_signature),
         "training": [list(entry) for entry in recorded.training],
         "dtypes": [list(entry) for entry in recorded.dtypes],
         "guards": [encode_expression(guard) for guard in recorded.guards],
@@ -226,11 +224,16 @@ def encode_recorded(recorded: RecordedProgram) -> Json:
     }
 
 
+_RECORDED_KEYS = ("call_signature", "training", "dtypes", "guards", "reads", "absent", "shared", "program", "method")
+
+
 def decode_recorded(data: Json) -> RecordedProgram:
     """The inverse of :func:`encode_recorded`."""
-    fields = _fields(data, "form", "training", "dtypes", "guards", "reads", "absent", "shared", "program", "method")
+    fields = _fields(
+        data, "call_signature", "training", "dtypes", "guards", "reads", "absent", "shared", "program", "method"
+    )
     return RecordedProgram(
-        form=tuple((expect_str(name), decode_call_signature(form)) for name, form in _pairs(fields["form"])),
+        call_signature=decode_call_signature(fields["call_signature"]),
         training=tuple((expect_str(path), expect_type(flag, bool)) for path, flag in _pairs(fields["training"])),
         dtypes=tuple((expect_str(name), expect_str(dtype)) for name, dtype in _pairs(fields["dtypes"])),
         guards=tuple(decode_expression(guard) for guard in _list(fields["guards"])),
@@ -262,28 +265,36 @@ def _decode_read(data: Json) -> Read:
     return expect_str(path), name, value
 
 
-def encode_call_signature(form: Form) -> Json:
-    """Write one argument's form as JSON data."""
-    match form[0]:
+def encode_call_signature(signature: CallSignature) -> Json:
+    """Write a call signature as JSON data."""
+    return [[name, _encode_argument(item)] for name, item in signature]
+
+
+def decode_call_signature(data: Json) -> CallSignature:
+    """The inverse of :func:`encode_call_signature`."""
+    return tuple((expect_str(name), _decode_argument(item)) for name, item in _pairs(data))
+
+
+def _encode_argument(signature: ArgumentSignature) -> Json:
+    match signature[0]:
         case "tensor":
-            _, rank, dtype, empty = form
+            _, rank, dtype, empty = signature
             return {"tensor": [rank, dtype, list(empty)] if dtype or empty else rank}
         case "const":
-            return {"const": encode_value(form[2])}
+            return {"const": encode_value(signature[2])}
         case "nan":
             return {"const": encode_value(math.nan)}
         case "any":
-            return {"any": form[1]}
+            return {"any": signature[1]}
         case "object":
-            return {"object": form[1]}
+            return {"object": signature[1]}
         case "dict":
-            return {"dict": [[key, encode_call_signature(item)] for key, item in form[1]]}
+            return {"dict": [[key, _encode_argument(item)] for key, item in signature[1]]}
         case kind:
-            return {kind: [encode_call_signature(item) for item in form[1]]}
+            return {kind: [_encode_argument(item) for item in signature[1]]}
 
 
-def decode_call_signature(data: Json) -> Form:
-    """The inverse of :func:`encode_form`."""
+def _decode_argument(data: Json) -> ArgumentSignature:
     kind, body = _tagged(data)
     match kind:
         case "tensor":
@@ -292,33 +303,33 @@ def decode_call_signature(data: Json) -> Form:
         case "const":
             value = decode_value(body)
             if type(value) not in CONSTANT_TYPES:
-                raise FormatError(f"a call form's constant is a {type(value).__name__}")
-            return constant_form(value)
+                raise FormatError(f"a call signature's constant is a {type(value).__name__}")
+            return constant_signature(value)
         case "any":
             return (ANY, expect_str(body))
         case "object":
             return ("object", expect_str(body))
         case "dict":
-            return ("dict", tuple((expect_str(key), decode_call_signature(item)) for key, item in _pairs(body)))
+            return ("dict", tuple((expect_str(key), _decode_argument(item)) for key, item in _pairs(body)))
         case "list" | "tuple":
-            return (kind, tuple(decode_call_signature(item) for item in _list(body)))
-    raise FormatError(f"unknown kind of call form {kind!r}")
+            return (kind, tuple(_decode_argument(item) for item in _list(body)))
+    raise FormatError(f"unknown kind of call signature {kind!r}")
 
 
-def encode_signature(signature: Signature) -> Json:
+def encode_signature(signature: ForwardSignature) -> Json:
     """Write a forward's signature as JSON data."""
     return [[item.name, item.kind, item.required, encode_value(item.default)] for item in signature.parameters]
 
 
-def decode_signature(data: Json) -> Signature:
+def decode_signature(data: Json) -> ForwardSignature:
     """The inverse of :func:`encode_signature`."""
     parameters = []
     for entry in _list(data):
         name, kind, required, default = _items(entry, 4)
         if kind not in KINDS.values():
             raise FormatError(f"unknown kind of parameter {kind!r}")
-        parameters.append(Parameter(expect_str(name), kind, expect_type(required, bool), decode_value(default)))
-    return Signature(tuple(parameters))
+        parameters.append(ForwardParameter(expect_str(name), kind, expect_type(required, bool), decode_value(default)))
+    return ForwardSignature(tuple(parameters))
 
 
 def _decode_dict(body: Json) -> dict[Any, Argument]:

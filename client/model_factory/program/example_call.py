@@ -1,13 +1,15 @@
-"""A call's arguments as JSON, tensors as dtype, shape and range only: what a server needs to record the call's form.
+"""An example call as JSON: tensors as dtype, shape and range only. A server records a program from an example call.
 
 ::
 
-    {"form": [["x", {"tensor": 3}], ["scale", {"const": 1.0}]], "tensors": [{"dtype": "float32", "shape": [2, 5, 16]}]}
+    {"call_signature": [["x", {"tensor": 3}], ["scale", {"const": 1.0}]],
+     "tensors": [{"dtype": "float32", "shape": [2, 5, 16]}]}
 
-Where the forward decides by values and the call has come to a side that there is no program for, ``outcomes`` has how
-its decisions up to there turned out: ``"outcomes": [true, 3]``. Where another method than the forward is called,
-``method`` names it. Attributes of torch modules that the trainer has set are in ``reads``:
-``"reads": [["drop", "p", 0.25]]``.
+Optional keys:
+
+- ``outcomes``: outcomes of the call's first decisions by values, for a branch without a program: ``[true, 3]``
+- ``method``: name of the called method, other than the forward
+- ``reads``: attributes of torch modules that the trainer has set: ``[["drop", "p", 0.25]]``
 """
 
 from __future__ import annotations
@@ -21,15 +23,16 @@ import torch
 from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError, plain_text
 from model_factory.limits import MAX_EXAMPLE_RANK
-from model_factory.program.call_signature import FORWARD, Read, call_signature, rebuild
+from model_factory.program.call_signature import call_signature, rebuild_arguments
 from model_factory.program.codec import decode_call_signature, decode_reads, encode_call_signature, encode_reads
 from model_factory.program.ir import Outcome
+from model_factory.program.recorded_program import FORWARD, Read
 from model_factory.program.torch_names import torch_dtype, torch_name
 
 MAX_EXAMPLE_ELEMENTS = 1 << 28
-"""Numbers in all tensors of one call."""
+"""Maximum of numbers in all tensors of one call."""
 MAX_EXAMPLE_TENSORS = 1000
-"""Tensors of one call."""
+"""Maximum of tensors in one call."""
 
 _MALFORMED = (
     *(ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, StopIteration, TypeError),
@@ -42,11 +45,11 @@ class ExampleCall:
     """A call to record."""
 
     arguments: Mapping[str, Any]
-    """Of the forward, by name."""
+    """Arguments by name."""
     outcomes: tuple[Outcome, ...] = ()
-    """Of the first decisions by values in it."""
+    """Outcomes of the call's first decisions by values."""
     method: str = FORWARD
-    """What is called."""
+    """Name of the called method."""
     reads: tuple[Read, ...] = ()
     """Attributes of torch modules that the trainer has set to other values than the config."""
 
@@ -58,14 +61,18 @@ def encode_call(
     method: str = FORWARD,
     reads: Sequence[Read] = (),
 ) -> bytes:
-    """Write bound arguments as a document, floating tensors as ones of ``dtype`` if it is given.
+    """Write bound arguments as a document, floating tensors with ``dtype``, if given.
 
     Raises:
         CallSignatureError: an argument cannot be described.
+
+    Example:
+        >>> encode_call({"x": torch.zeros(2, 3)})
+        b'{"call_signature":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[2,3]}]}'
     """
-    form, leaves = call_signature(arguments)
+    signature, leaves = call_signature(arguments)
     document: dict[str, Any] = {
-        "form": [[name, encode_call_signature(item)] for name, item in form],
+        "call_signature": encode_call_signature(signature),
         "tensors": [_encode_tensor(leaf, dtype, with_range=bool(outcomes)) for leaf in leaves],
     }
     document |= {"outcomes": list(outcomes)} if outcomes else {}
@@ -74,14 +81,14 @@ def encode_call(
 
 
 def decode_call(data: bytes) -> ExampleCall:
-    """Make arguments like the described ones, with random tensors.
+    """Make arguments of the described signature, with random tensors.
 
     Raises:
         FormatError: the document is malformed, or its tensors are too large.
     """
     document = decode_document(data, "the call")
     try:
-        form = tuple((str(name), decode_call_signature(item)) for name, item in document["form"])
+        signature = decode_call_signature(document["call_signature"])
         if len(document["tensors"]) > MAX_EXAMPLE_TENSORS:
             raise FormatError(f"the call has {len(document['tensors'])} tensors; at most {MAX_EXAMPLE_TENSORS}")
         shapes = [[int(size) for size in entry["shape"]] for entry in document["tensors"]]
@@ -91,14 +98,14 @@ def decode_call(data: bytes) -> ExampleCall:
         if elements > MAX_EXAMPLE_ELEMENTS:
             raise FormatError(f"the call's tensors hold {elements} numbers; at most {MAX_EXAMPLE_ELEMENTS} are allowed")
         leaves = [_make_tensor(entry, shape) for entry, shape in zip(document["tensors"], shapes, strict=True)]
-        arguments = rebuild(form, leaves)
+        arguments = rebuild_arguments(signature, leaves)
         outcomes = tuple(document.get("outcomes", ()))
         method = str(document.get("method", FORWARD))
         reads = decode_reads(document.get("reads", []))
     except _MALFORMED as error:
         raise FormatError(f"malformed call: {type(error).__name__}: {plain_text(error)}") from None
     if len(call_signature(arguments)[1]) != len(leaves):
-        raise FormatError("malformed call: the number of tensors does not match the form")
+        raise FormatError("malformed call: the number of tensors does not match the call signature")
     if not all(type(outcome) in {bool, int} for outcome in outcomes):
         raise FormatError("malformed call: an outcome is neither a truth value nor an integer")
     return ExampleCall(arguments=arguments, outcomes=outcomes, method=method, reads=reads)
@@ -117,7 +124,7 @@ def _encode_tensor(tensor: torch.Tensor, floating: torch.dtype | None, *, with_r
     dtype = floating if floating is not None and tensor.is_floating_point() else tensor.dtype
     entry: dict[str, Any] = {"dtype": torch_name(dtype), "shape": list(tensor.shape)}
     if not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel():
-        # Index tensors: the range is what keeps them inside an embedding.
+        # Index tensors: the range keeps indices inside an embedding.
         entry["range"] = [int(tensor.min()), int(tensor.max())]
     elif with_range and tensor.is_floating_point() and tensor.isfinite().all() and tensor.numel():
         entry["range"] = [float(tensor.detach().min()), float(tensor.detach().max())]
@@ -137,6 +144,6 @@ def _make_tensor(entry: Mapping[str, Any], shape: list[int]) -> torch.Tensor:
         tensor = float(low) + (float(high) - float(low)) * torch.rand(shape)
     else:
         tensor = torch.randint(int(low), int(high) + 1, shape)
-    # The ends are there in any case: values like these are made from it.
+    # Both ends of the range occur: other example values are made from this tensor.
     tensor.view(-1)[:1], tensor.view(-1)[-1:] = low, high
     return tensor.to(dtype)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from model_factory.errors import ConfigError
+from model_factory.program import torch_private
 from model_factory.wording import nearest, quoted
 
 Op = Callable[..., Any]
@@ -143,8 +144,7 @@ def einsum(equation: Any, *operands: Any, path: Sequence[int] = ()) -> torch.Ten
     # has orders of its own.
     if len(tensors) <= 2 or not isinstance(equation, str) or torch.compiler.is_compiling():
         return torch.einsum(equation, *tensors)
-    contract: Any = torch._VF.einsum  # type: ignore[attr-defined]  # noqa: SLF001  the only way to name an order
-    result: torch.Tensor = contract(equation, list(tensors), path=list(path) or None)
+    result: torch.Tensor = torch_private.einsum(equation, list(tensors), path=list(path) or None)
     return result
 
 
@@ -182,7 +182,7 @@ def _table() -> dict[str, Op]:
         "stack": torch.stack,
         "identity": _identity,
         EINSUM: einsum,
-        SET_GRAD_ENABLED: torch._C._set_grad_enabled,  # noqa: SLF001  the call torch.no_grad itself makes
+        SET_GRAD_ENABLED: torch_private.set_grad_enabled,
         SET_AUTOCAST_ENABLED: _set_autocast_enabled,
     }
     for prefix, namespace, names in _NAMESPACES:

@@ -17,7 +17,7 @@ from model_factory.errors import BuildError, FormatError
 from model_factory.program.call_signature import CONSTANT_TYPES
 from model_factory.program.ir import Argument, ModuleCall, OpCall, Out, Program, Ref, Step
 from model_factory.program.ops import OPS
-from model_factory.program.runtime.modules import GRAPH_MODULES, GraphModel
+from model_factory.program.runtime.graph_model import GRAPH_MODULES, GraphModel
 from model_factory_server.constructor.build import add_op
 
 _MODEL_PARTS = ("inputs", GRAPH_MODULES, "_steps", "_outputs", "_return_policy", "_ops")

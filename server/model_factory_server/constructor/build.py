@@ -11,7 +11,7 @@ from torch import nn
 from model_factory.config import ConfigPath, ModelConfig
 from model_factory.errors import ConfigError
 from model_factory.program.ir import ModuleCall, OpCall, Program, Step
-from model_factory.program.runtime.modules import GRAPH_MODULES, GraphModel, plugin_op_child
+from model_factory.program.runtime.graph_model import GRAPH_MODULES, GraphModel, plugin_op_child
 from model_factory_server.constructor.instantiate import instantiate_module
 from model_factory_server.constructor.policy import Policy
 from model_factory_server.constructor.registry import Registry

@@ -11,9 +11,9 @@ from torch import nn
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import BuildError
-from model_factory.program.call_signature import FORWARD
-from model_factory.program.runtime.modules import GraphModel
-from model_factory.program.signature import Signature
+from model_factory.program.forward_signature import ForwardSignature
+from model_factory.program.recorded_program import FORWARD
+from model_factory.program.runtime.graph_model import GraphModel
 from model_factory_server.export.example_inputs import Call, noted_calls
 from model_factory_server.export.portable_methods import declared_methods
 from model_factory_server.export.restored_after import restored_after
@@ -69,7 +69,7 @@ def calls_inside(
     with noted_calls(inside) as calls, restored, torch.random.fork_rng(), torch.no_grad():
         block.eval()
         with suppress(Exception):  # the recording of the call reports the error
-            Signature.of(block.forward).call(block, arguments)
+            ForwardSignature.of(block.forward).call(block, arguments)
     return calls
 
 
@@ -88,7 +88,7 @@ def example_calls(path: str, block: nn.Module) -> dict[str, list[dict[str, Any]]
         given = example_inputs()
         by_method = given if isinstance(given, Mapping) else {FORWARD: given}
         return {
-            method: [Signature.of(getattr(block, method)).bind((), example, method) for example in examples]
+            method: [ForwardSignature.of(getattr(block, method)).bind((), example, method) for example in examples]
             for method, examples in by_method.items()
         }
     except Exception as error:

@@ -11,8 +11,8 @@ from torch import nn
 
 from model_factory.config import ModelConfig
 from model_factory.errors import CallSignatureError, ConfigError, GraphExecutionError, plain_text
-from model_factory.program.call_signature import call_signature, rebuild
-from model_factory.program.signature import Signature
+from model_factory.program.call_signature import call_signature, rebuild_arguments
+from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.torch_names import torch_dtype
 from model_factory_server.export.restored_after import restored_after
 
@@ -66,10 +66,10 @@ def noted_calls(blocks: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
     seen: list[Any] = []
 
     def note(path: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        form, leaves = call_signature(Signature.of(block.forward).bind(args, kwargs))
+        form, leaves = call_signature(ForwardSignature.of(block.forward).bind(args, kwargs))
         if (key := (path, form, [(leaf.shape, leaf.dtype) for leaf in leaves])) not in seen:
             seen.append(key)
-            calls.append((path, rebuild(form, [leaf.detach().clone() for leaf in leaves])))
+            calls.append((path, rebuild_arguments(form, [leaf.detach().clone() for leaf in leaves])))
 
     hooks = [
         block.register_forward_pre_hook(

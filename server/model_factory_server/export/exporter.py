@@ -14,9 +14,9 @@ from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.tree import Descriptor, SourceClass
 from model_factory.digest import Blob
 from model_factory.errors import BuildError, CallSignatureError, NotPortableError
-from model_factory.program.call_signature import FORWARD, RecordedProgram
+from model_factory.program.forward_signature import ForwardSignature
+from model_factory.program.recorded_program import FORWARD, RecordedProgram
 from model_factory.program.runtime.lookup import get_module
-from model_factory.program.signature import Signature
 from model_factory_server.export.called_blocks import called_blocks, calls_inside, example_calls, method_calls
 from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.example_inputs import Call, calls_of_blocks
@@ -208,7 +208,7 @@ def _accepts(block: nn.Module, arguments: Mapping[str, Any]) -> bool:
     """Whether a forward accepts a call without a recording."""
     try:
         with restored_after(block, parameters=True), torch.random.fork_rng(), torch.no_grad():
-            Signature.of(block.forward).call(block, arguments)
+            ForwardSignature.of(block.forward).call(block, arguments)
     except Exception as error:  # the operator's code may raise any error
         if is_out_of_memory(error):
             raise

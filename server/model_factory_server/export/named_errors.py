@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from model_factory.errors import BuildError, CallSignatureError, ModelFactoryError
-from model_factory.program.runtime.modules import GRAPH_MODULES
+from model_factory.program.runtime.graph_model import GRAPH_MODULES
 
 _Named = TypeVar("_Named", bound=ModelFactoryError)
 

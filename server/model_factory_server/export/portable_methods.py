@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from model_factory.errors import NotPortableError
-from model_factory.program.call_signature import FORWARD
-from model_factory.program.runtime.modules import ProgramModule
+from model_factory.program.recorded_program import FORWARD
+from model_factory.program.runtime.program_module import ProgramModule
 
 PORTABLE_METHODS = "portable_methods"
 """The class attribute with the names, for example ``("encode", "decode")``."""

@@ -11,11 +11,11 @@ from torch import nn
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import FormatError, GraphExecutionError, NotPortableError
-from model_factory.program.call_signature import FORWARD, Read, RecordedProgram, is_plain
 from model_factory.program.example_call import ExampleCall
+from model_factory.program.forward_signature import ForwardSignature
+from model_factory.program.recorded_program import FORWARD, Read, RecordedProgram, is_plain
+from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.lookup import find_module, get_module
-from model_factory.program.runtime.modules import GraphModel
-from model_factory.program.signature import Signature
 from model_factory.wording import listed
 from model_factory_server.export.called_blocks import is_lazy
 from model_factory_server.export.named_errors import naming
@@ -113,7 +113,7 @@ def _is_alike(before: Any, value: Any) -> bool:
 
 def _check_arguments(block: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Refuse a call without exactly the arguments of the forward: a trainer binds arguments by the signature."""
-    wanted = [item.name for item in Signature.of(block.forward).parameters]
+    wanted = [item.name for item in ForwardSignature.of(block.forward).parameters]
     if sorted(arguments) != sorted(wanted):
         raise FormatError(f"the call has the arguments {listed(arguments)}; the forward takes {listed(wanted)}")
 
@@ -121,4 +121,4 @@ def _check_arguments(block: nn.Module, arguments: Mapping[str, Any]) -> None:
 def _materialise(block: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Run a block once, to give shapes to lazy parameters."""
     with torch.no_grad():
-        Signature.of(block.forward).call(block, arguments)
+        ForwardSignature.of(block.forward).call(block, arguments)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from model_factory.errors import GraphExecutionError
-from model_factory.program.call_signature import TABLES, Read, is_plain
 from model_factory.program.ir import OWN
+from model_factory.program.recorded_program import TABLES, Read, is_plain
 
 _MISSING: Any = object()
 PARAMETRIZATIONS = "parametrizations"

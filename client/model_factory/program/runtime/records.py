@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch.utils import _pytree as pytree
+from model_factory.program.torch_private import register_pytree_node
 
 
 class Record(OrderedDict[str, Any]):
@@ -72,13 +72,13 @@ class RecordTuple(tuple[Any, ...]):
 
 
 # So that DistributedDataParallel and torch.func find the tensors inside.
-pytree.register_pytree_node(
+register_pytree_node(
     Record,
     lambda record: (list(record.fields().values()), tuple(record.fields())),
     lambda values, names: Record(zip(names, values, strict=True)),
     serialized_type_name="model_factory.Record",
 )
-pytree.register_pytree_node(
+register_pytree_node(
     RecordTuple,
     lambda record: (list(record), record._fields),
     lambda values, names: RecordTuple(names, values),

@@ -39,6 +39,7 @@ from model_factory.program.ops import AUTOCAST_KINDS, OPS, SET_AUTOCAST_ENABLED,
 from model_factory.program.runtime.lookup import get_module, get_tensor
 from model_factory.program.runtime.records import Record, RecordTuple
 from model_factory.program.torch_names import torch_const
+from model_factory.program.torch_private import set_grad_enabled
 
 # Keys under which an environment has the module that a program runs for, the device, and the modes of the caller. No
 # texts, for a program could name any.
@@ -70,7 +71,7 @@ class Modes:
 
     def restore_grad(self) -> None:
         """Go back to the caller's grad mode."""
-        torch._C._set_grad_enabled(self._grad)  # noqa: SLF001  torch.set_grad_enabled without the context manager
+        set_grad_enabled(self._grad)
 
     def restore_autocast(self) -> None:
         """Go back to the caller's autocast modes."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from model_factory.descriptor.stock import is_stock
-from model_factory.program.call_signature import TABLES, is_plain
+from model_factory.program.recorded_program import TABLES, is_plain
 from model_factory.program.runtime.lookup import plain_read
 
 _TRAINING = "training"

@@ -12,12 +12,12 @@ import functools
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
-from model_factory.program.call_signature import Form, Unreadable, any_of
+from model_factory.program.call_signature import ArgumentSignature, Unreadable, any_of_kind
 
 Place = tuple[str | int, ...]
 """The place of a part of a call's arguments: the name of the argument, then keys and indices."""
 
-Forms = tuple[tuple[str, Form], ...]
+Forms = tuple[tuple[str, ArgumentSignature], ...]
 
 
 def candidates(forms: Forms, defaults: dict[str, Any], unread: Container[Place]) -> Iterator[Place]:
@@ -37,7 +37,7 @@ def candidates(forms: Forms, defaults: dict[str, Any], unread: Container[Place])
             yield from _candidates(form, (name,), unread)
 
 
-def _candidates(form: Form, place: Place, unread: Container[Place]) -> Iterator[Place]:
+def _candidates(form: ArgumentSignature, place: Place, unread: Container[Place]) -> Iterator[Place]:
     match form[0]:
         case "const":
             if type(form[2]) in {int, float, str}:
@@ -60,7 +60,7 @@ def tensor_places(forms: Forms) -> Iterator[tuple[Place, str]]:
     return _tensor_places([((name,), form) for name, form in forms])
 
 
-def _tensor_places(pending: list[tuple[Place, Form]]) -> Iterator[tuple[Place, str]]:
+def _tensor_places(pending: list[tuple[Place, ArgumentSignature]]) -> Iterator[tuple[Place, str]]:
     while pending:
         place, form = pending.pop()
         if form[0] == "tensor":
@@ -75,9 +75,9 @@ def without(forms: Forms, places: Container[Place]) -> Forms:
     return tuple((name, _without(form, (name,), places)) for name, form in forms)
 
 
-def _without(form: Form, place: Place, places: Container[Place]) -> Form:
+def _without(form: ArgumentSignature, place: Place, places: Container[Place]) -> ArgumentSignature:
     if place in places:
-        return any_of(form)
+        return any_of_kind(form)
     match form[0]:
         case "dict":
             return ("dict", tuple((key, _without(item, (*place, key), places)) for key, item in form[1]))

@@ -14,11 +14,11 @@ from model_factory.descriptor.attributes import described, settable
 from model_factory.descriptor.stock import stock_attributes
 from model_factory.errors import FormatError, NotPortableError
 from model_factory.program.codec import encode_value
-from model_factory.program.runtime.modules import ProgramModule
-from model_factory.program.signature import Parameter, Signature
+from model_factory.program.forward_signature import ForwardParameter, ForwardSignature
+from model_factory.program.runtime.program_module import ProgramModule
 
 _INTERNALS = frozenset(nn.Module().__dict__)
-_PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", Signature(()), "", None, ()).__dict__)
+_PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", ForwardSignature(()), "", None, ()).__dict__)
 
 
 def real_class(module: nn.Module) -> type[nn.Module]:
@@ -92,7 +92,7 @@ def tensor_attributes(tensor: torch.Tensor, name: str) -> dict[str, Any]:
     return attributes
 
 
-def portable_signature(method: Callable[..., Any]) -> Signature:
+def portable_signature(method: Callable[..., Any]) -> ForwardSignature:
     """The signature of a method. A default is left out unless it is plain data, so the argument becomes required.
 
     Example:
@@ -100,12 +100,14 @@ def portable_signature(method: Callable[..., Any]) -> Signature:
         >>> [item.required for item in portable_signature(forward).parameters]
         [True, True]
     """
-    return Signature(tuple(_with_portable_default(parameter) for parameter in Signature.of(method).parameters))
+    return ForwardSignature(
+        tuple(_with_portable_default(parameter) for parameter in ForwardSignature.of(method).parameters)
+    )
 
 
-def _with_portable_default(parameter: Parameter) -> Parameter:
+def _with_portable_default(parameter: ForwardParameter) -> ForwardParameter:
     try:
         encode_value(parameter.default)
     except FormatError:
-        return Parameter(parameter.name, parameter.kind)
+        return ForwardParameter(parameter.name, parameter.kind)
     return parameter

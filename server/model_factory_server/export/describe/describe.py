@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from model_factory.descriptor.stock import STOCK_NAMES, stock_type
-from model_factory.descriptor.torch_internals import derived_hooks
+from model_factory.descriptor.torch_internals import restored_hooks
 from model_factory.descriptor.tree import (
     Descriptor,
     GraphNode,
@@ -28,9 +28,9 @@ from model_factory.descriptor.tree import (
 )
 from model_factory.digest import Blob
 from model_factory.errors import NotPortableError
+from model_factory.program.forward_signature import ForwardSignature
+from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.lookup import get_module
-from model_factory.program.runtime.modules import GraphModel
-from model_factory.program.signature import Signature
 from model_factory_server.export.describe.attributes import (
     module_attributes,
     portable_signature,
@@ -130,7 +130,9 @@ class _Walk:
             refuse_class(module, where)
             self.modules[position] = self._node(module, path, where)
         if self.modules[position] is None:  # refused: the inside may be of any kind
-            self.modules[position] = ProgramNode(type=type(module).__name__, training=True, signature=Signature(()))
+            self.modules[position] = ProgramNode(
+                type=type(module).__name__, training=True, signature=ForwardSignature(())
+            )
         return position
 
     def _node(self, module: nn.Module, path: str, where: str) -> ModuleNode:
@@ -139,7 +141,7 @@ class _Walk:
         with self._refusals.noted(path):
             if cls is None and not isinstance(module, GraphModel):
                 refuse_methods(module, where)
-            refuse_hooks(module, where, derived_hooks(cls, module))
+            refuse_hooks(module, where, restored_hooks(cls, module))
         tables = self._tables(module, path)
         if isinstance(module, GraphModel):
             return GraphNode(type=type(module).__name__, program=module.runner.program, **tables)
@@ -176,7 +178,7 @@ class _Walk:
                 node,
                 attributes=self._with_tensors(program_attributes(module, methods, where), path),
                 frozen=frozen_modules(module, where),
-                methods=tuple((name, portable_signature(getattr(module, name))) for name in methods),
+                declared_methods=tuple((name, portable_signature(getattr(module, name))) for name in methods),
             )
         return node
 

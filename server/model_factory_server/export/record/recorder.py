@@ -16,9 +16,10 @@ from torch import nn
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError, NotPortableError
-from model_factory.program.call_signature import RecordedProgram, call_signature, leaf_names
+from model_factory.program.call_signature import call_signature, leaf_names
 from model_factory.program.expressions import expression_names
 from model_factory.program.ir import AttributeRead, ModuleCall, Outcome, Program
+from model_factory.program.recorded_program import RecordedProgram
 from model_factory_server.export.conditions.dtype_reads import HALVES
 from model_factory_server.export.conditions.module_reads import shared_paths
 from model_factory_server.export.conditions.unread_arguments import Place, candidates, tensor_places, without
@@ -93,7 +94,7 @@ def _for_both(evaluating: Recording, evaluated: Program, other: Recording, train
         # The module is in train mode: inputs must take the program's branches in train mode, too.
         if guards == other.symbols.guards() and takes_branch(other.module, program, other.leaves):
             return RecordedProgram(
-                form=evaluating.form, program=program, guards=guards, **_conditions(evaluating, other)
+                call_signature=evaluating.form, program=program, guards=guards, **_conditions(evaluating, other)
             )
     return None
 
@@ -115,8 +116,8 @@ def _leave_out(recorded: RecordedProgram, *unread: set[Place]) -> RecordedProgra
     places = set.intersection(*unread)
     tensors = {".".join(map(str, place)) for place in places}
     guards = tuple(guard for guard in recorded.guards if tensors.isdisjoint(expression_names(guard)))
-    form = without(recorded.form, places)
-    return replace(recorded, form=form, guards=guards, program=replace(recorded.program, inputs=leaf_names(form)))
+    form = without(recorded.call_signature, places)
+    return replace(recorded, call_signature=form, guards=guards, program=replace(recorded.program, inputs=leaf_names(form)))
 
 
 def _conditions(*recordings: Recording) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _settled(first: Recording, program: Program, other: Program | None = None) -
             program, dtypes = settle_dtypes(program), first.float_dtypes()
     flags = training_flags(first.module, first.tape.reads.flags)
     return RecordedProgram(
-        form=first.form,
+        call_signature=first.form,
         program=program,
         training=flags,
         dtypes=dtypes,

@@ -13,10 +13,10 @@ from torch import nn
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError, NotPortableError, refused_call
-from model_factory.program.call_signature import call_signature, leaf_names, rebuild
+from model_factory.program.call_signature import call_signature, leaf_names, rebuild_arguments
+from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import Outcome, Program
 from model_factory.program.runtime.lookup import get_module
-from model_factory.program.signature import Signature
 from model_factory.program.torch_names import torch_name
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.export.conditions.unread_arguments import Place, with_use_noting
@@ -71,7 +71,7 @@ class Recording:
             noting: Places of constants whose use is noted in ``used``.
         """
         self.module = module
-        self.signature = Signature.of(module.forward)
+        self.signature = ForwardSignature.of(module.forward)
         self.form, self.leaves = call_signature(arguments)
         self.names = leaf_names(self.form)
         self.shape_env = DecisionShapeEnv()
@@ -138,7 +138,7 @@ class Recording:
 
     def _fake_arguments(self) -> dict[str, Any]:
         fakes = [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
-        arguments = rebuild(self.form, fakes, self._arguments)
+        arguments = rebuild_arguments(self.form, fakes, self._arguments)
         return with_use_noting(arguments, self._noting, self.used.add) if self._noting else arguments
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
@@ -212,7 +212,7 @@ def run_if_possible(recording: Recording) -> Program | None:
 
 
 @contextmanager
-def _containers_unchanged(arguments: Mapping[str, Any], signature: Signature) -> Iterator[None]:
+def _containers_unchanged(arguments: Mapping[str, Any], signature: ForwardSignature) -> Iterator[None]:
     """Refuse a forward that writes to a list or dict of its caller, since programs do not."""
     own = {item.name for item in signature.parameters if item.kind in {"var_positional", "var_keyword"}}
     pending = [(name, value, name not in own) for name, value in arguments.items()]

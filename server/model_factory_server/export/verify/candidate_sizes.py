@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_factory.program.call_signature import RecordedProgram, leaf_names, rebuild
+from model_factory.program.call_signature import leaf_names, rebuild_arguments
 from model_factory.program.expressions import Env, compile_expression, expression_names, shape_key
+from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import OWN, Dim, Expr
+from model_factory.program.recorded_program import RecordedProgram
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import own_shape
 from model_factory.program.runtime.step_compiler import BranchMissError
-from model_factory.program.signature import Signature
 from model_factory_server.export.record.sample_inputs import sample_inputs
 from model_factory_server.export.restored_after import tensors_as
 from model_factory_server.export.verify.runs import Shapes, run_once
@@ -29,7 +30,7 @@ def candidate_shapes(
     First all free sizes are increased by 1 together, then all free sizes are 1. If ``accepts`` or a guard of the
     program refuses the sizes together, each group of equal sizes is changed alone.
     """
-    names = leaf_names(recorded.form)
+    names = leaf_names(recorded.call_signature)
     sizes = {
         Dim(name, axis): size for name, shape in zip(names, example, strict=True) for axis, size in enumerate(shape)
     }
@@ -67,14 +68,14 @@ def acceptance_of(
     tensors. With decisions by values, the function runs the program instead; a program stops at a decision for another
     branch.
     """
-    signature = Signature.of(module.forward)
+    signature = ForwardSignature.of(module.forward)
     on_meta: dict[int, torch.Tensor] = {}
 
     def to_meta(_path: str, tensor: torch.Tensor) -> torch.Tensor:
         return on_meta.setdefault(id(tensor), tensor.to("meta"))
 
     def call(leaves: list[torch.Tensor]) -> Any:
-        return signature.call(module, rebuild(recorded.form, leaves, arguments))
+        return signature.call(module, rebuild_arguments(recorded.call_signature, leaves, arguments))
 
     def accepts_samples(shapes: Shapes) -> bool:
         leaves = next(sample_inputs(examples, shapes), [])
@@ -89,7 +90,7 @@ def acceptance_of(
         ]
         try:
             with torch.no_grad(), tensors_as(module, to_meta):
-                signature.call(module, rebuild(recorded.form, leaves, arguments))
+                signature.call(module, rebuild_arguments(recorded.call_signature, leaves, arguments))
         except Exception:  # noqa: BLE001  the operator's code may raise any error
             return False
         return True

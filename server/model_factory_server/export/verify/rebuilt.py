@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from model_factory.errors import NotPortableError
-from model_factory.program.call_signature import call_signature, rebuild
-from model_factory.program.signature import Signature
+from model_factory.program.call_signature import call_signature, rebuild_arguments
+from model_factory.program.forward_signature import ForwardSignature
 from model_factory_server.export.restored_after import attributes_restored_after
 from model_factory_server.export.verify.runs import Run, compare_results, run_once
 
@@ -26,12 +26,12 @@ def verify_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[s
         >>> layer = nn.Linear(2, 2)
         >>> verify_rebuilt(layer, copy.deepcopy(layer), {"input": torch.ones(3, 2)})
     """
-    signature = Signature.of(original.forward)
+    signature = ForwardSignature.of(original.forward)
     form, examples = call_signature(arguments)
 
     def run(module: nn.Module) -> Exception | Run:
         def call(leaves: list[torch.Tensor]) -> Any:
-            return signature.call(module, rebuild(form, leaves))
+            return signature.call(module, rebuild_arguments(form, leaves))
 
         return run_once(call, module, examples, writes_parameters=True)
 

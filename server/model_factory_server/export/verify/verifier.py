@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from model_factory.errors import NotPortableError, refused_call
-from model_factory.program.call_signature import RecordedProgram, call_signature, match_call_signature, rebuild
+from model_factory.program.call_signature import call_signature, match_call_signature, rebuild_arguments
+from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import ModuleCall
+from model_factory.program.recorded_program import RecordedProgram
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import get_module
 from model_factory.program.runtime.step_compiler import BranchMissError
-from model_factory.program.signature import Signature
 from model_factory_server.export.record.sample_inputs import (
     REFUSED_CALL,
     VERIFY_SEED,
@@ -97,7 +98,7 @@ def _verify_modes(module: nn.Module, recorded: RecordedProgram, arguments: Mappi
 def _examples(recorded: RecordedProgram, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
     """The tensors of a call, as inputs of the program."""
     form, leaves = call_signature(arguments)
-    positions = match_call_signature(recorded.form, form)
+    positions = match_call_signature(recorded.call_signature, form)
     assert positions is not None
     return [leaves[index] for index in positions]
 
@@ -109,11 +110,11 @@ def _verify_mode(
     candidates: Sequence[Shapes],
     arguments: Mapping[str, Any],
 ) -> None:
-    signature = Signature.of(module.forward)
+    signature = ForwardSignature.of(module.forward)
     runner = Runner(recorded.program)
 
     def original(leaves: list[torch.Tensor]) -> Any:
-        return portable_output(signature.call(module, rebuild(recorded.form, leaves, arguments)))
+        return portable_output(signature.call(module, rebuild_arguments(recorded.call_signature, leaves, arguments)))
 
     def replay(leaves: list[torch.Tensor]) -> Any:
         return runner.run(module, leaves)

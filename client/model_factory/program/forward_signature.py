@@ -1,4 +1,4 @@
-"""The signature of a forward, as data: binds a call's arguments to names without the forward itself."""
+"""The signature of a forward as data: binds a call's arguments to names without the forward."""
 
 from __future__ import annotations
 
@@ -17,34 +17,46 @@ KINDS = {
 POSITIONAL_KINDS = ("positional_only", "positional")
 KEYWORD_KINDS = ("positional", "keyword")
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
+class ForwardParameter:
     """One parameter of a forward."""
 
     name: str
-    """As written in the forward's definition."""
+    """Name in the forward's definition."""
     kind: str
     """One of the values of ``KINDS``."""
     required: bool = True
-    """Whether the caller must give it."""
+    """Whether the caller must give a value."""
     default: Any = None
-    """Plain data; what the parameter is when not given."""
+    """Value of an omitted parameter: plain data."""
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
-    """A forward's parameters, in order."""
+class ForwardSignature:
+    """A forward's parameters, in order.
 
-    parameters: tuple[Parameter, ...]
+    Example:
+        >>> signature = ForwardSignature.of(lambda x, scale=2.0: x * scale)
+        >>> signature.bind((3,), {})
+        {'x': 3, 'scale': 2.0}
+        >>> signature.bind((), {"scale": 1.0})
+        Traceback (most recent call last):
+            ...
+        TypeError: forward() missing a required argument: 'x'
+    """
+
+    parameters: tuple[ForwardParameter, ...]
 
     @classmethod
-    def of(cls, forward: Callable[..., Any]) -> Signature:
+    def of(cls, forward: Callable[..., Any]) -> ForwardSignature:
         """Read the signature of a bound method or function."""
         empty = inspect.Parameter.empty
         return cls(
             tuple(
-                Parameter(
+                ForwardParameter(
                     parameter.name,
                     KINDS[parameter.kind],
                     parameter.default is empty and parameter.kind not in _VARIADIC,
@@ -55,10 +67,10 @@ class Signature:
         )
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str = "forward") -> dict[str, Any]:
-        """Give every parameter of ``method`` its value, as Python would.
+        """Bind a call's arguments to the parameters of ``method``, as Python does.
 
         Raises:
-            TypeError: in the words Python uses for a wrong call.
+            TypeError: the arguments do not fit; with Python's own message.
         """
         bound: dict[str, Any] = {}
         left = dict(kwargs)
@@ -91,7 +103,7 @@ class Signature:
     def call(self, function: Callable[..., Any], bound: Mapping[str, Any]) -> Any:
         """Call a function of this signature with bound values.
 
-        By name where that is possible: decorators of a forward look for options among the keyword arguments.
+        Arguments are passed by name where possible: decorators of a forward look for options among the keywords.
         """
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
@@ -107,6 +119,3 @@ class Signature:
             else:
                 kwargs[parameter.name] = value
         return function(*args, **kwargs)
-
-
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

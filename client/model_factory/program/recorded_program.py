@@ -1,0 +1,54 @@
+"""A recorded program, with every condition under which the program replaces a module's forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from model_factory.program.call_signature import CONSTANT_TYPES, CallSignature
+from model_factory.program.ir import Expression, Program
+
+FORWARD = "forward"
+"""Name of the method that a program replaces by default."""
+
+Read: TypeAlias = tuple[str, str, Any]
+"""A plain attribute of a torch module that a forward read: module path, name, value."""
+
+TABLES = ("_modules", "_keys", "_size")
+"""Attributes of torch's containers that a recording notes by names or by length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedProgram:
+    """A program and the conditions for its use."""
+
+    call_signature: CallSignature
+    """Signature of the calls that the program is for."""
+    program: Program
+    """Program over the tensors of the call, named by ``leaf_names``, in order."""
+    training: tuple[tuple[str, bool], ...] = ()
+    """Required training flags, by module path (``""`` is the module itself); empty if the program fits all modes."""
+    dtypes: tuple[tuple[str, str], ...] = ()
+    """Required dtypes, by tensor name; only where the forward decides by dtype."""
+    guards: tuple[Expression, ...] = ()
+    """Conditions on sizes; all must hold."""
+    reads: tuple[Read, ...] = ()
+    """Attributes of torch modules that the forward read; for :data:`TABLES`, names of entries."""
+    absent: tuple[str, ...] = ()
+    """Paths without a parameter, buffer or child, as the forward found."""
+    shared: tuple[tuple[str, str], ...] = ()
+    """Pairs of paths with one module or parameter at both; the program uses the first path for both."""
+    method: str = FORWARD
+    """Name of the recorded method."""
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a constant, or a tuple or list of constants.
+
+    Example:
+        >>> is_plain((1, [2.5, "x", None])), is_plain({"a": 1})
+        (True, False)
+    """
+    if type(value) in {tuple, list}:
+        return all(map(is_plain, value))
+    return type(value) in CONSTANT_TYPES

@@ -1,0 +1,117 @@
+"""``GraphModel``: a model whose forward is the steps of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from torch import nn
+
+from model_factory.errors import CallSignatureError, GraphExecutionError
+from model_factory.program.ir import ModuleCall, OpCall, Program, Step, step_text
+from model_factory.program.ops import short_op
+from model_factory.program.runtime.interpreter import Runner
+from model_factory.wording import nearest, quoted
+
+GRAPH_MODULES = "graph_modules"
+"""Name of the child that holds a graph's modules."""
+
+_OP = "op:"
+_DOT = ":"  # replaces a dot in the name of a child, where torch allows no dot
+
+_REFUSALS = (GraphExecutionError, CallSignatureError)
+
+
+class GraphModel(nn.Module):
+    """A model whose forward is the steps of a config.
+
+    ``inputs`` is the list of input names. ``graph_modules`` is an ``nn.ModuleDict`` of the config's modules by name.
+    The forward takes the inputs by position or by name, in any mix.
+
+    Example:
+        >>> import torch
+        >>> from model_factory.program.ir import Ref
+        >>> steps = (
+        ...     ModuleCall(path="graph_modules.layer", args=(Ref("x"),), out="h"),
+        ...     OpCall(name="torch.relu", args=(Ref("h"),), out="y"),
+        ... )
+        >>> program = Program(inputs=("x",), steps=steps, result=Ref("y"))
+        >>> model = GraphModel(program, {"layer": nn.Linear(4, 2)})
+        >>> model(torch.zeros(3, 4)).shape
+        torch.Size([3, 2])
+        >>> [name for name, _ in model.named_parameters()]
+        ['graph_modules.layer.weight', 'graph_modules.layer.bias']
+    """
+
+    def __init__(self, program: Program, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.inputs: list[str] = list(program.inputs)
+        self.graph_modules = nn.ModuleDict()
+        # Written to the table: the method of nn.ModuleDict refuses "keys", "type" and other good names.
+        self.graph_modules._modules.update(modules)  # noqa: SLF001
+        self.runner = Runner(program)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the steps.
+
+        An exception from a step is raised unchanged, with a note of the step's number and call.
+
+        Raises:
+            GraphExecutionError: an input is missing, unknown or given twice, or a step's result does not fit the
+                step's ``out``; for a result, the message has the step's number and call.
+        """
+        return self.runner.run(self, self._bind(args, kwargs), on_error=self._step_failed)
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        if len(args) > len(self.inputs):
+            known = ", ".join(self.inputs)
+            raise GraphExecutionError(
+                f"too many positional inputs: the model takes {len(self.inputs)} ({known}), got {len(args)}"
+            )
+        values = dict(zip(self.inputs, args, strict=False))
+        for name, value in kwargs.items():
+            if name not in self.inputs:
+                known = f"the model takes {', '.join(self.inputs)}{nearest(name, self.inputs)}"
+                raise GraphExecutionError(f"unknown input {quoted(name)}: {known}")
+            if name in values:
+                raise GraphExecutionError(f"input {name!r} is given by position and by name")
+            values[name] = value
+        missing = [name for name in self.inputs if name not in values]
+        if missing:
+            raise GraphExecutionError(f"missing input{'s' * (len(missing) > 1)}: {', '.join(missing)}")
+        return [values[name] for name in self.inputs]
+
+    def _step_failed(self, index: int, error: BaseException) -> None:
+        where = f"step {index} ({_config_call(self.runner.program.steps[index])})"
+        if type(error) in _REFUSALS:
+            raise type(error)(f"{where}: {error}") from error
+        _add_note(error, f"in {where} of a graph")
+
+
+def plugin_op_child(name: str) -> str:
+    """Return the name of the child of ``graph_modules`` for an op of a plug-in.
+
+    Example:
+        >>> plugin_op_child("my.halve")
+        'op:my:halve'
+    """
+    return f"{_OP}{name.replace('.', _DOT)}"
+
+
+def _config_call(step: Step) -> str:
+    """Name the call of a graph's step as a config does."""
+    if isinstance(step, OpCall):
+        return f"{_OP}{short_op(step.name)}"
+    if isinstance(step, ModuleCall):
+        name = step.path.removeprefix(f"{GRAPH_MODULES}.")
+        return _OP + name.removeprefix(_OP).replace(_DOT, ".") if name.startswith(_OP) else f"module:{name}"
+    return step_text(step)
+
+
+def _add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception, once: a hook may raise the same object again and again."""
+    if note in getattr(error, "__notes__", ()):
+        return
+    with suppress(Exception):  # a class may refuse new attributes
+        error.add_note(note)

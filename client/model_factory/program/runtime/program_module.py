@@ -1,0 +1,269 @@
+"""``ProgramModule``: a module whose forward is one of several recorded programs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, MethodType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import nn
+
+from model_factory.errors import CallSignatureError, FormatError
+from model_factory.limits import MAX_BRANCHES
+from model_factory.program.call_signature import call_signature, call_signature_text, changing_number, under_autocast
+from model_factory.program.forward_signature import ForwardSignature
+from model_factory.program.ir import Outcome
+from model_factory.program.recorded_program import FORWARD, Read, RecordedProgram
+from model_factory.program.runtime.compiled_program import BranchPoint, Call, CompiledProgram
+from model_factory.program.runtime.interpreter import Runner
+from model_factory.program.runtime.lookup import changed_reads, find_module
+
+
+class ProgramRecorder(Protocol):
+    """Source of programs for calls that a module has no program for."""
+
+    def known(self, path: str) -> Sequence[RecordedProgram]:
+        """Return the programs at hand for the module at ``path``, without recording any."""
+        ...
+
+    def record(
+        self,
+        path: str,
+        arguments: Mapping[str, Any],
+        training: tuple[tuple[str, bool], ...],
+        dtype: torch.dtype | None,
+        outcomes: tuple[Outcome, ...] = (),
+        method: str = FORWARD,
+        reads: Sequence[Read] = (),
+    ) -> RecordedProgram:
+        """Return a program for a call of the module at ``path``.
+
+        Args:
+            path: Path of the module in the model.
+            arguments: Arguments of the call, by name.
+            training: Training flags of the module (``""``) and of each program module below.
+            dtype: Dtype of all floating parameters; None for several dtypes, and for no parameters.
+            outcomes: Outcomes of the first guards of the call.
+            method: Method of the call.
+            reads: Current attributes of torch modules below the module.
+
+        Raises:
+            CallSignatureError: no program can be made.
+        """
+        ...
+
+
+class _DeclaredMethod:
+    """Function of a declared method, bound by ``MethodType``."""
+
+    def __init__(self, name: str, signature: ForwardSignature) -> None:
+        self.__name__ = name
+        self.signature = signature
+
+    def __call__(self, module: ProgramModule, *args: Any, **kwargs: Any) -> Any:
+        return module.run_method(self.__name__, self.signature, args, kwargs)
+
+
+class ProgramModule(nn.Module):
+    """A module without its class: real children and parameters, with recorded programs for its forward.
+
+    Declared methods of the class have programs, too. A call without a program is sent to ``recorder``, which records
+    one.
+    """
+
+    def __init__(
+        self,
+        type_name: str,
+        signature: ForwardSignature,
+        path: str,
+        recorder: ProgramRecorder | None,
+        programs: Sequence[RecordedProgram],
+    ) -> None:
+        super().__init__()
+        self._initialise(type_name, signature, path, recorder, [CompiledProgram(recorded) for recorded in programs])
+
+    def _initialise(
+        self,
+        type_name: str,
+        signature: ForwardSignature,
+        path: str,
+        recorder: ProgramRecorder | None,
+        programs: Sequence[CompiledProgram],
+        frozen: tuple[str, ...] = (),
+        declared_methods: Mapping[str, ForwardSignature] = MappingProxyType({}),
+    ) -> None:
+        """Set the attributes of a bare instance; see ``ProgramNode`` for ``frozen`` and ``declared_methods``.
+
+        Raises:
+            FormatError: a declared method would hide a method of ``nn.Module``.
+        """
+        for name in declared_methods:
+            if not name.isidentifier() or hasattr(ProgramModule, name):
+                raise FormatError(f"a {type_name} cannot have a method {name!r} of its own")
+        self._declared_methods = {name: _DeclaredMethod(name, item) for name, item in declared_methods.items()}
+        self._type_name = type_name
+        self._signature = signature
+        self._path = path
+        self._recorder = recorder
+        self._programs = list(programs)
+        self._frozen = frozen
+        self._has_warned = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training flags; frozen modules stay in eval mode."""
+        super().train(mode and "" not in self._frozen)
+        for path in self._frozen:
+            if path and (module := find_module(self, path)) is not None:
+                module.eval()
+        return self
+
+    def _get_name(self) -> str:
+        return self._type_name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program for the signature of the call.
+
+        Raises:
+            TypeError: the arguments do not fit the forward's signature.
+            CallSignatureError: no program fits the call, and none can be recorded.
+        """
+        return self.run_method(FORWARD, self._signature, args, kwargs)
+
+    def run_method(
+        self, method: str, signature: ForwardSignature, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the program for a call of a method; raises as :meth:`forward` does."""
+        arguments = signature.bind(args, kwargs, method)
+        called, tensors = call_signature(arguments)
+        call = Call(method, called, tensors, arguments)
+        for compiled in self._programs:
+            if compiled.accepts(self, call):
+                break
+        else:
+            compiled = self._learn(call)
+        if compiled.dtypes:
+            self._warn_of_autocast(call)
+        values = compiled.tensors_of(call)
+        assert values is not None
+        if not compiled.decides:
+            return compiled.runner.run(self, values)
+        branch = compiled
+
+        def other_branch(step: int, outcome: Outcome) -> tuple[Runner, list[Any]]:
+            nonlocal branch
+            branch = self._other_branch(BranchPoint(branch, step, outcome), call)
+            return branch.runner, branch.tensors_of(call) or []
+
+        return compiled.runner.run(self, values, other_branch=other_branch)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            declared = self.__dict__.get("_declared_methods", {})
+            if name in declared:
+                return MethodType(declared[name], self)
+            raise AttributeError(
+                f"{self.__dict__.get('_type_name')!r} object has no attribute {name!r}: the module was built remotely, "
+                f"with only the forward and the declared methods of its class ({', '.join(declared) or 'none'}). "
+                "Remedy: name the method in the class's portable_methods on the server (docs/portability.md)"
+            ) from None
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._declared_methods]  # type: ignore[no-untyped-call]
+
+    def _other_branch(self, point: BranchPoint, call: Call) -> CompiledProgram:
+        """Return the program that continues a run after a guard with another outcome."""
+        for other in self._programs:
+            if other.continues(point) and other.accepts(self, call):
+                return other
+        return self._learn(call, point)
+
+    def _learn(self, call: Call, point: BranchPoint | None = None) -> CompiledProgram:
+        """Get a program for a call; after a guard, a program that continues the run."""
+        if self._recorder is None:
+            raise CallSignatureError(
+                f"{self._where(call)} has no program for the call ({call_signature_text(call.signature)}) and no "
+                "server to record one"
+            )
+        known = [compiled.recorded for compiled in self._programs]
+        for recorded in self._recorder.known(self._path):
+            if recorded not in known:
+                self._programs.append(CompiledProgram(recorded))
+                if self._fits(self._programs[-1], call, point):
+                    return self._programs[-1]
+        self._warn_of_changing_numbers(call)
+        compiled = self._record(self._recorder, call, point)
+        self._programs.append(compiled)
+        return compiled
+
+    def _fits(self, compiled: CompiledProgram, call: Call, point: BranchPoint | None) -> bool:
+        return compiled.accepts(self, call) and (point is None or compiled.continues(point))
+
+    def _record(self, recorder: ProgramRecorder, call: Call, point: BranchPoint | None) -> CompiledProgram:
+        """Have a program recorded; again with more attributes, if the program reads attributes that were changed."""
+        outcomes = () if point is None else point.outcomes
+        asked = call_signature_text(call.signature)
+        if outcomes and sum(item.tensors_of(call) is not None for item in self._programs) >= MAX_BRANCHES:
+            raise CallSignatureError(
+                f"{self._where(call)} has decided by values in {MAX_BRANCHES} ways already for the call ({asked}), "
+                "and each way is a program. Remedy: decide with torch.where, or by an argument of the forward"
+            )
+        reads = changed_reads(self, [read for item in self._programs for read in item.recorded.reads])
+        flags, dtype = _training_flags(self), _floating_dtype(self)
+        while True:
+            changed = [(*key, value) for key, value in reads.items()]
+            recorded = recorder.record(self._path, call.arguments, flags, dtype, outcomes, call.method, changed)
+            compiled = CompiledProgram(recorded)
+            if self._fits(compiled, call, point):
+                return compiled
+            more = changed_reads(self, recorded.reads)
+            if all(key in reads and reads[key] == value for key, value in more.items()):
+                raise CallSignatureError(
+                    f"{self._where(call)}: the server's program does not fit the call ({asked}), because a layer or "
+                    "parameter was replaced. Remedy: build from a config with the new layer"
+                )
+            reads |= more
+
+    def _where(self, call: Call) -> str:
+        method = "" if call.method == FORWARD else f".{call.method}"
+        return f"{self._path or 'the model'} ({self._type_name}){method}"
+
+    def _warn_of_autocast(self, call: Call) -> None:
+        """Warn that a forward that decides by dtypes ignores the dtypes that autocast makes."""
+        if not torch.compiler.is_compiling() and under_autocast(call.tensors):
+            warnings.warn(
+                f"{self._path or 'the model'} ({self._type_name}) decides by dtypes, and does under autocast what it "
+                "does without (docs/portability.md)",
+                stacklevel=6,  # the call of the module
+            )
+
+    def _warn_of_changing_numbers(self, call: Call) -> None:
+        """Warn once about a number that differs at each call, and so needs a program for each call."""
+        known = [item.recorded.call_signature for item in self._programs if item.recorded.method == call.method]
+        name = None if self._has_warned else changing_number(known, call.signature)
+        if name is not None:
+            self._has_warned = True
+            warnings.warn(
+                f"{self._path or 'the model'} ({self._type_name}) is called with another number as {name} each time; "
+                "the server records a program for each. Remedy: pass the number as a tensor, torch.tensor(number)",
+                stacklevel=7,  # the call of the module
+            )
+
+
+def _training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:
+    """Return the training flags of the program modules from ``module`` down, and of modules unlike their parent."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    return tuple(
+        (path, item.training)
+        for path, item in modules.items()
+        if isinstance(item, ProgramModule) or item.training != modules[path.rpartition(".")[0]].training
+    )
+
+
+def _floating_dtype(module: nn.Module) -> torch.dtype | None:
+    """Return the dtype of all floating parameters, if there is only one."""
+    dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None

@@ -1,0 +1,103 @@
+"""Private names of torch: the only module of the client that takes one from torch.
+
+Torch may rename private names in any version. A check at import therefore names the missing name and torch's version,
+instead of a later ``AttributeError`` from the middle of a build.
+
+Attributes of live modules (``module._parameters`` and the like) are read where they are needed. The check covers the
+attributes, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch.nn.utils import parametrizations, parametrize
+
+SUPPORTED = "torch>=2.9,<2.14"
+"""Versions of torch that the tests run on; the same text is in the package's metadata."""
+
+PRIVATE_NAMES = (
+    "torch._C._set_grad_enabled",
+    "torch._VF.einsum",
+    "torch.utils._pytree.register_pytree_node",
+    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear",
+    "torch.nn.utils.parametrizations._OrthMaps",
+    "torch.nn.utils.parametrizations._Orthogonal",
+    "torch.nn.utils.parametrizations._SpectralNorm",
+    "torch.nn.utils.parametrizations._WeightNorm",
+    "torch.nn.utils.parametrize._inject_new_class",
+    "torch.nn.utils.parametrize._inject_property",
+    "torch.nn.Module._register_load_state_dict_pre_hook",
+    "torch.nn.RNNBase._init_flat_weights",
+    "torch.nn.modules.lazy.LazyModuleMixin._infer_parameters",
+    "torch.nn.modules.lazy.LazyModuleMixin._lazy_load_hook",
+    *(
+        f"torch.nn.Module().{table}"
+        for table in (
+            "_parameters _buffers _modules _non_persistent_buffers_set _forward_pre_hooks _load_state_dict_pre_hooks"
+        ).split()
+    ),
+)
+"""Names that the check looks for; ``()`` is a call without arguments."""
+
+_MISSING = object()
+
+
+def check_torch(package: Any = torch) -> None:
+    """Check that torch has every private name that model-factory needs.
+
+    Raises:
+        ImportError: a name is missing; the message has the name, torch's version and the supported versions.
+    """
+    for name in PRIVATE_NAMES:
+        if _find(package, name) is _MISSING:
+            raise ImportError(
+                f"torch {package.__version__} has no {name}, which model-factory needs. Remedy: install '{SUPPORTED}'",
+                name="torch",
+            )
+
+
+def _find(package: Any, name: str) -> Any:
+    found = package
+    for part in name.split(".")[1:]:
+        found = getattr(found, part.removesuffix("()"), _MISSING)
+        if found is _MISSING:
+            return found
+        found = found() if part.endswith("()") else found
+    return found
+
+
+check_torch()
+
+set_grad_enabled = torch._C._set_grad_enabled  # noqa: SLF001
+"""Set the grad mode; ``torch.set_grad_enabled`` without the context manager, as ``torch.no_grad`` calls."""
+
+einsum: Any = torch._VF.einsum  # type: ignore[attr-defined]  # noqa: SLF001
+"""``torch.einsum`` with an order of contraction."""
+
+register_pytree_node = torch.utils._pytree.register_pytree_node  # noqa: SLF001
+"""Have ``DistributedDataParallel`` and ``torch.func`` find the tensors inside a container."""
+
+inject_new_class: Any = parametrize._inject_new_class  # noqa: SLF001
+"""Give a module a class of its own, as ``register_parametrization`` does."""
+
+inject_property: Any = parametrize._inject_property  # noqa: SLF001
+"""Give the class of a module the property of a parametrized tensor."""
+
+WeightNorm: type[torch.nn.Module] = parametrizations._WeightNorm  # noqa: SLF001
+
+ORTHOGONAL_MAPS: Any = parametrizations._OrthMaps  # noqa: SLF001
+"""Enum of the maps of ``parametrizations.orthogonal``."""
+
+PRIVATE_MODULES: Mapping[str, type[torch.nn.Module]] = MappingProxyType(
+    {
+        "nn.modules.linear.NonDynamicallyQuantizableLinear": torch.nn.modules.linear.NonDynamicallyQuantizableLinear,
+        "nn.utils.parametrizations._WeightNorm": WeightNorm,
+        "nn.utils.parametrizations._SpectralNorm": parametrizations._SpectralNorm,  # noqa: SLF001
+        "nn.utils.parametrizations._Orthogonal": parametrizations._Orthogonal,  # noqa: SLF001
+    }
+)
+"""Module classes that torch makes for users without an export: the ``out_proj`` of attention, and parametrizations."""
