@@ -67,7 +67,7 @@ def test_the_bounds_are_shown(guarded: ServerProcess) -> None:
                 {"_type_": "nn.TransformerEncoder", "num_layers": 100_000_000, "encoder_layer":
                  {"_type_": "nn.TransformerEncoderLayer", "d_model": 2, "nhead": 1, "dim_feedforward": 2}},
             ),
-            r"memory|processor time|size took longer",
+            r"memory|processor time|planning the model took longer",
         ),
     ],
     ids=["400 TB", "more than addresses", "modules", "nodes", "nesting", "bytes", "endless layers"],
@@ -132,7 +132,7 @@ def tensors(shape: Any, **more: Any) -> dict[str, Any]:
 def test_a_call_to_record_over_a_bound(
     changes: dict[str, Any], code: str, message: str, attacked: RemoteModelFactory, guarded: ServerProcess
 ) -> None:
-    """Each would have kept a builder, or the whole server, busy for long, or been an error of ours."""
+    """Each would have kept a worker, or the whole server, busy for long, or been an error of ours."""
     call = changes.pop("call", tensors([2, 4]))
     request = program_pb2.RecordProgramRequest(
         component=build_pb2.Component(name="m", config_json=json.dumps(MLP).encode()),
@@ -220,7 +220,7 @@ def test_what_the_operator_sets_for_builds(tmp_path: Path, make_remote: Callable
         builds = [in_progress(server.address, sleeps, seed=seed) for seed in range(2)]
         (first,) = wait_for(notes, 1)
         time.sleep(0.5)
-        assert len(server.workers()) == 1, "another builder is free, but not for this client"
+        assert len(server.workers()) == 1, "another worker is free, but not for this client"
         for build in builds:
             build.cancel()
         assert gone([first], 2 * A_SECOND)
@@ -254,7 +254,9 @@ def test_a_block_that_crashes_its_process(attacked: RemoteModelFactory) -> None:
 def test_a_block_that_uses_the_processor_for_ever(attacked: RemoteModelFactory, tmp_path: Path) -> None:
     """Ended by its processor time, and its own processes with it."""
     notes = tmp_path / "children"
-    with pytest.raises(LimitError, match=r"more than the 2 seconds of processor time|size took longer than"):
+    with pytest.raises(
+        LimitError, match=r"more than the 2 seconds of processor time|planning the model took longer than"
+    ):
         attacked.build(hostile("Spins", notes=str(notes), children=1))
     children = [int(number) for number in notes.read_text(encoding="utf-8").split()]
     assert len(children) == 1
@@ -338,7 +340,7 @@ def in_progress(address: str, config: dict[str, Any], seed: int = 0) -> Any:
 def test_a_build_ends_with_its_last_client(
     attacked: RemoteModelFactory, guarded: ServerProcess, tmp_path: Path
 ) -> None:
-    """Cancelled, or simply gone: within a second the process is dead and its builder free."""
+    """Cancelled, or simply gone: within a second the process is dead and its worker slot free."""
     notes = tmp_path / "begun"
     config = layers({"_type_": "hostile.Sleeps", "notes": str(notes)})
     first, second = in_progress(guarded.address, config), in_progress(guarded.address, config)
@@ -414,7 +416,7 @@ def test_a_queue_has_an_end(attacked: RemoteModelFactory, guarded: ServerProcess
     config = layers({"_type_": "hostile.Sleeps", "notes": str(notes)})
     builds = [in_progress(guarded.address, config, seed=seed) for seed in range(7)]
     workers = wait_for(notes, 2)
-    with pytest.raises(LimitError, match=r"calls are in progress|builds wait already"):
+    with pytest.raises(LimitError, match=r"RPCs are in progress|builds are waiting"):
         attacked.build({f"m{index}": layers({"_type_": "nn.PReLU", "init": index}) for index in range(3)})
     for build in builds:
         build.cancel()

@@ -228,7 +228,7 @@ def test_answers_that_nobody_takes(make_remote: Callable[..., RemoteModelFactory
             try:
                 factory.blocks()
             except BusyError as error:
-                assert "calls are in progress" in str(error)  # noqa: PT017  at any of many tries
+                assert "RPCs are in progress" in str(error)  # noqa: PT017  at any of many tries
                 return True
             return False
 

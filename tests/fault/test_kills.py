@@ -1,4 +1,4 @@
-"""Clients, holders of locks, builders and servers killed at random moments leave no wrong, partial or leaked file."""
+"""Clients, holders of locks, workers and servers killed at random moments leave no wrong, partial or leaked file."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def wait_for_holder(lock: Path, ranks: list[Rank]) -> Rank | None:
 
 
 @pytest.mark.usefixtures("less_patience")
-def test_builders_and_the_server(start_server: Start, tmp_path: Path, chance: random.Random) -> None:
+def test_workers_and_the_server(start_server: Start, tmp_path: Path, chance: random.Random) -> None:
     store, cache = tmp_path / "store", tmp_path / "cache"
     server = start_server(store)
     with ThreadPoolExecutor(1) as pool:
@@ -110,7 +110,7 @@ def test_builders_and_the_server(start_server: Start, tmp_path: Path, chance: ra
             factory = RemoteModelFactory(server.address, seed=number, cache_dir=cache)
             build = pool.submit(factory.build, LARGE)
             if number < 4:
-                kill_a_builder(server, chance.uniform(0.0, 0.3), build.done)
+                kill_a_worker(server, chance.uniform(0.0, 0.3), build.done)
             else:
                 time.sleep(chance.uniform(0.0, 0.3))
                 below = descendants(server.pid)
@@ -129,8 +129,8 @@ def test_builders_and_the_server(start_server: Start, tmp_path: Path, chance: ra
     check_whole(store)
 
 
-def kill_a_builder(server: ServerProcess, after: float, done: Callable[[], bool]) -> None:
-    """Kill the builder process some seconds after it appears, if it is still there."""
+def kill_a_worker(server: ServerProcess, after: float, done: Callable[[], bool]) -> None:
+    """Kill the worker process some seconds after its start, unless the worker has ended."""
     while not (workers := server.workers()) and not done():
         time.sleep(0.005)
     time.sleep(after)

@@ -182,7 +182,7 @@ def test_a_build_that_ends_servers_is_given_up(cache: Path, monkeypatch: pytest.
     assert len(asked) == RETRY_ATTEMPTS
 
 
-def test_a_builder_process_that_dies(line: Line, cache: Path, in_background: Any) -> None:
+def test_a_worker_process_that_dies(line: Line, cache: Path, in_background: Any) -> None:
     """As the kernel kills it when memory is short; the server lives on and builds."""
     server = line.living()
     factory = RemoteModelFactory(server.address, seed=8, cache_dir=cache)

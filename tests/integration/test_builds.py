@@ -35,7 +35,7 @@ def linear(width: int) -> dict[str, Any]:
 
 
 class WorkerCount:
-    """Counts the builder processes of a server while it is entered."""
+    """Counts the worker processes of a server inside the block."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._server = server
@@ -210,7 +210,7 @@ def test_a_client_that_goes_away_does_not_take_the_build_from_others(server: Ser
 
 
 def peak_memory(server: ServerProcess, width: int) -> tuple[int, int]:
-    """Build one large layer; the most memory that its builder process had at one time, and the weights' size."""
+    """Build one large layer; return the peak memory of its worker process, and the weights' size."""
     built = threading.Event()
     peaks = [0]
 

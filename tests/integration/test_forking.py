@@ -91,7 +91,7 @@ def test_a_server_that_cannot_fork_does_not_serve(
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "listening" not in ended.stdout
-    assert "the process that they are forked from cannot be forked safely: it has 2 threads" in ended.stderr
+    assert "the fork server cannot be forked safely: it has 2 threads" in ended.stderr
     assert "sitecustomize" in ended.stderr
     assert "Traceback" not in ended.stderr
 

@@ -231,5 +231,5 @@ def test_what_a_constructor_draws_besides_weights(
         for rank in (1, 2):
             assert_same(model(torch.ones(SIZES[:rank])), torch.ones(SIZES[:rank]) * factor)
     layer["source"] = "clock"
-    with pytest.raises(OutdatedBuildError, match="constructs another model than the one that is called"):
+    with pytest.raises(OutdatedBuildError, match="this server constructs another model than the trainer's"):
         make_remote(server.address).build(asked)(torch.ones(2))

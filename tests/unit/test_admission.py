@@ -20,7 +20,9 @@ def test_one_client_leaves_workers_to_others() -> None:
             waiting = [asyncio.create_task(stack.enter_async_context(admission.worker("greedy"))) for _ in "12"]
             await asyncio.sleep(0)
             assert admission.waiting == 2
-            with pytest.raises(BusyError, match="2 builds of yours wait already; this server lets 2 of one client"):
+            with pytest.raises(
+                BusyError, match="this client has 2 builds waiting; this server allows 2 waiting builds per client"
+            ):
                 await stack.enter_async_context(admission.worker("greedy"))
             async with asyncio.timeout(1), admission.worker("modest"):  # not behind what greedy waits for
                 pass
@@ -42,7 +44,7 @@ def test_the_queue_of_all_has_an_end() -> None:
             await stack.enter_async_context(admission.worker("a"))
             waiting = asyncio.create_task(stack.enter_async_context(admission.worker("b")))
             await asyncio.sleep(0)
-            with pytest.raises(BusyError, match="1 builds wait already; this server lets 1 wait"):
+            with pytest.raises(BusyError, match="1 builds are waiting; this server allows 1 waiting builds"):
                 await stack.enter_async_context(admission.worker("c"))
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
@@ -54,11 +56,14 @@ def test_the_queue_of_all_has_an_end() -> None:
 def test_calls_of_one_and_of_all() -> None:
     admission = Admission(LimitSettings(max_calls=3, max_calls_per_client=2), 1)
     with admission.call("a"), admission.call("a"):
-        with pytest.raises(BusyError, match="2 calls of yours are in progress; this server"), admission.call("a"):
+        with (
+            pytest.raises(BusyError, match="this client has 2 RPCs in progress; this server allows 2"),
+            admission.call("a"),
+        ):
             pass
         with (
             admission.call("b"),
-            pytest.raises(BusyError, match="3 calls are in progress; this server answers 3"),
+            pytest.raises(BusyError, match="3 RPCs are in progress; this server allows 3"),
             admission.call("c"),
         ):
             pass

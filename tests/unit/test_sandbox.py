@@ -1,4 +1,4 @@
-"""What a builder process may take, as the kernel counts it."""
+"""Memory limits of a worker process, as the kernel counts memory."""
 
 from __future__ import annotations
 

@@ -53,13 +53,13 @@ class Admission:
         with self._share(client) as share:
             if share.calls >= self.limits.max_calls_per_client:
                 raise BusyError(
-                    f"{share.calls} calls of yours are in progress; this server answers "
-                    f"{self.limits.max_calls_per_client} of one client at a time. Try again when one has ended"
+                    f"this client has {share.calls} RPCs in progress; this server allows "
+                    f"{self.limits.max_calls_per_client} RPCs per client. Remedy: try again when an RPC has ended"
                 )
             if self.calls >= self.limits.max_calls:
                 raise BusyError(
-                    f"{self.calls} calls are in progress; this server answers {self.limits.max_calls} at a time. "
-                    "Try again later"
+                    f"{self.calls} RPCs are in progress; this server allows {self.limits.max_calls} RPCs. "
+                    "Remedy: try again later"
                 )
             share.calls += 1
             self.calls += 1
@@ -121,10 +121,11 @@ class Admission:
     def _check_queue(self, share: _Share) -> None:
         if share.waiting >= self.limits.max_queue_per_client:
             raise BusyError(
-                f"{share.waiting} builds of yours wait already; this server lets {self.limits.max_queue_per_client} "
-                "of one client wait. Try again when some are done"
+                f"this client has {share.waiting} builds waiting; this server allows "
+                f"{self.limits.max_queue_per_client} waiting builds per client. Remedy: try again after a build"
             )
         if self.waiting >= self.limits.max_queue:
             raise BusyError(
-                f"{self.waiting} builds wait already; this server lets {self.limits.max_queue} wait. Try again later"
+                f"{self.waiting} builds are waiting; this server allows {self.limits.max_queue} waiting builds. "
+                "Remedy: try again later"
             )

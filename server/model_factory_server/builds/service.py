@@ -37,12 +37,10 @@ from model_factory_server.worker.task import BuildTask, DescribeTask, ListTask, 
 
 _BUILD_AGAIN = "Remedy: build the model again with this server, or ask a server of the version that built the model"
 _OTHER_ARCHITECTURE = (
-    "the model was built from another config or from other files than this server reads now: a file that its "
-    f"constructors read has changed. {_BUILD_AGAIN}"
+    "the model was built from another config or from other files than this server reads now: a file read by its "
+    f"constructors has changed. {_BUILD_AGAIN}"
 )
-_FILES_CHANGE = (
-    "files that the build reads change while the model is built. Remedy: build again once the files are complete"
-)
+_FILES_CHANGE = "files read by the build change during the build. Remedy: build again once the files are complete"
 _MAX_ATTEMPTS = 3  # at a build whose files change during the build
 _OWN_JOB_SECONDS = 60.0  # the server's own jobs get at least this time: the operator's limit is for configs
 
@@ -227,9 +225,7 @@ class BuildService:
         try:
             await self._in_flight.join_or_start("warm_up", key, work)
         except errors.ModelFactoryError as error:
-            raise errors.ServerError(
-                f"the warm-up build, which shows that builds work here, failed: {error}"
-            ) from error
+            raise errors.ServerError(f"the warm-up build failed, so this server cannot build: {error}") from error
 
     def _lookup_outcome(self, lookup: Lookup[BuildRecord]) -> str:
         if lookup.record is not None:
@@ -241,8 +237,8 @@ class BuildService:
         differences = built.identity.differences(self._backend.public)
         if differences:
             raise errors.OutdatedBuildError(
-                f"the model was built by a server of another version ({'; '.join(differences)}), and a program of this "
-                f"server's code is not the model's. {_BUILD_AGAIN}"
+                f"the model was built by a server of another version ({'; '.join(differences)}), and programs of "
+                f"this server's code do not fit the model. {_BUILD_AGAIN}"
             )
 
     async def _description(self, request: BuildRequest, *, portability: bool) -> _Kept[DescriptionRecord]:

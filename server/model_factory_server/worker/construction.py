@@ -98,7 +98,7 @@ def plan_in_fork(limits: LimitSettings, device_kind: str, plan: Callable[[], T])
         found = run_in_fork(lambda: (plan(), GUARD.observed()), limits.plan_timeout)
     except TimeoutError:
         raise LimitError(
-            f"finding out the model's size took longer than the {limits.plan_timeout:g} seconds, or the "
+            f"planning the model took longer than the {limits.plan_timeout:g} seconds, or the "
             f"{limits.build_cpu_timeout:g} seconds of processor time, that this server allows"
         ) from None
     if found is None:

@@ -40,8 +40,8 @@ from model_factory_server.worker.task import BuildTask, DescribeTask, Job, ListT
 
 _LOG_CHARACTERS = 64 * 1024  # of one traceback
 _NOT_FORKABLE = (
-    "builds cannot run: the process that they are forked from cannot be forked safely: {}. Remedy: remove what starts "
-    "threads or CUDA when this Python starts or imports torch (a sitecustomize module, a .pth file, a profiler)"
+    "builds cannot run: the fork server cannot be forked safely: {}. Remedy: remove the code that starts threads or "
+    "CUDA at the start of this Python or at the import of torch (a sitecustomize module, a .pth file, a profiler)"
 )
 _NETWORK_REACHABLE = (
     "this system gives builds no network namespace of their own: a build can reach the network. Remedy: allow "

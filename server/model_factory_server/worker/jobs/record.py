@@ -49,7 +49,7 @@ def _check_descriptor(task: RecordTask, workspace: Workspace, model: nn.Module) 
         descriptor = describe(model, source_classes_of(model, known), known.bundle)
     if Blob.of(encode_descriptor(descriptor)) != task.built.descriptor:
         raise OutdatedBuildError(
-            "the server constructs another model than the one that is called: another descriptor from the same config, "
-            "code and files. Remedy: build the model again; if the error comes back, a constructor of the model "
-            "depends on the time, on the environment or on random numbers that are not torch's"
+            "this server constructs another model than the trainer's: the same config, code and files give another "
+            "descriptor. Remedy: build the model again; if the error comes back, a constructor of the model depends on "
+            "the time, on the environment or on random numbers outside of torch"
         )
