@@ -93,7 +93,7 @@ def lock(source_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory)
     (folder / "policy.yaml").write_text(json.dumps(CONFIG), encoding="utf-8")
     done = command(folder, "trust", "policy.yaml", "--server", source_server.address)
     assert done.returncode == 0, done.stderr
-    assert "policy: needs source, bundle " in done.stdout
+    assert "policy: needs source code, bundle " in done.stdout
     assert "router (Router): its forward runs on real tensors, but not on the symbols" in done.stdout
     assert "experts.0 (Expert): it is part of a Router that is source" in done.stdout
     assert f"  routed/policy.py, {lines_of('policy.py')} lines" in done.stdout
