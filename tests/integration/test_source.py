@@ -206,7 +206,7 @@ def test_without_trust_nothing_is_fetched(source_server: ServerProcess, make_rem
         for part in ("component 'policy'", "router (Router): its forward runs", digest, "model-factory trust CONFIG"):
             assert part in text
         assert factory._cache.find(blob_of(source_server, digest)) is None
-    with pytest.raises(SourceError, match="it is not among the digests of trust_source"):
+    with pytest.raises(SourceError, match="trust_source does not contain the digest"):
         make_remote(source_server.address, trust_source=["0" * 64]).build({"config": CONFIG})
     assert make_remote(source_server.address, trust_source={digest}).build({"config": CONFIG})
     assert factory.build({"config": of("embed")}), "what needs no source needs no trust"
@@ -230,7 +230,7 @@ def test_changed_source_is_refused_with_what_changed(
     older.write_text(json.dumps(document))
     with pytest.raises(SourceError) as refused:
         make_remote(source_server.address, trust_source=str(older)).build({"config": CONFIG})
-    assert f"{older} does not have it" in str(refused.value)
+    assert f"{older} does not contain the digest" in str(refused.value)
     assert "removed routed/gone.py, added routed/layers.py, changed routed/policy.py." in str(refused.value)
     asked = ("trust", lock.with_name("policy.yaml"), "--server", source_server.address, "--check", "-o")
     changed = command(tmp_path, *asked, older)

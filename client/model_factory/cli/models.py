@@ -1,4 +1,4 @@
-"""The commands ``build``, ``describe`` and ``blocks``, which need a server."""
+"""The commands ``build``, ``describe`` and ``blocks``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def describe(configs: Mapping[str, str], server: str, *, portability: bool) -> i
 
 
 def blocks(server: str, names: Sequence[str]) -> int:
-    """Print the blocks of a server; with ``names``, only blocks with a name that begins like one of them."""
+    """Print the blocks of a server; ``names`` selects blocks by the beginning of the name."""
     found = [
         block
         for block in RemoteModelFactory(server).blocks()

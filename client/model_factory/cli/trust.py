@@ -1,4 +1,4 @@
-"""``model-factory trust``: show the source code that models would run on this machine, and pin it in a lock file."""
+"""``model-factory trust``: show source code that models would run on this machine, and pin the code in a lock file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model_factory.store.staging import whole_file
 
 
 def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, text: bool) -> int:
-    """Print the source bundles that the models of ``configs`` need, and write the digests to the file ``lock``.
+    """Print the source bundles of the models in ``configs``, and write the digests to the file ``lock``.
 
     With ``check``, write nothing, and return 1 if the lock file has other digests.
     """

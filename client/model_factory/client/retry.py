@@ -36,5 +36,5 @@ class Backoff:
 
 
 def is_disconnect(error: grpc.RpcError) -> bool:
-    """Whether an RPC failed because the server or the network is gone, so that another attempt may succeed."""
+    """Whether an RPC failed because the server or the network is gone; another attempt may succeed."""
     return error.code() in _GONE
