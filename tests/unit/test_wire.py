@@ -1,4 +1,4 @@
-"""The hand-written frames of blob chunks are the protobuf messages they stand for."""
+"""The mapping of messages: frames of blob chunks, errors, stages and manifests."""
 
 import pickle
 
@@ -41,15 +41,15 @@ def test_every_error_class_has_a_place_in_the_catalogue():
 
     ours = [cls for cls in below(ModelFactoryError) if cls.__module__ == "model_factory.errors"]
     listed = {reason.error for reason in wire.CATALOGUE}
-    # Bases are never raised themselves, and whose source is trusted is a matter of the trainer alone.
+    # Base classes are never raised, and only trainers raise SourceError.
     assert {cls.__name__ for cls in ours if cls not in listed} == {"ModelFactoryError", "LocatedError", "SourceError"}
     assert len({reason.name for reason in (*wire.CATALOGUE, wire.INTERNAL)}) == len(wire.CATALOGUE) + 1
-    for index, reason in enumerate(wire.CATALOGUE):  # none stands behind one that would be taken for it
+    for index, reason in enumerate(wire.CATALOGUE):  # an entry behind a base class would never match
         assert wire.reason_of(reason.error("x")) is wire.CATALOGUE[index]
 
 
 class Failure(grpc.RpcError):
-    """A failed call as a client sees it."""
+    """A failed RPC on the client."""
 
     def __init__(self, status, request_id="id-0123456789"):
         self._status = status
@@ -124,7 +124,7 @@ def test_a_path_that_is_none_is_no_error():
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "\u00e9" * 50_000, "\U0001f600" * 50_000])
 def test_a_long_text_fits_into_what_clients_take(text):
-    """Metadata over 8 KiB make an error another one, without its details."""
+    """With metadata over 8 KiB, gRPC replaces the error by an error without details."""
     error = ConfigError(text, path=tuple(text[:200] for _ in range(60)))
     status = wire.to_status(error, "n" * 255, "i" * 64)
     escaped = sum(1 if 32 <= byte < 127 else 3 for byte in status.details.encode())

@@ -14,8 +14,8 @@ _DRAWN_RANGE = (1 << 63) - 1
 def build_seed(seed: int | None) -> Iterator[int]:
     """Provide the seed of one build: ``seed``, or without one a number drawn from torch's default generator on the CPU.
 
-    One number is drawn for all components of a build. A failed build restores the generator: a retry of
-    one rank uses the same seed as every other rank.
+    One number is drawn for all components of a build. A failed build restores the generator: a rank
+    that retries keeps the seed of the other ranks.
 
     >>> _ = torch.manual_seed(3)
     >>> with build_seed(None) as first, build_seed(None) as second:
