@@ -8,8 +8,10 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from model_factory import errors
-from model_factory.errors import ConfigError, FormatError, ModelFactoryError
-from model_factory.v1 import blob_pb2, wire
+from model_factory.digest import Blob
+from model_factory.documents import FORMAT
+from model_factory.errors import ConfigError, FormatError, ModelFactoryError, ServerError
+from model_factory.v1 import blob_pb2, build_pb2, wire
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 16_383, 16_384, 1 << 20])
@@ -150,3 +152,47 @@ def test_a_refused_call_keeps_the_class_of_what_the_forward_raised(kind):
         assert str(error) == "the forward refused the call: no"
         assert str(got) == "component 'encoder': the forward refused the call: no"
     assert type(errors.refused_call("x", ZeroDivisionError())) is errors.CallSignatureError
+
+
+def test_every_stage_has_a_name():
+    names = [wire.stage_name(stage) for stage in build_pb2.BuildStage.values()]
+    assert names == ["unspecified", "queued", "constructing", "recording", "writing", "done"]
+    assert wire.stage_name(99) == "working", "a stage of a later server"
+
+
+def manifest(**changes):
+    digest = blob_pb2.Digest(blake3="ab" * 32, size_bytes=7)
+    built = dict.fromkeys(("descriptor", "programs", "weights"), digest)
+    component = build_pb2.BuiltComponent(**{"name": "encoder", "architecture_key": "cd" * 32, **built, **changes})
+    inline = build_pb2.InlineBlob(digest=digest, data=b"{}")
+    identity = build_pb2.BuildIdentity(backend="builtin", format_version=FORMAT)
+    return build_pb2.Manifest(components=[component], inline_blobs=[inline], identity=identity)
+
+
+def test_a_manifest_is_read():
+    found = wire.from_manifest(manifest(), "host:1")
+    blob = Blob("ab" * 32, 7)
+    (built,) = found.components
+    assert (built.name, built.architecture_key) == ("encoder", "cd" * 32)
+    assert (built.descriptor, built.programs, built.weights) == (blob, blob, blob)
+    assert found.inline == {blob.digest: b"{}"}
+    assert (found.identity.backend, found.identity.format_version) == ("builtin", FORMAT)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"architecture_key": "../x"}, {"weights": blob_pb2.Digest(blake3="ab" * 32, size_bytes=-1)}, {"descriptor": None}],
+    ids=["key", "size", "missing digest"],
+)
+def test_a_malformed_manifest_is_refused(changes):
+    with pytest.raises(FormatError):
+        wire.from_manifest(manifest(**changes), "host:1")
+
+
+def test_a_manifest_of_another_format_is_refused():
+    other = manifest()
+    other.identity.format_version = FORMAT + 1
+    with pytest.raises(
+        ServerError, match=rf"host:1 built with format {FORMAT + 1}, this client reads format {FORMAT}\."
+    ):
+        wire.from_manifest(other, "host:1")
