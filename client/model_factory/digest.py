@@ -35,7 +35,11 @@ class Blob:
 
 
 def digest_of(data: bytes) -> str:
-    """Compute the digest of bytes."""
+    """Compute the digest of bytes.
+
+    >>> digest_of(b"weights")[:12]
+    '3edc5c4a5df8'
+    """
     return blake3(data).hexdigest()
 
 
@@ -49,6 +53,9 @@ def digest_of_file(path: Path) -> str:
 
 def check_digest(text: str) -> str:
     """Return ``text`` if the text is a digest. Only checked digests become part of a path.
+
+    >>> check_digest("ab" * 32)[:4]
+    'abab'
 
     Raises:
         FormatError: the text is not a digest.

@@ -79,6 +79,9 @@ def parse_json(data: str | bytes, object_hook: Callable[[dict[str, Any]], Any] |
 def expect_type(data: Any, *types: type) -> Any:
     """Return ``data`` if its type is exactly one of ``types``; a subclass is refused.
 
+    >>> expect_type(3, int, float)
+    3
+
     Raises:
         FormatError: the value has another type.
     """
@@ -95,6 +98,9 @@ def expect_str(data: Any) -> str:
 def mapping(pairs: Iterable[tuple[K, V]], what: str) -> dict[K, V]:
     """Build a mapping from pairs; error messages call the keys ``what``.
 
+    >>> mapping([("a", 1), ("b", 2)], "a name")
+    {'a': 1, 'b': 2}
+
     Raises:
         FormatError: a key is given twice.
     """
@@ -107,6 +113,9 @@ def mapping(pairs: Iterable[tuple[K, V]], what: str) -> dict[K, V]:
 
 def named_float(data: Any) -> float:
     """Read ``nan``, ``inf`` or ``-inf``, floats without a JSON number.
+
+    >>> named_float("-inf")
+    -inf
 
     Raises:
         FormatError: the value is another text.

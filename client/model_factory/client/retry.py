@@ -15,7 +15,12 @@ _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # CANCELLED: f
 
 
 class Backoff:
-    """Growing waits between the attempts of one RPC."""
+    """Growing waits between the attempts of one RPC.
+
+    >>> backoff = Backoff()
+    >>> backoff.wait()  # 0.1 s, then 0.2 s, 0.4 s and so on up to 2 s
+    True
+    """
 
     def __init__(self) -> None:
         self.renew()

@@ -63,12 +63,20 @@ class Bundle:
 
 
 def module_name(file_name: str) -> str:
-    """Return the module name of a file: ``pkg.blocks`` for ``pkg/blocks.py``, ``pkg`` for ``pkg/__init__.py``."""
+    """Return the module name of a file.
+
+    >>> module_name("pkg/blocks.py"), module_name("pkg/__init__.py")
+    ('pkg.blocks', 'pkg')
+    """
     return file_name.removesuffix(".py").removesuffix(f"/{_PACKAGE}").replace("/", ".")
 
 
 def file_name(module: str, *, package: bool) -> str:
-    """Return the file name of a module."""
+    """Return the file name of a module.
+
+    >>> file_name("pkg.blocks", package=False), file_name("pkg", package=True)
+    ('pkg/blocks.py', 'pkg/__init__.py')
+    """
     return f"{module.replace('.', '/')}{f'/{_PACKAGE}' if package else ''}.py"
 
 

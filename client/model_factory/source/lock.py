@@ -86,7 +86,12 @@ def _pinned(item: Any) -> Pinned:
 
 
 def changes(lock: Lock, files: Mapping[str, str]) -> list[str]:
-    """List how files (digests by name) differ from the most similar bundle of a lock file, a line per file."""
+    """List how files (digests by name) differ from the most similar bundle of a lock file, a line per file.
+
+    >>> pinned = Pinned(needed_by=(), files={"blocks.py": "ab" * 32}, requires=())
+    >>> changes({"cd" * 32: pinned}, {"blocks.py": "ef" * 32, "more.py": "ab" * 32})
+    ['changed  blocks.py', 'added    more.py']
+    """
     nearest = max(lock.values(), key=lambda item: len(item.files.keys() & files.keys()), default=None)
     before: Mapping[str, str] = {} if nearest is None else nearest.files
     lines = []

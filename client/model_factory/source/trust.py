@@ -17,7 +17,11 @@ TrustSource: TypeAlias = "bool | str | PathLike[str] | Iterable[str] | None"
 
 
 class Trust:
-    """Decides whether a bundle may be fetched and run. Without fallback: untrusted code is an error."""
+    """Decides whether a bundle may be fetched and run. Without fallback: untrusted code is an error.
+
+    >>> trust = Trust(["ab" * 32])
+    >>> trust.check("encoder", "ab" * 32, reasons={}, fetch=lambda: b"")
+    """
 
     def __init__(self, trusted: TrustSource) -> None:
         """Read a value of ``trust_source``.
