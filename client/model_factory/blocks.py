@@ -1,4 +1,4 @@
-"""What a server's configs may name, described for people."""
+"""Blocks: descriptions of the names that configs can use on a server."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ class BlockArgument:
     """One argument of a block."""
 
     name: str
-    """With its stars, if it takes many."""
+    """Name, with stars for ``*args`` and ``**kwargs``."""
     annotation: str
-    """As Python writes it; empty: there is none."""
+    """Annotation in Python syntax; empty without annotation."""
     required: bool
-    """Whether a config must give it."""
+    """Whether a config must give the argument."""
     default: str
-    """As Python writes it; empty: there is none."""
+    """Default value in Python syntax; empty without default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Something that a config may name."""
+    """A module type or an op that a config can name."""
 
     name: str
-    """As a config writes it: a ``_type_``, or a ``call`` with its ``op:``."""
+    """Name in a config: the value of ``_type_``, or of ``call`` with the prefix ``op:``."""
     summary: str
-    """The first line of its documentation; may be empty."""
+    """First line of the documentation; may be empty."""
     origin: str
-    """Who registered it: ``torch``, ``builtin`` or the plug-in's module; empty if nobody said."""
+    """Registered by: ``torch``, ``builtin`` or the module of a plug-in; empty if unknown."""
     tags: tuple[str, ...]
-    """Words given at its registration."""
+    """Tags from the registration."""
     arguments: tuple[BlockArgument, ...]
-    """In order; empty also where the signature cannot be read."""
+    """Arguments in order; empty also for an unreadable signature."""
 
 
 SELF_CHECK = "model_factory.SelfCheck"
-"""The registry key of a small block that every server has."""
+"""Registry key of a small block on every server."""
 
 SELF_CHECK_WIDTH = 3
+"""Size of the last axis of the block's input."""
 
 SELF_CHECK_CONFIG: Mapping[str, Any] = MappingProxyType(
     {
@@ -49,4 +50,4 @@ SELF_CHECK_CONFIG: Mapping[str, Any] = MappingProxyType(
         "model": {"sequential": {"layers": [{"_type_": SELF_CHECK, "width": SELF_CHECK_WIDTH}, {"_type_": "nn.ReLU"}]}},
     }
 )
-"""A model of one block with a recorded program and one torch layer; what a server and the doctor build as a check."""
+"""A model of one recorded block and one torch layer; the server's warm-up and the doctor build the model as a check."""

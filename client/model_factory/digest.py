@@ -1,4 +1,4 @@
-"""The identity of content: its blake3 as 64 hexadecimal digits, and its size."""
+"""Identity of content: the blake3 digest as 64 hexadecimal digits, and the size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _PATTERN = re.compile(r"[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Identity of content."""
+    """Identity of content: digest and size.
+
+    >>> Blob.of(b"weights").size
+    7
+    """
 
     digest: str
     """blake3, 64 hexadecimal digits."""
@@ -26,28 +30,35 @@ class Blob:
 
     @classmethod
     def of(cls, data: bytes) -> Blob:
-        """Identity of bytes."""
+        """Compute the identity of bytes."""
         return cls(digest_of(data), len(data))
 
 
 def digest_of(data: bytes) -> str:
-    """Digest of bytes."""
+    """Compute the digest of bytes.
+
+    >>> digest_of(b"weights")[:12]
+    '3edc5c4a5df8'
+    """
     return blake3(data).hexdigest()
 
 
 def digest_of_file(path: Path) -> str:
-    """Digest of a file's content, read through a mapping, on all cores but in a fork."""
-    # A fork has none of the threads that its parent hashed with, and would wait for them.
+    """Compute the digest of a file through a memory mapping, on all cores; in a forked process on one core."""
+    # A forked process has no copy of the parent's hashing threads, and would wait for the threads forever.
     hasher = blake3(max_threads=blake3.AUTO if os.getpid() == _PID else 1)
     hasher.update_mmap(path)
     return hasher.hexdigest()
 
 
 def check_digest(text: str) -> str:
-    """Return ``text`` if it is written as a digest; nothing else may ever become part of a path.
+    """Return ``text`` if the text is a digest. Only checked digests become part of a path.
+
+    >>> check_digest("ab" * 32)[:4]
+    'abab'
 
     Raises:
-        FormatError: it is not.
+        FormatError: the text is not a digest.
     """
     if not _PATTERN.match(text):
         raise FormatError(f"{text[:80]!r} is not a digest (64 hexadecimal digits in lower case)")

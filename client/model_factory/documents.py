@@ -1,6 +1,6 @@
-"""Canonical JSON: the bytes of descriptors, programs and manifests.
+"""Canonical JSON, the encoding of descriptors, programs and manifests.
 
-Keys sorted, no white space, UTF-8, no duplicate keys, finite numbers only. Equal documents have equal bytes, so a
+Keys are sorted; no white space, UTF-8, no duplicate keys, finite numbers only. Equal documents have equal bytes, so the
 digest of the bytes is an identity.
 """
 
@@ -23,20 +23,24 @@ FORMAT = 2
 """Version of the descriptor, programs and manifest documents; part of every build key."""
 
 SOURCE_FORMAT = 1
-"""Version of bundles and of lock files; apart from ``FORMAT``, since trainers pin the digests of bundles."""
+"""Version of bundles and lock files. Separate from ``FORMAT``, because trainers pin digests of bundles."""
 
 
 def encode_document(document: Any) -> bytes:
-    """Return the canonical bytes of plain data."""
+    """Return the canonical bytes of plain data.
+
+    >>> encode_document({"b": 1, "a": [True]})
+    b'{"a":[true],"b":1}'
+    """
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")
 
 
 def decode_document(data: bytes, what: str) -> Any:
-    """Parse a document that came from somewhere else; ``what`` names it in errors.
+    """Parse a document from an untrusted peer; error messages call the document ``what``.
 
     Raises:
-        FormatError: it is too large, nested too deeply for the parser, or not JSON.
+        FormatError: the document is too large, nested too deeply for the parser, or not JSON.
     """
     if len(data) > MAX_DOCUMENT_BYTES:
         raise FormatError(f"{what} has {len(data)} bytes; at most {MAX_DOCUMENT_BYTES} are allowed")
@@ -47,12 +51,12 @@ def decode_document(data: bytes, what: str) -> Any:
 
 
 def parse_json(data: str | bytes, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Parse JSON strictly: no key twice in an object, no NaN, no infinite float, no number of over 200 characters.
+    """Parse JSON strictly: no duplicate keys, no NaN, no infinite float, no number of over 200 characters.
 
-    ``object_hook`` may replace each object, innermost first.
+    ``object_hook`` can replace each object, innermost first.
 
     Raises:
-        ValueError: the text is not JSON, or breaks one of these rules.
+        ValueError: the text is not JSON, or breaks a rule.
         RecursionError: arrays and objects are nested too deeply for the parser.
 
     Example:
@@ -73,10 +77,13 @@ def parse_json(data: str | bytes, object_hook: Callable[[dict[str, Any]], Any] |
 
 
 def expect_type(data: Any, *types: type) -> Any:
-    """Return a part of a document that is of exactly one of these types.
+    """Return ``data`` if its type is exactly one of ``types``; a subclass is refused.
+
+    >>> expect_type(3, int, float)
+    3
 
     Raises:
-        FormatError: it is of another.
+        FormatError: the value has another type.
     """
     if type(data) not in types:
         raise FormatError(f"expected {' or '.join(item.__name__ for item in types)}, got {type(data).__name__}")
@@ -84,15 +91,18 @@ def expect_type(data: Any, *types: type) -> Any:
 
 
 def expect_str(data: Any) -> str:
-    """As :func:`expect_type`, for text."""
+    """Return ``data`` if it is a string; see :func:`expect_type`."""
     return expect_type(data, str)  # type: ignore[no-any-return]
 
 
 def mapping(pairs: Iterable[tuple[K, V]], what: str) -> dict[K, V]:
-    """Return the mapping of what is written as pairs; ``what`` is what their keys are.
+    """Build a mapping from pairs; error messages call the keys ``what``.
+
+    >>> mapping([("a", 1), ("b", 2)], "a name")
+    {'a': 1, 'b': 2}
 
     Raises:
-        FormatError: one is given twice.
+        FormatError: a key is given twice.
     """
     entries = list(pairs)
     found = dict(entries)
@@ -102,10 +112,13 @@ def mapping(pairs: Iterable[tuple[K, V]], what: str) -> dict[K, V]:
 
 
 def named_float(data: Any) -> float:
-    """Read a float that JSON has no number for by what ``repr`` calls it.
+    """Read ``nan``, ``inf`` or ``-inf``, floats without a JSON number.
+
+    >>> named_float("-inf")
+    -inf
 
     Raises:
-        FormatError: it is not called so.
+        FormatError: the value is another text.
     """
     if type(data) is not str or data not in {"nan", "inf", "-inf"}:
         raise FormatError(f"{data!r} is not nan, inf or -inf")

@@ -220,7 +220,7 @@ class SourceError(ModelFactoryError):
     ...     RemoteModelFactory(server, trust_source="missing.lock")
     ... except SourceError as error:
     ...     print(str(error).partition(". Remedy: ")[2])
-    write it with `model-factory trust CONFIG -o missing.lock`
+    write the file with `model-factory trust CONFIG -o missing.lock`
     """
 
 

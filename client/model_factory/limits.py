@@ -1,4 +1,4 @@
-"""Bounds on what crosses the wire and lies on the disk, each with its unit. Checked before the thing grows."""
+"""Bounds on messages and files, each with a unit. A bound is checked before memory or disk space is used."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ KIB = 1024
 MIB = 1024 * KIB
 
 MAX_DOCUMENT_BYTES = 64 * MIB
-"""Of a descriptor, a set of programs or a manifest, as JSON."""
+"""Size of a descriptor, a set of programs or a manifest, as JSON."""
 
 MAX_NUMBER_CHARS = 200
-"""Characters of a written number: reading a number can take time that is quadratic in its length."""
+"""Characters of a number: the time to parse a number can grow with the square of the length."""
 
 MAX_MODULES = 100_000
-"""Modules in one descriptor."""
+"""Modules in a descriptor."""
 
 MAX_TENSORS = 100_000
-"""Parameters and buffers in one descriptor."""
+"""Parameters and buffers in a descriptor."""
 
 MAX_STEPS = 100_000
-"""Steps in one program."""
+"""Steps in a program."""
 
 MAX_BRANCHES = 64
-"""Programs of one call form of a module that differ in the outcomes of guards on values."""
+"""Programs per call signature of a module; the programs differ in the outcomes of guards on values."""
 
 BLOB_CHUNK_BYTES = 2 * MIB
-"""Of one message of a blob stream."""
+"""Data in a single message of a blob stream."""
 
 MAX_MESSAGE_BYTES = 128 * MIB
-"""Of one gRPC message; descriptors travel inside one."""
+"""Size of a gRPC message; a descriptor is sent as a single message."""
 
 MAX_EXAMPLE_RANK = 16
-"""Axes of one tensor of a call that is an example, or that is to be recorded."""
+"""Axes of a tensor in an example call or in a call to record."""
 
 MAX_COMPONENTS = 256
-"""Components in one request."""
+"""Components in a request."""
 
 MAX_SOURCE_FILES = 1_000
-"""Files in one bundle of source."""
+"""Files in a bundle of source code."""
 
 MAX_SOURCE_FILE_BYTES = 2 * MIB
-"""Of one file of it."""
+"""Size of a file in a bundle."""
 
 MAX_SOURCE_BYTES = 16 * MIB
-"""Of a bundle."""
+"""Size of a bundle."""
 
 MAX_SOURCE_NAME_BYTES = 255
-"""Of the name of a file in a bundle."""
+"""Length of a file name in a bundle."""
 
 MAX_PORT = 65535
 """The largest TCP port."""

@@ -1,4 +1,4 @@
-"""One suite over both factories: what a trainer may rely on, wherever its models are built."""
+"""One suite over both factories: the contract for trainers, with models built on a server or in the same process."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_relative_paths_are_else_relative_to_the_working_directory(
 ) -> None:
     monkeypatch.chdir(SMALL)
     factory = make()
-    monkeypatch.chdir(tmp_path)  # the one at the time of making it, as for every other argument
+    monkeypatch.chdir(tmp_path)  # the factory keeps the working directory of its creation
     assert isinstance(one(factory.build({"config_path": "mlp.yaml"})), GraphModel)
 
 
@@ -171,7 +171,7 @@ def test_every_build_is_a_model_of_its_own(make: Make) -> None:
 
 
 def test_components_with_one_config_do_not_share_their_tensors(make: Make) -> None:
-    """Their weights differ as well: each has a seed of its own, of its name."""
+    """Weights differ, too: the seed of a component depends on the name."""
     models = several(make().build({"left": TINY, "right": TINY}))
     left, right = (model.graph_modules["layer0"].weight for model in models.values())
     assert left.data_ptr() != right.data_ptr()
@@ -247,7 +247,7 @@ def test_a_build_draws_one_number_whatever_it_builds(make: Make) -> None:
 def test_descriptions_and_builds_that_fail_draw_nothing(
     act: Callable[[ModelFactory], Any], error: type[Exception] | None, make: Make
 ) -> None:
-    """So a rank that tries again stays in step with the others."""
+    """A rank that retries keeps the seed of the other ranks."""
     factory = make(seed=None)
     torch.manual_seed(13)
     before = torch.get_rng_state()
@@ -341,7 +341,7 @@ def graph(**changes: Any) -> dict[str, Any]:
 
 LINEAR = TINY["model"]["sequential"]["layers"][0]
 
-# What is wrong, and a piece of what both factories have to say about it.
+# A fault, and a part of the message from both factories.
 REFUSED: dict[str, tuple[Any, type[ModelFactoryError], str]] = {
     "unknown type": (layers({"_type_": "nn.Linaer"}), ConfigError, "Unknown module type 'nn.Linaer'"),
     "unknown argument": (layers(LINEAR | {"biass": True}), ConfigError, "Unknown kwargs for 'nn.Linear': 'biass'"),

@@ -1,4 +1,4 @@
-"""A server's store that a trainer sees: opened where it lies, whatever else lies there."""
+"""A server's store that a trainer sees: blobs are opened in place, and hostile files are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLOB = Blob.of(DATA)
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Where the blob would lie."""
+    """The place of the blob in the store."""
     folder = tmp_path / "store" / "blobs" / BLOB.digest[:2]
     folder.mkdir(parents=True)
     return folder / BLOB.digest
@@ -147,7 +147,7 @@ def test_a_hint_does_not_go_up(place: Path, tmp_path: Path) -> None:
 
 
 def open_within(hint: str) -> object:
-    """Open, in a thread: a FIFO must not hold anybody up."""
+    """Open in a thread: a FIFO must not block the caller."""
     results: list[object] = []
     thread = threading.Thread(target=lambda: results.append(open_shared(hint, BLOB)), daemon=True)
     thread.start()

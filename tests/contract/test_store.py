@@ -1,4 +1,4 @@
-"""What a store of blobs and records promises, to a server and to a node's trainers alike."""
+"""The contract of a store of blobs and records, for a server and for the trainers of a node."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model_factory.digest import digest_of, digest_of_file
 from model_factory.store import Blob, Store
 
 KEY = digest_of(b"a key")
-CHECKED_NS = 1_000_000_000  # the mark of blobs whose content was checked
+CHECKED_NS = 1_000_000_000  # the mark of blobs with verified content
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_a_blob_that_was_written_to_is_set_aside(store: Store, use: str) -> None
 
 
 def test_a_blob_that_decayed_is_found_when_it_is_read_or_verified(store: Store) -> None:
-    """As a disk does it: without a trace in the file's times."""
+    """A disk fault leaves no trace in the file's times."""
     blobs = [store.put(b"some data"), store.put(b"other data"), store.put(b"sound data")]
     for blob, data in zip(blobs, (b"some dota", b"other dota"), strict=False):
         path = store.find(blob)
@@ -143,7 +143,7 @@ def test_a_blob_that_decayed_is_found_when_it_is_read_or_verified(store: Store) 
 
 
 def test_a_copied_blob_is_checked_once(store: Store) -> None:
-    """As a copy of a whole store: its times are others, its content is not."""
+    """A copy of a whole store has other times and the same content."""
     blob = store.put(b"some data")
     path = store.find(blob)
     assert path is not None
@@ -176,7 +176,7 @@ def test_a_record_that_is_not_whole_is_set_aside(store: Store, data: bytes) -> N
 
 
 def test_what_cannot_be_read_is_a_store_error(store: Store) -> None:
-    """A folder in the place of a file, as a stand-in for a disk that fails."""
+    """A folder in the place of a file simulates a disk fault."""
     blob = store.put(b"some content")
     store.put_record(KEY, {"a": 1})
     for folder, name in (("records", KEY), ("blobs", blob.digest)):
@@ -275,7 +275,7 @@ def test_a_mark_on_a_file_that_others_may_write_to_says_nothing(store: Store) ->
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
 def test_what_is_no_file_is_no_blob(kind: str, store: Store, tmp_path: Path) -> None:
-    """Nor is it waited for, followed or in the way of eviction."""
+    """A link, FIFO or folder is not opened, and does not stop eviction."""
     data = b"somewhere else"
     blob = Blob.of(data)
     elsewhere, place = tmp_path / "elsewhere", store.root / "blobs" / blob.digest[:2] / blob.digest

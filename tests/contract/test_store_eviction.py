@@ -1,4 +1,4 @@
-"""The bound on a store: least recently used goes first, what is in use stays."""
+"""The bound on a store: least recently used blobs are evicted first, blobs in use stay."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Store:
 
 def put(store: Store, letter: str) -> Blob:
     blob = store.put(letter.encode() * SIZE)
-    time.sleep(0.002)  # the clock of files is coarse
+    time.sleep(0.002)  # file times have a coarse resolution
     return blob
 
 

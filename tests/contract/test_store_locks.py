@@ -1,4 +1,4 @@
-"""Stores on file systems whose locks differ: no ``flock``, the ``flock`` of NFS, locks of one machine, no locks."""
+"""Stores on file systems with other locks: no ``flock``, the ``flock`` of NFS, locks of one machine, no locks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def no_flock(number: int) -> MakePatch:
 
 
 def flock_of_nfs(patch: pytest.MonkeyPatch) -> None:
-    """The descriptor has to be open for what the lock stands for: writing, or reading."""
+    """An exclusive lock needs a descriptor open for writing, a shared lock a descriptor open for reading."""
 
     def flock(number: int, operation: int) -> None:
         mode = REAL_FCNTL(number, fcntl.F_GETFL) & os.O_ACCMODE
@@ -56,7 +56,7 @@ def flock_for_everybody(patch: pytest.MonkeyPatch) -> None:
 
 
 def flock_for_nobody(patch: pytest.MonkeyPatch) -> None:
-    """Exclusive locks are refused for ever, as where the other side of a network file system is gone."""
+    """Exclusive locks are refused forever, as after the loss of a network file system's server."""
 
     def flock(number: int, operation: int) -> None:
         if operation & fcntl.LOCK_EX:
@@ -83,7 +83,7 @@ EVICTING: dict[str, tuple[MakePatch, str, bool]] = {
     "flock for nobody": (flock_for_nobody, "ofd", True),
     **{f"no flock: {errno.errorcode[number]}": (no_flock(number), "ofd", True) for number in ABSENT},
 }
-"""The kind of lock that works, and whether an exclusive lock needs a descriptor that is open for writing."""
+"""By name: the patch, the kind of lock that works, whether an exclusive lock needs a writable descriptor."""
 
 KEEPING: dict[str, MakePatch] = {
     "no locks": no_locks,
@@ -91,7 +91,7 @@ KEEPING: dict[str, MakePatch] = {
     "nfs, locks of one machine": mounted("nfs", "local_lock=all"),
     "9p": mounted("9p"),
 }
-"""No lock tells whether a blob is in use on another machine."""
+"""No lock shows whether another machine uses a blob."""
 
 
 @pytest.fixture(params=[*EVICTING, *KEEPING])

@@ -1,4 +1,4 @@
-"""A node's cache under many hands, some of which die."""
+"""A node cache with many processes, some of which die."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_killed_writer_leaves_no_blob(tmp_path: Path, chance: random.Random) -
 
 
 def test_writers_killed_at_any_moment(tmp_path: Path, chance: random.Random) -> None:
-    """Whatever is under a blob's name afterwards is the whole blob."""
+    """Afterwards every file with a blob's name has the whole blob."""
     for _ in range(12):
         seed = chance.randrange(1 << 30)
         writer = start(WRITER, tmp_path, seed, "publish")
@@ -172,11 +172,11 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(
     for path in blob_files(tmp_path / "cache"):
         data, stat = path.read_bytes(), path.stat()
         cut = chance.randrange(1, len(data))
-        path.unlink()  # what is mapped by a living model stays as it is
+        path.unlink()  # the mapping of a living model keeps the content
         other = bytes([data[0] ^ 1]) + data[1:]
         harmed = {"truncated": data[:cut], "emptied": b"", "longer": data + b"\0"}.get(damage, other)
         path.write_bytes(harmed)
-        if damage == "decayed":  # as a disk does it, without a trace in the file's times
+        if damage == "decayed":  # a disk fault leaves no trace in the file's times
             os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         assert_same_state(mlp(), expected)
         assert digest_of_file(path) == path.name
@@ -190,7 +190,7 @@ def test_training_does_not_change_the_cache(mlp: Callable[[], nn.Module], tmp_pa
 
 
 def test_a_full_disk_has_room_for_what_can_take_the_place_of_the_unused(tmp_path: Path) -> None:
-    """And a cache that has become read-only says so, in the package's own words."""
+    """A cache that became read-only raises an error of this package."""
     inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     mount = f"mount -t tmpfs -o size=2m none {tmp_path}"
     if shutil.which("unshare") is None or subprocess.run([*inside, mount], capture_output=True, check=False).returncode:

@@ -40,7 +40,7 @@ from model_factory.cli.main import main
 from model_factory.errors import StoreError
 from model_factory.store import Blob, Store
 
-with tempfile.TemporaryDirectory() as place:  # every module is imported before the interpreter may be out of reach
+with tempfile.TemporaryDirectory() as place:  # import every module before the user loses access to the interpreter
     main(["cache", "--dir", place, "ls"])
     with Store(Path(place)).locked("ab" * 32):
         Store(Path(place)).read(Store(Path(place)).put(b"warm"))
@@ -151,7 +151,7 @@ def test_a_second_user_has_a_cache_or_the_remedy(umask: str, mode: int, folder: 
 
 @pytest.mark.parametrize("earlier", ["022", "002", "077"])
 def test_no_file_of_a_private_user_is_readable_by_others(earlier: str, folder: Path) -> None:
-    """In a cache that was made under another umask, too."""
+    """Also in a cache created with another umask."""
     cache = folder / "cache"
     cache.mkdir()
     os.chown(cache, FIRST, FIRST)
@@ -242,7 +242,7 @@ for use in (lambda: store.read(blob), lambda: store.verify(blob.digest), lambda:
 
 
 def test_what_is_damaged_in_a_read_only_mount_is_an_error(tmp_path: Path) -> None:
-    """Not a file that is found again and again."""
+    """Without this error, every reader finds the same damaged file again."""
     store = Store(tmp_path / "store")
     path = store.find(store.put(b"data"))
     assert path is not None
@@ -297,7 +297,7 @@ def test_another_user_builds_from_a_cache_that_only_can_be_read(
 
 @pytest.fixture
 def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user without HOME and without an entry in the system's table of users."""
+    """A user without HOME and without an entry in the password file."""
     for name in ("HOME", "XDG_CACHE_HOME", "MODEL_FACTORY_CACHE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 23456)
@@ -340,7 +340,7 @@ def test_a_cache_that_the_caller_names_is_named_in_the_remedy(tmp_path: Path) ->
 def test_weights_that_cannot_be_mapped_are_an_error_of_the_cache(
     number: int, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not taken for a damaged file, which would be fetched again."""
+    """The file is not treated as damaged and fetched again."""
 
     def refuse(*_arguments: object, **_options: object) -> None:
         raise OSError(number, os.strerror(number))

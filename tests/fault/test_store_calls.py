@@ -1,4 +1,4 @@
-"""A store on file systems of every kind: each call fails with each error, and the store works or names the remedy."""
+"""Each call to the file system fails with each error: the store works, or the error has a remedy."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def adopt(store: Store, folder: Path) -> None:
 
 def look(store: Store, _folder: Path) -> None:
     digests = {entry.digest for entry in store.entries()}
-    assert Blob.of(OLD).digest in digests or digests == set()  # what may not be read counts as another user's
+    assert (
+        Blob.of(OLD).digest in digests or digests == set()
+    )  # an unreadable folder counts as the folder of another user
     assert all(isinstance(entry.in_use, bool) for entry in store.entries())
 
 
@@ -95,7 +97,7 @@ def prune(store: Store, _folder: Path) -> None:
 
 
 USES = (find, read, map_blob, record, verify, look, put, put_record, hold_lock, adopt, make_room, scratch, sweep, prune)
-"""All that a store does; the last one removes blobs."""
+"""All uses of a store; the last use removes blobs."""
 
 NEED_OLD = (find, read, map_blob, verify, look)
 
@@ -118,7 +120,7 @@ def copied(filled: Path, folder: Path) -> Path:
 
 
 def works_or_says_why(root: Path, use: Callable[..., None], *arguments: Any) -> None:
-    """A use of a store does what the use should, or the error names the folder and the remedy."""
+    """A use of a store succeeds, or the error names the folder and the remedy."""
     try:
         use(*arguments)
     except ModelFactoryError as error:
@@ -129,14 +131,14 @@ def works_or_says_why(root: Path, use: Callable[..., None], *arguments: Any) -> 
 
 
 def check_after(folder: Path) -> None:
-    """Every blob and record is whole, and a store opened without faults sweeps what is left."""
+    """Every blob and record is whole, and a store opened without faults sweeps all leftovers."""
     store = Store(folder / "store")
     for path in (store.root / "blobs").glob("*/*"):
         assert digest_of_file(path) == path.name
     for key in (KEY, OTHER_KEY):
         assert store.record(key) in (DOCUMENT, None)
     left = [path for name in ("staging", "locks", "scratch") for path in (store.root / name).iterdir()]
-    assert [path for path in left if not path.name.startswith(TRIAL)] == []  # a trial's file goes when it is old
+    assert [path for path in left if not path.name.startswith(TRIAL)] == []  # the file of a trial is removed once old
     assert store.put(OLD) == Blob.of(OLD)
     assert store.read(Blob.of(OLD)) == OLD
 
@@ -165,7 +167,7 @@ def attempt(decide: Callable[[], Decide], folder: Path, at_start: bool) -> None:
 def test_every_call_may_fail(name: str, at_start: bool, filled: Path, tmp_path: Path) -> None:
     for number in ERRORS:
         faults = [partial(always, name, number)]
-        if number in {errno.EIO, errno.EACCES, errno.ENOSPC}:  # as a disk, a permission or space comes and goes
+        if number in {errno.EIO, errno.EACCES, errno.ENOSPC}:  # temporary faults: disk, permission, space
             faults += [partial(once, name, number, after) for after in range(3)]
         for fault in faults:
             attempt(fault, copied(filled, tmp_path / "case"), at_start)

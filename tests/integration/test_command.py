@@ -153,7 +153,7 @@ def test_two_configs_with_one_name(server: ServerProcess, run: Run, tmp_path: Pa
     assert "two configs are called 'mlp'" in done.stderr
     done = run("build", f"config_path={SMALL / 'mlp.yaml'}", "--server", server.address)
     assert done.returncode == 1
-    assert "no model can be called 'config_path' here; give it another name: NAME=FILE" in done.stderr
+    assert "a model cannot be called 'config_path'. Remedy: give another name, NAME=FILE" in done.stderr
 
 
 def rows(table: str) -> list[list[str]]:

@@ -18,6 +18,7 @@ import torch
 
 import model_factory
 import model_factory_server
+from model_factory.store import Blob
 from support.server import ServerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -38,14 +39,14 @@ def modules_with_examples() -> Iterator[str]:
 
 
 @pytest.fixture
-def names(server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def names(server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The names that examples use without an import; ``server`` is the address of a running server."""
     monkeypatch.chdir(tmp_path)
-    factory = model_factory.RemoteModelFactory(server.address)
+    torch.manual_seed(0)
     public = {name: getattr(model_factory, name) for name in model_factory.__all__}
-    blob = importlib.import_module("model_factory.store").Blob
-    more = {"server": server.address, "factory": factory, "model_cfg": MODEL_CFG, "torch": torch, "time": time}
-    return public | more | {"Blob": blob}
+    with model_factory.RemoteModelFactory(server.address) as factory:
+        more = {"server": server.address, "factory": factory, "model_cfg": MODEL_CFG}
+        yield public | more | {"Blob": Blob, "torch": torch, "time": time}
 
 
 @pytest.mark.parametrize("name", list(modules_with_examples()))

@@ -61,8 +61,8 @@ def test_a_good_deployment(server: ServerProcess, examine: Examine, capsys: pyte
     status, found = examine(server.address)
     assert status == 0, found
     assert outcomes(found, "OK") == [check.name for check in CHECKS]
-    assert "16 MiB" in found["throughput"]["said"]
-    assert "forward and backward of a recorded block are right" in found["build"]["said"]
+    assert "16 MiB" in found["throughput"]["message"]
+    assert "forward and backward of a recorded block are right" in found["build"]["message"]
     assert main(["doctor", "--server", server.address]) == 0
     said = capsys.readouterr().out
     assert [line.split()[0] for line in said.splitlines()] == ["OK"] * len(CHECKS)
@@ -77,9 +77,9 @@ def test_a_closed_port(examine: Examine) -> None:
     assert status == 1
     assert outcomes(found, "FAIL") == ["port"]
     assert outcomes(found, "OK") == ["name", "cache"]
-    assert "refused" in found["port"]["said"]
+    assert "refused" in found["port"]["message"]
     assert "start the server" in found["port"]["remedy"]
-    assert found["build"]["said"] == "needs capabilities"
+    assert found["build"]["message"] == "needs capabilities"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_an_invalid_address(address: str, said: str, examine: Examine) -> None:
     status, found = examine(address)
     assert status == 1
     assert outcomes(found, "FAIL") == ["name"]
-    assert said in found["name"]["said"]
+    assert said in found["name"]["message"]
 
 
 def test_another_program_at_the_port(examine: Examine) -> None:
@@ -136,7 +136,7 @@ def test_a_starting_or_stopping_server(examine: Examine, capsys: pytest.CaptureF
         assert capsys.readouterr().out == "NOT_SERVING\n"
     assert status == 1
     assert outcomes(found, "FAIL") == ["health"]
-    assert found["health"]["said"] == "the server says NOT_SERVING"
+    assert found["health"]["message"] == "the health status is NOT_SERVING"
 
 
 def test_a_server_of_another_version(examine: Examine) -> None:
@@ -144,7 +144,7 @@ def test_a_server_of_another_version(examine: Examine) -> None:
         status, found = examine(address)
     assert status == 1
     assert outcomes(found, "FAIL") == ["capabilities"]
-    assert "format 99" in found["capabilities"]["said"]
+    assert "format 99" in found["capabilities"]["message"]
     assert "same version" in found["capabilities"]["remedy"]
     assert outcomes(found, "skipped") == ["build", "throughput"]
 
@@ -195,14 +195,14 @@ def test_access(
     assert status == (1 if failed else 0), found
     assert outcomes(found, "FAIL") == ([failed] if failed else [])
     if failed:
-        assert said in found[failed]["said"]
+        assert said in found[failed]["message"]
         assert remedy in found[failed]["remedy"]
 
 
 def test_an_invalid_bound_of_the_cache(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_FACTORY_CACHE_GIB", "lots")
     _, found = examine("no-such-host.invalid:1")
-    assert "a size in GiB" in found["cache"]["said"]
+    assert "a size in GiB" in found["cache"]["message"]
     assert "unset it" in found["cache"]["remedy"]
 
 

@@ -165,7 +165,7 @@ def test_the_doctor_leaves_name_and_port_to_a_proxy(
     monkeypatch.setenv("MODEL_FACTORY_USE_PROXY", "1")
     monkeypatch.setenv("https_proxy", f"http://{tunnel.address}")
     assert main(["doctor", "--server", server.address, "--json"]) == 0
-    found = {check["check"]: check["said"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    found = {check["check"]: check["message"] for check in json.loads(capsys.readouterr().out)["checks"]}
     assert f"(through {tunnel.address}, the proxy of https_proxy)" in found["name"]
     assert f"(through {tunnel.address}, the proxy of https_proxy)" in found["port"]
 

@@ -93,7 +93,7 @@ def lock(source_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory)
     (folder / "policy.yaml").write_text(json.dumps(CONFIG), encoding="utf-8")
     done = command(folder, "trust", "policy.yaml", "--server", source_server.address)
     assert done.returncode == 0, done.stderr
-    assert "policy: needs source, bundle " in done.stdout
+    assert "policy: needs source code, bundle " in done.stdout
     assert "router (Router): the forward runs on real tensors, but not on the symbolic sizes" in done.stdout
     assert "experts.0 (Expert): part of a Router, which is sent as source code" in done.stdout
     assert f"  routed/policy.py, {lines_of('policy.py')} lines" in done.stdout
@@ -206,7 +206,7 @@ def test_without_trust_nothing_is_fetched(source_server: ServerProcess, make_rem
         for part in ("component 'policy'", "router (Router): the forward runs", digest, "model-factory trust CONFIG"):
             assert part in text
         assert factory._cache.find(blob_of(source_server, digest)) is None
-    with pytest.raises(SourceError, match="it is not among the digests of trust_source"):
+    with pytest.raises(SourceError, match="trust_source does not contain the digest"):
         make_remote(source_server.address, trust_source=["0" * 64]).build({"config": CONFIG})
     assert make_remote(source_server.address, trust_source={digest}).build({"config": CONFIG})
     assert factory.build({"config": of("embed")}), "what needs no source needs no trust"
@@ -230,7 +230,7 @@ def test_changed_source_is_refused_with_what_changed(
     older.write_text(json.dumps(document))
     with pytest.raises(SourceError) as refused:
         make_remote(source_server.address, trust_source=str(older)).build({"config": CONFIG})
-    assert f"{older} does not have it" in str(refused.value)
+    assert f"{older} does not contain the digest" in str(refused.value)
     assert "removed routed/gone.py, added routed/layers.py, changed routed/policy.py." in str(refused.value)
     asked = ("trust", lock.with_name("policy.yaml"), "--server", source_server.address, "--check", "-o")
     changed = command(tmp_path, *asked, older)

@@ -1,4 +1,4 @@
-"""Addresses of servers: what gRPC takes is let through, anything else is named with its remedy."""
+"""Addresses of servers: valid addresses pass, any other text is refused with a remedy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ALLOWED = {
     "xds:///service": [],
 }
 
-# What is wrong with an address, and the remedy.
+# The fault of an address, and the remedy.
 REFUSED = {
     "": ("the address is empty", "HOST:PORT"),
     " ": ("the address is empty", "HOST:PORT"),

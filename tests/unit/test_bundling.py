@@ -139,7 +139,7 @@ def test_what_makes_no_bundle_is_said(files: dict[str, str], message: str, write
 
 def test_other_versions_are_warned_about() -> None:
     data = encode_bundle(Bundle(files={"m.py": ""}, requires=(Requirement("numpy", "numpy", "0.0.1"),)))
-    with pytest.warns(UserWarning, match=r"the source of a block was built with numpy 0\.0\.1; here it runs with"):
+    with pytest.warns(UserWarning, match=r"the source of a block was built with numpy 0\.0\.1; installed here is"):
         load_source(data, digest_of(data), "a block")
 
 

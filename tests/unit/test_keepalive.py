@@ -1,7 +1,7 @@
-"""The pings of both sides, with the values that are really set: nobody waits here for an idle hour.
+"""The pings of client and server, computed from the values in use; no test waits for an idle hour.
 
-gRPC's rules are those of its guide on keepalive. That pings are sent and pass, with shorter intervals, is shown over
-real connections in tests/attacks/test_connections.py.
+The rules are from gRPC's guide on keepalive. tests/attacks/test_connections.py sends pings with shorter intervals over
+real connections.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ CLIENT: dict[str, Any] = {str(name): value for name, value in connection._OPTION
 SERVER: dict[str, Any] = dict(app._keepalive_options(ConnectionSettings()))
 
 MINUTE = 60_000
-# What a server does that sets nothing: a ping sooner than this after the last one is a strike, the third ends it all.
+# Defaults of a server: an earlier ping than this is a strike, and the third strike ends the connection.
 GRPC_DEFAULTS = {
     "grpc.http2.min_ping_interval_without_data_ms": 5 * MINUTE,
     "grpc.http2.max_ping_strikes": 2,
     "grpc.keepalive_permit_without_calls": 0,
 }
-WITHOUT_CALLS = 120 * MINUTE  # the least between pings on a connection without calls, unless those are permitted
-# Balancers of connections forget idle ones by default: Azure's after 4 minutes, AWS's after 350 s, Google's after 10.
+WITHOUT_CALLS = 120 * MINUTE  # shortest time between pings without calls, unless such pings are permitted
+# Load balancers drop idle connections by default: Azure after 4 minutes, AWS after 350 s, Google after 10 minutes.
 SHORTEST_IDLE = 4 * MINUTE
-JITTER = 5_000  # between a ping's sending and its arrival, of one more than of the next
+JITTER = 5_000  # difference between the delays of two pings
 
 
 def is_cut_off(client: Mapping[str, Any], server: Mapping[str, Any], hours: float, *, calls: bool) -> bool:
-    """Whether the server takes the client's pings for a flood, in hours in which no data flows."""
+    """Whether the server treats the client's pings as a flood during hours without data."""
     enforced = GRPC_DEFAULTS | dict(server)
     if not calls and not client.get("grpc.keepalive_permit_without_calls", 0):
-        return False  # it sends none
+        return False  # the client sends no pings
     least = enforced["grpc.http2.min_ping_interval_without_data_ms"]
     if not calls and not enforced["grpc.keepalive_permit_without_calls"]:
         least = WITHOUT_CALLS
@@ -69,5 +69,5 @@ def test_a_side_that_vanished_is_noticed_in_time() -> None:
     for side in (CLIENT, SERVER):
         assert side["grpc.keepalive_timeout_ms"] == side["grpc.http2.ping_timeout_ms"], "the longer of the two counts"
         assert side["grpc.keepalive_time_ms"] + side["grpc.keepalive_timeout_ms"] <= 2 * MINUTE
-    # A client that waits for a stream which brings nothing gives the connection time to be found dead first.
+    # A stalled stream is cancelled later than the detection of a dead connection.
     assert CLIENT["grpc.keepalive_timeout_ms"] < connection.STALL_SECONDS * 1000

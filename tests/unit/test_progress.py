@@ -1,4 +1,4 @@
-"""Progress is shown to a person, and to nobody else."""
+"""Progress is shown on a terminal, and nowhere else."""
 
 import io
 import logging
@@ -44,7 +44,7 @@ def test_a_person_sees_stages_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("at_once")
 def test_a_log_file_gets_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING, progress.log.name)  # the process may log what is waited for there
+    caplog.set_level(logging.WARNING, progress.log.name)  # messages about waiting may go to the log
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
     work()

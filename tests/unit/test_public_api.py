@@ -1,4 +1,4 @@
-"""What users import; a change here is a change for them."""
+"""The names that users import; a change here is a change for users."""
 
 import inspect
 import subprocess

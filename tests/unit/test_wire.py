@@ -1,4 +1,4 @@
-"""The hand-written frames of blob chunks are the protobuf messages they stand for."""
+"""The mapping of messages: frames of blob chunks, errors, stages and manifests."""
 
 import pickle
 
@@ -8,8 +8,10 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from model_factory import errors
-from model_factory.errors import ConfigError, FormatError, ModelFactoryError
-from model_factory.v1 import blob_pb2, wire
+from model_factory.digest import Blob
+from model_factory.documents import FORMAT
+from model_factory.errors import ConfigError, FormatError, ModelFactoryError, ServerError
+from model_factory.v1 import blob_pb2, build_pb2, wire
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 16_383, 16_384, 1 << 20])
@@ -41,15 +43,15 @@ def test_every_error_class_has_a_place_in_the_catalogue():
 
     ours = [cls for cls in below(ModelFactoryError) if cls.__module__ == "model_factory.errors"]
     listed = {reason.error for reason in wire.CATALOGUE}
-    # Bases are never raised themselves, and whose source is trusted is a matter of the trainer alone.
+    # Base classes are never raised, and only trainers raise SourceError.
     assert {cls.__name__ for cls in ours if cls not in listed} == {"ModelFactoryError", "LocatedError", "SourceError"}
     assert len({reason.name for reason in (*wire.CATALOGUE, wire.INTERNAL)}) == len(wire.CATALOGUE) + 1
-    for index, reason in enumerate(wire.CATALOGUE):  # none stands behind one that would be taken for it
+    for index, reason in enumerate(wire.CATALOGUE):  # an entry behind a base class would never match
         assert wire.reason_of(reason.error("x")) is wire.CATALOGUE[index]
 
 
 class Failure(grpc.RpcError):
-    """A failed call as a client sees it."""
+    """A failed RPC on the client."""
 
     def __init__(self, status, request_id="id-0123456789"):
         self._status = status
@@ -124,7 +126,7 @@ def test_a_path_that_is_none_is_no_error():
 
 @pytest.mark.parametrize("text", ["x" * 100_000, "\u00e9" * 50_000, "\U0001f600" * 50_000])
 def test_a_long_text_fits_into_what_clients_take(text):
-    """Metadata over 8 KiB make an error another one, without its details."""
+    """With metadata over 8 KiB, gRPC replaces the error by an error without details."""
     error = ConfigError(text, path=tuple(text[:200] for _ in range(60)))
     status = wire.to_status(error, "n" * 255, "i" * 64)
     escaped = sum(1 if 32 <= byte < 127 else 3 for byte in status.details.encode())
@@ -150,3 +152,47 @@ def test_a_refused_call_keeps_the_class_of_what_the_forward_raised(kind):
         assert str(error) == "the forward refused the call: no"
         assert str(got) == "component 'encoder': the forward refused the call: no"
     assert type(errors.refused_call("x", ZeroDivisionError())) is errors.CallSignatureError
+
+
+def test_every_stage_has_a_name():
+    names = [wire.stage_name(stage) for stage in build_pb2.BuildStage.values()]
+    assert names == ["unspecified", "queued", "constructing", "recording", "writing", "done"]
+    assert wire.stage_name(99) == "working", "a stage of a later server"
+
+
+def manifest(**changes):
+    digest = blob_pb2.Digest(blake3="ab" * 32, size_bytes=7)
+    built = dict.fromkeys(("descriptor", "programs", "weights"), digest)
+    component = build_pb2.BuiltComponent(**{"name": "encoder", "architecture_key": "cd" * 32, **built, **changes})
+    inline = build_pb2.InlineBlob(digest=digest, data=b"{}")
+    identity = build_pb2.BuildIdentity(backend="builtin", format_version=FORMAT)
+    return build_pb2.Manifest(components=[component], inline_blobs=[inline], identity=identity)
+
+
+def test_a_manifest_is_read():
+    found = wire.from_manifest(manifest(), "host:1")
+    blob = Blob("ab" * 32, 7)
+    (built,) = found.components
+    assert (built.name, built.architecture_key) == ("encoder", "cd" * 32)
+    assert (built.descriptor, built.programs, built.weights) == (blob, blob, blob)
+    assert found.inline == {blob.digest: b"{}"}
+    assert (found.identity.backend, found.identity.format_version) == ("builtin", FORMAT)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"architecture_key": "../x"}, {"weights": blob_pb2.Digest(blake3="ab" * 32, size_bytes=-1)}, {"descriptor": None}],
+    ids=["key", "size", "missing digest"],
+)
+def test_a_malformed_manifest_is_refused(changes):
+    with pytest.raises(FormatError):
+        wire.from_manifest(manifest(**changes), "host:1")
+
+
+def test_a_manifest_of_another_format_is_refused():
+    other = manifest()
+    other.identity.format_version = FORMAT + 1
+    with pytest.raises(
+        ServerError, match=rf"host:1 built with format {FORMAT + 1}, this client reads format {FORMAT}\."
+    ):
+        wire.from_manifest(other, "host:1")

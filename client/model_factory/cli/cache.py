@@ -1,4 +1,4 @@
-"""``model-factory cache``: what a node's cache, or a server's store, holds; needs no server and no torch."""
+"""``model-factory cache``: list, verify or shrink a node cache or a server's store; needs no server and no torch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,24 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 def add_cache(commands: Any) -> None:
     """Add the command to the sub-parsers of ``model-factory``."""
-    parser = commands.add_parser("cache", help="look at, check or shrink this node's cache")
+    parser = commands.add_parser("cache", help="list, verify or shrink the cache of this node")
     parser.add_argument(
-        "--dir", type=Path, default=None, help="another store: a server's, say (default: this node's cache)"
+        "--dir",
+        type=Path,
+        default=None,
+        help="folder of another store, for example of a server (default: the node cache)",
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    actions.add_parser("ls", help="show the blobs, those used last first").set_defaults(run=_list)
-    actions.add_parser("verify", help="hash every blob; remove the damaged ones").set_defaults(run=_verify)
-    prune = actions.add_parser("prune", help="remove what is not in use, least recently used first")
-    prune.add_argument("--max-gib", type=float, default=None, metavar="N", help="what may stay (default: the bound)")
+    actions.add_parser("ls", help="list the blobs, most recently used first").set_defaults(run=_list)
+    actions.add_parser("verify", help="hash every blob, and remove damaged blobs").set_defaults(run=_verify)
+    prune = actions.add_parser("prune", help="remove unused blobs, least recently used first")
+    prune.add_argument(
+        "--max-gib",
+        type=float,
+        default=None,
+        metavar="N",
+        help="size to keep, in GiB (default: the bound of the cache)",
+    )
     prune.set_defaults(run=_prune)
 
 
@@ -35,10 +44,10 @@ def _store(arguments: argparse.Namespace) -> Store:
     root: Path = arguments.dir or default_cache_dir()
     try:
         is_store = (root / "blobs").is_dir()
-    except PermissionError:  # the store names the remedy
+    except PermissionError:  # the error of the store names the remedy
         is_store = True
     if not is_store:
-        raise ModelFactoryError(f"{root} is not a cache or store: it has no folder 'blobs'")
+        raise ModelFactoryError(f"{root} is not a cache or store: no folder 'blobs' was found")
     return Store(root)
 
 
@@ -59,7 +68,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     found = store.entries()
     damaged = [entry for entry in found if not store.verify(entry.digest) and not entry.path.exists()]
     for entry in damaged:
-        print(f"{entry.digest} was damaged and is removed; it is fetched or built again when it is needed")
+        print(f"{entry.digest} was damaged and is removed; the next use fetches or builds the blob again")
     print(f"{len(found)} blobs checked, {len(damaged)} damaged")
     return 1 if damaged else 0
 
@@ -67,13 +76,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _prune(arguments: argparse.Namespace) -> int:
     store = _store(arguments)
     if arguments.max_gib is not None and not 0 <= arguments.max_gib < 1 << 30:
-        raise ModelFactoryError(f"--max-gib is a size in GiB, 64 say, got {arguments.max_gib:g}")
+        raise ModelFactoryError(f"--max-gib is a size in GiB, for example 64, got {arguments.max_gib:g}")
     bound = default_cache_bytes() if arguments.max_gib is None else int(arguments.max_gib * _GIB)
     removed = store.prune(bound)
     left = sum(entry.size for entry in store.entries())
     print(f"{len(removed)} blobs removed, {_size(sum(entry.size for entry in removed))}; {_size(left)} left")
     if left > bound:
-        print(f"the bound is {_size(bound)}; the rest is in use", file=sys.stderr)
+        print(f"the bound is {_size(bound)}; the remaining blobs are in use", file=sys.stderr)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""``model-factory doctor``: what a trainer needs of a deployment, one check after the other, and what to do."""
+"""``model-factory doctor``: check a deployment from a trainer's machine, step by step, with a remedy for each fault."""
 
 from __future__ import annotations
 
@@ -25,47 +25,47 @@ from model_factory.store import Store
 Outcome = Literal["OK", "FAIL", "skipped"]
 
 _ROUND_TRIPS = 20
-_WIDTH, _DEPTH = 1024, 4  # of what is downloaded: 16 MiB
+_WIDTH, _DEPTH = 1024, 4  # of the model for the download: 16 MiB
 _FREE_BYTES = 1024 * MIB
 _BUILD_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one check came to."""
+    """The result of one check."""
 
     check: str
-    """Its name."""
+    """Name of the check."""
     outcome: Outcome
-    """Skipped: something that it needs has failed."""
-    said: str
-    """What was found."""
+    """``skipped``: an earlier check, needed for this check, failed."""
+    message: str
+    """The observation."""
     remedy: str = ""
-    """What to do about it."""
+    """Action for the user; empty without a fault."""
     seconds: float = 0.0
-    """How long it took."""
+    """Duration of the check."""
 
 
 class CheckError(Exception):
-    """A check found something wrong: what, and what to do."""
+    """A fault found by a check, with a remedy."""
 
-    def __init__(self, said: str, remedy: str) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
         self.remedy = remedy
 
 
 @dataclass(slots=True, kw_only=True)
-class Visit:
-    """What the checks work on, and what they leave for those after them."""
+class Deployment:
+    """The deployment under test, with results that later checks use."""
 
     address: str
-    """Of the server, as the user wrote the address."""
+    """Address of the server, as written by the user."""
     scratch: Path
-    """A folder that is gone afterwards; caches in it are empty."""
+    """A temporary folder for empty caches."""
     timeout: float
-    """Seconds that each question to the server may take."""
+    """Time limit of each RPC, in seconds."""
     addresses: list[Any] = field(default_factory=list)
-    """What the server's name resolves to."""
+    """Socket addresses of the server's name."""
     _connection: Connection | None = field(default=None, init=False)
 
     @property
@@ -82,15 +82,15 @@ class Visit:
 
 
 def doctor(address: str, *, timeout: float, as_json: bool) -> int:
-    """Do every check and print its finding; 0 if all is well, else 1."""
+    """Run every check and print the findings; return 0 without a fault, else 1."""
     findings: list[Finding] = []
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="model-factory-doctor-")))
-        visit = Visit(address=address, scratch=scratch, timeout=timeout)
-        stack.callback(visit.close)
+        deployment = Deployment(address=address, scratch=scratch, timeout=timeout)
+        stack.callback(deployment.close)
         failed: set[str] = set()
         for check in CHECKS:
-            finding = _examine(check, visit, failed)
+            finding = _examine(check, deployment, failed)
             if finding.outcome != "OK":
                 failed.add(check.name)
             findings.append(finding)
@@ -102,33 +102,33 @@ def doctor(address: str, *, timeout: float, as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def _examine(check: Check, visit: Visit, failed: set[str]) -> Finding:
+def _examine(check: Check, deployment: Deployment, failed: set[str]) -> Finding:
     if missing := [name for name in check.needs if name in failed]:
-        return Finding(check=check.name, outcome="skipped", said=f"needs {missing[0]}")
+        return Finding(check=check.name, outcome="skipped", message=f"needs {missing[0]}")
     started = time.monotonic()
     outcome: Outcome = "FAIL"
     try:
-        said, remedy, outcome = check.run(visit), "", "OK"
+        message, remedy, outcome = check.run(deployment), "", "OK"
     except CheckError as error:
-        said, remedy = str(error), error.remedy
+        message, remedy = str(error), error.remedy
     except ModelFactoryError as error:
-        said, _, remedy = str(error).partition(" Remedy: ")
+        message, _, remedy = str(error).partition(" Remedy: ")
         remedy = remedy or check.remedy
     return Finding(
-        check=check.name, outcome=outcome, said=said, remedy=remedy, seconds=round(time.monotonic() - started, 4)
+        check=check.name, outcome=outcome, message=message, remedy=remedy, seconds=round(time.monotonic() - started, 4)
     )
 
 
 def _print(finding: Finding) -> None:
-    print(f"{finding.outcome:<8}{finding.check:<14}{finding.said}", flush=True)
+    print(f"{finding.outcome:<8}{finding.check:<14}{finding.message}", flush=True)
     if finding.remedy:
-        print(f"{'':<22}do: {finding.remedy}", flush=True)
+        print(f"{'':<22}remedy: {finding.remedy}", flush=True)
 
 
-def _name(visit: Visit) -> str:
-    address = parse_address(visit.address)
+def _name(deployment: Deployment) -> str:
+    address = parse_address(deployment.address)
     if is_proxied():
-        return f"{visit.address} is for the proxy to look up{proxy_note()}"
+        return f"the proxy looks up {deployment.address}{proxy_note()}"
     found = []
     for host, port in address.hosts:
         try:
@@ -138,77 +138,78 @@ def _name(visit: Visit) -> str:
                 f"{host} has no address: {getattr(error, 'strerror', None) or error}",
                 "check the spelling of --server, and the name server of this node",
             ) from None
-        visit.addresses += addresses
+        deployment.addresses += addresses
         found.append(f"{host} is {', '.join(sorted({str(item[4][0]) for item in addresses}))}")
-    return "; ".join(found) or f"{visit.address} has no host to look up"
+    return "; ".join(found) or f"{deployment.address} contains no host name"
 
 
-def _port(visit: Visit) -> str:
-    if not visit.addresses:
-        return f"no port to try of {visit.address}{proxy_note() if is_proxied() else ''}"
+def _port(deployment: Deployment) -> str:
+    if not deployment.addresses:
+        return f"no port to connect to in {deployment.address}{proxy_note() if is_proxied() else ''}"
     errors = []
-    for family, kind, protocol, _, address in visit.addresses:
+    for family, kind, protocol, _, address in deployment.addresses:
         started = time.monotonic()
         try:
             with socket.socket(family, kind, protocol) as probe:
-                probe.settimeout(visit.timeout)
+                probe.settimeout(deployment.timeout)
                 probe.connect(address)
         except OSError as error:
             errors.append(f"{address[0]}:{address[1]}: {error.strerror or error}")
             continue
         return f"{address[0]}:{address[1]} accepts connections in {_ms(time.monotonic() - started)}"
     raise CheckError(
-        f"nobody accepts connections at {'; '.join(errors)}",
-        "start the server; let it --listen on an address that this node reaches (its default is loopback); open the "
-        "port in firewalls and network policies",
+        f"no server accepts connections at {'; '.join(errors)}",
+        "start the server; give --listen an address that this node can reach (the default is loopback); open the port "
+        "in firewalls and network policies",
     )
 
 
-def _health(visit: Visit) -> str:
-    status = visit.connection.health(visit.timeout)
+def _health(deployment: Deployment) -> str:
+    status = deployment.connection.health(deployment.timeout)
     if status != "SERVING":
         raise CheckError(
-            f"the server says {status}",
-            "it starts or stops: try again in a minute. If it stays so, its log says what the warm-up build met",
+            f"the health status is {status}",
+            "the server starts or stops: try again in a minute. If the status stays, look for the warm-up build in the "
+            "server's log",
         )
     return status
 
 
-def _capabilities(visit: Visit) -> str:
-    answer = visit.connection.capabilities()
-    backend = answer.backend
+def _capabilities(deployment: Deployment) -> str:
+    found = deployment.connection.capabilities()
+    backend = found.backend
     return (
-        f"version {answer.server_version}, format {answer.format_version}, {backend.name} on {answer.device_kind}, "
-        f"torch {backend.torch_version}, at most {answer.limits.weights_bytes / MIB:,.0f} MiB of weights"
+        f"version {found.server_version}, format {found.format_version}, {backend.name} on {found.device_kind}, "
+        f"torch {backend.torch_version}, at most {found.limits.weights_bytes / MIB:,.0f} MiB of weights"
     )
 
 
-def _round_trip(visit: Visit) -> str:
+def _round_trip(deployment: Deployment) -> str:
     times = []
     for _ in range(_ROUND_TRIPS):
         started = time.monotonic()
-        visit.connection.health(visit.timeout)
+        deployment.connection.health(deployment.timeout)
         times.append(time.monotonic() - started)
     return f"{_ms(statistics.median(times))} median, {_ms(max(times))} worst of {_ROUND_TRIPS}"
 
 
-def _cache(_visit: Visit) -> str:
+def _cache(_deployment: Deployment) -> str:
     cache = Store(default_cache_dir(), default_cache_bytes())
     cache.put(b"model-factory doctor")
     free = cache.free_bytes()
     if free < _FREE_BYTES:
         raise CheckError(
             f"{cache.root} has {free / MIB:,.0f} MiB free",
-            "make room, or set MODEL_FACTORY_CACHE to a folder with more: weights are kept there",
+            "free space on the disk, or set MODEL_FACTORY_CACHE to a folder on a larger disk, for weights",
         )
     return f"{cache.root} is writable and has {free / MIB:,.0f} MiB free"
 
 
-def _build(visit: Visit) -> str:
-    """Build a block with a recorded program, anew and from the server's store; run the block here, forward and back."""
-    import torch  # noqa: PLC0415  what comes before must work without waiting for it
+def _build(deployment: Deployment) -> str:
+    """Build a recorded block twice, the second time from the server's store; run forward and backward."""
+    import torch  # noqa: PLC0415  earlier checks must not wait for this import
 
-    factory, seconds = _factory(visit, "build", secrets.randbits(32)), []
+    factory, seconds = _factory(deployment, "build", secrets.randbits(32)), []
     for _ in range(2):
         started = time.monotonic()
         module: Any = factory.build({"config": dict(SELF_CHECK_CONFIG)})
@@ -223,45 +224,45 @@ def _build(visit: Visit) -> str:
     gradients, right = (torch.autograd.grad(value.square().sum(), parameters) for value in (result, expected))
     if not all(torch.allclose(one, other) for one, other in zip((result, *gradients), (expected, *right), strict=True)):
         raise CheckError(
-            "the rebuilt block computes something else than the block's formula",
-            "report this, with the versions of torch on both sides",
+            "the rebuilt block computes other values than the block's formula",
+            "report this fault, with the versions of torch on server and trainer",
         )
     return f"{_ms(seconds[0])}, again {_ms(seconds[1])}; forward and backward of a recorded block are right"
 
 
 def _self_check(x: Any, weight: Any, bias: Any, scale: Any) -> Any:
-    """Compute what the model of ``SELF_CHECK_CONFIG`` computes, without the model."""
-    import torch  # noqa: PLC0415  what comes before must work without waiting for it
+    """Compute the formula of the model of ``SELF_CHECK_CONFIG`` without the model."""
+    import torch  # noqa: PLC0415  earlier checks must not wait for this import
 
     steps = torch.nn.functional.linear(x, weight, bias) * scale
     positions = torch.arange(x.shape[1], device=x.device).to(x.dtype)
     return torch.relu(torch.cat([steps + torch.sin(positions)[:, None], x[:, :1]], dim=1))
 
 
-def _throughput(visit: Visit) -> str:
+def _throughput(deployment: Deployment) -> str:
     config = _sequential(*[_linear(_WIDTH, _WIDTH) for _ in range(_DEPTH)])
-    first = _factory(visit, "throughput-first")
+    first = _factory(deployment, "throughput-first")
     first.build(config)
     first.close()
-    second = _factory(visit, "throughput-second")
+    second = _factory(deployment, "throughput-second")
     started = time.monotonic()
     module: Any = second.build(config)
     seconds = time.monotonic() - started
     second.close()
     size = sum(item.numel() * item.itemsize for item in module.parameters())
     rate = size / 1e6 / seconds
-    return f"{size / MIB:.0f} MiB looked up, downloaded, checked and mapped in {_ms(seconds)}: {rate:,.0f} MB/s"
+    return f"{size / MIB:.0f} MiB downloaded, verified and mapped in {_ms(seconds)}: {rate:,.0f} MB/s"
 
 
-def _factory(visit: Visit, cache: str, seed: int = 0) -> Any:
+def _factory(deployment: Deployment, cache: str, seed: int = 0) -> Any:
     from model_factory.client.factory import RemoteModelFactory  # noqa: PLC0415  torch
 
     return RemoteModelFactory(
-        visit.address,
+        deployment.address,
         seed=seed,
-        cache_dir=visit.scratch / cache,
+        cache_dir=deployment.scratch / cache,
         timeout=_BUILD_SECONDS,
-        credentials=visit.connection.credentials,
+        credentials=deployment.connection.credentials,
     )
 
 
@@ -279,19 +280,19 @@ def _ms(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that has to be right."""
+    """One check of a deployment."""
 
     name: str
-    """In a word."""
-    run: Callable[[Visit], str]
-    """Returns what it found; raises CheckError, or an error of this package, when it is not right."""
+    """Short name, for the output."""
+    run: Callable[[Deployment], str]
+    """Returns the observation; raises ``CheckError`` or ``ModelFactoryError`` for a fault."""
     needs: tuple[str, ...] = ()
-    """Checks without which it makes no sense."""
+    """Names of checks that must pass first."""
     remedy: str = ""
-    """What to do about an error that does not say so itself."""
+    """Remedy for an error without a remedy of its own."""
 
 
-_LOOK = "look into the server's log for the request id, or around this time"
+_SEE_LOG = "look for the request id, or this time, in the server's log"
 
 CHECKS: tuple[Check, ...] = (
     Check(name="name", run=_name),
@@ -300,10 +301,11 @@ CHECKS: tuple[Check, ...] = (
         name="health",
         run=_health,
         needs=("port",),
-        remedy="make sure that it is a model-factory server, and that both sides agree on TLS. With it, "
-        "MODEL_FACTORY_CA_FILE here names the authorities of the server's certificate, which has the name that it is "
-        "asked by (else MODEL_FACTORY_SERVER_NAME) and has not expired; MODEL_FACTORY_CERT_FILE and "
-        "MODEL_FACTORY_KEY_FILE name this client's, if the server asks for one. Its log says why a handshake failed",
+        remedy="make sure that a model-factory server listens there, and that client and server agree on TLS. For TLS, "
+        "set MODEL_FACTORY_CA_FILE to the authorities of the server's certificate; the certificate must contain the "
+        "host name (else set MODEL_FACTORY_SERVER_NAME) and must not have expired. Set MODEL_FACTORY_CERT_FILE and "
+        "MODEL_FACTORY_KEY_FILE if the server requires a client certificate. The server's log has the cause of a "
+        "failed handshake",
     ),
     Check(
         name="capabilities",
@@ -311,13 +313,13 @@ CHECKS: tuple[Check, ...] = (
         needs=("health",),
         remedy="install the same version of model-factory here and on the server",
     ),
-    Check(name="round trip", run=_round_trip, needs=("health",), remedy=_LOOK),
+    Check(name="round trip", run=_round_trip, needs=("health",), remedy=_SEE_LOG),
     Check(
         name="cache",
         run=_cache,
-        remedy="give this user the right to write there, or set MODEL_FACTORY_CACHE to another folder",
+        remedy="give this user permission to write to the folder, or set MODEL_FACTORY_CACHE to another folder",
     ),
-    Check(name="build", run=_build, needs=("capabilities",), remedy=_LOOK),
-    Check(name="throughput", run=_throughput, needs=("build",), remedy=_LOOK),
+    Check(name="build", run=_build, needs=("capabilities",), remedy=_SEE_LOG),
+    Check(name="throughput", run=_throughput, needs=("build",), remedy=_SEE_LOG),
 )
-"""In the order in which they are done."""
+"""All checks, in order."""

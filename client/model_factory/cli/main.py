@@ -1,7 +1,7 @@
-"""``model-factory``: one command for trainers and operators.
+"""The command ``model-factory``, for trainers and operators.
 
-Commands that need more than this package are added by the packages that have them, through the entry-point group
-``model_factory.commands``: a function that takes the sub-parsers and adds its own.
+Other packages add commands through the entry-point group ``model_factory.commands``: a function that adds commands to
+the given sub-parsers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from model_factory.cli.cache import add_cache
 from model_factory.config import resolve_file
@@ -19,6 +20,7 @@ from model_factory.environment import default_server, environment
 from model_factory.errors import ModelFactoryError
 from model_factory.source.lock import LOCK_NAME
 
+_DESCRIPTION = "Build trainable torch modules on a model server; inspect configs, caches and servers."
 _MAX_SECONDS = 86400.0
 
 _COMMAND_GROUP = "model_factory.commands"
@@ -26,7 +28,7 @@ _SERVE = "serve"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the result is the exit status: 0, 1 for an error that is ours, 2 for wrong usage."""
+    """Run the command; return the exit status: 0, or 1 for an error. Wrong usage exits with 2."""
     parser = _parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown and arguments.run is not _no_server:
@@ -37,77 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more while flushing.
+        # The reader of the output is gone; without this line Python reports the same error again while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="model-factory", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="model-factory", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=metadata.version("model-factory"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    build = commands.add_parser("build", help="build models on a server")
-    _add_configs(build)
-    _add_server(build)
-    build.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="write each model's state dict and descriptor here"
-    )
-    build.add_argument(
-        "--seed",
-        type=int,
-        default=None,
-        help="seed of the weights (default: the first that torch draws, the same in every run)",
-    )
-    build.add_argument("--dtype", default=None, help="cast floating tensors, to bfloat16 say")
-    build.set_defaults(run=_build)
-
-    describe = commands.add_parser("describe", help="show a model's modules, how each travels and why, and sizes")
-    _add_configs(describe)
-    _add_server(describe)
-    describe.add_argument(
-        "--quick", action="store_true", help="types, shapes and sizes alone: the server does not try how modules travel"
-    )
-    describe.set_defaults(run=_describe)
-
-    trust = commands.add_parser("trust", help="show the source that models would run here, and pin it in a lock file")
-    _add_configs(trust)
-    _add_server(trust)
-    trust.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path(LOCK_NAME),
-        metavar="FILE",
-        help="the lock file (default: %(default)s)",
-    )
-    trust.add_argument("--check", action="store_true", help="write nothing; status 1 if the lock file is another")
-    trust.add_argument("--text", action="store_true", help="print the source, too")
-    trust.set_defaults(run=_trust)
-
-    validate = commands.add_parser("validate", help="resolve and check configs; needs no server")
-    _add_configs(validate)
-    validate.set_defaults(run=_validate)
-
-    blocks = commands.add_parser("blocks", help="show what a server can build, with arguments and defaults")
-    _add_server(blocks)
-    blocks.add_argument("names", nargs="*", metavar="NAME", help="only these, or those whose name starts so")
-    blocks.set_defaults(run=_blocks)
-
-    add_cache(commands)
-
-    health = commands.add_parser("health", help="ask whether a server serves; for probes")
-    _add_server(health)
-    _add_timeout(health, 5.0)
-    health.set_defaults(run=_health)
-
-    doctor = commands.add_parser("doctor", help="check a deployment from here, and say what to do")
-    _add_server(doctor)
-    _add_timeout(doctor, 10.0)
-    doctor.add_argument("--json", action="store_true", help="print one JSON document")
-    doctor.set_defaults(run=_doctor)
-
+    for add in (_add_build, _add_describe, _add_trust, _add_validate, _add_blocks, add_cache, _add_health, _add_doctor):
+        add(commands)
     for entry in metadata.entry_points(group=_COMMAND_GROUP):
         entry.load()(commands)
     if _SERVE not in commands.choices:
@@ -116,14 +59,89 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_build(commands: Any) -> None:
+    parser = commands.add_parser("build", help="build models on a server")
+    _add_configs(parser)
+    _add_server(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="write state dict and descriptor of each model to this folder"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help="seed of the weights (default: the first number from torch's generator, the same in every run)",
+    )
+    parser.add_argument("--dtype", default=None, help="cast floating tensors to this dtype, for example bfloat16")
+    parser.set_defaults(run=_build)
+
+
+def _add_describe(commands: Any) -> None:
+    parser = commands.add_parser("describe", help="show the modules of a model: types, sizes and portability")
+    _add_configs(parser)
+    _add_server(parser)
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="show types, shapes and sizes only; skip the portability check, which takes as long as a first build",
+    )
+    parser.set_defaults(run=_describe)
+
+
+def _add_trust(commands: Any) -> None:
+    parser = commands.add_parser(
+        "trust", help="show the source code that models would run on this machine, and pin the code in a lock file"
+    )
+    _add_configs(parser)
+    _add_server(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path(LOCK_NAME), metavar="FILE", help="lock file (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with status 1 if the lock file is out of date"
+    )
+    parser.add_argument("--text", action="store_true", help="print the source code, too")
+    parser.set_defaults(run=_trust)
+
+
+def _add_validate(commands: Any) -> None:
+    parser = commands.add_parser("validate", help="resolve and check configs; needs no server")
+    _add_configs(parser)
+    parser.set_defaults(run=_validate)
+
+
+def _add_blocks(commands: Any) -> None:
+    parser = commands.add_parser("blocks", help="list the blocks of a server, with arguments and defaults")
+    _add_server(parser)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="list only blocks with a name that begins like this")
+    parser.set_defaults(run=_blocks)
+
+
+def _add_health(commands: Any) -> None:
+    parser = commands.add_parser("health", help="print the health status of a server; for probes")
+    _add_server(parser)
+    _add_timeout(parser, 5.0)
+    parser.set_defaults(run=_health)
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser("doctor", help="check a deployment from this machine, and print remedies")
+    _add_server(parser)
+    _add_timeout(parser, 10.0)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(run=_doctor)
+
+
 def _add_configs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "configs", nargs="+", metavar="CONFIG", help="a YAML file, or NAME=FILE; the name is else the file's"
+        "configs", nargs="+", metavar="CONFIG", help="FILE or NAME=FILE, with a YAML file (default name: file name)"
     )
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--server", default=default_server(), metavar="HOST:PORT", help="default: %(default)s")
+    parser.add_argument(
+        "--server", default=default_server(), metavar="HOST:PORT", help="address of the server (default: %(default)s)"
+    )
 
 
 def _seconds(text: str) -> float:
@@ -138,7 +156,11 @@ def _seconds(text: str) -> float:
 
 def _add_timeout(parser: argparse.ArgumentParser, seconds: float) -> None:
     parser.add_argument(
-        "--timeout", type=_seconds, default=seconds, metavar="SECONDS", help="of each question (default: %(default)g)"
+        "--timeout",
+        type=_seconds,
+        default=seconds,
+        metavar="SECONDS",
+        help="time limit of each RPC (default: %(default)g)",
     )
 
 
@@ -149,15 +171,15 @@ def _named_configs(arguments: argparse.Namespace) -> dict[str, str]:
         if not separator:
             name, path = Path(item).stem, item
         if name in named:
-            raise ModelFactoryError(f"two configs are called {name!r}; give one another name: NAME={path}")
+            raise ModelFactoryError(f"two configs are called {name!r}. Remedy: give a name, NAME={path}")
         named[name] = path
     return named
 
 
 def _components(arguments: argparse.Namespace) -> dict[str, str]:
     named = _named_configs(arguments)
-    if named.keys() == {"config_path"}:  # which in a model_cfg asks for a model without a name
-        raise ModelFactoryError("no model can be called 'config_path' here; give it another name: NAME=FILE")
+    if named.keys() == {"config_path"}:  # in a model_cfg, this key requests a model without a name
+        raise ModelFactoryError("a model cannot be called 'config_path'. Remedy: give another name, NAME=FILE")
     return named
 
 
@@ -169,7 +191,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from model_factory.cli.models import build  # noqa: PLC0415  torch, which validate can do without
+    from model_factory.cli.models import build  # noqa: PLC0415  validate must not import torch
 
     return build(
         _components(arguments), arguments.server, seed=arguments.seed, dtype=arguments.dtype, output=arguments.output
@@ -177,13 +199,13 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _describe(arguments: argparse.Namespace) -> int:
-    from model_factory.cli.models import describe  # noqa: PLC0415  torch, which validate can do without
+    from model_factory.cli.models import describe  # noqa: PLC0415  validate must not import torch
 
     return describe(_components(arguments), arguments.server, portability=not arguments.quick)
 
 
 def _trust(arguments: argparse.Namespace) -> int:
-    from model_factory.cli.trust import trust  # noqa: PLC0415  torch, which validate can do without
+    from model_factory.cli.trust import trust  # noqa: PLC0415  validate must not import torch
 
     return trust(
         _components(arguments), arguments.server, lock=arguments.output, check=arguments.check, text=arguments.text
@@ -191,13 +213,13 @@ def _trust(arguments: argparse.Namespace) -> int:
 
 
 def _blocks(arguments: argparse.Namespace) -> int:
-    from model_factory.cli.models import blocks  # noqa: PLC0415  torch, which validate can do without
+    from model_factory.cli.models import blocks  # noqa: PLC0415  validate must not import torch
 
     return blocks(arguments.server, arguments.names)
 
 
 def _health(arguments: argparse.Namespace) -> int:
-    from model_factory.client.connection import Connection  # noqa: PLC0415  grpc, which validate can do without
+    from model_factory.client.connection import Connection  # noqa: PLC0415  validate must not import grpc
 
     status = Connection(arguments.server).health(arguments.timeout)
     print(status)
@@ -205,7 +227,7 @@ def _health(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from model_factory.cli.doctor import doctor  # noqa: PLC0415  grpc, which validate can do without
+    from model_factory.cli.doctor import doctor  # noqa: PLC0415  validate must not import grpc
 
     return doctor(arguments.server, timeout=arguments.timeout, as_json=arguments.json)
 

@@ -1,4 +1,4 @@
-"""The commands that talk to a server."""
+"""The commands ``build``, ``describe`` and ``blocks``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model_factory.store.staging import whole_file
 
 
 def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: str | None, output: Path | None) -> int:
-    """Build models and say what came of it; write them to ``output`` if given."""
+    """Build models and print their sizes; write state dicts and descriptors to the folder ``output`` if given."""
     factory = RemoteModelFactory(server, seed=seed, dtype=None if dtype is None else torch_dtype(dtype))
     started = time.monotonic()
     models = factory.build(configs)
@@ -38,7 +38,7 @@ def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: s
 
 
 def describe(configs: Mapping[str, str], server: str, *, portability: bool) -> int:
-    """Print a table of each model's modules, with ``travel`` how each of them does and why."""
+    """Print a table of each model's modules; ``portability`` adds how each module is sent to a trainer, and why."""
     described = RemoteModelFactory(server).describe(configs, portability=portability)
     assert isinstance(described, dict)
     for name, architecture in described.items():
@@ -47,14 +47,14 @@ def describe(configs: Mapping[str, str], server: str, *, portability: bool) -> i
 
 
 def blocks(server: str, names: Sequence[str]) -> int:
-    """Print what the server can build."""
+    """Print the blocks of a server; ``names`` selects blocks by the beginning of the name."""
     found = [
         block
         for block in RemoteModelFactory(server).blocks()
         if not names or any(block.name.startswith(name) for name in names)
     ]
     if not found:
-        raise ModelFactoryError(f"the server has no block whose name starts with {' or '.join(map(repr, names))}")
+        raise ModelFactoryError(f"no block of the server has a name that begins with {' or '.join(map(repr, names))}")
     for block in found:
         about = ", ".join((block.origin, *block.tags))
         print(f"{block.name}({', '.join(_argument(argument) for argument in block.arguments)})  [{about}]")
@@ -68,7 +68,7 @@ def _argument(argument: BlockArgument) -> str:
 
 
 def _write(output: Path, name: str, model: nn.Module, architecture: Descriptor) -> list[Path]:
-    """Write a model's state dict and descriptor; whole files or none."""
+    """Write a model's state dict and descriptor, as whole files."""
     weights, descriptor = output / f"{name}.safetensors", output / f"{name}.descriptor.json"
     with whole_file(weights) as file:
         write_weights(file, model.state_dict())

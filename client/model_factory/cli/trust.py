@@ -1,4 +1,4 @@
-"""``model-factory trust``: shows the source that models would run on this machine, and pins it in a lock file."""
+"""``model-factory trust``: show source code that models would run on this machine, and pin the code in a lock file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from model_factory.store.staging import whole_file
 
 
 def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, text: bool) -> int:
-    """Show the bundles that the models of ``configs`` need, and write their digests to ``lock``.
+    """Print the source bundles of the models in ``configs``, and write the digests to the file ``lock``.
 
-    With ``check`` nothing is written: 1 is returned if the lock file does not have exactly these.
+    With ``check``, write nothing, and return 1 if the lock file has other digests.
     """
     factory = RemoteModelFactory(server)
     described = factory.describe(configs, portability=True)
@@ -28,13 +28,13 @@ def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, t
         _refuse_unbuildable(name, architecture)
         ref = architecture.descriptor.bundle
         if ref is None:
-            print(f"{name}: needs no source")
+            print(f"{name}: needs no source code")
             continue
         if ref.digest not in bundles:
             bundles[ref.digest] = decode_bundle(factory.read_source(ref))
         blocks = architecture.descriptor.source_reasons
         needed_by.setdefault(ref.digest, []).extend(f"{name}: {block}" for block in blocks)
-        print(f"{name}: needs source, bundle {ref.digest}")
+        print(f"{name}: needs source code, bundle {ref.digest}")
         for block, reason in blocks.items():
             print(f"  {block}: {reason}")
         print(_contents(bundles[ref.digest], text=text))
@@ -55,7 +55,7 @@ def _contents(bundle: Bundle, *, text: bool) -> str:
         if text:
             lines += [f"    {line}" for line in content.splitlines()]
     for item in bundle.requires:
-        here = "" if importlib.util.find_spec(item.module) else ", which is not installed here"
+        here = "" if importlib.util.find_spec(item.module) else " (not installed here)"
         lines.append(f"  imports {item.module}, of {item.distribution} {item.version or '(version unknown)'}{here}")
     return "\n".join(lines)
 
@@ -73,8 +73,8 @@ def _check(path: Path, pinned: Lock) -> int:
         print(f"{path} does not have bundle {digest}:")
         print("\n".join(f"  {line}" for line in changes(locked, pinned[digest].files)))
     for digest in locked.keys() - pinned.keys():
-        print(f"{path} has bundle {digest}, which these models do not need")
+        print(f"{path} has bundle {digest}; no model of this command needs the bundle")
     if locked.keys() == pinned.keys():
-        print(f"{path} is what the server's models need")
+        print(f"{path} is up to date")
         return 0
     return 1

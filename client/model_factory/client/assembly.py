@@ -44,7 +44,7 @@ class Assembler:
 
         Raises:
             MissingBlobError: the server's store no longer has a blob of the build.
-            SourceError: the module needs source code that is not trusted.
+            SourceError: the module needs untrusted source code.
             ModelFactoryError: see the other subclasses.
         """
         blueprint = _BLUEPRINTS.get(
@@ -84,7 +84,7 @@ class Assembler:
         )
 
     def _trusted_classes(self, component: str, descriptor: Descriptor) -> FindClass | None:
-        """Return a function that finds classes in trusted source; None without source. Refuses untrusted source."""
+        """Return a function to find classes in trusted source; None without source. Refuses untrusted source."""
         bundle = descriptor.bundle
         if bundle is None:
             return None
@@ -113,7 +113,7 @@ def _check_size(weights: Blob, tensor_bytes: int) -> None:
 
 
 class _BlueprintCache:
-    """Blueprints that this process used last, so that a repeated build of an architecture compiles nothing."""
+    """The most recent blueprints of this process: a repeated build of an architecture compiles nothing."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Blob, Blob], Blueprint] = {}

@@ -152,7 +152,7 @@ class Connection:
         Raises:
             ServerError: the server cannot be reached, or has no health service.
         """
-        from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415  for probes alone, not for builds
+        from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415  for probes, not for builds
 
         with self.errors():
             response = health_pb2_grpc.HealthStub(self.channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)

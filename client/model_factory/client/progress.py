@@ -35,7 +35,7 @@ def building(names: list[str]) -> Iterator[Callable[[str, str], None]]:
 
 @contextmanager
 def downloading(name: str, size: int) -> Iterator[Download]:
-    """Show the bytes transferred, or the process that transfers the blob for this process."""
+    """Show the bytes transferred, or the other process with the transfer."""
     with _bar(total=size, desc=name, unit="B", unit_scale=True) as bar:
         yield Download(name, bar)
 

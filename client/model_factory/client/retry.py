@@ -15,7 +15,12 @@ _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # CANCELLED: f
 
 
 class Backoff:
-    """Growing waits between the attempts of one RPC."""
+    """Growing waits between the attempts of one RPC.
+
+    >>> backoff = Backoff()
+    >>> backoff.wait()  # 0.1 s, then 0.2 s, 0.4 s and so on up to 2 s
+    True
+    """
 
     def __init__(self) -> None:
         self.renew()
@@ -36,5 +41,5 @@ class Backoff:
 
 
 def is_disconnect(error: grpc.RpcError) -> bool:
-    """Whether an RPC failed because the server or the network is gone, so that another attempt may succeed."""
+    """Whether an RPC failed because the server or the network is gone; another attempt may succeed."""
     return error.code() in _GONE

@@ -12,10 +12,10 @@ _DRAWN_RANGE = (1 << 63) - 1
 
 @contextmanager
 def build_seed(seed: int | None) -> Iterator[int]:
-    """Provide the seed of one build: ``seed``, or without one a number drawn from torch's default generator on the CPU.
+    """Provide the seed of a build: ``seed`` if given, else a number from torch's default generator on the CPU.
 
-    One number is drawn for all components of a build. After a failed build the generator is restored, so a rank that
-    retries uses the same seed as every other rank.
+    A single number is drawn for all components of a build. A failed build restores the generator: after a retry, a rank
+    has the same seed as the other ranks.
 
     >>> _ = torch.manual_seed(3)
     >>> with build_seed(None) as first, build_seed(None) as second:

@@ -1,1 +1,1 @@
-"""Source that a trainer has said it trusts: bundles of an operator's files, what is trusted, and how it is run."""
+"""Source code from a server: bundles of files, lock files with trusted digests, and the loader for trusted code."""

@@ -1,10 +1,10 @@
-"""Bundles: the files of an operator's that the classes of source modules need, as one document of plain text.
+"""Bundles: the source files needed by the classes of source modules, as a document of plain text.
 
-Canonical JSON, so that equal files are equal bytes and one digest::
+Canonical JSON, so equal files have equal bytes and an equal digest::
 
     {"format": 1, "files": {"pkg/blocks.py": "import torch..."}, "requires": [["einops", "einops", "0.8.1"]]}
 
-Names have the form of a module's place in its package and are never paths: nothing of a bundle is written to a disk.
+Names look like the place of a module in a package, and are never used as paths: no file of a bundle is written to disk.
 """
 
 from __future__ import annotations
@@ -25,56 +25,71 @@ _PACKAGE = "__init__"
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A package of someone else's that the files import."""
+    """A package of another distribution, imported by the files."""
 
     module: str
-    """What is imported: ``yaml``."""
+    """Name in the import, for example ``yaml``."""
     distribution: str
-    """What is installed for it: ``PyYAML``; the module's name where the server did not know."""
+    """Name for pip, for example ``PyYAML``; the module's name if unknown to the server."""
     version: str
-    """On the server; empty where it did not know."""
+    """Version on the server; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """Files and what they need besides torch and Python itself."""
+    """Files, and required packages besides torch and Python's standard library.
+
+    >>> bundle = Bundle(files={"pkg/blocks.py": "import torch"})
+    >>> bundle.modules
+    {'pkg.blocks': 'pkg/blocks.py'}
+    >>> decode_bundle(encode_bundle(bundle)) == bundle
+    True
+    """
 
     files: Mapping[str, str]
-    """Text by name: ``pkg/blocks.py``, ``pkg/__init__.py``."""
+    """Texts by name, for example ``pkg/blocks.py`` or ``pkg/__init__.py``."""
     requires: tuple[Requirement, ...] = ()
     """Sorted by module."""
 
     @property
     def modules(self) -> dict[str, str]:
-        """Name of each file by the name of the module that it is."""
+        """File names by module name."""
         return {module_name(name): name for name in self.files}
 
     @property
     def file_digests(self) -> dict[str, str]:
-        """Digest of each file's text by name."""
+        """Digests of the texts by file name."""
         return {name: digest_of(text.encode()) for name, text in sorted(self.files.items())}
 
 
 def module_name(file_name: str) -> str:
-    """The module that a file of a bundle is: ``pkg.blocks`` of ``pkg/blocks.py``, ``pkg`` of ``pkg/__init__.py``."""
+    """Return the module name of a file.
+
+    >>> module_name("pkg/blocks.py"), module_name("pkg/__init__.py")
+    ('pkg.blocks', 'pkg')
+    """
     return file_name.removesuffix(".py").removesuffix(f"/{_PACKAGE}").replace("/", ".")
 
 
 def file_name(module: str, *, package: bool) -> str:
-    """The name of a module's file in a bundle."""
+    """Return the file name of a module.
+
+    >>> file_name("pkg.blocks", package=False), file_name("pkg", package=True)
+    ('pkg/blocks.py', 'pkg/__init__.py')
+    """
     return f"{module.replace('.', '/')}{f'/{_PACKAGE}' if package else ''}.py"
 
 
 def is_package(name: str) -> bool:
-    """Whether a file is a package's own."""
+    """Whether a file is the ``__init__.py`` of a package."""
     return name.endswith(f"/{_PACKAGE}.py")
 
 
 def encode_bundle(bundle: Bundle) -> bytes:
-    """Return a bundle's canonical bytes.
+    """Return the canonical bytes of a bundle.
 
     Raises:
-        FormatError: it breaks a rule on names or a limit.
+        FormatError: the bundle breaks a rule for names or a limit.
     """
     _check(bundle)
     requires = [[item.module, item.distribution, item.version] for item in bundle.requires]
@@ -82,10 +97,10 @@ def encode_bundle(bundle: Bundle) -> bytes:
 
 
 def decode_bundle(data: bytes) -> Bundle:
-    """Parse and check a bundle; nothing of it is compiled.
+    """Parse and check a bundle; no code is compiled.
 
     Raises:
-        FormatError: it breaks the format, a rule on names or a limit.
+        FormatError: the bundle breaks the format, a rule for names or a limit.
     """
     if len(data) > MAX_SOURCE_BYTES:
         raise FormatError(f"a bundle has {len(data)} bytes; at most {MAX_SOURCE_BYTES} are allowed")
@@ -116,7 +131,7 @@ def _check(bundle: Bundle) -> None:
     for name, text in bundle.files.items():
         _check_name(name)
         if not isinstance(text, str):
-            raise FormatError(f"the file {name!r} of a bundle is a {type(text).__name__}, not a text")
+            raise FormatError(f"the file {name!r} of a bundle is of type {type(text).__name__}, expected str")
         try:
             size = len(text.encode())
         except UnicodeEncodeError:
@@ -129,14 +144,14 @@ def _check(bundle: Bundle) -> None:
 def _check_name(name: str) -> None:
     if len(name) > MAX_SOURCE_NAME_BYTES or not _NAME.fullmatch(name):
         raise FormatError(
-            f"{name[:80]!r} cannot be a file of a bundle; allowed are ASCII names as modules have: pkg/blocks.py"
+            f"{name[:80]!r} cannot be a file of a bundle; allowed are ASCII names of modules, for example pkg/blocks.py"
         )
     if any(keyword.iskeyword(part) for part in name.removesuffix(".py").split("/")):
-        raise FormatError(f"{name!r} cannot be a file of a bundle: a part of it is a word of Python's")
+        raise FormatError(f"{name!r} cannot be a file of a bundle: a part of the name is a keyword of Python")
 
 
 def _check_places(bundle: Bundle) -> None:
-    """Refuse two files for one module, names that differ in case alone, and modules inside what is no package."""
+    """Refuse two files for a module, names that differ in case only, and modules inside a plain module."""
     seen: dict[str, str] = {}
     for name in bundle.files:
         module = module_name(name)
@@ -148,4 +163,4 @@ def _check_places(bundle: Bundle) -> None:
         parts = module_name(module).split(".")
         for length in range(1, len(parts)):
             if ".".join(parts[:length]) in plain:
-                raise FormatError(f"the file {module!r} of a bundle is inside a module that is no package")
+                raise FormatError(f"the file {module!r} of a bundle is inside a module that is not a package")

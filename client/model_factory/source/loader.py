@@ -1,8 +1,8 @@
-"""Runs a trusted bundle: its files become modules under a private name of its digest. Nothing else here executes code.
+"""Runs a trusted bundle: the files become modules under a private name. No other module of the package executes code.
 
-Through Python's own import system, with a finder that knows the names of trusted bundles alone: ``sys.path`` is not
-touched, and no module of the trainer's is hidden or replaced. ``from pkg import x`` and ``import pkg.y`` inside a
-bundle mean the bundle's own ``pkg``; relative imports need nothing.
+The loader uses Python's import system, with a finder for the names of trusted bundles only: ``sys.path`` is unchanged,
+and no module of the trainer is hidden or replaced. ``from pkg import x`` and ``import pkg.y`` inside a bundle import
+the bundle's ``pkg``; relative imports work unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHOWN_DIGITS = 12
 
 
 class TrustedSource:
-    """A bundle whose modules can be imported in this process."""
+    """A bundle with modules that this process can import."""
 
     def __init__(self, bundle: Bundle, digest: str) -> None:
         self.digest = digest
@@ -45,38 +45,38 @@ class TrustedSource:
         self.packages |= {f"{self.root}.{module}" for module, name in self.modules.items() if is_package(name)}
 
     def find_class(self, module: str, qualname: str) -> Any:
-        """Return a class that a module of the bundle defines; imports the module, which executes it.
+        """Return a class defined by a module of the bundle; imports the module, and so runs the code.
 
         Raises:
-            SourceError: the module fails, or defines no such class.
+            SourceError: the module fails, or does not define the class.
         """
         where = f"the class {qualname!r} of {module!r} in the trusted source {self.digest[:_SHOWN_DIGITS]}"
         if module not in self.modules:
-            raise SourceError(f"{where} cannot be found: the bundle has no such module")
+            raise SourceError(f"{where} cannot be found: the bundle has no module {module!r}")
         private = f"{self.root}.{module}"
         try:
             found: Any = importlib.import_module(private)
         except (Exception, SystemExit) as error:
             raise SourceError(
-                f"{where} cannot be used: its source failed with {type(error).__name__}: {error}"
+                f"{where} cannot be used: the source failed with {type(error).__name__}: {error}"
             ) from error
         for part in qualname.split("."):
             found = vars(found).get(part) if isinstance(found, type | ModuleType) else None
         if not isinstance(found, type) or (found.__module__, found.__qualname__) != (private, qualname):
-            raise SourceError(f"{where} cannot be found: that module defines no such class")
+            raise SourceError(f"{where} cannot be found: the module does not define the class")
         return found
 
 
 def load_source(data: bytes, digest: str, block: str) -> TrustedSource:
-    """Make the modules of a trusted bundle importable; none is imported yet. ``block`` is who needs it, for messages.
+    """Make the modules of a trusted bundle importable, without an import. Error messages name ``block``.
 
     Raises:
-        FormatError: it is not a bundle.
-        IntegrityError: it is not the bundle of that digest.
-        SourceError: it imports a package that is not installed here.
+        FormatError: the bundle is malformed.
+        IntegrityError: the bundle has another digest.
+        SourceError: the bundle imports a package that is not installed here.
     """
     if digest_of(data) != digest:
-        raise IntegrityError(f"the source of {block} is not what its digest {digest} says")
+        raise IntegrityError(f"the source of {block} does not match the digest {digest}")
     with _LOCK:
         source = _FINDER.sources.get(f"{_PREFIX}{digest}")
         if source is None:
@@ -95,7 +95,7 @@ def _check_requirements(bundle: Bundle, block: str) -> None:
             wanted = f"{item.distribution}=={item.version}" if item.version else item.distribution
             raise SourceError(
                 f"the source of {block} imports {item.module!r}, which is not installed here. Remedy: pip install "
-                f"'{wanted}', or have the block's forward written so that it needs no source (docs/portability.md)"
+                f"'{wanted}', or change the block's forward to need no source code (docs/portability.md)"
             )
         try:
             here = metadata.version(item.distribution)
@@ -103,13 +103,13 @@ def _check_requirements(bundle: Bundle, block: str) -> None:
             continue
         if item.version and here != item.version:
             warnings.warn(
-                f"the source of {block} was built with {item.distribution} {item.version}; here it runs with {here}",
+                f"the source of {block} was built with {item.distribution} {item.version}; installed here is {here}",
                 stacklevel=2,
             )
 
 
 class _Finder(MetaPathFinder):
-    """Finds modules of trusted bundles, and nothing else."""
+    """Finds modules of trusted bundles only."""
 
     def __init__(self) -> None:
         self.sources: dict[str, TrustedSource] = {}
@@ -129,7 +129,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(InspectLoader):
-    """Executes one file of a bundle as a module; a package without a file of its own is empty."""
+    """Executes a file of a bundle as a module; a package without ``__init__.py`` is empty."""
 
     def __init__(self, source: TrustedSource, module: str) -> None:
         self._source = source
@@ -138,7 +138,7 @@ class _Loader(InspectLoader):
         self.origin = f"<model-factory {source.digest[:_SHOWN_DIGITS]}>/{name or module}"
 
     def is_package(self, fullname: str) -> bool:
-        """Whether it has modules inside."""
+        """Whether the module is a package."""
         return fullname in self._source.packages
 
     def get_source(self, _fullname: str) -> str:
@@ -146,16 +146,16 @@ class _Loader(InspectLoader):
         return self.text or ""
 
     def get_code(self, fullname: str) -> CodeType:
-        """Compile the text, with absolute imports of the bundle's own modules led to them."""
+        """Compile the text; absolute imports of the bundle's own modules are redirected to the private names."""
         text = self.get_source(fullname)
-        # Without a time of change the entry is never checked against a disk, where there is no such file.
+        # Without a modification time, linecache never looks for the file on disk.
         linecache.cache[self.origin] = (len(text), None, text.splitlines(keepends=True), self.origin)
-        tree = _OwnImports(self._source).visit(ast.parse(text, self.origin))
+        tree = _RedirectImports(self._source).visit(ast.parse(text, self.origin))
         return compile(ast.fix_missing_locations(tree), self.origin, "exec", dont_inherit=True)
 
 
-class _OwnImports(ast.NodeTransformer):
-    """Leads absolute imports of a bundle's own modules to their private names."""
+class _RedirectImports(ast.NodeTransformer):
+    """Redirects absolute imports of a bundle's own modules to the private names."""
 
     def __init__(self, source: TrustedSource) -> None:
         self._root = source.root

@@ -1,4 +1,4 @@
-"""Lock files: the bundles that a trainer has looked at and trusts, pinned by digest; made to be committed."""
+"""Lock files: digests of the bundles that a trainer has reviewed and trusts, for version control."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from model_factory.errors import FormatError, SourceError
 from model_factory.source.bundle import Bundle
 
 LOCK_NAME = "model-factory.lock"
-"""What a lock file is called unless told otherwise."""
+"""Default name of a lock file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pinned:
-    """A bundle as a lock file has it."""
+    """The entry of a bundle in a lock file."""
 
     needed_by: tuple[str, ...]
-    """The blocks that need it, for people."""
+    """Blocks that need the bundle, for people."""
     files: Mapping[str, str]
-    """Digest of each file by name."""
+    """Digests of the files by name."""
     requires: tuple[str, ...]
-    """What it imports of others, as pip is told, for people."""
+    """Required packages in the syntax of pip, for people."""
 
 
 Lock = Mapping[str, Pinned]
@@ -34,7 +34,7 @@ Lock = Mapping[str, Pinned]
 
 
 def pin(bundle: Bundle, needed_by: tuple[str, ...]) -> Pinned:
-    """What a lock file says of a bundle."""
+    """Return the entry of a bundle for a lock file."""
     requires = tuple(
         f"{item.distribution}=={item.version}" if item.version else item.distribution for item in bundle.requires
     )
@@ -42,7 +42,7 @@ def pin(bundle: Bundle, needed_by: tuple[str, ...]) -> Pinned:
 
 
 def encode_lock(lock: Lock) -> bytes:
-    """Write a lock: sorted and indented, so that its changes read well."""
+    """Return the text of a lock file, sorted and indented for readable diffs."""
     bundles = {
         digest: {"needed_by": list(item.needed_by), "files": dict(item.files), "requires": list(item.requires)}
         for digest, item in lock.items()
@@ -54,25 +54,26 @@ def read_lock(path: Path) -> dict[str, Pinned]:
     """Read a lock file.
 
     Raises:
-        SourceError: there is none, or it is not one.
+        SourceError: the file is missing or malformed.
     """
     try:
         document = decode_document(path.read_bytes(), f"the lock file {path}")
         return _decode(document)
     except OSError as error:
         raise SourceError(
-            f"the lock file {path} cannot be read: {error.strerror or error}. Remedy: write it with "
+            f"the lock file {path} cannot be read: {error.strerror or error}. Remedy: write the file with "
             f"`model-factory trust CONFIG -o {path}`"
         ) from None
     except (FormatError, AttributeError, KeyError, TypeError) as error:
         raise SourceError(
-            f"{path} is not a lock file: {error}. Remedy: write it again with `model-factory trust CONFIG -o {path}`"
+            f"{path} is not a lock file: {error}. Remedy: write the file again with `model-factory trust CONFIG -o "
+            f"{path}`"
         ) from None
 
 
 def _decode(document: Any) -> dict[str, Pinned]:
     if document.keys() != {"format", "bundles"} or document["format"] != SOURCE_FORMAT:
-        raise FormatError(f"it has not the keys of a lock file of format {SOURCE_FORMAT}")
+        raise FormatError(f"expected exactly the keys 'bundles' and 'format', and format {SOURCE_FORMAT}")
     return {check_digest(digest): _pinned(item) for digest, item in document["bundles"].items()}
 
 
@@ -85,7 +86,12 @@ def _pinned(item: Any) -> Pinned:
 
 
 def changes(lock: Lock, files: Mapping[str, str]) -> list[str]:
-    """How files (digest by name) differ from the bundle of a lock that is most like them, a line each."""
+    """List how files (digests by name) differ from the most similar bundle of a lock file, a line per file.
+
+    >>> pinned = Pinned(needed_by=(), files={"blocks.py": "ab" * 32}, requires=())
+    >>> changes({"cd" * 32: pinned}, {"blocks.py": "ef" * 32, "more.py": "ab" * 32})
+    ['changed  blocks.py', 'added    more.py']
+    """
     nearest = max(lock.values(), key=lambda item: len(item.files.keys() & files.keys()), default=None)
     before: Mapping[str, str] = {} if nearest is None else nearest.files
     lines = []

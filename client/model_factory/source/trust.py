@@ -1,4 +1,4 @@
-"""What a trainer trusts: nothing, everything its server says, or bundles by digest."""
+"""The trainer's trust in source code: none, all code of the server, or bundles by digest."""
 
 from __future__ import annotations
 
@@ -13,51 +13,55 @@ from model_factory.source.bundle import decode_bundle
 from model_factory.source.lock import LOCK_NAME, Lock, changes, read_lock
 
 TrustSource: TypeAlias = "bool | str | PathLike[str] | Iterable[str] | None"
-"""As trainers say it: None or False, True, the path of a lock file, or digests."""
+"""Value of ``trust_source``: None or False, True, the path of a lock file, or digests."""
 
 
 class Trust:
-    """Decides whether a bundle may be fetched and run. Has no fallback: what is not trusted is an error."""
+    """Decides whether a bundle may be fetched and run. Without fallback: untrusted code is an error.
+
+    >>> trust = Trust(["ab" * 32])
+    >>> trust.check("encoder", "ab" * 32, reasons={}, fetch=lambda: b"")
+    """
 
     def __init__(self, trusted: TrustSource) -> None:
-        """Read what is trusted.
+        """Read a value of ``trust_source``.
 
         Raises:
-            SourceError: it names a lock file that is none.
-            FormatError: it has a digest that is none.
+            SourceError: the lock file is missing or malformed.
+            FormatError: a digest is malformed.
         """
         self._everything = trusted is True
         self._lock: Lock = {}
-        self._said = "trust_source is not set"
+        self._cause = "trust_source is not set"
         self._digests: frozenset[str] = frozenset()
         if isinstance(trusted, str | PathLike):
             self._lock = read_lock(Path(trusted))
             self._digests = frozenset(self._lock)
-            self._said = f"{Path(trusted)} does not have it"
+            self._cause = f"{Path(trusted)} does not contain the digest"
         elif trusted is not None and not isinstance(trusted, bool):
             self._digests = frozenset(map(check_digest, trusted))
-            self._said = "it is not among the digests of trust_source"
+            self._cause = "trust_source does not contain the digest"
 
     def check(self, component: str, digest: str, reasons: Mapping[str, str], fetch: Callable[[], bytes]) -> None:
-        """Refuse a bundle that is not trusted; nothing of it is run, and without a lock file nothing is fetched.
+        """Refuse an untrusted bundle. No code is run, and without a lock file the bundle is not fetched.
 
         Args:
-            component: Whose it is.
-            digest: The bundle's.
-            reasons: Why each block needs it, by path and class.
-            fetch: Reads the bundle, to say how it differs from the lock file's.
+            component: Name of the component.
+            digest: Digest of the bundle.
+            reasons: Reasons why blocks need source code, by path and class of the block.
+            fetch: Reads the bundle, to list differences to the lock file.
 
         Raises:
-            SourceError: it is not trusted.
+            SourceError: the bundle is not trusted.
         """
         if self._everything or digest in self._digests:
             return
         blocks = "; ".join(f"{block}: {reason}" for block, reason in reasons.items())
         raise SourceError(
-            f"component {component!r} needs source code of the server's for {blocks}. Its bundle is {digest}, and "
-            f"{self._said}; nothing of it was run.{self._differences(fetch)} Remedy: look at it with `model-factory "
-            f"trust CONFIG`, which writes {LOCK_NAME}, and pass trust_source={LOCK_NAME!r}; or change the block so "
-            "that it needs no source (docs/portability.md)"
+            f"component {component!r} needs source code from the server for {blocks}. The bundle is {digest}; "
+            f"{self._cause}; no code was run.{self._differences(fetch)} Remedy: review the code with "
+            f"`model-factory trust CONFIG`, which writes {LOCK_NAME}, and pass trust_source={LOCK_NAME!r}; or change "
+            "the block to need no source code (docs/portability.md)"
         )
 
     def _differences(self, fetch: Callable[[], bytes]) -> str:
@@ -66,5 +70,7 @@ class Trust:
         try:
             lines = changes(self._lock, decode_bundle(fetch()).file_digests)
         except FormatError as error:
-            return f" (It is no bundle: {error}.)"
-        return f" The files differ from those of the lock file: {', '.join(' '.join(line.split()) for line in lines)}."
+            return f" (The bundle is malformed: {error}.)"
+        return (
+            f" The files differ from the files in the lock file: {', '.join(' '.join(line.split()) for line in lines)}."
+        )

@@ -131,7 +131,11 @@ def mount_of(fd: int) -> Mount:
 
 
 def read_mount(mount_id: str, mounts: str) -> Mount:
-    """Find a mount by its number in the text of ``/proc/self/mountinfo``."""
+    """Find a mount by its number in the text of ``/proc/self/mountinfo``.
+
+    >>> read_mount("22", "22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw").kind
+    'ext4'
+    """
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
         head, tail = before.split(" "), after.split(" ")
@@ -141,7 +145,11 @@ def read_mount(mount_id: str, mounts: str) -> Mount:
 
 
 def lock_reaches_all(kind: Kind, mount: Mount) -> bool:
-    """Whether a lock on a file of a mount is seen by every machine that mounts the same file system."""
+    """Whether every machine with the same file system sees a lock on a file of the mount.
+
+    >>> lock_reaches_all("flock", Mount("nfs4", frozenset({"local_lock=flock"})))
+    False
+    """
     if mount.kind in {"nfs", "nfs4"}:
         own = "flock" if kind == "flock" else "posix"
         return not mount.options & {f"local_lock={own}", "local_lock=all", "nolock"}

@@ -26,7 +26,7 @@ def begin_write_back(file: BinaryIO, start: int, size: int) -> None:
 class HashingWriter:
     """Writes a file from the beginning, and computes digest and size on the way.
 
-    Write-back is requested during the write, so that the flush at the end has little left to do. All work happens in
+    Write-back is requested during the write, for a short flush at the end. All work happens in
     the caller's thread: on two cores a second thread costs more processor time than is saved.
 
     >>> import io
@@ -37,7 +37,7 @@ class HashingWriter:
     """
 
     def __init__(self, file: BinaryIO, threads: int = 1) -> None:
-        """``threads`` is the number of threads that hash one large piece."""
+        """``threads`` is the number of hashing threads for a large piece."""
         self._file = file
         self._hasher = blake3(max_threads=threads)
         self._begun = self._written = 0

@@ -78,6 +78,12 @@ def staged(folder: Path, locks: FileLocks) -> Iterator[Staged]:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that appears at ``path`` if the block succeeds, and not at all otherwise.
 
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with whole_file(folder / "out" / "model.bin") as file:
+    ...     _ = file.write(b"weights")
+    >>> (folder / "out" / "model.bin").read_bytes()
+    b'weights'
+
     Raises:
         StoreError: the file cannot be written.
     """

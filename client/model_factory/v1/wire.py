@@ -227,7 +227,11 @@ def from_block(message: capabilities_pb2.Block) -> Block:
 
 
 def to_digest(blob: Blob) -> blob_pb2.Digest:
-    """Write the identity of a blob."""
+    """Write the identity of a blob.
+
+    >>> from_digest(to_digest(Blob("ab" * 32, 7))).size
+    7
+    """
     return blob_pb2.Digest(blake3=blob.digest, size_bytes=blob.size)
 
 
@@ -359,6 +363,9 @@ def chunk_prefix(length: int) -> bytes:
 
 def chunk_of(message: bytes) -> memoryview:
     """Return the data of a serialised ``ReadBlobResponse`` without a copy.
+
+    >>> bytes(chunk_of(chunk_prefix(7) + b"weights"))
+    b'weights'
 
     Raises:
         FormatError: the message has another field, or a wrong length.
