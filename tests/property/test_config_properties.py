@@ -142,7 +142,7 @@ def test_the_wire_form_reads_back_exactly(value: Any) -> None:
 
 @quick
 @given(PLAIN)
-def test_lifting_and_lowering_is_a_deep_copy(value: Any) -> None:
+def test_a_tree_of_plain_data_gives_back_a_deep_copy(value: Any) -> None:
     assert same(to_plain(from_plain(value, Place(file="f"))), value)
 
 

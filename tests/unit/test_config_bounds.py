@@ -8,6 +8,7 @@ import pytest
 
 from model_factory.config import (
     MAX_CONFIG_BYTES,
+    ConfigBounds,
     canonical_bytes,
     parse_config,
     parse_wire,
@@ -16,7 +17,7 @@ from model_factory.config import (
 )
 from model_factory.config.bounds import MAX_FILES, MAX_INT_BITS, MAX_NESTING, MAX_NODES, MAX_TEXT_BYTES
 from model_factory.config.syntax.yaml_tree import parse_yaml
-from model_factory.errors import ConfigError
+from model_factory.errors import ConfigError, LimitError
 
 
 def nested(depth: int, leaf: Any = 1) -> Any:
@@ -213,3 +214,34 @@ def test_long_names_make_short_messages_quickly() -> None:
 def test_many_unknown_keys_make_short_messages() -> None:
     spec = {"_type_": "a"} | {f"_{i}": 1 for i in range(5000)}
     assert len(in_memory(model={"sequential": {"layers": [spec]}})) < 500
+
+
+RELU = b'{"schema_version":1,"model":{"sequential":{"layers":[{"_type_":"a"}]}}}'
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        (ConfigBounds(max_bytes=len(RELU) - 1), f"a config takes at most {len(RELU) - 1} bytes, got {len(RELU)}"),
+        (ConfigBounds(max_nodes=6), "a config has at most 6 values, got 7"),
+        (ConfigBounds(max_nesting=3), "a config nests at most 3 deep, got 5"),
+    ],
+)
+def test_a_servers_own_bounds(bounds: ConfigBounds, message: str) -> None:
+    with pytest.raises(LimitError) as caught:
+        parse_config(RELU, bounds)
+    assert str(caught.value) == message
+
+
+def test_a_config_within_a_servers_own_bounds() -> None:
+    assert parse_config(RELU, ConfigBounds(max_bytes=len(RELU), max_nodes=7, max_nesting=5)).wire == RELU
+
+
+def test_a_servers_own_bounds_do_not_widen_the_bounds_of_every_config() -> None:
+    wide = ConfigBounds(max_bytes=2 * MAX_CONFIG_BYTES, max_nodes=2 * MAX_NODES, max_nesting=2 * MAX_NESTING)
+    with pytest.raises(ConfigError, match="the config takes 1048577 bytes"):
+        parse_config(b" " * (MAX_CONFIG_BYTES + 1), wide)
+    with pytest.raises(ConfigError, match="nested deeper than 64"):
+        parse_config(b"[" * 100, wide)
+    with pytest.raises(ConfigError, match="more than 100000 values"):
+        parse_config(b"[" + b"1," * MAX_NODES, wide)

@@ -147,6 +147,27 @@ def test_an_alias_inside_its_own_anchor_is_an_error(text: str) -> None:
     assert "inside its own anchor" in refused(text)
 
 
+def test_an_alias_may_be_a_key() -> None:
+    assert to_plain(parse_yaml("a: &k name\n*k : 1\n&l b: *l", "c")) == {"a": "name", "name": 1, "b": "b"}
+    assert refused("a: &k 5\n*k : 1").startswith(
+        "c.yaml:1:4: every mapping key must be a string; YAML reads '5' as int"
+    )
+    assert refused("a: &k [5]\n*k : 1").startswith("c.yaml:1:4: every mapping key must be a string, found a mapping")
+    assert refused("&r {*r : 1}").startswith("c.yaml:1:1: every mapping key must be a string, found a mapping")
+
+
+def test_an_anchor_is_defined_once_and_before_its_aliases() -> None:
+    assert refused("a: &x 1\nb: &x 2").startswith(
+        "c.yaml:2:4: not valid YAML: found duplicate anchor 'x'; first occurrence, second occurrence"
+    )
+    assert refused("a: *x\nb: &x 1").startswith("c.yaml:1:4: not valid YAML: found undefined alias 'x'")
+
+
+def test_the_first_mapping_of_a_list_of_merges_wins() -> None:
+    text = "a: &a {x: 1}\nb: &b {x: 2, y: 2}\nc: {<<: [*a, *b, {z: 3}], z: 4}"
+    assert to_plain(parse_yaml(text, "c"))["c"] == yaml.safe_load(text)["c"] == {"x": 1, "y": 2, "z": 4}
+
+
 @pytest.mark.parametrize(
     "text", ["a: [1", "a: b: c", "a: *nowhere", "a: 'x", "\ta: 1", "a: \x01", 'a: "\\q"', "%YAML 9"]
 )

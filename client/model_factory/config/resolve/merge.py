@@ -17,7 +17,10 @@ from model_factory.wording import listed, nearest, quoted, suggest_for_missing
 MODES = ("replace", "append", "prepend", "keyed")
 """The values of ``_merge_``."""
 
-_KEYS = ("_merge_", "_value_")
+DIRECTIVE_KEYS = ("_merge_", "_value_", "key")
+"""The keys of a list directive; ``key`` belongs to the mode ``keyed`` alone."""
+
+_REQUIRED = ("_merge_", "_value_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +93,15 @@ def _applied_to_nothing(at: Cursor) -> Node:
 
 def _directive(at: Cursor) -> _Directive | None:
     """Read a directive; None for every other value."""
-    if not isinstance(at.node, MapNode) or not at.node.entries.keys() & set(_KEYS):
+    if not isinstance(at.node, MapNode) or not at.node.entries.keys() & set(_REQUIRED):
         return None
     entries = at.entries()
-    for key in _KEYS:
+    for key in _REQUIRED:
         if key not in entries:
             reason = f"a list directive needs '_merge_' and '_value_', {key!r} is missing"
             raise at.error(reason + suggest_for_missing(key, entries))
     mode = entries["_merge_"].one_of(MODES)
-    allowed = (*_KEYS, "key") if mode == "keyed" else _KEYS
+    allowed = DIRECTIVE_KEYS if mode == "keyed" else _REQUIRED
     for key, value in entries.items():
         if key not in allowed:
             reason = f"{quoted(key)} does not belong in a {mode!r} list directive; allowed are {listed(allowed)}"
