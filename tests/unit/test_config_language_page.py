@@ -16,7 +16,7 @@ import torch
 
 from model_factory.config import bounds, resolve, resolve_file, schema
 from model_factory.config.resolve.references import ConfigReference, split_references
-from model_factory.config.schema.signature import DTYPES
+from model_factory.config.schema.signature_examples import DTYPES
 from model_factory.config.syntax.cursor import Cursor
 from model_factory.config.syntax.plain_data import to_plain
 from model_factory.environment import WORDS
