@@ -52,7 +52,7 @@ def merge(below: Cursor, above: Cursor) -> MapNode:
 
 def apply_directives(tree: MapNode) -> MapNode:
     """Return the tree with every remaining directive applied to an empty list."""
-    result = Cursor(tree).rebuilt(_applied_to_nothing)
+    result = Cursor(tree).rebuilt(_on_empty_list)
     assert isinstance(result, MapNode)  # a mapping is rebuilt as a mapping
     return result
 
@@ -72,7 +72,7 @@ def _list_below(below: Cursor, above: Cursor) -> Cursor | None:
 
     Raises ConfigError for any other value.
     """
-    base = below.on(_applied_to_nothing(below)) if _directive(below) else below
+    base = below.on(_on_empty_list(below)) if _directive(below) else below
     if isinstance(base.node, ListNode):
         return base
     text = base.scalar_value()
@@ -84,11 +84,11 @@ def _list_below(below: Cursor, above: Cursor) -> Cursor | None:
     raise above.error(reason)
 
 
-def _applied_to_nothing(at: Cursor) -> Node:
+def _on_empty_list(at: Cursor) -> Node:
     directive = _directive(at)
     if directive is not None:
-        return _applied_to_nothing(at.on(_applied(directive, None, at)))
-    return at.rebuilt(_applied_to_nothing)
+        return _on_empty_list(at.on(_applied(directive, None, at)))
+    return at.rebuilt(_on_empty_list)
 
 
 def _directive(at: Cursor) -> _Directive | None:
