@@ -1,4 +1,4 @@
-"""Laws of the config language, tried on generated data."""
+"""Laws of the config language on generated data."""
 
 from typing import Any
 
@@ -27,14 +27,14 @@ from property.amount import EXAMPLES
 quick = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-# Hypothesis also tries words it finds in the code; those of the language have their own strategy below.
+# Hypothesis also tries words from the code; the words of the language have their own strategy below.
 KEYS = TEXT.filter(lambda text: not text.startswith("_")) | st.sampled_from(["$float", "$$float", "float"])
 SCALARS = st.none() | st.booleans() | st.integers(-(2**127), 2**127) | st.floats() | TEXT
 PLAIN = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=20
 )
 MAPPINGS = st.dictionaries(KEYS, PLAIN, max_size=4)
-# A key that is a mapping in one of them is so in all.
+# Each key has a mapping in all of the configs, or in none.
 ALIKE: Any = st.deferred(
     lambda: st.fixed_dictionaries({}, optional={"a": SCALARS, "b": st.lists(SCALARS), "m": ALIKE, "n": ALIKE})
 )
@@ -142,7 +142,7 @@ def test_the_wire_form_reads_back_exactly(value: Any) -> None:
 
 @quick
 @given(PLAIN)
-def test_lifting_and_lowering_is_a_deep_copy(value: Any) -> None:
+def test_a_tree_of_plain_data_gives_back_a_deep_copy(value: Any) -> None:
     assert same(to_plain(from_plain(value, Place(file="f"))), value)
 
 
@@ -214,9 +214,7 @@ def test_the_pieces_of_a_string_hold_all_its_literal_text(text: str) -> None:
     st.sampled_from(["", "json:"]),
     st.text(st.characters(exclude_characters='}${"', exclude_categories=["Cs"]), max_size=8),
 )
-def test_a_default_is_what_stands_before_the_brace_without_its_space_at_the_end(
-    space: str, cast: str, default: str
-) -> None:
+def test_a_default_ends_before_the_brace_without_trailing_space(space: str, cast: str, default: str) -> None:
     (piece,) = split_references(f"${{{space}env:{cast}V,{default}}}")
     assert isinstance(piece, EnvReference)
     assert (piece.variable, piece.default) == ("V", default.rstrip())
@@ -244,7 +242,7 @@ def test_a_list_directive_acts_on_a_list_or_null_alone(below: Any, items: list[A
 @quick
 @given(ALIKE, ALIKE, ALIKE)
 def test_merging_mappings_of_a_kind_is_associative(one: Any, two: Any, three: Any) -> None:
-    """Of others it is not: a scalar in the middle one takes away what is below, and not what comes above it."""
+    """Other merges are not associative: a scalar in the middle removes the values below, not the values above."""
     left = merge(Cursor(merged(one, two)), Cursor(tree(three)))
     right = merge(Cursor(tree(one)), Cursor(merged(two, three)))
     assert canonical_bytes(to_plain(left)) == canonical_bytes(to_plain(right))

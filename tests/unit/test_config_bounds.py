@@ -1,4 +1,4 @@
-"""Bombs: each would take exponential or quadratic time or memory if it were expanded before it is measured."""
+"""Bombs: configs of exponential or quadratic cost are refused before time or memory grows."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 
 from model_factory.config import (
     MAX_CONFIG_BYTES,
+    ConfigBounds,
     canonical_bytes,
     parse_config,
     parse_wire,
@@ -16,7 +17,7 @@ from model_factory.config import (
 )
 from model_factory.config.bounds import MAX_FILES, MAX_INT_BITS, MAX_NESTING, MAX_NODES, MAX_TEXT_BYTES
 from model_factory.config.syntax.yaml_tree import parse_yaml
-from model_factory.errors import ConfigError
+from model_factory.errors import ConfigError, LimitError
 
 
 def nested(depth: int, leaf: Any = 1) -> Any:
@@ -95,7 +96,7 @@ def test_billion_laughs_by_list_directives(tmp_path: Path) -> None:
         resolve_file(tmp_path / "f5.yaml", {})
 
 
-def test_includes_that_double(tmp_path: Path) -> None:
+def test_doubling_includes(tmp_path: Path) -> None:
     (tmp_path / "f0.yaml").write_text("a: 1")
     for i in range(1, 40):
         (tmp_path / f"f{i}.yaml").write_text(f"defaults: [f{i - 1}.yaml, f{i - 1}.yaml]")
@@ -107,7 +108,7 @@ def test_includes_that_double(tmp_path: Path) -> None:
     "text", ["a: " + "[" * 50_000, "a: " + "{a: " * 50_000, "- " * 50_000, "a: " + "[" * 65 + "]" * 65]
 )
 def test_yaml_nested_too_deeply(text: str) -> None:
-    # libyaml from 0.2.6 on has a limit of its own for brackets, which it may reach while it looks ahead of us.
+    # libyaml from 0.2.6 on has a limit of its own for brackets, and reads ahead.
     assert re.search("nested deeper than|exceeded maximum nesting depth", in_yaml(text))
 
 
@@ -120,7 +121,7 @@ def test_aliases_nested_too_deeply() -> None:
     assert "nested deeper than" in in_yaml("\n".join(lines))
 
 
-def test_nesting_up_to_the_bound_is_fine() -> None:
+def test_nesting_up_to_the_bound_is_allowed() -> None:
     good = nested(MAX_NESTING - 1)
     base = {"schema_version": 1, "model": {"sequential": {"layers": [{"_type_": "a", "x": nested(MAX_NESTING - 5)}]}}}
     wire = resolve_mapping(base | {"notes": good}, {}).wire
@@ -134,13 +135,13 @@ def test_nesting_up_to_the_bound_is_fine() -> None:
     parse_yaml("a: " + "[" * (MAX_NESTING - 1) + "]" * (MAX_NESTING - 1), "c")
 
 
-def test_deep_python_data_is_no_recursion_error() -> None:
+def test_deep_python_data_raises_a_config_error_not_a_recursion_error() -> None:
     assert "nested deeper than" in in_memory(notes=nested(100_000))
     with pytest.raises(ConfigError):
         canonical_bytes(nested(100_000))
 
 
-def test_interpolation_that_nests_too_deeply() -> None:
+def test_interpolation_nested_too_deeply() -> None:
     params: dict[str, Any] = {"v0": 1}
     for i in range(1, 80):
         params[f"v{i}"] = [f"${{params.v{i - 1}}}"]
@@ -174,7 +175,7 @@ def test_wire_with_duplicates_among_many_keys_is_read_in_linear_time() -> None:
     assert "Duplicate mapping key 'x'" in on_the_wire('{"model":{' + keys + ',"x":1,"x":2}}')
 
 
-def test_documents_that_are_too_large(tmp_path: Path) -> None:
+def test_too_large_documents(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(b"a: 1\n" + b"#" * MAX_CONFIG_BYTES)
     with pytest.raises(ConfigError, match=f"larger than {MAX_CONFIG_BYTES} bytes"):
@@ -186,14 +187,14 @@ def test_documents_that_are_too_large(tmp_path: Path) -> None:
     )
 
 
-def test_text_that_is_too_long() -> None:
+def test_too_long_text() -> None:
     assert "too long" in in_memory(notes="x" * (MAX_TEXT_BYTES + 1))
     assert "too large" in in_memory(notes=["é" * (MAX_TEXT_BYTES // 4)] * 3)
     assert "too large" in in_memory(notes=[{"k" * 250: 1}] * 5000)
     assert "a key of 257 characters" in in_memory(notes={"k" * 257: 1})
 
 
-def test_numbers_that_are_too_long() -> None:
+def test_too_long_numbers() -> None:
     assert "more than 200 characters" in in_yaml("a: 1" + "0" * 500_000)
     assert "more than 200 characters" in in_yaml("a: 1" + ":1" * 400_000)
     assert "more than 200 characters" in in_yaml("a: 1" + ":1" * 400_000 + ".0")
@@ -213,3 +214,34 @@ def test_long_names_make_short_messages_quickly() -> None:
 def test_many_unknown_keys_make_short_messages() -> None:
     spec = {"_type_": "a"} | {f"_{i}": 1 for i in range(5000)}
     assert len(in_memory(model={"sequential": {"layers": [spec]}})) < 500
+
+
+RELU = b'{"schema_version":1,"model":{"sequential":{"layers":[{"_type_":"a"}]}}}'
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        (ConfigBounds(max_bytes=len(RELU) - 1), f"a config takes at most {len(RELU) - 1} bytes, got {len(RELU)}"),
+        (ConfigBounds(max_nodes=6), "a config has at most 6 values, got 7"),
+        (ConfigBounds(max_nesting=3), "a config nests at most 3 deep, got 5"),
+    ],
+)
+def test_a_servers_own_bounds(bounds: ConfigBounds, message: str) -> None:
+    with pytest.raises(LimitError) as caught:
+        parse_config(RELU, bounds)
+    assert str(caught.value) == message
+
+
+def test_a_config_within_a_servers_own_bounds() -> None:
+    assert parse_config(RELU, ConfigBounds(max_bytes=len(RELU), max_nodes=7, max_nesting=5)).wire == RELU
+
+
+def test_a_servers_own_bounds_do_not_widen_the_bounds_of_every_config() -> None:
+    wide = ConfigBounds(max_bytes=2 * MAX_CONFIG_BYTES, max_nodes=2 * MAX_NODES, max_nesting=2 * MAX_NESTING)
+    with pytest.raises(ConfigError, match="the config takes 1048577 bytes"):
+        parse_config(b" " * (MAX_CONFIG_BYTES + 1), wide)
+    with pytest.raises(ConfigError, match="nested deeper than 64"):
+        parse_config(b"[" * 100, wide)
+    with pytest.raises(ConfigError, match="more than 100000 values"):
+        parse_config(b"[" + b"1," * MAX_NODES, wide)

@@ -1,4 +1,4 @@
-"""The wire form, its reading, and the identity of a config."""
+"""The wire form of a config, and its digests."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def refused(data: bytes | str) -> str:
 
 
 def test_golden_bytes() -> None:
-    """These are stored in caches and sent between versions: they never change."""
+    """The bytes are in caches and are sent between versions, and never change."""
     resolved = resolve_mapping(config({"z": [1, 1.0, True, None, "é"], "b": -0.0, "i": math.inf}), {})
     assert (
         resolved.wire
@@ -58,7 +58,7 @@ def test_golden_bytes() -> None:
     assert resolved.digest == "76d535d7a5e7cc0c38f5afc83f22c3b6a5cd38dea016fc8d763f30c088e7c0b6"
 
 
-def test_the_wire_holds_what_a_server_needs_in_written_order() -> None:
+def test_the_wire_form_has_the_keys_for_a_server_in_written_order() -> None:
     mapping = {
         "notes": {"x": 1},
         "settings": {"strict": True},
@@ -75,7 +75,7 @@ def test_the_wire_holds_what_a_server_needs_in_written_order() -> None:
     assert list(json.loads(resolve_mapping(mapping, {}).wire)) == ["settings", "signature", "schema_version", "model"]
 
 
-def test_a_server_reads_what_a_trainer_resolved() -> None:
+def test_a_server_reads_the_resolved_config_of_a_trainer() -> None:
     trainer = resolve_mapping(
         graph(outputs={"b": "y", "a": "x"}) | {"notes": 1, "signature": {"x": {"shape": [1]}}}, {}
     )
@@ -125,13 +125,13 @@ def test_different_values_have_different_bytes() -> None:
     assert len({digest(value) for value in values}) == len(values)
 
 
-def test_the_order_of_keys_does_not_count() -> None:
+def test_the_order_of_keys_does_not_change_the_digest() -> None:
     assert canonical_bytes({"b": {"y": 1, "x": 2}, "a": 3}) == b'{"a":3,"b":{"x":2,"y":1}}'
     assert canonical_bytes({"é": 1, "z": 2, "Z": 3, "\U0001f600": 4}).decode() == '{"Z":3,"z":2,"é":1,"😀":4}'
 
 
 @pytest.mark.parametrize("value", [object(), {1: 2}, b"x", "\ud800", {"\udfff": 1}, 2**128, {"a": {1}}])
-def test_only_plain_data_has_bytes(value: Any) -> None:
+def test_other_types_than_plain_data_are_refused(value: Any) -> None:
     for write in (canonical_bytes, digest):
         with pytest.raises(ConfigError):
             write(value)
@@ -168,7 +168,7 @@ def test_the_wire_is_read_strictly(data: bytes | str, words: str) -> None:
     assert words in refused(data)
 
 
-def test_what_was_read_is_checked() -> None:
+def test_a_config_from_the_wire_is_checked() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(wire_bytes({"schema_version": 1, "model": {"sequential": {"layers": [1]}}}))
     assert caught.value.path == ("model", "sequential", "layers", 0)
@@ -212,17 +212,17 @@ SAME_MEANING = [
 
 
 @pytest.mark.parametrize(("one", "other"), SAME_CONTENT_OTHER_MEANING)
-def test_an_order_that_means_something_is_in_the_order_digest(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_a_meaningful_order_changes_the_order_digest(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert orders(one)[0] == orders(other)[0]
     assert orders(one)[1] != orders(other)[1]
 
 
 @pytest.mark.parametrize(("one", "other"), SAME_MEANING)
-def test_an_order_that_means_nothing_is_in_no_digest(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_a_meaningless_order_changes_no_digest(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert orders(one) == orders(other)
 
 
-def test_nodes_in_mapping_form_have_no_order_but_the_given_one() -> None:
+def test_the_written_order_of_nodes_in_a_mapping_changes_no_digest() -> None:
     nodes = {
         "p": {"call": "module:a", "args": [{"k": 1, "l": 2}]},
         "q": {"call": "module:b", "args": [{"l": 1, "k": 2}]},

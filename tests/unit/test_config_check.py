@@ -1,4 +1,4 @@
-"""The top level, settings, ``sequential`` and the way through ``resolve``."""
+"""The top level, ``settings``, ``sequential``, and all stages together."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def test_public_names_are_sorted() -> None:
     assert all(hasattr(public, name) for name in public.__all__)
 
 
-def test_a_file_goes_all_the_way(tmp_path: Path) -> None:
+def test_a_file_passes_all_stages(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         "templates: {lin: {_type_: nn.Linear, bias: false}}\nparams: {width: 8, dims: [1, 2]}\nschema_version: 1\n"
     )
@@ -73,7 +73,7 @@ def test_an_error_names_file_line_column_and_path(tmp_path: Path) -> None:
     )
 
 
-def test_defaults_in_memory_are_an_error_that_says_why() -> None:
+def test_defaults_in_memory_are_an_error_with_a_reason() -> None:
     error = refused(config(sequential={"layers": [LINEAR]}) | {"defaults": ["a.yaml"]})
     assert error.path == ("defaults",)
     assert "relative to a config file" in error.reason
@@ -106,7 +106,7 @@ def test_in_memory_data_is_plain() -> None:
     assert sequential(layers=(LINEAR | {"dims": (1, Dims([2]))},)).model.modules["layer0"]["dims"] == [1, [2]]
 
 
-def test_a_shared_container_is_no_loop() -> None:
+def test_a_shared_container_is_not_a_loop() -> None:
     act = {"_type_": "nn.ReLU"}
     assert len(sequential(layers=[act, act]).model.modules) == 2
 
@@ -185,7 +185,7 @@ def test_wrong_settings(value: Any, path: tuple[str | int, ...], words: str) -> 
     assert words in error.reason
 
 
-def test_sequential_is_lowered_to_modules_and_steps() -> None:
+def test_sequential_becomes_modules_and_steps() -> None:
     model = sequential().model
     assert model.inputs == ("x",)
     assert list(model.modules.items()) == [("layer0", LINEAR), ("layer1", {"_type_": "nn.ReLU"})]

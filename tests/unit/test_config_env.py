@@ -131,7 +131,7 @@ def test_empty_after_trimming(cast: str) -> None:
         ("json", "Infinity"), ("json", "1e999"), ("json", "1" * 5000), ("json", "[" * 100_000), ("json", '"\\ud800"'),
     ],
 )  # fmt: skip
-def test_what_cannot_be_cast_names_the_variable_and_the_type_never_the_value(cast: str, raw: str) -> None:
+def test_a_failed_cast_names_the_variable_and_the_type_never_the_value(cast: str, raw: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(f"${{env:{cast}:TOKEN}}", TOKEN=raw)
     assert "TOKEN" in caught.value.reason
@@ -140,7 +140,7 @@ def test_what_cannot_be_cast_names_the_variable_and_the_type_never_the_value(cas
     assert caught.value.__context__ is None
 
 
-def test_a_variable_that_is_no_text_is_an_error() -> None:
+def test_a_variable_with_invalid_text_is_an_error() -> None:
     assert "surrogate" in refused("${env:VAR}", VAR="\udcff")
 
 

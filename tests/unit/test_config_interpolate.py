@@ -25,7 +25,7 @@ def refused(config: dict[str, Any], **env: str) -> ConfigError:
 
 
 @pytest.mark.parametrize("value", [1, 1.0, True, None, "text", "", [1, [2]], {"a": {"b": [None]}}, [], {}])
-def test_alone_in_a_scalar_it_keeps_the_type(value: Any) -> None:
+def test_a_reference_without_other_text_keeps_the_type(value: Any) -> None:
     result = replaced({"v": value, "w": "${v}"})
     assert result == {"v": value, "w": value}
     assert type(result["w"]) is type(value)
@@ -60,15 +60,15 @@ def test_paths_of_keys_and_indices() -> None:
         ([], "[]"),
     ],
 )
-def test_inside_a_longer_string_it_is_written_as_text(value: Any, text: str) -> None:
+def test_a_reference_in_a_longer_string_is_written_as_text(value: Any, text: str) -> None:
     assert replaced({"v": value, "s": "<${v}>"})["s"] == f"<{text}>"
 
 
-def test_several_in_one_string() -> None:
+def test_several_references_in_a_string() -> None:
     assert replaced({"a": 1, "b": "x", "s": "${a}${b}-${a} $ { } $a}"})["s"] == "1x-1 $ { } $a}"
 
 
-def test_a_space_beside_it_makes_it_text() -> None:
+def test_a_space_beside_a_reference_gives_text() -> None:
     assert replaced({"a": 1, "s": " ${a}"})["s"] == " 1"
 
 
@@ -91,7 +91,7 @@ def test_a_value_may_refer_to_its_neighbours() -> None:
     assert replaced({"a": {"x": "${a.y}", "y": 1, "z": "${a.x}"}})["a"] == {"x": 1, "y": 1, "z": 1}
 
 
-def test_what_a_reference_brings_in_is_not_searched_again() -> None:
+def test_the_value_of_a_reference_is_not_searched_for_references() -> None:
     assert replaced({"v": "${env:X}", "w": "${v}"}, X="${env:Y} ${v}")["w"] == "${env:Y} ${v}"
     config = {"v": "${env:json:X}", "w": "${v.a}", "x": "${v.a}!"}
     assert replaced(config, X='{"a": "${v}"}') == {"v": {"a": "${v}"}, "w": "${v}", "x": "${v}!"}
@@ -102,8 +102,8 @@ def test_keys_are_not_interpolated() -> None:
     assert replaced({"a": 1, "${a}": 2}) == {"a": 1, "${a}": 2}
 
 
-def test_a_reference_through_another_needs_only_what_it_names() -> None:
-    """Not all of the mapping on the way, which may refer to it."""
+def test_a_reference_through_another_reference_needs_only_the_named_value() -> None:
+    """The other values of the mapping on the path may contain the reference."""
     config = {"params": {"base": {"width": 8, "hidden": "${alias.width}"}}, "alias": "${params.base}"}
     result = replaced(config)
     assert result["alias"] == result["params"]["base"] == {"width": 8, "hidden": 8}
@@ -122,7 +122,7 @@ def test_a_reference_through_another_needs_only_what_it_names() -> None:
         ({"a": "${b.x}", "b": "${c}", "c": "${b}"}, "b -> c -> b"),
     ],
 )
-def test_a_loop_is_an_error_that_shows_the_chain(config: dict[str, Any], chain: str) -> None:
+def test_the_error_of_a_loop_shows_the_chain(config: dict[str, Any], chain: str) -> None:
     assert refused(config).reason == f"Interpolation cycle detected: {chain}"
 
 
@@ -182,7 +182,7 @@ def test_values_keep_their_places() -> None:
     assert places == ["c:3:6", "c:2:10", "c:4:7"]
 
 
-def test_json_has_no_words_for_infinity() -> None:
+def test_json_text_cannot_hold_infinity() -> None:
     assert replaced({"v": float("inf"), "s": "<${v}>"})["s"] == "<inf>"
     assert "infinite" in refused({"v": [float("inf")], "s": "<${v}>"}).reason
 

@@ -1,4 +1,4 @@
-"""Reading YAML: what is a config document, and where each value stands."""
+"""YAML files: accepted documents, the place of every value, and ``defaults``."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_scalars_are_read_as_yaml_reads_them() -> None:
 
 
 @pytest.mark.parametrize("date", ["2024-01-02", "2024-01-02 03:04:05", "2024-01-02T03:04:05.6Z"])
-def test_a_date_stays_the_text_it_is(date: str) -> None:
+def test_a_date_stays_text(date: str) -> None:
     assert to_plain(parse_yaml(f"day: {date}", "c")) == {"day": date}
 
 
@@ -147,6 +147,27 @@ def test_an_alias_inside_its_own_anchor_is_an_error(text: str) -> None:
     assert "inside its own anchor" in refused(text)
 
 
+def test_an_alias_may_be_a_key() -> None:
+    assert to_plain(parse_yaml("a: &k name\n*k : 1\n&l b: *l", "c")) == {"a": "name", "name": 1, "b": "b"}
+    assert refused("a: &k 5\n*k : 1").startswith(
+        "c.yaml:1:4: every mapping key must be a string; YAML reads '5' as int"
+    )
+    assert refused("a: &k [5]\n*k : 1").startswith("c.yaml:1:4: every mapping key must be a string, found a mapping")
+    assert refused("&r {*r : 1}").startswith("c.yaml:1:1: every mapping key must be a string, found a mapping")
+
+
+def test_an_anchor_is_defined_once_and_before_its_aliases() -> None:
+    assert refused("a: &x 1\nb: &x 2").startswith(
+        "c.yaml:2:4: not valid YAML: found duplicate anchor 'x'; first occurrence, second occurrence"
+    )
+    assert refused("a: *x\nb: &x 1").startswith("c.yaml:1:4: not valid YAML: found undefined alias 'x'")
+
+
+def test_the_first_mapping_of_a_list_of_merges_wins() -> None:
+    text = "a: &a {x: 1}\nb: &b {x: 2, y: 2}\nc: {<<: [*a, *b, {z: 3}], z: 4}"
+    assert to_plain(parse_yaml(text, "c"))["c"] == yaml.safe_load(text)["c"] == {"x": 1, "y": 2, "z": 4}
+
+
 @pytest.mark.parametrize(
     "text", ["a: [1", "a: b: c", "a: *nowhere", "a: 'x", "\ta: 1", "a: \x01", 'a: "\\q"', "%YAML 9"]
 )
@@ -154,7 +175,7 @@ def test_broken_yaml_names_the_file(text: str) -> None:
     assert refused(text).startswith("c.yaml")
 
 
-def test_broken_yaml_says_what_stands_there() -> None:
+def test_the_error_of_broken_yaml_quotes_the_text() -> None:
     assert "at '*nowhere'" in refused("a: *nowhere")
     assert "a reference needs quotes" in refused("n: {a: ${p.x}}")
     assert "needs quotes" not in refused("n: {a: 1]")
@@ -166,7 +187,7 @@ def test_broken_yaml_names_the_line() -> None:
 
 
 @pytest.mark.parametrize("escape", ["\\ud800", "\\udc00\\ud800", "\\UFFFFFFFF"])
-def test_what_is_no_character_is_an_error(escape: str) -> None:
+def test_an_escape_without_a_character_is_an_error(escape: str) -> None:
     assert refused(f'a: "{escape}"').startswith("c.yaml")
     assert refused(f'"{escape}": a').startswith("c.yaml")
 
@@ -183,7 +204,7 @@ def load_error(path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     tree = load_file(write(tmp_path / "c.yaml", "\ufeffa: 1"))
     assert to_plain(tree) == {"a": 1}
     assert str(Cursor(tree).nearest(("a",)).node.place) == f"{tmp_path}/c.yaml:1:4"
@@ -206,7 +227,7 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)  # the tests may run as root, whom no mode stops
+    monkeypatch.setattr(Path, "open", denied)  # the tests may run as root, and no mode stops root
     assert "Permission denied" in load_error(path)
 
 

@@ -81,7 +81,7 @@ def test_with_no_list_below_a_directive_acts_on_an_empty_list(mode: str, below: 
         (False, "false"),
     ],
 )
-def test_a_directive_on_a_value_that_is_no_list_is_an_error(mode: str, below: Any, what: str) -> None:
+def test_a_directive_on_another_value_than_a_list_is_an_error(mode: str, below: Any, what: str) -> None:
     directive = act(mode, {"id": "a"}, **({"key": "id"} if mode == "keyed" else {}))
     error = refused(below, directive)
     assert error.path == ("a", "xs")
@@ -92,12 +92,12 @@ def test_a_directive_on_a_reference_says_that_directives_act_first() -> None:
     assert "act before references are resolved" in refused("${params.xs}", act("append", 1)).reason
 
 
-def test_a_directive_in_a_keyed_item_names_the_item_whose_value_is_no_list() -> None:
+def test_the_error_of_a_directive_in_a_keyed_item_names_the_item() -> None:
     error = refused([{"id": "a", "ys": 1}], act("keyed", {"id": "a", "ys": act("append", 2)}, key="id"))
     assert error.path == ("a", "xs", 0, "ys")
 
 
-def test_a_directive_that_never_met_a_layer_is_still_applied() -> None:
+def test_a_directive_without_a_layer_below_is_applied() -> None:
     nested = {"a": [{"xs": act("append", act("prepend", 1))}], "b": act("keyed", {"id": "p"}, key="id")}
     assert to_plain(apply_directives(tree(nested))) == {"a": [{"xs": [[1]]}], "b": [{"id": "p"}]}
 
@@ -178,11 +178,11 @@ def test_an_error_in_a_merged_item_names_the_item() -> None:
         ([{"id": None}], ("a", "xs", 0, "id"), "found null"),
     ],
 )
-def test_keyed_wants_the_same_of_the_list_below(below: Any, path: tuple[str | int, ...], words: str) -> None:
+def test_keyed_checks_the_list_below_too(below: Any, path: tuple[str | int, ...], words: str) -> None:
     error = refused(below, act("keyed", {"id": "z"}, key="id"))
     assert (error.path, words in error.reason) == (path, True)
 
 
-def test_a_malformed_directive_that_never_met_a_layer_is_an_error_too() -> None:
+def test_a_malformed_directive_without_a_layer_below_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"must be one of 'replace', 'append', 'prepend', 'keyed', found 'join'"):
         apply_directives(tree({"a": [{"_merge_": "join", "_value_": []}]}))

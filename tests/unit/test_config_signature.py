@@ -19,7 +19,7 @@ def refused(signature: Any, *inputs: str) -> ConfigError:
     return caught.value
 
 
-def test_without_one_there_is_none() -> None:
+def test_a_config_without_signature_has_no_examples() -> None:
     mapping = config(None, ["x"])
     del mapping["signature"]
     assert resolve_mapping(mapping, {}).model.signature is None
@@ -50,7 +50,7 @@ def test_an_input_may_be_called_shape() -> None:
     assert resolve_mapping(config(signature, ["shape", "dtype"]), {}).model.signature == signature
 
 
-def test_sequential_models_have_one_too() -> None:
+def test_a_sequential_model_may_have_a_signature() -> None:
     mapping = {
         "schema_version": 1,
         "model": {"sequential": {"layers": [{"_type_": "a"}]}},

@@ -34,7 +34,7 @@ def refused(spec: Any, **settings: Any) -> ConfigError:
         {"_type_": "a", "table": {"plain": 1, "_leading": 2, "trailing_": 3, "_": 4}},
     ],
 )
-def test_good_specs_are_kept_as_they_are(spec: dict[str, Any]) -> None:
+def test_good_specs_stay_unchanged(spec: dict[str, Any]) -> None:
     assert resolved(spec) == spec
     assert list(resolved(spec)) == list(spec)
 

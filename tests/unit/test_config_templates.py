@@ -76,7 +76,7 @@ def test_the_root_may_use_a_template() -> None:
         ({"z": {"_template_": "a"}, "a": {"_template_": "b"}, "b": {"_template_": "a"}}, "a -> b -> a"),
     ],
 )
-def test_a_loop_is_an_error_even_if_nobody_uses_it(templates: dict[str, Any], chain: str) -> None:
+def test_a_loop_of_unused_templates_is_an_error(templates: dict[str, Any], chain: str) -> None:
     assert refused({"templates": templates}).reason == f"Template cycle detected: {chain}"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from model_factory.config.bounds import ConfigBounds
 from model_factory.config.canonical import parse_wire, wire_and_digest, wire_tree
 from model_factory.config.resolve.interpolate import interpolate
-from model_factory.config.resolve.load import has_defaults, load_file, without_defaults
+from model_factory.config.resolve.load import DEFAULTS, has_defaults, load_file, without_defaults
 from model_factory.config.resolve.merge import apply_directives
 from model_factory.config.resolve.templates import expand_templates
 from model_factory.config.schema.check import check
@@ -87,7 +87,7 @@ def resolve_mapping(mapping: Mapping[str, Any], env: Mapping[str, str], source: 
         raise root.error(f"a config must be a mapping, found {root.found}")
     if has_defaults(tree):
         reason = "'defaults' names files relative to a config file, and an in-memory config has no file"
-        raise root.entry("defaults").error(reason)
+        raise root.entry(DEFAULTS).error(reason)
     return _resolved(without_defaults(tree), env)
 
 

@@ -13,6 +13,9 @@ from model_factory.config.syntax.nodes import MapNode, Place, Scalar
 from model_factory.config.syntax.yaml_tree import parse_yaml
 from model_factory.errors import ConfigError
 
+DEFAULTS = "defaults"
+"""The key with the files to merge below a file."""
+
 
 def load_file(path: Path) -> MapNode:
     """Return the config in a YAML file, without ``defaults``; list directives may be left.
@@ -47,20 +50,20 @@ class _Includes:
 
 def has_defaults(tree: MapNode) -> bool:
     """Whether the tree has ``defaults`` other than null."""
-    node = tree.entries.get("defaults")
+    node = tree.entries.get(DEFAULTS)
     return node is not None and not (isinstance(node, Scalar) and node.value is None)
 
 
 def without_defaults(tree: MapNode) -> MapNode:
     """Return the tree without the key ``defaults``."""
-    return with_keys(tree, tree.entries.keys() - {"defaults"})
+    return with_keys(tree, tree.entries.keys() - {DEFAULTS})
 
 
 def _defaults(tree: MapNode) -> list[Cursor]:
     """Return the file names in ``defaults``; null gives no files."""
     if not has_defaults(tree):
         return []
-    items = Cursor(tree).entry("defaults").items("file paths")
+    items = Cursor(tree).entry(DEFAULTS).items("file paths")
     for item in items:
         item.text()  # every name is checked before the first file is opened
     return items

@@ -17,7 +17,10 @@ from model_factory.wording import listed, nearest, quoted, suggest_for_missing
 MODES = ("replace", "append", "prepend", "keyed")
 """The values of ``_merge_``."""
 
-_KEYS = ("_merge_", "_value_")
+DIRECTIVE_KEYS = ("_merge_", "_value_", "key")
+"""The keys of a list directive; ``key`` belongs to the mode ``keyed`` alone."""
+
+_REQUIRED = ("_merge_", "_value_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +52,7 @@ def merge(below: Cursor, above: Cursor) -> MapNode:
 
 def apply_directives(tree: MapNode) -> MapNode:
     """Return the tree with every remaining directive applied to an empty list."""
-    result = Cursor(tree).rebuilt(_applied_to_nothing)
+    result = Cursor(tree).rebuilt(_on_empty_list)
     assert isinstance(result, MapNode)  # a mapping is rebuilt as a mapping
     return result
 
@@ -69,7 +72,7 @@ def _list_below(below: Cursor, above: Cursor) -> Cursor | None:
 
     Raises ConfigError for any other value.
     """
-    base = below.on(_applied_to_nothing(below)) if _directive(below) else below
+    base = below.on(_on_empty_list(below)) if _directive(below) else below
     if isinstance(base.node, ListNode):
         return base
     text = base.scalar_value()
@@ -81,24 +84,24 @@ def _list_below(below: Cursor, above: Cursor) -> Cursor | None:
     raise above.error(reason)
 
 
-def _applied_to_nothing(at: Cursor) -> Node:
+def _on_empty_list(at: Cursor) -> Node:
     directive = _directive(at)
     if directive is not None:
-        return _applied_to_nothing(at.on(_applied(directive, None, at)))
-    return at.rebuilt(_applied_to_nothing)
+        return _on_empty_list(at.on(_applied(directive, None, at)))
+    return at.rebuilt(_on_empty_list)
 
 
 def _directive(at: Cursor) -> _Directive | None:
     """Read a directive; None for every other value."""
-    if not isinstance(at.node, MapNode) or not at.node.entries.keys() & set(_KEYS):
+    if not isinstance(at.node, MapNode) or not at.node.entries.keys() & set(_REQUIRED):
         return None
     entries = at.entries()
-    for key in _KEYS:
+    for key in _REQUIRED:
         if key not in entries:
             reason = f"a list directive needs '_merge_' and '_value_', {key!r} is missing"
             raise at.error(reason + suggest_for_missing(key, entries))
     mode = entries["_merge_"].one_of(MODES)
-    allowed = (*_KEYS, "key") if mode == "keyed" else _KEYS
+    allowed = DIRECTIVE_KEYS if mode == "keyed" else _REQUIRED
     for key, value in entries.items():
         if key not in allowed:
             reason = f"{quoted(key)} does not belong in a {mode!r} list directive; allowed are {listed(allowed)}"

@@ -9,6 +9,12 @@ from model_factory.config.syntax.cursor import Cursor
 from model_factory.config.syntax.nodes import MapNode, Node
 from model_factory.wording import nearest, quoted
 
+TEMPLATES = "templates"
+"""The top-level key with all templates by name."""
+
+TEMPLATE = "_template_"
+"""The key with the name of the template to copy."""
+
 
 def expand_templates(tree: MapNode) -> MapNode:
     """Return the tree with every ``_template_`` replaced by its template, and without ``templates``.
@@ -16,10 +22,10 @@ def expand_templates(tree: MapNode) -> MapNode:
     The keys beside ``_template_`` are expanded first, then merged on top of the template. Unused templates are checked
     too. Raises ConfigError for an unknown template and for a loop.
     """
-    written = Cursor(tree).get("templates")
+    written = Cursor(tree).get(TEMPLATES)
     expansion = _Expansion({} if written is None else written.entries())
     expansion.check_all()
-    return expansion.mapping(Cursor(with_keys(tree, tree.entries.keys() - {"templates"})), 0)
+    return expansion.mapping(Cursor(with_keys(tree, tree.entries.keys() - {TEMPLATES})), 0)
 
 
 class _Expansion:
@@ -38,10 +44,10 @@ class _Expansion:
         if depth > MAX_EXPANSION_DEPTH:
             raise at.error(f"templates lead more than {MAX_EXPANSION_DEPTH} steps deep")
         entries = at.entries()
-        name = entries.get("_template_")
+        name = entries.get(TEMPLATE)
         own = MapBuilder(at.node.place, at.path)
         for key, value in entries.items():
-            if key != "_template_":
+            if key != TEMPLATE:
                 own.add(key, self._node(value, depth + 1))
         expanded = own.build()
         return expanded if name is None else merge(Cursor(self._template_named_by(name, depth)), at.on(expanded))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from model_factory.config.schema.graph import read_graph
 from model_factory.config.schema.model_config import ModelConfig, Settings
 from model_factory.config.schema.sequential import read_sequential
-from model_factory.config.schema.signature import read_signature
+from model_factory.config.schema.signature_examples import read_signature
 from model_factory.config.syntax.cursor import Cursor
 from model_factory.config.syntax.nodes import MapNode
 

@@ -21,6 +21,8 @@ DTYPES = (
 )  # fmt: skip
 """The dtypes of example tensors, by torch's names; the first is the default."""
 
+TENSOR_KEYS = ("shape", "dtype")
+
 
 def read_signature(at: Cursor, inputs: tuple[str, ...]) -> dict[str, Any]:
     """Return the signature as plain data, with an example for each of ``inputs``. Raises ConfigError."""
@@ -50,7 +52,7 @@ def _elements(example: Cursor) -> int:
 
 
 def _tensor_elements(example: Cursor) -> int:
-    entries = example.entries(("shape", "dtype"))
+    entries = example.entries(TENSOR_KEYS)
     if "dtype" in entries:
         entries["dtype"].one_of(DTYPES)
     shape = entries["shape"].items("sizes")
