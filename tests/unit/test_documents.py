@@ -11,7 +11,6 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (".github", "benchmarks", "client", "docker", "docs", "examples", "proto", "scripts", "server", "tests")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 SHORTENED = (ROOT, ROOT / "tests", ROOT / "client" / "model_factory", ROOT / "server" / "model_factory_server")
-TOP_LEVEL = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} | {".github"}
 
 _FENCE = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\((?!\w+:)([^)\s]+)\)")
@@ -41,10 +40,10 @@ def dead_links(page: Path) -> list[str]:
 
 
 def looks_like_a_path(text: str) -> bool:
-    """Whether a piece of code is a path below the root, or names a module in a folder."""
+    """Whether a piece of code is a path whose first part exists in the root or in a folder that pages shorten."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?", text):
         return False
-    return text.split("/", maxsplit=1)[0] in TOP_LEVEL or text.endswith(".py")
+    return any((folder / text.split("/", maxsplit=1)[0]).is_dir() for folder in SHORTENED)
 
 
 def dead_paths(page: Path) -> list[str]:
