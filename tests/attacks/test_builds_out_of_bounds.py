@@ -125,7 +125,8 @@ def tensors(shape: Any, **more: Any) -> dict[str, Any]:
         ({"call": tensors([2, 4], dtype="bits8")}, "INVALID_ARGUMENT", "may be named"),
         ({"call": b'{"call_signature":[["x",{"tensor":2}]],"tensors":[{"dtype":"float32","shape":[1e999,4]}]}'},
          "INVALID_ARGUMENT", "call"),
-        ({"call": tensors([2, 4]) | {"call_signature": [["y", {"tensor": 2}]]}}, "INVALID_ARGUMENT", "the forward takes 'x'"),
+        ({"call": tensors([2, 4]) | {"call_signature": [["y", {"tensor": 2}]]}},
+         "INVALID_ARGUMENT", "the forward takes 'x'"),
     ],
     ids=["flags", "flag name", "path", "axes", "tensors", "no size", "dtype", "infinite", "argument"],
 )  # fmt: skip

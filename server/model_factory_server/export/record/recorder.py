@@ -116,8 +116,9 @@ def _leave_out(recorded: RecordedProgram, *unread: set[Place]) -> RecordedProgra
     places = set.intersection(*unread)
     tensors = {".".join(map(str, place)) for place in places}
     guards = tuple(guard for guard in recorded.guards if tensors.isdisjoint(expression_names(guard)))
-    form = without(recorded.call_signature, places)
-    return replace(recorded, call_signature=form, guards=guards, program=replace(recorded.program, inputs=leaf_names(form)))
+    signature = without(recorded.call_signature, places)
+    program = replace(recorded.program, inputs=leaf_names(signature))
+    return replace(recorded, call_signature=signature, guards=guards, program=program)
 
 
 def _conditions(*recordings: Recording) -> dict[str, Any]:
