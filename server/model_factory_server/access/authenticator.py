@@ -30,6 +30,10 @@ class Authenticator:
 
         Raises:
             AccessError: the token is missing, unknown or expired.
+
+        Example:
+            >>> Authenticator(AccessSettings()).token_holder("model_factory.v1.ModelFactoryService", [])
+            ''
         """
         if self._tokens is None or service in OPEN_SERVICES:
             return ""

@@ -17,6 +17,9 @@ def check_exposure(listen: str, settings: AccessSettings) -> None:
 
     Raises:
         ServerError: other machines can connect, and neither TLS nor ``--allow-plaintext`` is set.
+
+    Example:
+        >>> check_exposure("127.0.0.1:50051", AccessSettings())
     """
     if settings.tls_cert is not None or is_loopback(listen):
         return

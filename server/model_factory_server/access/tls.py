@@ -75,6 +75,10 @@ def load_tls(settings: AccessSettings) -> ServerTls | None:
 
     Raises:
         ServerError: a file cannot be read, the key belongs to another certificate, or a setting is missing.
+
+    Example:
+        >>> load_tls(AccessSettings()) is None
+        True
     """
     if settings.tls_cert is None or settings.tls_key is None:
         if settings.tls_cert is not None or settings.tls_key is not None or settings.tls_client_ca is not None:

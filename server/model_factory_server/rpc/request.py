@@ -88,6 +88,10 @@ def requested_length(request: blob_pb2.ReadBlobRequest, blob: Blob) -> int:
 
     Raises:
         RangeError: the offset or the limit is out of range.
+
+    Example:
+        >>> requested_length(blob_pb2.ReadBlobRequest(offset_bytes=40), Blob("0" * 64, 100))
+        60
     """
     if not 0 <= request.offset_bytes <= blob.size or request.limit_bytes < 0:
         raise RangeError(

@@ -86,6 +86,13 @@ class Option:
 
         Raises:
             ValueError: the text is invalid; the message names the allowed values.
+
+        Example:
+            >>> @dataclass
+            ... class Cache:
+            ...     max_bytes: "int" = setting(1024, "size of the cache", minimum=1)
+            >>> next(options_of(Cache)).parse("64MiB")
+            67108864
         """
         if self.kind is bool:
             if text.lower() not in WORDS:
@@ -242,7 +249,20 @@ def gather(
 
 
 def assemble(cls: Callable[..., T], options: Sequence[Option], values: Mapping[str, tuple[Any, str]]) -> T:
-    """Make the dataclass from the values of its options."""
+    """Make the dataclass from the values of its options, returned by :func:`gather`.
+
+    Example:
+        >>> @dataclass
+        ... class Queue:
+        ...     max_jobs: "int" = setting(8, "waiting jobs", minimum=0)
+        >>> options = list(options_of(Queue))
+        >>> variables = {"MODEL_FACTORY_MAX_JOBS": "4"}
+        >>> values = gather(options, flags={}, variables=variables, file=None, other_variables=[])
+        >>> assemble(Queue, options, values)
+        Queue(max_jobs=4)
+        >>> print(listing(options, values))
+        max_jobs: 4  # MODEL_FACTORY_MAX_JOBS
+    """
     tree: dict[str, Any] = {}
     for option in options:
         node = tree

@@ -227,7 +227,12 @@ class ObserveSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The settings of a server."""
+    """The settings of a server.
+
+    Example:
+        >>> Settings(listen="127.0.0.1:0", workers=4).limits.max_calls
+        512
+    """
 
     listen: str = setting(DEFAULT_ADDRESS, "address to listen on; port 0 picks a free port", metavar="HOST:PORT")
     store: Path = setting(
