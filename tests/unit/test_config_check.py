@@ -92,7 +92,7 @@ def test_in_memory_data_is_plain() -> None:
         (Path(), "is not plain data"),
         (1j, "builtins.complex is not plain data"),
         ({1: "x"}, "every mapping key must be a string, found 1"),
-        (looped, "the container holds itself"),
+        (looped, "the container contains itself"),
         ("\ud800", "lone surrogate"),
         ({"\ud800": 1}, "lone surrogate"),
         (2**200, "is too large"),

@@ -48,7 +48,7 @@ class _Conversion:
         if id(value) in self._done:
             return self._done[id(value)][1]
         if id(value) in self._open:
-            raise self._error("the container holds itself", path)
+            raise self._error("the container contains itself", path)
         if len(path) >= MAX_NESTING:
             raise self._error(f"the config is too large: mappings and lists nested deeper than {MAX_NESTING}", path)
         self._open.add(id(value))

@@ -116,7 +116,7 @@ class _Document:
         if isinstance(start, yaml.AliasEvent):
             anchored, node = self._anchored(start)
             if node is None:
-                raise self._error(anchored, "an alias stands inside its own anchor, so the value would hold itself")
+                raise self._error(anchored, "an alias inside its own anchor: the value would contain itself")
             return node
         self._open_anchor(start)
         node = self._scalar(start) if isinstance(start, yaml.ScalarEvent) else self._collection(start)
