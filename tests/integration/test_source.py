@@ -296,7 +296,7 @@ def test_a_server_that_shares_nothing_refuses(original: nn.Module) -> None:
         for line in str(Architecture(described, Portability(programs=portable.programs, refused=refused))).splitlines()
     }
     assert lines["graph_modules.router"].split()[2] == lines["graph_modules.embed"].split()[2] == "none"
-    assert "  cannot travel: the forward runs on real tensors" in lines["graph_modules.router"]
+    assert "  not portable: the forward runs on real tensors" in lines["graph_modules.router"]
     assert "has a hook in _forward_hooks" in lines["graph_modules.embed"]
     assert lines["graph_modules.router.experts.0"].endswith("part of the program of graph_modules.router")
     assert lines["graph_modules.vae"].endswith("recorded for 1 call signature, encode recorded for 2 call signatures")

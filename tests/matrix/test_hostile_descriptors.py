@@ -309,7 +309,7 @@ def test_class_name_that_writes_to_a_terminal_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["forward", "__del__", "__getattribute__", "in_features", "a b", "training"])
-def test_parametrised_name_that_hides_something_is_refused(name: str) -> None:
+def test_parametrized_name_that_hides_something_is_refused(name: str) -> None:
     module = parametrizations.weight_norm(nn.Linear(2, 3))
     document = document_of(module)
     holder = next(node for node in document["modules"] if node["type"] == "nn.ModuleDict")

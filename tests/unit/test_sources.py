@@ -67,7 +67,7 @@ def test_a_librarys_module_below_source_stays_a_program(routed: Any) -> None:
     assert kinds["0.gate"] == kinds["0.experts.1.up"] == "stock"
     source = load_source(portable.sources.bundle, portable.sources.ref.digest, "a test")
     tensors = {name: item.detach().clone() for name, item in named_tensors(model, descriptor).items()}
-    with pytest.raises(SourceError, match="a Router needs its source here, and none is trusted"):
+    with pytest.raises(SourceError, match="a Router needs trusted source here, and no source is trusted"):
         rebuild(arrived, tensors, portable.programs)
     rebuilt = rebuild(
         arrived, tensors, portable.programs, find_class=lambda item: source.find_class(item.module, item.qualname)
@@ -112,7 +112,7 @@ def local_class(router: nn.Module) -> None:
 
 
 REFUSED = {
-    hidden_lambda: r"0 \(Router\): its attribute 'activation' cannot travel: a builtins\.function is not plain data",
+    hidden_lambda: r"0 \(Router\): the attribute 'activation' is not portable: a builtins\.function is not plain data",
     hooked: r"0 \(Router\) has a hook in _forward_hooks",
     undecidable: r"0\.corrector \(Undecidable\): the forward",
     local_class: r"0 \(Local\): the forward",

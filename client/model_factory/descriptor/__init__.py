@@ -1,1 +1,1 @@
-"""Descriptors: a tree of modules as plain data, and the weights that go with it."""
+"""Descriptors: a tree of modules as plain data, and the file of the tree's weights."""

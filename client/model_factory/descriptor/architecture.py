@@ -1,4 +1,4 @@
-"""An architecture for people: what a model is made of, and how large it is."""
+"""A model's architecture for display: modules, kinds and sizes."""
 
 from __future__ import annotations
 
@@ -12,51 +12,64 @@ from model_factory.program.recorded_program import FORWARD, RecordedProgram
 _CONTAINERS = frozenset({"nn.ModuleList", "nn.ModuleDict"})
 
 NONE = "none"
-"""The kind of a module that cannot travel."""
+"""Kind of a module without a portable form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleRow:
-    """One module, its own tensors only."""
+    """One module, with the module's own tensors only."""
 
     path: str
-    """As in ``named_modules``; empty for the root."""
+    """Path as in ``named_modules``; empty for the root."""
     type: str
-    """Its class."""
+    """Class name."""
     kind: str
-    """``stock``, ``program``, ``graph`` or ``source``; ``none`` where it cannot travel."""
+    """``stock``, ``program``, ``graph`` or ``source``; ``none`` for a module without a portable form."""
     shapes: tuple[tuple[str, tuple[int, ...] | None], ...]
-    """Name and shape of its own parameters, buffers and plain tensors; no shape yet for lazy ones."""
+    """Name and shape of the own parameters, buffers and plain tensors; None for a lazy tensor without a shape."""
     parameters: int
-    """Numbers in its own parameters."""
+    """Count of numbers in the own parameters."""
     bytes: int
-    """Of its own parameters, buffers and plain tensors."""
+    """Size of the own parameters, buffers and plain tensors, in bytes."""
     reason: str
-    """Why it is of that kind; empty where that needs no reason, or was not tried."""
+    """Reason for the kind; empty for torch's own modules, for graphs, and without a portability check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portability:
-    """What a server found when it tried how a model travels."""
+    """Result of a server's portability check."""
 
     programs: Programs
-    """The recorded forwards."""
+    """Recorded programs, by path of the module."""
     refused: Mapping[str, str]
-    """Why a build would be refused, by path of the module."""
+    """Reason for the refusal of a build, by path of the module."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The module tree of a model and its sizes; ``str()`` of it is a readable table."""
+    """The module tree of a model, with sizes; ``str()`` writes a readable table.
+
+    Example:
+        >>> from model_factory.descriptor.tree import StockNode, TensorNode
+        >>> weight = TensorNode(
+        ...     name="weight", dtype="float32", shape=(2, 3), requires_grad=True, parameter=True
+        ... )
+        >>> layer = StockNode(type="nn.Linear", training=True, parameters=(("weight", 0), ("bias", None)))
+        >>> architecture = Architecture(Descriptor(modules=(layer,), tensors=(weight,)))
+        >>> architecture.parameters, architecture.bytes
+        (6, 24)
+        >>> architecture.modules[0].shapes
+        (('weight', (2, 3)),)
+    """
 
     descriptor: Descriptor
-    """What it was read from."""
+    """Source of the architecture."""
     portability: Portability | None = None
-    """How its modules travel; None where that was not tried."""
+    """Result of the portability check; None without a check."""
 
     @property
     def modules(self) -> tuple[ModuleRow, ...]:
-        """Every module once, in the order of ``named_modules``. A shared tensor counts where it appears first."""
+        """Every module once, in the order of ``named_modules``. A shared tensor counts at the first module only."""
         seen: set[int] = set()
         reasons = {} if self.portability is None else _reasons(self.descriptor, self.portability)
         return tuple(
@@ -66,12 +79,12 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """Numbers in all parameters."""
+        """Count of numbers in all parameters."""
         return sum(row.parameters for row in self.modules)
 
     @property
     def bytes(self) -> int:
-        """Of all parameters, buffers and plain tensors."""
+        """Size of all parameters, buffers and plain tensors, in bytes."""
         return sum(row.bytes for row in self.modules)
 
     def _row(self, path: str, node: ModuleNode, seen: set[int], reason: str) -> ModuleRow:
@@ -115,7 +128,7 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
 
 
 def _reasons(descriptor: Descriptor, portability: Portability) -> dict[str, str]:
-    """Why each module travels as it does, by path; nothing for torch's own and for graphs."""
+    """Return the reason for each module's kind, by path; torch's own modules and graphs need no reason."""
     paths = descriptor.paths()
     recorded: dict[str, list[RecordedProgram]] = {}
     for path, item in portability.programs:
@@ -125,7 +138,7 @@ def _reasons(descriptor: Descriptor, portability: Portability) -> dict[str, str]
     for index, path in paths.items():
         node = descriptor.modules[index]
         if path in portability.refused:
-            reasons[path] = f"cannot travel: {portability.refused[path]}"
+            reasons[path] = f"not portable: {portability.refused[path]}"
         elif isinstance(node, SourceNode):
             reasons[path] = f"source: {node.source.reason}"
         elif isinstance(node, ProgramNode):
@@ -144,14 +157,14 @@ def _recorded_text(programs: list[RecordedProgram]) -> str:
 
 
 def _unrecorded_text(path: str, nodes: Mapping[str, ModuleNode]) -> str:
-    """Whose program a program module without one of its own is part of: that of the nearest above that calls it."""
+    """Return the reason for a program module without programs: part of a caller's program, or not recorded yet."""
     while path:
         path = path.rpartition(".")[0]
         above = nodes.get(path)
         if isinstance(above, ProgramNode):
             return f"part of the program of {path or 'the model'}"
         if above is not None and above.type not in _CONTAINERS:
-            break  # called by one of torch's own, by the graph or by source: it has a program to itself
+            break  # called by torch, by the graph or by source: the module needs its own programs
     return "recorded at its first call: no example inputs"
 
 

@@ -1,7 +1,8 @@
-"""Attributes: which values of a module's ``__dict__`` travel, and under which names.
+"""Attributes: the portable values of a module's ``__dict__``.
 
-Three forms: the live value; the described value in a ``ModuleNode`` (plain data, ``TorchConst``, ``StockValue``,
-``TensorRef``); and JSON, where a scalar or list stands for itself and everything else is a mapping with one key.
+An attribute has three forms: the live value; the described value in a ``ModuleNode`` (plain data, ``TorchConst``,
+``StockValue``, ``TensorRef``); and JSON. In JSON, scalars and lists are written directly, and every other value as a
+mapping with one key.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STOCK_VALUES: Mapping[str, Any] = MappingProxyType(
     | {f"torch.{name}": OPS[f"torch.{name}"] for name in _ACTIVATIONS.split() if f"torch.{name}" in OPS}
     | {f"torch.nn.utils.parametrizations._OrthMaps.{item.name}": item for item in ORTHOGONAL_MAPS}
 )
-"""Name -> value, for attributes such as the activation of ``nn.TransformerEncoderLayer``."""
+"""Functions and constants by name, for attributes like the activation of ``nn.TransformerEncoderLayer``."""
 
 _NAMES: Mapping[int, str] = {id(value): name for name, value in reversed(list(STOCK_VALUES.items()))}
 
@@ -39,9 +40,9 @@ _INT_BITS = 64
 
 
 def settable(cls: type[nn.Module], taken: Mapping[str, Any] | frozenset[str], name: str) -> bool:
-    """Whether plain data may be set as the attribute ``name`` of a module: it must not hide what the class relies on.
+    """Whether plain data may be set as the attribute ``name`` of a module, without hiding a member of the class.
 
-    ``taken`` are the attributes that a bare instance has.
+    ``taken`` has the attributes of a bare instance.
     """
     return name not in taken and _is_free(cls, name)  # type: ignore[arg-type]  # mypy: a class is hashable
 
@@ -54,15 +55,19 @@ def _is_free(cls: type[nn.Module], name: str) -> bool:
 
 
 def described(value: Any) -> Any:
-    """Return the described form of a live value, a copy of it.
+    """Return the described form of a live value, as a copy.
 
     Raises:
-        FormatError: it has none. Types are exact: what would come back as something else has none.
+        FormatError: the value is not portable. Types are exact: an instance of a subclass is not portable.
+
+    Example:
+        >>> described({"dtype": torch.float32, "act": torch.relu})
+        {'dtype': TorchConst(name='float32'), 'act': StockValue(name='torch.relu')}
     """
     try:
         return _described(value)
     except RecursionError:
-        raise FormatError("it contains itself, or is nested too deeply") from None
+        raise FormatError("the value contains itself, or is nested too deeply") from None
 
 
 def _described(value: Any) -> Any:
@@ -102,10 +107,14 @@ def _check_scalar(value: Any) -> None:
 
 
 def live(value: Any) -> Any:
-    """Return a live value of a described one, with containers of its own.
+    """Return the live value of a described value, with new containers.
 
     Raises:
-        FormatError: it names a constant or function outside the closed tables.
+        FormatError: the value names a constant or function outside of the closed tables.
+
+    Example:
+        >>> live([TorchConst("float16"), 2])
+        [torch.float16, 2]
     """
     kind = type(value)
     if kind in _SCALARS or kind is torch.Size:
@@ -118,7 +127,7 @@ def live(value: Any) -> Any:
         return torch_const(value.name)
     if kind is StockValue and value.name in STOCK_VALUES:
         return STOCK_VALUES[value.name]
-    raise FormatError(f"{value!r} is not a value that an attribute can have")
+    raise FormatError(f"{value!r} is not a value for an attribute")
 
 
 def encode_attribute(value: Any) -> Any:
@@ -147,14 +156,14 @@ def decode_attribute(data: Any) -> Any:
     """The inverse of :func:`encode_attribute`.
 
     Raises:
-        FormatError: it is not the JSON form of an attribute.
+        FormatError: the data is malformed.
     """
     if type(data) in _SCALARS:
         return data
     if type(data) is list:
         return [decode_attribute(item) for item in data]
     if type(data) is not dict or len(data) != 1:
-        raise FormatError("an attribute is a scalar, a list or a mapping with one key")
+        raise FormatError("an attribute must be a scalar, a list or a mapping with one key")
     ((kind, body),) = data.items()
     decode = _DECODERS.get(kind)
     if decode is None:

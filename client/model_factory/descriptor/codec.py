@@ -32,7 +32,7 @@ from model_factory.program.codec import (
 from model_factory.program.recorded_program import RecordedProgram
 
 MAX_DEPTH = 200
-"""Of modules in modules; torch's own walks are recursive."""
+"""Maximum nesting of modules; torch's own walks are recursive."""
 
 Programs = tuple[tuple[str, RecordedProgram], ...]
 """Recorded programs by module path."""
@@ -54,14 +54,14 @@ def decode_descriptor(data: bytes) -> Descriptor:
     """Parse and check a descriptor.
 
     Raises:
-        FormatError: it breaks the format, a limit, or refers to what is not there.
+        FormatError: the descriptor breaks the format or a limit, or has a reference to a missing entry.
     """
     document = _document(data, "descriptor", {"format", "modules", "tensors"}, optional={"bundle"})
     modules, tensors = document["modules"], document["tensors"]
     if not isinstance(modules, list) or not 0 < len(modules) <= MAX_MODULES:
-        raise FormatError(f"a descriptor has 1 to {MAX_MODULES} modules")
+        raise FormatError(f"a descriptor must have 1 to {MAX_MODULES} modules")
     if not isinstance(tensors, list) or len(tensors) > MAX_TENSORS:
-        raise FormatError(f"a descriptor has at most {MAX_TENSORS} tensors")
+        raise FormatError(f"a descriptor must have at most {MAX_TENSORS} tensors")
     try:
         descriptor = Descriptor(
             modules=tuple(_decode_module(node, len(modules), len(tensors)) for node in modules),
@@ -73,7 +73,7 @@ def decode_descriptor(data: bytes) -> Descriptor:
     if len({node.name for node in descriptor.tensors}) != len(tensors):
         raise FormatError("two tensors of a descriptor have the same name")
     if (descriptor.bundle is not None) != any(isinstance(node, SourceNode) for node in descriptor.modules):
-        raise FormatError("a descriptor has a bundle if and only if it has source modules")
+        raise FormatError("a descriptor must have a bundle if a module needs source, and no bundle otherwise")
     _check_tree(descriptor)
     return descriptor
 
@@ -88,7 +88,7 @@ def decode_programs(data: bytes) -> Programs:
     """Parse and check recorded programs.
 
     Raises:
-        FormatError: they break the format or a limit.
+        FormatError: a program breaks the format or a limit.
     """
     document = _document(data, "set of programs", {"format", "programs"})
     try:
@@ -100,7 +100,7 @@ def decode_programs(data: bytes) -> Programs:
 def _document(data: bytes, what: str, keys: set[str], optional: Collection[str] = ()) -> dict[str, Any]:
     document = decode_document(data, f"the {what}")
     if not isinstance(document, dict) or document.keys() - set(optional) != keys:
-        raise FormatError(f"a {what} has exactly the keys {', '.join(sorted(keys))}")
+        raise FormatError(f"a {what} must have exactly the keys {', '.join(sorted(keys))}")
     if document["format"] != FORMAT:
         raise FormatError(
             f"the {what} has format {document['format']!r}; this version of model-factory reads format {FORMAT}. "
@@ -147,7 +147,7 @@ def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
     if kind not in _KEYS_BY_KIND:
         raise FormatError(f"unknown kind of module {kind!r}")
     if data.keys() - _OPTIONAL_KEYS.get(kind, frozenset()) != _KEYS_BY_KIND[kind]:
-        raise FormatError(f"a {kind} module has exactly the keys {', '.join(sorted(_KEYS_BY_KIND[kind]))}")
+        raise FormatError(f"a {kind} module must have exactly the keys {', '.join(sorted(_KEYS_BY_KIND[kind]))}")
     node = _decode_kind(data, _decode_common(data, modules, tensors))
     if not node.type.isprintable():
         raise FormatError(f"{node.type!r} is not the name of a class")
@@ -236,8 +236,8 @@ def _decode_bundle(data: Any) -> Blob:
 
 
 def _check_tree(descriptor: Descriptor) -> None:
-    """Bound what a walk over the modules does: no module is below itself, and shared ones are not met too often."""
-    visits: dict[int, int] = {}  # of a walk that enters shared modules each time, as that of a state dict
+    """Bound a walk over the modules: no module is below itself, and a walk visits shared modules not too often."""
+    visits: dict[int, int] = {}  # of a walk like a state dict's, which enters shared modules each time
     open_: set[int] = set()
     stack: list[tuple[int, bool]] = [(0, False)]
     while stack:
@@ -255,7 +255,7 @@ def _check_tree(descriptor: Descriptor) -> None:
             stack.append((index, True))
             stack.extend((child, False) for child in children)
     if len(visits) != len(descriptor.modules):
-        raise FormatError("a descriptor has modules that are not below its first")
+        raise FormatError("a descriptor has modules outside of the tree of module 0")
     if visits[0] > MAX_MODULES:
         raise FormatError(f"a walk over the modules of a descriptor takes more than {MAX_MODULES} visits")
 
@@ -274,5 +274,5 @@ def _size(value: Any) -> int:
 
 def _index(value: Any, count: int) -> int | None:
     if value is not None and (type(value) is not int or not 0 <= value < count):
-        raise FormatError(f"{value!r} refers to nothing")
+        raise FormatError(f"{value!r} is not a position in the table of {count} entries")
     return value

@@ -1,6 +1,6 @@
-"""From a descriptor and its tensors to real modules.
+"""Rebuilds real modules from a descriptor and tensors.
 
-No constructor and no initialiser runs: each module is a bare instance of its class whose ``__dict__`` is filled in.
+No constructor and no initialiser runs: each module is a bare instance of a class, with a filled ``__dict__``.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.program_module import ProgramModule, ProgramRecorder
 from model_factory.program.torch_names import torch_dtype
 
-_LAZY: Any = nn.parameter  # its declared types lack the arguments of the lazy tensors
+_LAZY: Any = nn.parameter  # the declared types lack the arguments of the lazy tensors
 
 FindClass = Callable[[SourceClass], Any]
-"""Gives the class of a source module, where its source is trusted."""
+"""Returns the class of a source module with trusted source."""
 
 
 class Blueprint:
-    """A descriptor with its programs, compiled: makes modules over any tensors of that description.
+    """A descriptor with compiled programs: builds modules over any tensors of the described names and shapes.
 
-    Immutable, and what it made stays independent of it but for the programs, which all modules share.
+    Immutable. All built modules share the compiled programs.
     """
 
     def __init__(self, descriptor: Descriptor, programs: Programs = ()) -> None:
         """Compile the programs, given by module path.
 
         Raises:
-            FormatError: one of them is malformed, or a tensor's dtype is none.
+            FormatError: a program is malformed, or the dtype of a tensor is unknown.
         """
         self.descriptor = descriptor
         self.tensor_bytes = sum(node.nbytes for node in descriptor.tensors)
@@ -67,7 +67,7 @@ class Blueprint:
         recorder: ProgramRecorder | None = None,
         find_class: FindClass | None = None,
     ) -> nn.Module:
-        """Make the module, as :func:`rebuild` does."""
+        """Build the module; see :func:`rebuild`."""
         nodes = self.descriptor.modules
         values = [_tensor(node, tensors) for node in self.descriptor.tensors]
         modules: list[nn.Module] = [self._bare(index, node, recorder, find_class) for index, node in enumerate(nodes)]
@@ -80,7 +80,7 @@ class Blueprint:
     def _bare(
         self, index: int, node: ModuleNode, recorder: ProgramRecorder | None, find_class: FindClass | None
     ) -> Any:
-        """Make a module without its tensors, children and attributes."""
+        """Make a module without tensors, children and attributes."""
         match node:
             case StockNode():
                 return _bare_stock(node)
@@ -108,15 +108,31 @@ def rebuild(
     recorder: ProgramRecorder | None = None,
     find_class: FindClass | None = None,
 ) -> nn.Module:
-    """Build the module a descriptor describes, over ``tensors`` (by name; used as they are, not copied).
+    """Build the module of a descriptor.
 
-    ``programs`` are the recorded forwards by module path; ``recorder`` is asked for those that are missing.
-    ``find_class`` gives the classes of source modules, where they are trusted.
+    Args:
+        descriptor: Description of the model.
+        tensors: Tensors by name; the module uses the tensors without a copy.
+        programs: Recorded programs, by module path.
+        recorder: Source of missing programs.
+        find_class: Source of the classes of source modules; None trusts no source.
 
     Raises:
-        SourceError: a module needs source, and there is no ``find_class``, or it fails.
-        FormatError: the descriptor names a class, function or attribute outside the closed tables, or a tensor is
-            missing or not as described.
+        SourceError: a module needs source, and ``find_class`` is None or fails.
+        FormatError: the descriptor names a class, function or attribute outside of the closed tables, or a tensor is
+            missing or differs from the description.
+
+    Example:
+        >>> from model_factory.descriptor.tree import StockNode
+        >>> weight = TensorNode(name="weight", dtype="float32", shape=(2, 3), requires_grad=True, parameter=True)
+        >>> layer = StockNode(
+        ...     type="nn.Linear",
+        ...     training=True,
+        ...     attributes={"in_features": 3, "out_features": 2},
+        ...     parameters=(("weight", 0), ("bias", None)),
+        ... )
+        >>> rebuild(Descriptor(modules=(layer,), tensors=(weight,)), {"weight": torch.ones(2, 3)})
+        Linear(in_features=3, out_features=2, bias=False)
     """
     return Blueprint(descriptor, programs).build(tensors, recorder, find_class)
 
@@ -149,7 +165,7 @@ def _stored(node: TensorNode, dtype: torch.dtype, tensors: Mapping[str, torch.Te
     shape = tuple([node.shape[axis] for axis in node.order]) or node.shape
     if tensor.dtype != dtype or tuple(tensor.shape) != shape:
         raise FormatError(
-            f"the weights hold {node.name!r} as {tensor.dtype} {tuple(tensor.shape)}; described is {dtype} {shape}"
+            f"the weights hold {node.name!r} as {tensor.dtype} {tuple(tensor.shape)}; described: {dtype} {shape}"
         )
     return tensor.permute([node.order.index(axis) for axis in range(len(shape))]) if node.order else tensor
 
@@ -163,7 +179,7 @@ def _bare_stock(node: StockNode) -> Any:
 
 def _bare_source(node: SourceNode, find_class: FindClass | None) -> Any:
     if find_class is None:
-        raise SourceError(f"a {node.type} needs its source here, and none is trusted: {node.source.reason}")
+        raise SourceError(f"a {node.type} needs trusted source here, and no source is trusted: {node.source.reason}")
     cls = find_class(node.source)
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):
         raise FormatError(f"{node.source.qualname!r} of {node.source.module!r} is not the class of a module")
@@ -175,8 +191,8 @@ _CONTAINERS = {name: type(value) for name, value in _BARE.items() if isinstance(
 
 
 def _empty(cls: type[nn.Module]) -> Any:
-    """Make an instance as ``nn.Module.__init__`` leaves it, in half its time: it assigns through ``__setattr__``."""
-    module = object.__new__(cls)  # not the class's own, which warns where it is deprecated
+    """Make an instance in the state after ``nn.Module.__init__``, in half the time, without ``__setattr__``."""
+    module = object.__new__(cls)  # a deprecated class warns in its own __new__
     module.__dict__.update(_BARE)
     module.__dict__.update({name: kind() for name, kind in _CONTAINERS.items()})
     return module
@@ -201,11 +217,11 @@ def _fill(module: nn.Module, node: ModuleNode, modules: list[nn.Module], values:
 
 def _parameter(tensor: torch.Tensor, node: ModuleNode, name: str) -> nn.Parameter:
     if not isinstance(tensor, nn.Parameter):
-        raise FormatError(f"{node.type} has for its parameter {name!r} a tensor that is none")
+        raise FormatError(f"the parameter {name!r} of {node.type} is a tensor without the flag of a parameter")
     return tensor
 
 
 def _finish(module: nn.Module, node: ModuleNode) -> None:
     restore_torch_internals(module)
     if isinstance(node, GraphNode) and not isinstance(module._modules.get(GRAPH_MODULES), nn.ModuleDict):
-        raise FormatError(f"a graph module has a child {GRAPH_MODULES!r}, an nn.ModuleDict")
+        raise FormatError(f"a graph module must have a child {GRAPH_MODULES!r}, an nn.ModuleDict")

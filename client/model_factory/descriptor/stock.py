@@ -1,4 +1,4 @@
-"""Stock modules: torch's own, which a trainer has too."""
+"""Stock modules: instances of torch's own classes, available on every trainer."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def _stock_classes() -> dict[str, type[nn.Module]]:
 
 
 STOCK_CLASSES: Mapping[str, type[nn.Module]] = MappingProxyType(_stock_classes())
-"""Type name in a descriptor -> class."""
+"""Classes by type name in a descriptor."""
 
 STOCK_NAMES: Mapping[type[nn.Module], str] = MappingProxyType({cls: name for name, cls in STOCK_CLASSES.items()})
 
 _INTERNALS = frozenset(nn.Module().__dict__)
-# What a subclass of a stock class may have of its own and still behave like it once it is built.
+# Members that a subclass may define and still behave like the stock class after construction.
 _HARMLESS = frozenset(
     (
         "__init__ __doc__ __module__ __annotations__ __dict__ __weakref__ __constants__ __repr__ __init_subclass__ "
@@ -44,14 +44,23 @@ _HARMLESS = frozenset(
 
 
 def is_stock(module: nn.Module) -> bool:
-    """Whether a module travels as one of torch's own."""
+    """Whether a module can be rebuilt as an instance of a stock class.
+
+    Example:
+        >>> class Doubled(nn.Linear):
+        ...     def forward(self, x):
+        ...         return 2 * super().forward(x)
+        >>> is_stock(nn.Linear(2, 2)), is_stock(Doubled(2, 2))
+        (True, False)
+    """
     return stock_type(module) is not None
 
 
 def stock_type(module: nn.Module) -> type[nn.Module] | None:
-    """The class of torch's own that a module travels as: its class, or the one it only adds a constructor to.
+    """Return the stock class to rebuild a module with, or None.
 
-    None for any other module, and where the module's forward is replaced. Of a parametrised module the class before.
+    The stock class is the module's class, or a base class if the module's class only adds a constructor. For a
+    parametrized module, the class before parametrization. None for a module with a replaced forward.
     """
     cls: Any = type(module)
     if cls not in STOCK_NAMES and is_parametrized(module):
@@ -66,13 +75,13 @@ def stock_type(module: nn.Module) -> type[nn.Module] | None:
     try:
         stock_attributes(module, base)
     except FormatError:
-        return None  # its constructor has given it more than torch's own forward could be sure to do without
+        return None  # the constructor has set more than plain attributes
     return base
 
 
 @cache
 def _stock_base(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """The stock class that ``cls`` inherits everything from that runs after the constructor, if there is one."""
+    """Return the stock class from which ``cls`` inherits every member used after construction, or None."""
     base = next((item for item in cls.__mro__ if item in STOCK_NAMES), nn.Module)
     if base is nn.Module:
         return None
@@ -81,10 +90,10 @@ def _stock_base(cls: type[nn.Module]) -> type[nn.Module] | None:
 
 
 def stock_attributes(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
-    """The plain attributes of a module that travels as ``cls``, described; tensors as they are.
+    """Return the described plain attributes of a module, for a rebuild as ``cls``; tensors unchanged.
 
     Raises:
-        FormatError: one cannot travel.
+        FormatError: an attribute is not portable.
     """
     skipped = _INTERNALS | restored_names(cls)
     attributes = {}
@@ -94,7 +103,7 @@ def stock_attributes(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
         try:
             attributes[name] = value if isinstance(value, torch.Tensor) else described(value)
         except FormatError as error:
-            raise FormatError(f"its attribute {name!r} cannot travel: {error}") from None
+            raise FormatError(f"the attribute {name!r} is not portable: {error}") from None
         if not settable(cls, _INTERNALS, name):
-            raise FormatError(f"its attribute {name!r} hides a method")
+            raise FormatError(f"the attribute {name!r} hides a method")
     return attributes

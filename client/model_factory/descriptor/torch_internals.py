@@ -1,8 +1,10 @@
-"""What torch's own modules keep beside attributes and tensors: not in the descriptor, and made again by the rebuild.
+"""Internals of torch's own modules beside attributes and tensors. A descriptor omits them; the rebuild restores them.
 
-RNNs have lists of their weights, lazy modules the two hooks that give them their shapes, and parametrised modules a
-class of their own with a property for each parametrised tensor. Decoder layers whose activation is a child have it as
-an attribute as well: torch takes a layer that has no such attribute when it is copied or unpickled for one with relu.
+- RNNs: lists of weights.
+- Lazy modules: two hooks that set the shapes.
+- Parametrized modules: a class of their own, with a property for each parametrized tensor.
+- Decoder layers with a module as activation: the activation as an attribute. Without the attribute, a copied or
+  unpickled layer uses relu.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _WEIGHT_NORM_HOOK = f"{parametrizations.weight_norm.__qualname__}.<locals>._weig
 
 
 def restored_names(cls: type[nn.Module]) -> frozenset[str]:
-    """The attributes of torch's ``cls`` that the rebuild makes again."""
+    """Return the attributes of the stock class ``cls`` that the rebuild restores."""
     if issubclass(cls, nn.RNNBase):
         return frozenset({"_flat_weights", "_flat_weight_refs"})
     if issubclass(cls, LazyModuleMixin):
@@ -33,7 +35,7 @@ def restored_names(cls: type[nn.Module]) -> frozenset[str]:
 
 
 def restored_hooks(cls: type[nn.Module] | None, module: nn.Module) -> list[Any]:
-    """The hooks of a module that the rebuild makes again; ``cls`` is the class of torch's own it travels as, if any."""
+    """Return the hooks of a module that the rebuild restores; ``cls`` is the module's stock class, if any."""
     hooks: Any = module
     found = [item for item in hooks._load_state_dict_pre_hooks.values() if _is_weight_norm_hook(item.hook)]
     if cls is not None and issubclass(cls, LazyModuleMixin) and "_load_hook" in module.__dict__:
@@ -43,10 +45,10 @@ def restored_hooks(cls: type[nn.Module] | None, module: nn.Module) -> list[Any]:
 
 
 def restore_torch_internals(module: nn.Module) -> None:
-    """Make what :func:`restored_names` and :func:`restored_hooks` name, and the class of a parametrised module.
+    """Restore the attributes of :func:`restored_names`, the hooks of :func:`restored_hooks`, and parametrized classes.
 
     Raises:
-        FormatError: the attributes or children it is made from are not what they should be.
+        FormatError: the module's attributes or children are incomplete or wrong.
     """
     try:
         if is_parametrized(module):
@@ -65,23 +67,23 @@ def restore_torch_internals(module: nn.Module) -> None:
 
 
 _GATES = MappingProxyType({"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1})
-_MODES: Mapping[type[nn.RNNBase], Collection[str]] = MappingProxyType(
+_RNN_MODES: Mapping[type[nn.RNNBase], Collection[str]] = MappingProxyType(
     {nn.LSTM: ["LSTM"], nn.GRU: ["GRU"], nn.RNN: ["RNN_TANH", "RNN_RELU"]}
 )
 
 
 def _check_weights(rnn: nn.RNNBase) -> None:
-    """Check that an RNN's weights are of the shapes that its attributes say: its kernels read them as if they were."""
+    """Check that an RNN's weights fit the attributes: the kernels trust the attributes."""
     flags, counts = (rnn.bias, rnn.bidirectional), (rnn.input_size, rnn.hidden_size, rnn.num_layers, rnn.proj_size)
     if any(type(flag) is not bool for flag in flags) or any(type(count) is not int or count < 0 for count in counts):
-        raise TypeError("its sizes are counts, and its flags true or false")
-    if any(isinstance(rnn, cls) and rnn.mode not in modes for cls, modes in _MODES.items()):
-        raise ValueError(f"{rnn.mode!r} is not a mode of it")
+        raise TypeError("a size must be an integer from 0, and a flag true or false")
+    if any(isinstance(rnn, cls) and rnn.mode not in modes for cls, modes in _RNN_MODES.items()):
+        raise ValueError(f"{rnn.mode!r} is not a mode of this class")
     if rnn.num_layers > len(rnn._flat_weights_names):
-        raise ValueError("it has weights for fewer layers than it says")
+        raise ValueError("there are weights for fewer layers than num_layers")
     shapes = _weight_shapes(rnn, _GATES[rnn.mode])
     if list(shapes) != rnn._flat_weights_names:
-        raise ValueError(f"it names other weights than {', '.join(shapes)}")
+        raise ValueError(f"the names of the weights are not {', '.join(shapes)}")
     for name, shape in shapes.items():
         weight = getattr(rnn, name, None)
         if weight is not None and not (isinstance(weight, torch.Tensor) and tuple(weight.shape) == shape):
@@ -89,7 +91,7 @@ def _check_weights(rnn: nn.RNNBase) -> None:
 
 
 def _weight_shapes(rnn: nn.RNNBase, gates: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an RNN's weights, in the order of ``nn.RNNBase``'s constructor."""
+    """Return the names and shapes of an RNN's weights, in the order of ``nn.RNNBase``'s constructor."""
     shapes: dict[str, tuple[int, ...]] = {}
     rows, result = gates * rnn.hidden_size, rnn.proj_size or rnn.hidden_size
     directions = ("", "_reverse") if rnn.bidirectional else ("",)
@@ -106,7 +108,7 @@ def _weight_shapes(rnn: nn.RNNBase, gates: int) -> dict[str, tuple[int, ...]]:
 
 
 def is_parametrized(module: nn.Module) -> bool:
-    """Whether a module has the children that ``torch.nn.utils.parametrize`` gives it."""
+    """Whether a module is parametrized by ``torch.nn.utils.parametrize``."""
     if not isinstance(module._modules, dict):  # a TorchScript module
         return False
     lists = module._modules.get(PARAMETRIZATIONS)
@@ -120,7 +122,7 @@ def _parametrize(module: nn.Module) -> None:
     cls = type(module)
     for name in lists:
         if hasattr(cls, name) or not name.isidentifier() or name.startswith("__") or name in module.__dict__:
-            raise FormatError(f"{cls.__name__} cannot have the parametrised tensor {name!r}")
+            raise FormatError(f"{cls.__name__} cannot have the parametrized tensor {name!r}")
     inject_new_class(module)
     for name, parametrizations_of in lists.items():
         inject_property(module, name)
@@ -130,7 +132,7 @@ def _parametrize(module: nn.Module) -> None:
 
 
 class WeightNormKeys:
-    """The hook that torch's ``weight_norm`` leaves: lets state dicts from before parametrisations be loaded."""
+    """Hook of torch's ``weight_norm``: loads state dicts from before parametrizations."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,7 +1,7 @@
 """The descriptor: a tree of modules as plain data.
 
-Modules and tensors are kept in two flat tables and referred to by position, so a shared module or a tied tensor is
-written once. Module 0 is the root.
+Modules and tensors are in two flat tables, and references are positions in the tables. A shared module or tied tensor
+is therefore written once. Module 0 is the root.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from model_factory.program.torch_names import torch_dtype
 
 @dataclass(frozen=True, slots=True)
 class StockValue:
-    """A function or constant of torch's own, as an attribute or in one."""
+    """A function or constant of torch, as an attribute or in an attribute."""
 
     name: str
-    """A key of ``STOCK_VALUES``."""
+    """Key of ``STOCK_VALUES``."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """A tensor as a plain attribute, neither parameter nor buffer of its module."""
+    """A tensor as a plain attribute, neither parameter nor buffer of the module."""
 
     index: int
-    """Its position in the tensor table."""
+    """Position in the tensor table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceClass:
-    """The real class of a source module, and why it needs it."""
+    """Class of a source module, and the reason for the source."""
 
     module: str
-    """Name of the module that defines it, in the descriptor's bundle."""
+    """Name of the defining Python module, in the descriptor's bundle."""
     qualname: str
-    """Its name there."""
+    """Name of the class in the Python module."""
     reason: str
-    """Why its forward is no program, for people."""
+    """Reason against a program, for display."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,27 +51,32 @@ class TensorNode:
     """A parameter, buffer or plain tensor attribute."""
 
     name: str
-    """The first state-dict-like name it is reached by; its key in the weights file."""
+    """First path of the tensor, as in a state dict; the key in the weights file."""
     dtype: str
-    """As torch names it: ``float32``."""
+    """Torch's name of the dtype: ``float32``."""
     shape: tuple[int, ...] | None
-    """``None`` for a lazy parameter or buffer that has no shape yet; it is not in the weights file."""
+    """Shape; None for a lazy tensor without a shape, which is not in the weights file."""
     requires_grad: bool
-    """Whether autograd computes its gradient."""
+    """Whether autograd computes a gradient."""
     parameter: bool
-    """Whether it is an ``nn.Parameter``."""
+    """Whether the tensor is an ``nn.Parameter``."""
     order: tuple[int, ...] = ()
-    """Its axes as they lie in memory, outermost first, where that is not their own order (``channels_last``): kernels
-    add up in the order of memory. The weights file holds it with its axes in this order."""
+    """Order of the axes in memory and in the weights file, outermost first, if not ascending (``channels_last``). The
+    order matters since kernels add up in the order of memory."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Plain attributes of the tensor object, such as the ``_no_weight_decay`` that optimisers look for."""
 
     @property
     def nbytes(self) -> int:
-        """What it takes; nothing as long as it has no shape.
+        """Size in bytes; 0 without a shape.
 
         Raises:
-            FormatError: its dtype is none.
+            FormatError: the dtype is unknown.
+
+        Example:
+            >>> weight = TensorNode(name="w", dtype="float16", shape=(2, 3), requires_grad=True, parameter=True)
+            >>> weight.nbytes, weight.elements
+            (12, 6)
         """
         try:
             return self.elements * torch_dtype(self.dtype).itemsize
@@ -80,7 +85,7 @@ class TensorNode:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """Count of numbers; 0 without a shape."""
         return 0 if self.shape is None else math.prod(self.shape)
 
 
@@ -144,18 +149,18 @@ class SourceNode(ModuleNode):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptor:
-    """A whole model without its weights."""
+    """A whole model without weights."""
 
     modules: tuple[ModuleNode, ...]
     """Module 0 is the root."""
     tensors: tuple[TensorNode, ...]
     """Each tensor once, in the order of first appearance."""
     bundle: Blob | None = None
-    """The source that the classes of source nodes are in; None where there are none."""
+    """Source of the classes of source nodes; None without source nodes."""
 
     @property
     def source_reasons(self) -> dict[str, str]:
-        """Why each source module needs its source, by path and class: ``router (Router)``."""
+        """Reason for the source of each source module, by path and class: ``router (Router)``."""
         return {
             f"{path or 'the model'} ({node.type})": node.source.reason
             for index, path in self.paths().items()
@@ -163,7 +168,7 @@ class Descriptor:
         }
 
     def paths(self) -> dict[int, str]:
-        """The first path at which each module is reached, root first, in the order of ``named_modules``."""
+        """Return the first path of each module, root first, in the order of ``named_modules``."""
         found: dict[int, str] = {}
         pending = [(0, "")]
         while pending:

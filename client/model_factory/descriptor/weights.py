@@ -1,8 +1,9 @@
 """Weights: one safetensors file per component.
 
-Our own writer, for what the library's lacks: one pass over the tensors (written and hashed as they lie, with no second
-copy in memory), the order of the descriptor, and data that starts on a 64-byte boundary, largest alignment first, so
-that mapped tensors are aligned as freshly allocated ones are and kernels compute bit-identical results.
+The writer differs from the library's writer in three points: a single pass writes and hashes the tensors without a
+second copy in memory; the tensors are in the order of the descriptor; and the data starts on a 64-byte boundary,
+largest alignment first. Mapped tensors are therefore aligned like allocated tensors, and kernels compute bit-identical
+results.
 """
 
 from __future__ import annotations
@@ -44,16 +45,27 @@ DTYPES: Mapping[torch.dtype, str] = {
     torch.float8_e5m2: "F8_E5M2",
     torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
 }
-"""What safetensors has a name for."""
+"""Dtypes with a name in safetensors."""
 
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 
 def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[str, int]:
-    """Write tensors as a safetensors file; return its digest and size in bytes. Hashes on as many threads as torch has.
+    """Write tensors as a safetensors file, and hash on as many threads as torch uses.
+
+    Returns:
+        Digest of the file, and size in bytes.
 
     Raises:
-        FormatError: a tensor's dtype has no written form.
+        FormatError: a dtype has no name in safetensors.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryFile(buffering=0) as file:
+        ...     digest, size = write_weights(file, {"weight": torch.ones(2, 2)})
+        ...     tensors = map_weights(file)
+        >>> size, tensors["weight"].tolist()
+        (144, [[1.0, 1.0], [1.0, 1.0]])
     """
     ordered = _ordered(tensors)
     writer = HashingWriter(file, threads=torch.get_num_threads())
@@ -64,10 +76,10 @@ def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[
 
 
 def offsets(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Where in their weights file tensors begin, in bytes; of those on the meta device, too.
+    """Return the offsets of tensors in a weights file, in bytes; also for tensors on the meta device.
 
     Raises:
-        FormatError: a tensor's dtype has no written form.
+        FormatError: a dtype has no name in safetensors.
     """
     ordered = _ordered(tensors)
     ends = itertools.accumulate((tensor.nbytes for _, tensor in ordered), initial=len(_header(ordered)))
@@ -75,12 +87,12 @@ def offsets(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 
 def _ordered(tensors: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-    # Whole multiples of the alignment first, so that all of them stay aligned, then by size of element for the same.
+    # Whole multiples of the alignment first, then by size of element: so that as many tensors as possible are aligned.
     return sorted(tensors.items(), key=lambda item: (item[1].nbytes % ALIGNMENT != 0, -item[1].itemsize))
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> Iterator[memoryview]:
-    """Yield the bytes of each tensor in memory order, from a copy on the host where the tensor is on another device."""
+    """Yield the bytes of each tensor in memory order; a tensor on another device is copied to the host."""
     for tensor in tensors:
         if tensor.numel():
             plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
@@ -92,7 +104,7 @@ def _header(ordered: list[tuple[str, torch.Tensor]]) -> bytes:
     offset = 0
     for name, tensor in ordered:
         if tensor.dtype not in DTYPES:
-            raise FormatError(f"tensor {name!r} has dtype {tensor.dtype}, which a weights file cannot hold")
+            raise FormatError(f"tensor {name!r} has dtype {tensor.dtype}; a weights file cannot hold this dtype")
         end = offset + tensor.nbytes
         entries[name] = {
             "dtype": DTYPES[tensor.dtype],
@@ -117,14 +129,14 @@ class _Entry(NamedTuple):
 def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
     """Return the tensors of an open weights file by name.
 
-    On the CPU they lie in a private mapping of the file: nothing is copied until it is written to, and the file never
-    changes. Only those that cannot be aligned in it, behind others of odd sizes, are copied at once. The mapping, and
-    so the open file with its locks, lives as long as any of the tensors. On another device they are copies.
+    On the CPU, the tensors lie in a private mapping of the file: a write copies the written pages, and the file never
+    changes. A tensor without alignment in the file, after tensors of odd sizes, is copied at once. The mapping, and so
+    the open file with its locks, lives as long as any of the tensors. On another device, the tensors are copies.
 
     Raises:
         FormatError: the file is not a whole safetensors file.
         StoreError: the file cannot be read or mapped.
-        RuntimeError: the device has not enough memory, or does not work here; in torch's own words.
+        RuntimeError: the device has too little memory or does not work; torch's own error.
     """
     with _whole():
         entries = _entries(file)
@@ -147,7 +159,7 @@ def _whole() -> Iterator[None]:
 def _entries(file: BinaryIO) -> list[_Entry]:
     found = []
     offset = 8 + int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
-    with safe_open(f"/dev/fd/{file.fileno()}", framework="numpy") as opened:  # checks that there are no gaps between
+    with safe_open(f"/dev/fd/{file.fileno()}", framework="numpy") as opened:  # checks for gaps
         for name in opened.offset_keys():
             about = opened.get_slice(name)
             dtype, shape = _BY_NAME.get(about.get_dtype()), about.get_shape()
@@ -162,7 +174,7 @@ def _mapped(mapping: mmap.mmap, entry: _Entry) -> torch.Tensor:
     count = math.prod(entry.shape)
     if count == 0:
         return torch.empty(entry.shape, dtype=entry.dtype)
-    if entry.offset % ALIGNMENT:  # kernels may add up in another order where the data lies otherwise than they allocate
+    if entry.offset % ALIGNMENT:  # without alignment, kernels may add up in another order
         part = bytearray(mapping[entry.offset : entry.offset + count * entry.dtype.itemsize])
         return torch.frombuffer(part, dtype=entry.dtype).view(entry.shape).clone()
     return torch.frombuffer(mapping, dtype=entry.dtype, count=count, offset=entry.offset).view(entry.shape)

@@ -1,8 +1,8 @@
-"""Programs, call forms and plain values as JSON data, and back.
+"""Programs, call signatures and plain values as JSON data, and back.
 
-A JSON scalar or list stands for itself; everything else is a mapping with one key that says what it is:
-``{"ref": "v1"}``, ``{"tuple": [...]}``, ``{"size": {"op": ["add", {"dim": ["x", 1]}, 1]}}``. What cannot be written
-this way cannot be in a program.
+JSON scalars and lists are written directly. Every other value is a mapping with one key, the kind of the value:
+``{"ref": "v1"}``, ``{"tuple": [...]}``, ``{"size": {"op": ["add", {"dim": ["x", 1]}, 1]}}``. A program has no other
+values.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ def encode_value(value: Argument) -> Json:  # noqa: C901, PLR0912  one arm per k
     """Write a value or a program's argument as JSON data.
 
     Raises:
-        FormatError: it holds something that has no written form.
+        FormatError: a part of the value cannot be written.
+
+    Example:
+        >>> encode_value([Ref("x"), (1, 2.5), slice(None, 3, None)])
+        [{'ref': 'x'}, {'tuple': [1, 2.5]}, {'slice': [None, 3, None]}]
     """
     if value is None or type(value) in {bool, int, str}:
         return value
@@ -85,11 +89,15 @@ def encode_value(value: Argument) -> Json:  # noqa: C901, PLR0912  one arm per k
     if isinstance(value, Fields):
         entries = [[name, encode_value(item)] for name, item in zip(value.names, value.values, strict=True)]
         return {"named_tuple" if value.is_tuple else "record": entries}
-    raise FormatError(f"a {type(value).__module__}.{type(value).__qualname__} has no written form")
+    raise FormatError(f"a {type(value).__module__}.{type(value).__qualname__} cannot be written in a program")
 
 
 def decode_value(data: Json) -> Argument:
-    """The inverse of :func:`encode_value`."""
+    """The inverse of :func:`encode_value`.
+
+    Raises:
+        FormatError: the data is malformed.
+    """
     if data is None or isinstance(data, bool | int | float | str):
         return data
     if isinstance(data, list):
@@ -206,7 +214,7 @@ def _decode_out(data: Json) -> Out:
         return tuple(expect_str(name) for name in out)
     if isinstance(out, dict):
         return {expect_str(key): expect_str(name) for key, name in out.items()}
-    raise FormatError("a step's out is a name, a tuple of names or a mapping to names")
+    raise FormatError("a step's out must be a name, a tuple of names or a mapping to names")
 
 
 def encode_recorded(recorded: RecordedProgram) -> Json:
@@ -259,9 +267,9 @@ def _decode_read(data: Json) -> Read:
     path, name, encoded = _items(data, 3)
     value = decode_value(encoded)
     if not is_plain(value):
-        raise FormatError(f"the attribute {name!r} has a value that is no constant")
+        raise FormatError(f"the value of the attribute {name!r} is not a constant")
     if expect_str(name).startswith("_") and name not in TABLES:
-        raise FormatError(f"a recorded program has a condition on the attribute {name!r}, which is no public one")
+        raise FormatError(f"a recorded program has a condition on the private attribute {name!r}")
     return expect_str(path), name, value
 
 
@@ -366,7 +374,7 @@ _VALUES: Mapping[str, Callable[[Json], Argument]] = {
 
 def _tagged(data: Json) -> tuple[str, Json]:
     if not isinstance(data, dict) or len(data) != 1:
-        raise FormatError("a value is a scalar, a list or a mapping with one key")
+        raise FormatError("a value must be a scalar, a list or a mapping with one key")
     return next(iter(data.items()))
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic on sizes: what an :class:`Expr` means."""
+"""Arithmetic on sizes: the operations of an ``Expr``, compiled to functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from model_factory.errors import FormatError
 from model_factory.program.ir import Dim, Expr, Expression, Rank, Ref
 
-_MAX_BITS = 256  # of an integer: no size has as many, and powers of powers would never end
+_MAX_BITS = 256  # of an integer: far above every size; without a bound, powers of powers would never end
 
 Env = dict[Any, Any]
 """Values by name, and shapes by :func:`shape_key`."""
@@ -50,7 +50,7 @@ def _power(base: Any, exponent: Any) -> Any:
 
 def _check_bits(count: int) -> None:
     if count > _MAX_BITS:
-        raise FormatError(f"it may have {count} bits; at most {_MAX_BITS} are allowed")
+        raise FormatError(f"the number may have {count} bits; at most {_MAX_BITS} are allowed")
 
 
 EXPRESSION_OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
@@ -83,19 +83,25 @@ EXPRESSION_OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 
 
 def shape_key(name: str) -> tuple[str, str]:
-    """Return the key under which an environment has the shape of a tensor: without the tensor, which may be large."""
+    """Return the key of a tensor's shape in an environment. A shape outlives the tensor, which may be large."""
     return ("shape", name)
 
 
 def compile_expression(expr: Expression) -> Evaluate:
-    """Turn an expression into a function of the values by name; the function may raise FormatError."""
+    """Compile an expression to a function of an environment; the function may raise FormatError.
+
+    Example:
+        >>> half = compile_expression(Expr("floordiv", (Dim("x", 1), 2)))
+        >>> half({shape_key("x"): (4, 10)})
+        5
+    """
     evaluate = _compile(expr)
 
     def checked(env: Env) -> Any:
         try:
             return evaluate(env)
         except _FAILURES as error:
-            raise FormatError(f"the size {expression_text(expr)} cannot be worked out: {error}") from None
+            raise FormatError(f"the size {expression_text(expr)} cannot be computed: {error}") from None
 
     return checked if isinstance(expr, Expr | Dim | Rank) else evaluate
 
@@ -124,14 +130,19 @@ def _compile(expr: Expression) -> Evaluate:
 
 
 def expression_names(expr: Expression) -> set[str]:
-    """The values that an expression is over."""
+    """Names of the values in an expression."""
     if isinstance(expr, Expr):
         return set().union(*map(expression_names, expr.args))
     return {expr.name} if isinstance(expr, Dim | Rank | Ref) else set()
 
 
 def expression_text(expr: Expression) -> str:
-    """Write an expression for a message: ``gt(cond_proprio.shape[1], 64)``."""
+    """Write an expression for a message.
+
+    Example:
+        >>> expression_text(Expr("gt", (Dim("tokens", 1), 64)))
+        'gt(tokens.shape[1], 64)'
+    """
     if isinstance(expr, Dim):
         return f"{expr.name}.shape[{expr.axis}]"
     if isinstance(expr, Rank):

@@ -1,11 +1,21 @@
-"""The program: a forward written down as a list of steps.
+"""A program: a forward as a list of steps.
 
-A program has no loops, looks up no names at run time and holds nothing but plain data, so it can travel and
-be checked before it is run. ``GraphModel``'s own steps, read from a config, and the forwards that the server
-records are the same thing.
+A program is plain data without loops and without name look-ups at run time. A program can therefore be sent, and be
+checked before a run. The steps of a config's graph and a recorded forward are both programs.
 
-Argument values are ``None``, ``bool``, ``int``, ``float``, ``str``, ``list``, ``tuple`` and ``dict`` of
-arguments, ``slice`` of arguments, ``Ellipsis`` and the classes below.
+Arguments are ``None``, ``bool``, ``int``, ``float``, ``str``, ``list``, ``tuple`` and ``dict`` of arguments, ``slice``
+of arguments, ``Ellipsis`` and the classes below.
+
+Example, ``relu(layer(x))``::
+
+    Program(
+        inputs=("x",),
+        steps=(
+            ModuleCall(path="layer", args=(Ref("x"),), out="h"),
+            OpCall(name="torch.relu", args=(Ref("h"),), out="y"),
+        ),
+        result=Ref("y"),
+    )
 """
 
 from __future__ import annotations
@@ -15,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Argument: TypeAlias = Any
-"""A step's argument; see the module's docstring."""
+"""Argument of a step; see the module's docstring."""
 
 OWN = "attr:"
 """Prefix of a parameter's or buffer's path where a size or a condition names the tensor: ``attr:layer.weight``."""
@@ -35,7 +45,7 @@ Out: TypeAlias = "str | tuple[str, ...] | Mapping[str, str]"
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A value made by an earlier step, or an input."""
+    """A value: the result of an earlier step, or an input."""
 
     name: str
 
@@ -76,43 +86,43 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class TorchConst:
-    """A dtype, memory format or layout, by the name torch gives it: ``float32``, ``channels_last``."""
+    """A dtype, memory format or layout, by torch's name: ``float32``, ``channels_last``."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class DtypeOf:
-    """The dtype that a value has at run time."""
+    """Dtype of a value at run time."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class LimitOf:
-    """A limit of the floating dtype that a value has at run time, as ``torch.finfo`` has it."""
+    """Limit of a value's floating dtype at run time, from ``torch.finfo``."""
 
     name: str
-    """Of the value."""
+    """Name of the value."""
     limit: str
-    """One of ``FLOAT_LIMITS``."""
+    """Member of ``FLOAT_LIMITS``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The device on which the program runs."""
+    """Device of the run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """An object with named fields, of a class that stays behind; see :mod:`model_factory.program.runtime.records`."""
+    """An object with named fields, without the object's class; see :mod:`model_factory.program.runtime.records`."""
 
     names: tuple[str, ...]
-    """Of the fields, in order."""
+    """Names of the fields, in order."""
     values: tuple[Argument, ...]
-    """One per name."""
+    """Values of the fields, in order."""
     is_tuple: bool = False
-    """Whether it is a named tuple."""
+    """Whether the object is a named tuple."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

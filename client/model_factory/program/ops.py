@@ -1,12 +1,11 @@
-"""The closed table of ops a program may call.
+"""The closed table of ops that a program may call.
 
-An op's name is the name torch gives it: ``torch.cat``, ``torch.nn.functional.gelu``, ``torch.Tensor.view``. The config
-language's short names (``add``, ``mul``, ``getitem``, ``cat``, ``stack``, ``identity``) and every other last part
-(``relu``, ``softmax``) are accepted by :func:`resolve_op`, which prefers ``torch``, then ``torch.nn.functional``,
-then ``torch.Tensor``.
+The name of an op is torch's own: ``torch.cat``, ``torch.nn.functional.gelu``, ``torch.Tensor.view``. :func:`resolve_op`
+also accepts the config language's short names (``add``, ``mul``, ``getitem``, ``cat``, ``stack``, ``identity``) and the
+last part of any name (``relu``, ``softmax``), first of ``torch``, then ``torch.nn.functional``, then ``torch.Tensor``.
 
-The table lists names, so nothing outside it can be reached by a program from a stranger: no op touches files, code,
-storages, hooks or other processes. A name that the installed torch lacks is left out.
+A program from an untrusted peer can call only the listed names: no op touches files, code, storages, hooks or other
+processes. The table omits names that the installed torch lacks.
 """
 
 from __future__ import annotations
@@ -132,16 +131,16 @@ def einsum(equation: Any, *operands: Any, path: Sequence[int] = ()) -> torch.Ten
     Args:
         equation: ``"bij,bjk->bik"``.
         operands: The tensors.
-        path: For three and more operands, the places of the two operands of each contraction; by default from left to
-            right, whether the package opt_einsum is installed or not.
+        path: For three and more operands, the positions of the two operands of each contraction; by default from left
+            to right, with or without the package opt_einsum.
 
     Example:
         >>> einsum("ij,j->i", torch.eye(2), torch.ones(2))
         tensor([1., 1.])
     """
     tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
-    # Of two operands there is one order; an equation may be given as operands and lists of axes in turns; a compiler
-    # has orders of its own.
+    # Two operands have a single order. Without an equation, operands alternate with lists of axes. A compiler chooses
+    # orders itself.
     if len(tensors) <= 2 or not isinstance(equation, str) or torch.compiler.is_compiling():
         return torch.einsum(equation, *tensors)
     result: torch.Tensor = torch_private.einsum(equation, list(tensors), path=list(path) or None)
@@ -158,19 +157,19 @@ def _set_autocast_enabled(enabled: bool) -> None:
 
 
 AUTOCAST_KINDS = ("cpu", "cuda")
-"""Of devices."""
+"""Kinds of devices with an autocast mode."""
 
 EINSUM = "torch.einsum"
-"""``torch.einsum`` in an order of its own: :func:`einsum`."""
+"""Name of :func:`einsum`, which replaces ``torch.einsum``."""
 
 SET_GRAD_ENABLED = "set_grad_enabled"
-"""The op that a ``torch.no_grad()`` or ``torch.enable_grad()`` region enters and leaves through.
+"""Op at the start and at the end of a ``torch.no_grad()`` or ``torch.enable_grad()`` region.
 
-Without an argument it goes back to the mode of whoever called the program.
+Without an argument, the op restores the mode of the program's caller.
 """
 
 SET_AUTOCAST_ENABLED = "set_autocast_enabled"
-"""The same for a ``torch.autocast(..., enabled=False)`` region, on all kinds of devices."""
+"""Op at the start and at the end of a ``torch.autocast(..., enabled=False)`` region, on all kinds of devices."""
 
 
 def _table() -> dict[str, Op]:
@@ -198,10 +197,20 @@ OPS: Mapping[str, Op] = MappingProxyType(_table())
 
 
 def resolve_op(name: str, others: Iterable[str] = ()) -> str:
-    """Return the canonical name for an op as a config writes it.
+    """Return the canonical name of an op.
+
+    Args:
+        name: Name in a config.
+        others: More names for the suggestion in the error.
 
     Raises:
-        ConfigError: the name is not in the table; the message suggests the closest of its names and of ``others``.
+        ConfigError: the name is not in the table; the message suggests the closest name.
+
+    Example:
+        >>> resolve_op("softmax")
+        'torch.softmax'
+        >>> resolve_op("gelu")
+        'torch.nn.functional.gelu'
     """
     canonical = _canonical(name)
     if canonical is None:
@@ -211,7 +220,12 @@ def resolve_op(name: str, others: Iterable[str] = ()) -> str:
 
 
 def short_op(canonical: str) -> str:
-    """Return the shortest name for an op that a config can write."""
+    """Return the shortest name for an op in a config.
+
+    Example:
+        >>> short_op("torch.nn.functional.gelu"), short_op("torch.Tensor.relu")
+        ('gelu', 'torch.Tensor.relu')
+    """
     short = canonical.rpartition(".")[2]
     return short if _canonical(short) == canonical else canonical
 

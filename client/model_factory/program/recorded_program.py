@@ -1,4 +1,4 @@
-"""A recorded program, with every condition under which the program replaces a module's forward."""
+"""A recorded program, with every condition for its use in place of a module's forward."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from model_factory.program.call_signature import CONSTANT_TYPES, CallSignature
 from model_factory.program.ir import Expression, Program
 
 FORWARD = "forward"
-"""Name of the method that a program replaces by default."""
+"""Name of the default method."""
 
 Read: TypeAlias = tuple[str, str, Any]
-"""A plain attribute of a torch module that a forward read: module path, name, value."""
+"""A plain attribute of a torch module, read by a forward: module path, name, value."""
 
 TABLES = ("_modules", "_keys", "_size")
-"""Attributes of torch's containers that a recording notes by names or by length."""
+"""Attributes of torch's containers. A recording notes their names or their length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class RecordedProgram:
     guards: tuple[Expression, ...] = ()
     """Conditions on sizes; all must hold."""
     reads: tuple[Read, ...] = ()
-    """Attributes of torch modules that the forward read; for :data:`TABLES`, names of entries."""
+    """Attributes of torch modules, read by the forward; for :data:`TABLES`, names of entries."""
     absent: tuple[str, ...] = ()
     """Paths without a parameter, buffer or child, as the forward found."""
     shared: tuple[tuple[str, str], ...] = ()

@@ -1,4 +1,4 @@
-"""Torch's dtypes, memory formats and layouts by name: those that a program, a descriptor or a call may name."""
+"""Names of torch's dtypes, memory formats and layouts, as programs, descriptors and calls have them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from model_factory.errors import FormatError
 
-# Dense tensors of numbers alone: kernels of other layouts, and of quantised and packed dtypes, trust their arguments.
+# Dense tensors of numbers only: kernels of other layouts, and of quantised and packed dtypes, trust their arguments.
 _NAMES = """
 bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex32 complex64 complex128
 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu strided preserve_format contiguous_format
@@ -22,15 +22,24 @@ _CONSTANTS: Mapping[str, Any] = MappingProxyType(
 
 
 def torch_name(value: torch.dtype | torch.memory_format | torch.layout) -> str:
-    """The name of a constant without the ``torch.`` before it."""
+    """Return the name of a constant, without ``torch.``.
+
+    Example:
+        >>> torch_name(torch.float32)
+        'float32'
+    """
     return str(value).removeprefix("torch.")
 
 
 def torch_const(name: str) -> Any:
-    """The inverse of :func:`torch_name`.
+    """Return the constant of a name: the inverse of :func:`torch_name`.
 
     Raises:
-        FormatError: it is not one that may be named.
+        FormatError: the name is not allowed.
+
+    Example:
+        >>> torch_const("channels_last")
+        torch.channels_last
     """
     value = _CONSTANTS.get(name)
     if value is None:
@@ -39,10 +48,10 @@ def torch_const(name: str) -> Any:
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """As :func:`torch_const`, for dtypes alone.
+    """Return the dtype of a name.
 
     Raises:
-        FormatError: it is not one, or not one that may be named.
+        FormatError: the name is not allowed, or names no dtype.
     """
     value = torch_const(name)
     if not isinstance(value, torch.dtype):

@@ -1,10 +1,9 @@
-"""Private names of torch: the only module of the client that takes one from torch.
+"""Private names of torch. No other module of the client takes a private name from torch.
 
 Torch may rename private names in any version. A check at import therefore names the missing name and torch's version,
 instead of a later ``AttributeError`` from the middle of a build.
 
-Attributes of live modules (``module._parameters`` and the like) are read where they are needed. The check covers the
-attributes, too.
+Other modules read private attributes of module instances (``module._parameters``). The check covers these attributes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from torch.nn.utils import parametrizations, parametrize
 
 SUPPORTED = "torch>=2.9,<2.14"
-"""Versions of torch that the tests run on; the same text is in the package's metadata."""
+"""Tested versions of torch; the same text is in the package's metadata."""
 
 PRIVATE_NAMES = (
     "torch._C._set_grad_enabled",
@@ -41,7 +40,7 @@ PRIVATE_NAMES = (
         ).split()
     ),
 )
-"""Names that the check looks for; ``()`` is a call without arguments."""
+"""Names for the check; ``()`` is a call without arguments."""
 
 _MISSING = object()
 
@@ -100,4 +99,4 @@ PRIVATE_MODULES: Mapping[str, type[torch.nn.Module]] = MappingProxyType(
         "nn.utils.parametrizations._Orthogonal": parametrizations._Orthogonal,  # noqa: SLF001
     }
 )
-"""Module classes that torch makes for users without an export: the ``out_proj`` of attention, and parametrizations."""
+"""Module classes without an export, which torch itself creates: the ``out_proj`` of attention, parametrizations."""

@@ -1,1 +1,1 @@
-"""Programs run: interpreter, and the two modules whose forward is a program."""
+"""Runs programs: the interpreter, and the modules with a program as forward."""

@@ -1,4 +1,4 @@
-"""Runs programs: a program is compiled once into a list of small functions and then interpreted."""
+"""The interpreter: compiles a program to a list of small functions, once, and calls the functions in order."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from model_factory.program.ir import (
 )
 from model_factory.program.runtime.lookup import own_shape
 from model_factory.program.runtime.step_compiler import (
+    CALLER_MODES,
     DEVICE,
-    MODES,
     SELF,
     Action,
     BranchMissError,
-    Modes,
+    CallerModes,
     compile_argument,
     compile_step,
     compile_store,
@@ -45,7 +45,7 @@ from model_factory.program.runtime.step_compiler import (
     shape_of,
 )
 
-# Asked of every part of every step: a union written out would be made anew each time.
+# For isinstance with every part of every step: a union expression would create a new object each time.
 _ATOMS = (Ref, Dim, Rank, str, int)
 _LISTS = (list, tuple)
 _NAMED = (Ref, DtypeOf, LimitOf)
@@ -53,10 +53,10 @@ _SIZES = (Dim, Rank)
 
 
 class Runner:
-    """A program, ready to run for any module that has the children and tensors it names."""
+    """A compiled program, for any module with the named children and tensors."""
 
     def __init__(self, program: Program) -> None:
-        """Check the program and compile it.
+        """Check and compile a program.
 
         Raises:
             FormatError: an op, value or constant is unknown.
@@ -71,17 +71,17 @@ class Runner:
         self._measured = {name for sizes in measured for name in sizes}
         self._actions: list[Action] = [compile_step(step) for step in program.steps]
         self._stores = [compile_store(step, self._measured) for step in program.steps]
-        self._dead: list[list[str]] = [[] for _ in program.steps]  # not needed after a step
+        self._dead: list[list[str]] = [[] for _ in program.steps]  # values without a use after the step
         for name, index in _last_uses(program, used).items():
             self._dead[index].append(name)
         self._result = compile_argument(program.result)
         self._uses_device = any(isinstance(part, Device) for some in parts for part in some)
         self._sets_modes = any(map(sets_modes, program.steps))
-        if any(isinstance(step, Guard) for step in program.steps):  # another program may finish a run
+        if any(isinstance(step, Guard) for step in program.steps):  # another program may finish the run
             self._uses_device = self._sets_modes = True
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Runner:
-        return self  # immutable: copies of a module share it
+        return self  # immutable: copies of a module share the object
 
     def __reduce__(self) -> tuple[type[Runner], tuple[Program]]:
         return (Runner, (self.program,))
@@ -94,15 +94,18 @@ class Runner:
         on_error: Callable[[int, BaseException], None] | None = None,
         other_branch: Callable[[int, Outcome], tuple[Runner, list[Any]]] | None = None,
     ) -> Any:
-        """Run for ``module`` with one value per program input, in order.
+        """Run the program.
 
-        ``on_error`` is called with the number of a failing step and its error, and may raise another one.
-        ``other_branch`` is called with the number of a guard and an outcome this program has no steps for, and returns
-        the runner that goes on there, and its inputs: its steps before are the same, so the values made are those it
-        needs.
+        Args:
+            module: Module that the program belongs to.
+            values: One value per input, in order.
+            on_error: Called with the number of a failing step and the error; may raise another error.
+            other_branch: Called with the number of a guard and an outcome without steps here. Returns the runner to
+                continue with, and the inputs of this runner. Both programs have the same steps up to the guard, so the
+                new program uses the values made so far.
 
         Raises:
-            BranchMissError: there is such a guard, and no ``other_branch``.
+            BranchMissError: a guard has an outcome without steps, and ``other_branch`` is None.
         """
         env: Env = dict(zip(self.program.inputs, values, strict=True))
         env[SELF] = module
@@ -112,7 +115,7 @@ class Runner:
             env[DEVICE] = _device(module, values)
         if not self._sets_modes:
             return self._interpret(env, on_error, other_branch)
-        modes = env[MODES] = Modes()
+        modes = env[CALLER_MODES] = CallerModes()
         try:
             return self._interpret(env, on_error, other_branch)
         finally:
@@ -144,11 +147,11 @@ class Runner:
             return self._result(env)
         other, values = other_branch(index, outcome)
         env.update(zip(other.program.inputs, values, strict=True))
-        other._measure(env)  # noqa: SLF001  its own class
+        other._measure(env)  # noqa: SLF001  same class
         return other._interpret(env, on_error, other_branch, index)  # noqa: SLF001
 
     def _measure(self, env: Env) -> None:
-        """Note the shapes of the inputs, and of the module's own tensors, as far as the program needs them."""
+        """Note the shapes of inputs and of the module's own tensors, as far as the program reads the shapes."""
         for name in self._measured:
             if name.startswith(OWN):
                 env[shape_key(name)] = own_shape(env[SELF], name)
@@ -157,7 +160,7 @@ class Runner:
 
 
 def _device(module: nn.Module, values: list[Any]) -> torch.device:
-    """The device a program runs on: of its first tensor input, else of the module's first tensor."""
+    """Return the device of the first tensor input, else of the module's first tensor."""
     for value in values:
         if isinstance(value, torch.Tensor):
             return value.device
@@ -167,7 +170,7 @@ def _device(module: nn.Module, values: list[Any]) -> torch.device:
 
 
 def _parts(argument: Argument, found: list[Argument]) -> list[Argument]:
-    """Add to ``found``, and return, an argument's parts that are not containers."""
+    """Add an argument's parts to ``found``, except containers; return ``found``."""
     if isinstance(argument, _ATOMS):
         found.append(argument)
     elif isinstance(argument, Size):
@@ -190,17 +193,17 @@ def _parts(argument: Argument, found: list[Argument]) -> list[Argument]:
 
 
 def _names(parts: list[Argument]) -> list[str]:
-    """The values that parts refer to."""
+    """Return the names of the values in parts."""
     return [part.name for part in parts if isinstance(part, _NAMED)]
 
 
 def _measured(parts: list[Argument]) -> list[str]:
-    """The tensors whose sizes parts are made of."""
+    """Return the names of the tensors with sizes in parts."""
     return [part.name for part in parts if isinstance(part, _SIZES)]
 
 
 def _check_names(program: Program, used: list[list[str]]) -> None:
-    """Check that what each step uses, and at last the result, is made before."""
+    """Check that every value is made before its use by a step or by the result."""
     known = set(program.inputs)
     for index, (step, names) in enumerate(zip(program.steps, used[:-1], strict=True)):
         for name in names:
@@ -209,13 +212,13 @@ def _check_names(program: Program, used: list[list[str]]) -> None:
         known.update(out_names(step))
     for name in used[-1]:
         if name not in known:
-            raise FormatError(f"the program's result uses {name!r}, which no step makes")
+            raise FormatError(f"the program's result uses {name!r}, and no step makes a value of this name")
 
 
 def _last_uses(program: Program, used: list[list[str]]) -> dict[str, int]:
-    """For each value, the last step that needs it; values of the result are needed for ever.
+    """Return the last use of each value, as the number of a step; values of the result have no last use.
 
-    Up to its last guard a program keeps all, for another one may go on there.
+    Up to the last guard, a program keeps every value, since another program may continue the run there.
     """
     last: dict[str, int] = {}
     guard = max((index for index, step in enumerate(program.steps) if isinstance(step, Guard)), default=0)

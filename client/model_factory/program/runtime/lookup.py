@@ -1,4 +1,4 @@
-"""Modules and tensors of a model by dotted paths, looked up on every call so that a replaced child takes effect."""
+"""Look-ups of modules and tensors by dotted paths, on every call: a replaced child takes effect at the next call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ PARAMETRIZATIONS = "parametrizations"
 
 
 def get_module(root: nn.Module, path: str) -> nn.Module:
-    """Return the descendant of ``root`` at a dotted path; ``""`` is ``root`` itself."""
+    """Return the descendant of ``root`` at a dotted path; ``""`` is ``root`` itself.
+
+    Raises:
+        GraphExecutionError: ``root`` has no such descendant.
+    """
     module = find_module(root, path)
     if module is None:
         raise GraphExecutionError(f"the module has no child {path!r}")
@@ -25,7 +29,12 @@ def get_module(root: nn.Module, path: str) -> nn.Module:
 
 
 def find_module(root: nn.Module, path: str) -> nn.Module | None:
-    """As :func:`get_module`, or None if there is no such descendant."""
+    """Return the descendant of ``root`` at a dotted path, or None.
+
+    Example:
+        >>> find_module(nn.Sequential(nn.ReLU()), "0"), find_module(nn.Sequential(), "0")
+        (ReLU(), None)
+    """
     module: nn.Module | None = root
     for part in path.split(".") if path else ():
         module = module._modules.get(part) if module is not None else None  # noqa: SLF001  get_submodule without checks
@@ -33,7 +42,12 @@ def find_module(root: nn.Module, path: str) -> nn.Module | None:
 
 
 def get_tensor(root: nn.Module, path: str) -> torch.Tensor | None:
-    """Return the parameter or buffer at a dotted path."""
+    """Return the parameter or buffer at a dotted path; None if the entry is None.
+
+    Raises:
+        AttributeError: the module has no attribute of the name.
+        GraphExecutionError: the module has another kind of attribute there.
+    """
     owner, _, name = path.rpartition(".")
     value = getattr(get_module(root, owner), name)
     if value is not None and not isinstance(value, torch.Tensor):
@@ -42,7 +56,7 @@ def get_tensor(root: nn.Module, path: str) -> torch.Tensor | None:
 
 
 def has_read(root: nn.Module, path: str, name: str, value: Any) -> bool:
-    """Whether the module at ``path`` has an attribute with this value, as when its forward was recorded."""
+    """Whether an attribute of the module at ``path`` has the recorded value."""
     module = find_module(root, path)
     if module is None:
         return False
@@ -51,7 +65,7 @@ def has_read(root: nn.Module, path: str, name: str, value: Any) -> bool:
 
 
 def changed_reads(root: nn.Module, reads: Iterable[Read]) -> dict[tuple[str, str], Any]:
-    """Return the plain attributes that have another value than a recording read, by module path and name."""
+    """Return the plain attributes with another value than recorded, by module path and name."""
     changed: dict[tuple[str, str], Any] = {}
     for path, name, value in reads:
         module = find_module(root, path)
@@ -63,12 +77,12 @@ def changed_reads(root: nn.Module, reads: Iterable[Read]) -> dict[tuple[str, str
 
 
 def plain_read(value: Any) -> Any:
-    """Return what is noted of an attribute: of a table its names, of a shape its numbers."""
+    """Return the recorded form of an attribute: the names of a table, the numbers of a shape, else the value."""
     return tuple(value) if isinstance(value, dict | torch.Size) else value
 
 
 def is_shared(root: nn.Module, path: str, other: str) -> bool:
-    """Whether there is one module, or one tensor, at two paths."""
+    """Whether two paths lead to the same module or tensor."""
     return _find(root, path) is _find(root, other)
 
 
@@ -82,27 +96,27 @@ def _find(root: nn.Module, path: str) -> object:
 
 
 def is_absent(root: nn.Module, path: str) -> bool:
-    """Whether there is no parameter, buffer or child at a dotted path."""
+    """Whether a dotted path leads to no parameter, buffer or child."""
     owner, _, name = path.rpartition(".")
     module = find_module(root, owner)
     return module is not None and getattr(module, name, None) is None
 
 
 def own_shape(root: nn.Module, name: str) -> torch.Size:
-    """Return the shape of the parameter or buffer that a size names ``attr:PATH``.
+    """Return the shape of a parameter or buffer, named ``attr:PATH`` in a size.
 
     Raises:
-        GraphExecutionError: the module has no tensor there.
+        GraphExecutionError: the module has no tensor at the path.
     """
     path = name.removeprefix(OWN)
     owner, _, entry = path.rpartition(".")
     try:
-        # A parametrised one is worked out anew at each look, with effects: its original has the same size.
+        # Reading a parametrized tensor computes the tensor anew, with side effects; the original has the same size.
         original = find_module(root, f"{owner}.{PARAMETRIZATIONS}.{entry}".removeprefix("."))
         tensor = None if original is None else getattr(original, "original", None)
         tensor = get_tensor(root, path) if tensor is None else tensor
     except AttributeError:
         tensor = None
     if tensor is None:
-        raise GraphExecutionError(f"the module has no parameter or buffer {path!r}, whose size the forward reads")
+        raise GraphExecutionError(f"the module has no parameter or buffer {path!r}; the forward reads the size")
     return tensor.shape

@@ -1,4 +1,4 @@
-"""``ProgramModule``: a module whose forward is one of several recorded programs."""
+"""``ProgramModule``: a module with recorded programs as forward."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from model_factory.program.runtime.lookup import changed_reads, find_module
 
 
 class ProgramRecorder(Protocol):
-    """Source of programs for calls that a module has no program for."""
+    """Source of programs for calls without a program."""
 
     def known(self, path: str) -> Sequence[RecordedProgram]:
         """Return the programs at hand for the module at ``path``, without recording any."""
@@ -69,8 +69,7 @@ class _DeclaredMethod:
 class ProgramModule(nn.Module):
     """A module without its class: real children and parameters, with recorded programs for its forward.
 
-    Declared methods of the class have programs, too. A call without a program is sent to ``recorder``, which records
-    one.
+    Declared methods of the class have programs, too. A call without a program is sent to ``recorder``.
     """
 
     def __init__(
@@ -175,14 +174,14 @@ class ProgramModule(nn.Module):
         return [*super().__dir__(), *self._declared_methods]  # type: ignore[no-untyped-call]
 
     def _other_branch(self, point: BranchPoint, call: Call) -> CompiledProgram:
-        """Return the program that continues a run after a guard with another outcome."""
+        """Return a program to continue a run after a guard with another outcome."""
         for other in self._programs:
             if other.continues(point) and other.accepts(self, call):
                 return other
         return self._learn(call, point)
 
     def _learn(self, call: Call, point: BranchPoint | None = None) -> CompiledProgram:
-        """Get a program for a call; after a guard, a program that continues the run."""
+        """Get a program for a call; after a guard, a program to continue the run."""
         if self._recorder is None:
             raise CallSignatureError(
                 f"{self._where(call)} has no program for the call ({call_signature_text(call.signature)}) and no "
@@ -203,7 +202,7 @@ class ProgramModule(nn.Module):
         return compiled.accepts(self, call) and (point is None or compiled.continues(point))
 
     def _record(self, recorder: ProgramRecorder, call: Call, point: BranchPoint | None) -> CompiledProgram:
-        """Have a program recorded; again with more attributes, if the program reads attributes that were changed."""
+        """Have a program recorded; again with more attributes, if the program reads changed attributes."""
         outcomes = () if point is None else point.outcomes
         asked = call_signature_text(call.signature)
         if outcomes and sum(item.tensors_of(call) is not None for item in self._programs) >= MAX_BRANCHES:
@@ -232,7 +231,7 @@ class ProgramModule(nn.Module):
         return f"{self._path or 'the model'} ({self._type_name}){method}"
 
     def _warn_of_autocast(self, call: Call) -> None:
-        """Warn that a forward that decides by dtypes ignores the dtypes that autocast makes."""
+        """Warn about a forward with decisions by dtypes: the dtypes of autocast have no effect on the decisions."""
         if not torch.compiler.is_compiling() and under_autocast(call.tensors):
             warnings.warn(
                 f"{self._path or 'the model'} ({self._type_name}) decides by dtypes, and does under autocast what it "
@@ -241,7 +240,7 @@ class ProgramModule(nn.Module):
             )
 
     def _warn_of_changing_numbers(self, call: Call) -> None:
-        """Warn once about a number that differs at each call, and so needs a program for each call."""
+        """Warn once about a number with another value at each call: each call needs a program."""
         known = [item.recorded.call_signature for item in self._programs if item.recorded.method == call.method]
         name = None if self._has_warned else changing_number(known, call.signature)
         if name is not None:
@@ -264,6 +263,6 @@ def _training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:
 
 
 def _floating_dtype(module: nn.Module) -> torch.dtype | None:
-    """Return the dtype of all floating parameters, if there is only one."""
+    """Return the dtype of all floating parameters, if all have the same dtype."""
     dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     return dtypes.pop() if len(dtypes) == 1 else None

@@ -1,7 +1,7 @@
-"""What a program returns where the original returned an object with named fields.
+"""Results with named fields.
 
-The original's class stays on the server. A dataclass, an ``OrderedDict`` or both in one (what transformers calls a
-``ModelOutput``) arrives as a :class:`Record`, a named tuple as a :class:`RecordTuple`: plain data under the same names.
+The class of a result stays on the server. The client gets plain data with the same field names: a :class:`Record` for
+a dataclass, an ``OrderedDict`` or a ``ModelOutput`` of transformers, and a :class:`RecordTuple` for a named tuple.
 """
 
 from __future__ import annotations
@@ -14,9 +14,16 @@ from model_factory.program.torch_private import register_pytree_node
 
 
 class Record(OrderedDict[str, Any]):
-    """Named values, as ``record.name``, ``record["name"]`` and ``record[0]``.
+    """Named values: ``record.name``, ``record["name"]`` and ``record[0]``.
 
-    A field that is None is there as an attribute, but not as an entry: so with the output classes of transformers.
+    A field of value None is an attribute, but no entry, as in the output classes of transformers.
+
+    Example:
+        >>> output = Record({"logits": 1.5, "loss": None})
+        >>> output.logits, output["logits"], output[0]
+        (1.5, 1.5, 1.5)
+        >>> output.loss is None, "loss" in output, output.to_tuple()
+        (True, False, (1.5,))
     """
 
     def __init__(self, fields: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
@@ -39,21 +46,30 @@ class Record(OrderedDict[str, Any]):
         return (Record, (self.fields(),))
 
     def fields(self) -> dict[str, Any]:
-        """Every field, those that are None last."""
+        """Return every field; fields of value None last."""
         return dict(self) | dict.fromkeys(self._absent)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The values of the fields that are not None, in order."""
+        """Return the values of the fields, in order, without None."""
         return tuple(self.values())
 
 
 class RecordTuple(tuple[Any, ...]):
-    """A tuple whose items have names, too: ``record.name``."""
+    """A tuple with names for its items.
+
+    Example:
+        >>> output = RecordTuple(("mean", "std"), (0.5, 2.0))
+        >>> output.std, output[1]
+        (2.0, 2.0)
+        >>> mean, std = output
+        >>> output
+        RecordTuple(mean=0.5, std=2.0)
+    """
 
     _fields: tuple[str, ...]
 
     def __new__(cls, names: Iterable[str], values: Iterable[Any]) -> RecordTuple:
-        """Make one of names and as many values."""
+        """Make a tuple of ``values`` with ``names``, of the same number."""
         record = super().__new__(cls, values)
         record._fields = tuple(names)
         return record

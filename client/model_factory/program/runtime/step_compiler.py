@@ -1,7 +1,7 @@
-"""Compiles a program's steps: one small function of the environment for each.
+"""Compiles the steps of a program: each step becomes a small function of an environment.
 
-Modules are looked up by path on every call, never kept, so that replacing a child (SyncBatchNorm conversion, a LoRA
-wrapper) takes effect.
+The functions look modules up by path on every call, so that a replaced child (SyncBatchNorm conversion, a LoRA wrapper)
+takes effect.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from model_factory.program.runtime.records import Record, RecordTuple
 from model_factory.program.torch_names import torch_const
 from model_factory.program.torch_private import set_grad_enabled
 
-# Keys under which an environment has the module that a program runs for, the device, and the modes of the caller. No
-# texts, for a program could name any.
+# Keys of an environment for the module of the run, the device, and the caller's modes. Tuples, since a program could
+# use any text as a name.
 SELF = ("self",)
 DEVICE = ("device",)
-MODES = ("modes",)
+CALLER_MODES = ("caller modes",)
 
 _LISTS = (list, tuple)
 _PLAIN = (bool, int, float, str)
@@ -54,34 +54,34 @@ Action = Callable[[Env], Any]
 
 
 class BranchMissError(Exception):
-    """A guard's outcome is not the one that the steps after it are for."""
+    """The steps after a guard are for another outcome."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(f"the program has no steps for the outcome {outcome!r}")
         self.outcome = outcome
-        """What it is."""
+        """The outcome of the guard."""
 
 
-class Modes:
-    """The modes in which a program was called."""
+class CallerModes:
+    """Grad and autocast modes of a program's caller."""
 
     def __init__(self) -> None:
         self._grad = torch.is_grad_enabled()
         self._autocast = {kind: torch.is_autocast_enabled(kind) for kind in AUTOCAST_KINDS}
 
     def restore_grad(self) -> None:
-        """Go back to the caller's grad mode."""
+        """Restore the caller's grad mode."""
         set_grad_enabled(self._grad)
 
     def restore_autocast(self) -> None:
-        """Go back to the caller's autocast modes."""
+        """Restore the caller's autocast modes."""
         for kind, enabled in self._autocast.items():
             torch.set_autocast_enabled(kind, enabled)
 
 
-_RESTORES: Mapping[str, Callable[[Modes], None]] = {
-    SET_GRAD_ENABLED: Modes.restore_grad,
-    SET_AUTOCAST_ENABLED: Modes.restore_autocast,
+_RESTORES: Mapping[str, Callable[[CallerModes], None]] = {
+    SET_GRAD_ENABLED: CallerModes.restore_grad,
+    SET_AUTOCAST_ENABLED: CallerModes.restore_autocast,
 }
 """Effect of an op that sets modes, in a call without an argument."""
 
@@ -92,7 +92,7 @@ def sets_modes(step: Step) -> bool:
 
 
 def compile_step(step: Step) -> Action:
-    """Return a function that runs a step and returns the step's result.
+    """Return a function to run a step, with the step's result as value.
 
     Raises:
         FormatError: an op or an argument of the step is unknown.
@@ -124,7 +124,7 @@ def _compile_op_call(step: OpCall) -> Action:
         raise FormatError(f"a program calls the unknown op {step.name!r}")
     if step.name in _RESTORES and not args:
         restore = _RESTORES[step.name]
-        return lambda env: restore(env[MODES])
+        return lambda env: restore(env[CALLER_MODES])
     return lambda env: function(*[arg(env) for arg in args], **{name: arg(env) for name, arg in kwargs.items()})
 
 
@@ -134,7 +134,7 @@ def _compile_kwargs(kwargs: Mapping[str, Argument]) -> dict[str, Evaluate]:
 
 def _present(tensor: torch.Tensor | None, path: str) -> torch.Tensor:
     if tensor is None:
-        raise CallSignatureError(f"the recorded forward uses the parameter or buffer {path!r}, which is None by now")
+        raise CallSignatureError(f"the recorded forward uses the parameter or buffer {path!r}, which is now None")
     return tensor
 
 
@@ -159,22 +159,22 @@ def _compile_requirement(holds: Evaluate, text: str) -> Action:
     def check(env: Env) -> None:
         try:
             is_true = holds(env)
-        except FormatError:  # of another rank
+        except FormatError:  # another rank
             is_true = False
         if not is_true:
             raise CallSignatureError(
-                f"the recorded forward relies on the sizes {text}, and a replaced layer or parameter has others. "
-                "Remedy: build the model from a config that has the layer as it is now"
+                f"the recorded forward relies on the sizes {text}, and a replaced layer or parameter has other sizes. "
+                "Remedy: build the model from a config with the new layer"
             )
 
     return check
 
 
 def compile_argument(argument: Argument) -> Evaluate:  # noqa: C901, PLR0912  one arm per kind of argument
-    """Return what makes an argument's value.
+    """Return a function for an argument's value.
 
     Raises:
-        FormatError: the argument is of no known kind.
+        FormatError: the kind of the argument is unknown.
     """
     if isinstance(argument, Ref):
         name = argument.name
@@ -217,7 +217,7 @@ def shape_of(env: Env, name: str) -> torch.Size:
     """Return the shape of a value.
 
     Raises:
-        GraphExecutionError: the value is no tensor.
+        GraphExecutionError: the value is not a tensor.
     """
     value = env[name]
     if not isinstance(value, torch.Tensor):
@@ -226,7 +226,7 @@ def shape_of(env: Env, name: str) -> torch.Size:
 
 
 def compile_store(step: Step, measured: Iterable[str]) -> Callable[[Env, Any], None]:
-    """Return a function that puts a step's result into an environment, with the shapes that later steps need."""
+    """Return a function to put a step's result into an environment, with the shapes for later steps."""
     if isinstance(step, Guard | Require):
         return _discard
     store = _compile_plain_store(step.out)
