@@ -39,7 +39,7 @@ def test_a_missing_module_name_is_named_with_torch_s_version(monkeypatch: pytest
     assert spec is not None
     assert spec.loader is not None
     with pytest.raises(
-        ImportError, match=rf"^torch {re.escape(torch.__version__)}: .*'ConstantSource'.*Remedy: install"
+        ImportError, match=rf"^torch {re.escape(torch.__version__)}: .*'ConstantSource'.*Remedy: install 'torch>="
     ):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 

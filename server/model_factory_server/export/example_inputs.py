@@ -66,10 +66,10 @@ def noted_calls(blocks: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
     seen: list[Any] = []
 
     def note(path: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        form, leaves = call_signature(ForwardSignature.of(block.forward).bind(args, kwargs))
-        if (key := (path, form, [(leaf.shape, leaf.dtype) for leaf in leaves])) not in seen:
+        given, leaves = call_signature(ForwardSignature.of(block.forward).bind(args, kwargs))
+        if (key := (path, given, [(leaf.shape, leaf.dtype) for leaf in leaves])) not in seen:
             seen.append(key)
-            calls.append((path, rebuild_arguments(form, [leaf.detach().clone() for leaf in leaves])))
+            calls.append((path, rebuild_arguments(given, [leaf.detach().clone() for leaf in leaves])))
 
     hooks = [
         block.register_forward_pre_hook(

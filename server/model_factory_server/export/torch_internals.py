@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_factory.program.torch_private import SUPPORTED
+
 try:
     from torch import _is_all_true as is_all_true  # called by torch.distributions
     from torch._dispatch.python import enable_python_dispatcher
@@ -32,7 +34,7 @@ try:
     )
     from torch.utils import _pytree as pytree
 except ImportError as error:
-    raise ImportError(f"torch {torch.__version__}: {error}. Remedy: install a tested version of torch") from error
+    raise ImportError(f"torch {torch.__version__}: {error}. Remedy: install '{SUPPORTED}'") from error
 
 __all__ = [
     "ConstantSource",
@@ -78,8 +80,7 @@ def _check() -> None:
     for owner, name in _ATTRIBUTES:
         if not hasattr(owner, name):
             raise ImportError(
-                f"torch {torch.__version__}: {owner!r} has no attribute {name!r}. "
-                "Remedy: install a tested version of torch"
+                f"torch {torch.__version__}: {owner!r} has no attribute {name!r}. Remedy: install '{SUPPORTED}'"
             )
 
 

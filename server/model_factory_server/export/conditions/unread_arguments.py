@@ -12,15 +12,13 @@ import functools
 from collections.abc import Callable, Container, Iterator
 from typing import Any
 
-from model_factory.program.call_signature import ArgumentSignature, Unreadable, any_of_kind
+from model_factory.program.call_signature import ArgumentSignature, CallSignature, Unreadable, any_of_kind
 
 Place = tuple[str | int, ...]
 """The place of a part of a call's arguments: the name of the argument, then keys and indices."""
 
-Forms = tuple[tuple[str, ArgumentSignature], ...]
 
-
-def candidates(forms: Forms, defaults: dict[str, Any], unread: Container[Place]) -> Iterator[Place]:
+def candidates(signature: CallSignature, defaults: dict[str, Any], unread: Container[Place]) -> Iterator[Place]:
     """The places of a call signature that a forward may leave unread: texts, numbers, objects, and lists.
 
     A list is a candidate if all of its tensors are ``unread``. A top-level argument equal to its value in ``defaults``
@@ -28,62 +26,65 @@ def candidates(forms: Forms, defaults: dict[str, Any], unread: Container[Place])
 
     Example:
         >>> from model_factory.program.call_signature import call_signature
-        >>> form, _ = call_signature({"task": "fold", "count": 3})
-        >>> list(candidates(form, {"count": 3}, ()))
+        >>> signature, _ = call_signature({"task": "fold", "count": 3})
+        >>> list(candidates(signature, {"count": 3}, ()))
         [('task',)]
     """
-    for name, form in forms:
-        if not (form[0] == "const" and name in defaults and defaults[name] == form[2]):
-            yield from _candidates(form, (name,), unread)
+    for name, argument in signature:
+        if not (argument[0] == "const" and name in defaults and defaults[name] == argument[2]):
+            yield from _candidates(argument, (name,), unread)
 
 
-def _candidates(form: ArgumentSignature, place: Place, unread: Container[Place]) -> Iterator[Place]:
-    match form[0]:
+def _candidates(argument: ArgumentSignature, place: Place, unread: Container[Place]) -> Iterator[Place]:
+    match argument[0]:
         case "const":
-            if type(form[2]) in {int, float, str}:
+            if type(argument[2]) in {int, float, str}:
                 yield place
         case "nan" | "object":
             yield place
         case "dict":
-            for key, item in form[1]:
+            for key, item in argument[1]:
                 yield from _candidates(item, (*place, key), unread)
         case "list" | "tuple":
-            if all(tensor in unread for tensor, _ in _tensor_places([(place, form)])):
+            if all(tensor in unread for tensor, _ in _tensor_places([(place, argument)])):
                 yield place
             else:
-                for index, item in enumerate(form[1]):
+                for index, item in enumerate(argument[1]):
                     yield from _candidates(item, (*place, index), unread)
 
 
-def tensor_places(forms: Forms) -> Iterator[tuple[Place, str]]:
+def tensor_places(signature: CallSignature) -> Iterator[tuple[Place, str]]:
     """The place of each tensor in a call signature, and the tensor's name among the inputs of a program."""
-    return _tensor_places([((name,), form) for name, form in forms])
+    return _tensor_places([((name,), argument) for name, argument in signature])
 
 
 def _tensor_places(pending: list[tuple[Place, ArgumentSignature]]) -> Iterator[tuple[Place, str]]:
     while pending:
-        place, form = pending.pop()
-        if form[0] == "tensor":
+        place, argument = pending.pop()
+        if argument[0] == "tensor":
             yield place, ".".join(map(str, place))
-        elif form[0] in {"dict", "list", "tuple"}:
-            entries = form[1] if form[0] == "dict" else enumerate(form[1])
+        elif argument[0] in {"dict", "list", "tuple"}:
+            entries = argument[1] if argument[0] == "dict" else enumerate(argument[1])
             pending += [((*place, key), item) for key, item in entries]
 
 
-def without(forms: Forms, places: Container[Place]) -> Forms:
+def without(signature: CallSignature, places: Container[Place]) -> CallSignature:
     """Return a call signature that allows any value of the same kind at these places."""
-    return tuple((name, _without(form, (name,), places)) for name, form in forms)
+    return tuple((name, _without(argument, (name,), places)) for name, argument in signature)
 
 
-def _without(form: ArgumentSignature, place: Place, places: Container[Place]) -> ArgumentSignature:
+def _without(argument: ArgumentSignature, place: Place, places: Container[Place]) -> ArgumentSignature:
     if place in places:
-        return any_of_kind(form)
-    match form[0]:
+        return any_of_kind(argument)
+    match argument[0]:
         case "dict":
-            return ("dict", tuple((key, _without(item, (*place, key), places)) for key, item in form[1]))
+            return ("dict", tuple((key, _without(item, (*place, key), places)) for key, item in argument[1]))
         case "list" | "tuple":
-            return (form[0], tuple(_without(item, (*place, index), places) for index, item in enumerate(form[1])))
-    return form
+            return (
+                argument[0],
+                tuple(_without(item, (*place, index), places) for index, item in enumerate(argument[1])),
+            )
+    return argument
 
 
 def with_use_noting(

@@ -94,16 +94,21 @@ def _for_both(evaluating: Recording, evaluated: Program, other: Recording, train
         # The module is in train mode: inputs must take the program's branches in train mode, too.
         if guards == other.symbols.guards() and takes_branch(other.module, program, other.leaves):
             return RecordedProgram(
-                call_signature=evaluating.form, program=program, guards=guards, **_conditions(evaluating, other)
+                call_signature=evaluating.call_signature,
+                program=program,
+                guards=guards,
+                **_conditions(evaluating, other),
             )
     return None
 
 
 def _unread(recording: Recording, program: Program) -> set[Place]:
     """The places of the call not read by a run with ``program`` as result, in the module's present mode."""
-    tensors = {place for place, name in tensor_places(recording.form) if name not in recording.tape.sizes.touched}
+    tensors = {
+        place for place, name in tensor_places(recording.call_signature) if name not in recording.tape.sizes.touched
+    }
     defaults = {item.name: item.default for item in recording.signature.parameters if not item.required}
-    wanted = set(candidates(recording.form, defaults, tensors))
+    wanted = set(candidates(recording.call_signature, defaults, tensors))
     found = recording.unread_among(wanted, program)
     if found is None:  # a use could not be noted, so test constants one by one
         single = sorted(wanted, key=repr)[:_MAX_SINGLE_RUNS]
@@ -147,7 +152,7 @@ def _settled(first: Recording, program: Program, other: Program | None = None) -
             program, dtypes = settle_dtypes(program), first.float_dtypes()
     flags = training_flags(first.module, first.tape.reads.flags)
     return RecordedProgram(
-        call_signature=first.form,
+        call_signature=first.call_signature,
         program=program,
         training=flags,
         dtypes=dtypes,

@@ -72,8 +72,8 @@ class Recording:
         """
         self.module = module
         self.signature = ForwardSignature.of(module.forward)
-        self.form, self.leaves = call_signature(arguments)
-        self.names = leaf_names(self.form)
+        self.call_signature, self.leaves = call_signature(arguments)
+        self.names = leaf_names(self.call_signature)
         self.shape_env = DecisionShapeEnv()
         self.symbols = SymbolTable(self.shape_env)
         self.tape = Tape(self.shape_env, self.symbols, module, self.names, outcomes)
@@ -138,7 +138,7 @@ class Recording:
 
     def _fake_arguments(self) -> dict[str, Any]:
         fakes = [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
-        arguments = rebuild_arguments(self.form, fakes, self._arguments)
+        arguments = rebuild_arguments(self.call_signature, fakes, self._arguments)
         return with_use_noting(arguments, self._noting, self.used.add) if self._noting else arguments
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:

@@ -27,11 +27,11 @@ def verify_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[s
         >>> verify_rebuilt(layer, copy.deepcopy(layer), {"input": torch.ones(3, 2)})
     """
     signature = ForwardSignature.of(original.forward)
-    form, examples = call_signature(arguments)
+    given, examples = call_signature(arguments)
 
     def run(module: nn.Module) -> Exception | Run:
         def call(leaves: list[torch.Tensor]) -> Any:
-            return signature.call(module, rebuild_arguments(form, leaves))
+            return signature.call(module, rebuild_arguments(given, leaves))
 
         return run_once(call, module, examples, writes_parameters=True)
 

@@ -97,8 +97,8 @@ def _verify_modes(module: nn.Module, recorded: RecordedProgram, arguments: Mappi
 
 def _examples(recorded: RecordedProgram, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
     """The tensors of a call, as inputs of the program."""
-    form, leaves = call_signature(arguments)
-    positions = match_call_signature(recorded.call_signature, form)
+    given, leaves = call_signature(arguments)
+    positions = match_call_signature(recorded.call_signature, given)
     assert positions is not None
     return [leaves[index] for index in positions]
 
