@@ -27,7 +27,15 @@ class _Share:
 
 @dataclass(slots=True)
 class Admission:
-    """Admits RPCs and builds; for use in a single event loop."""
+    """Admits RPCs and builds; for use in a single event loop.
+
+    Example:
+        >>> admission = Admission(LimitSettings(max_calls=1), workers=1)
+        >>> with admission.call("first client"), admission.call("second client"):
+        ...     pass
+        Traceback (most recent call last):
+        model_factory.errors.BusyError: 1 RPCs are in progress; this server allows 1 RPCs. Remedy: try again later
+    """
 
     limits: LimitSettings
     """The operator's bounds."""

@@ -188,12 +188,22 @@ def encode_record(record: BuildRecord | DescriptionRecord | ProgramRecord) -> di
 
 
 def merge_files(first: Iterable[ReadFile], second: Iterable[ReadFile]) -> tuple[ReadFile, ...]:
-    """Return the files of two jobs, each path once."""
+    """Return the files of two jobs, each path once.
+
+    Example:
+        >>> [file.path for file in merge_files([ReadFile("/a", "")], [ReadFile("/a", ""), ReadFile("/b", "")])]
+        ['/a', '/b']
+    """
     return tuple({file.path: file for file in (*first, *second)}.values())
 
 
 def files_agree(first: Iterable[ReadFile], second: Iterable[ReadFile]) -> bool:
-    """Whether two jobs read the same content of every common file."""
+    """Whether two jobs read the same content of every common file.
+
+    Example:
+        >>> files_agree([ReadFile("/a", "")], [ReadFile("/a", "0" * 64)])
+        False
+    """
     digests = {file.path: file.digest for file in first}
     return all(digests.get(file.path, file.digest) == file.digest for file in second)
 

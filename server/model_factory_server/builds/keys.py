@@ -45,7 +45,14 @@ def reads_key(base_key: str) -> str:
 
 
 def final_key(base_key: str, files: Sequence[ReadFile]) -> str:
-    """Return the key of a result made from these files; without files, the base key."""
+    """Return the key of a result made from these files; without files, the base key.
+
+    Example:
+        >>> final_key("base", ())
+        'base'
+        >>> len(final_key("base", [ReadFile("/data/a", "")]))
+        64
+    """
     return digest_of(encode_document(["files", base_key, encode_files(files)])) if files else base_key
 
 

@@ -53,6 +53,14 @@ def construct(backend: Backend, config: ResolvedConfig, seed: int, device_kind: 
     Raises:
         ConfigError: the config names or passes something wrong.
         BuildError: a constructor fails.
+
+    Example:
+        >>> from model_factory.config import parse_config
+        >>> from model_factory_server.backends.builtin import BuiltinBackend
+        >>> from model_factory_server.settings.server_settings import BackendSettings
+        >>> config = parse_config(b'{"schema_version":1,"model":{"sequential":{"layers":[{"_type_":"nn.ReLU"}]}}}')
+        >>> construct(BuiltinBackend(BackendSettings()), config, seed=0, device_kind="cpu").graph_modules.layer0
+        ReLU()
     """
     torch.manual_seed(seed)
     with torch.device(device_kind):
@@ -132,6 +140,11 @@ def check_size(limits: LimitSettings, size: ModelSize) -> None:
 
     Raises:
         LimitError: the model has too many bytes of weights, or too many modules.
+
+    Example:
+        >>> check_size(LimitSettings(max_modules=2), ModelSize(weights_bytes=0, modules=3))
+        Traceback (most recent call last):
+        model_factory.errors.LimitError: the model has 3 modules; this server builds at most 2
     """
     if size.weights_bytes > limits.most_weights_bytes:
         raise LimitError(

@@ -56,7 +56,12 @@ class JobFailed:
     """Place in the config."""
 
     def exception(self) -> ModelFactoryError:
-        """Return the error to raise in the server."""
+        """Return the error to raise in the server.
+
+        Example:
+            >>> JobFailed("ConfigError", "unknown block", ("model", 0)).exception()
+            ConfigError('model[0]: unknown block')
+        """
         cls = _error_class(self.error)
         return cls(self.text, path=self.path) if issubclass(cls, LocatedError) else cls(self.text)
 

@@ -148,6 +148,10 @@ def decode_blobs(document: object) -> dict[str, Blob]:
 
     Raises:
         FormatError: the data is malformed.
+
+    Example:
+        >>> decode_blobs({"weights": ["ab" * 32, 8]})["weights"].size
+        8
     """
     return {expect_str(name): _decode_blob(entry) for name, entry in expect_type(document, dict).items()}
 
@@ -157,6 +161,11 @@ def required(blobs: Mapping[str, Blob], name: str) -> Blob:
 
     Raises:
         FormatError: there is no blob with this name.
+
+    Example:
+        >>> required({}, "weights")
+        Traceback (most recent call last):
+        model_factory.errors.FormatError: the blob 'weights' is missing
     """
     if name not in blobs:
         raise FormatError(f"the blob {name!r} is missing")
@@ -168,6 +177,10 @@ def expect_keys(document: object, *keys: str) -> dict[str, Any]:
 
     Raises:
         FormatError: the data is something else.
+
+    Example:
+        >>> expect_keys({"files": []}, "files")
+        {'files': []}
     """
     if not isinstance(document, dict) or document.keys() != set(keys):
         raise FormatError(f"expected a mapping with the keys {', '.join(keys)}")

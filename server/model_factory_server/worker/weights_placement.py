@@ -92,7 +92,14 @@ class Placement(NamedTuple):
 
 
 class AllocationLog(TorchFunctionMode):
-    """Notes the allocating calls of a construction on the meta device; a context manager."""
+    """Notes the allocating calls of a construction on the meta device; a context manager.
+
+    Example:
+        >>> with AllocationLog() as allocations, torch.device("meta"):
+        ...     model = nn.Linear(256, 128)
+        >>> allocations.placement(model).places[0].shape
+        (128, 256)
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +143,17 @@ class AllocationLog(TorchFunctionMode):
 
 
 class WeightsFile:
-    """A weights file, and the construction of a model inside the file."""
+    """A weights file, and the construction of a model inside the file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryFile() as file:
+        ...     weights_file = WeightsFile(file, placement=None)
+        ...     model = weights_file.construct(lambda: nn.Linear(2, 2))
+        ...     blob = weights_file.write(model.state_dict())
+        >>> blob.size > 24
+        True
+    """
 
     def __init__(self, file: BinaryIO, placement: Placement | None) -> None:
         """Map the file where a placement is given and the file can be mapped."""

@@ -40,7 +40,13 @@ _PYTHON_DATA = ("lib", "lib64", "share", "etc", "ssl", "include")
 
 
 class ReadableFolders:
-    """The folders readable for the builds of a server, each with its kind."""
+    """The folders readable for the builds of a server, each with its kind.
+
+    Example:
+        >>> folders = ReadableFolders(BackendSettings(allow_files=(Path("/allowed"),)), Path("/store"))
+        >>> folders.kind_of("/allowed/table.csv"), folders.kind_of("/root/.ssh/id_rsa")
+        (<FolderKind.DATA: 'data'>, None)
+    """
 
     def __init__(self, settings: BackendSettings, store: Path) -> None:
         """Collect the folders of this Python, of the system, and of the operator's settings."""

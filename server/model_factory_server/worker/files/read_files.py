@@ -69,7 +69,12 @@ def stamp_of(path: str) -> FileStamp | None:
 
 
 def content_digest(path: str) -> str:
-    """Return the digest of a file's content or of a folder's names; ``ABSENT`` if the path cannot be read."""
+    """Return the digest of a file's content or of a folder's names; ``ABSENT`` if the path cannot be read.
+
+    Example:
+        >>> content_digest("/nonexistent") == ABSENT
+        True
+    """
     if stamp_of(path) is None:
         return ABSENT
     try:
@@ -101,6 +106,10 @@ def decode_files(data: Any) -> tuple[ReadFile, ...]:
 
     Raises:
         FormatError: the data is malformed.
+
+    Example:
+        >>> decode_files([["/a", ""]])
+        (ReadFile(path='/a', digest=''),)
     """
     if not isinstance(data, list) or len(data) > MAX_FILES:
         raise FormatError(f"expected a list of at most {MAX_FILES} files")
@@ -118,6 +127,10 @@ def decode_paths(data: Any) -> tuple[str, ...]:
 
     Raises:
         FormatError: the data is malformed.
+
+    Example:
+        >>> decode_paths(["/a", "/folder/"])
+        ('/a', '/folder/')
     """
     if not isinstance(data, list) or len(data) > MAX_FILES:
         raise FormatError(f"expected a list of at most {MAX_FILES} paths")
@@ -132,7 +145,12 @@ def _decode_path(data: Any) -> str:
 
 
 class FileDigests:
-    """Current digests of files; a file is hashed again only after a change of its stamp."""
+    """Current digests of files; a file is hashed again only after a change of its stamp.
+
+    Example:
+        >>> FileDigests().current(["/nonexistent"])
+        (ReadFile(path='/nonexistent', digest=''),)
+    """
 
     def __init__(self) -> None:
         self._remembered: dict[str, tuple[FileStamp | None, str]] = {}
