@@ -35,7 +35,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Point each link at the page of the site; a link that leaves the site becomes its text."""
+    """Point each link at the page of the site; a link to a place outside the site becomes plain text."""
     on_site = page.file.src_uri
     in_root = {page: name for name, page in ROOT_PAGES.items()}
     source = in_root.get(on_site, f"docs/{on_site}")

@@ -1,4 +1,4 @@
-"""Documents name things that exist: links, anchors, paths of the repository, targets of the Makefile."""
+"""Links, anchors, paths and ``make`` targets in documents exist."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def dead_links(page: Path) -> list[str]:
 
 
 def looks_like_a_path(text: str) -> bool:
-    """Whether a piece of code is a path whose first part exists in the root or in a folder that pages shorten."""
+    """Return whether the first part of a path is a folder below the root or below a folder in ``SHORTENED``."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?", text):
         return False
     return any((folder / text.split("/", maxsplit=1)[0]).is_dir() for folder in SHORTENED)
 
 
 def dead_paths(page: Path) -> list[str]:
-    """Paths that exist neither below the root nor below one of the folders that pages shorten."""
+    """Return the paths without a file below the root or below a folder in ``SHORTENED``."""
     found = _CODE.findall(_FENCE.sub("", page.read_text(encoding="utf-8")))
     return [
         text for text in found if looks_like_a_path(text) and not any((folder / text).exists() for folder in SHORTENED)
@@ -55,7 +55,7 @@ def dead_paths(page: Path) -> list[str]:
 
 
 def unknown_targets(text: str) -> list[str]:
-    """Names after ``make``, in code, that are no target of the Makefile."""
+    """Return the names after ``make``, in code, without a target in the Makefile."""
     targets = set(_TARGET.findall((ROOT / "Makefile").read_text(encoding="utf-8")))
     code = [*_CODE.findall(text), *re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
     named = [name for piece in code for found in _MAKE.findall(re.sub(r"#.*", "", piece)) for name in found.split()]
