@@ -18,7 +18,7 @@ from model_factory import ModelFactoryError
 from model_factory.digest import digest_of, digest_of_file
 from model_factory.store import Blob, Store
 from model_factory.store.file_locks import TRIAL
-from support.failing_calls import CALLS, ERRORS, Decide, always, failing, once, open_descriptors
+from support.failing_calls import CALLS, ERRORS, Decide, always, failing, once, open_files
 
 KEY, OTHER_KEY, THIRD_KEY = (digest_of(name) for name in (b"a key", b"another key", b"a third key"))
 OLD, SMALL, NEW = b"old" * 5000, b"small", b"new" * 5000
@@ -144,7 +144,7 @@ def check_after(folder: Path) -> None:
 def attempt(decide: Callable[[], Decide], folder: Path, at_start: bool) -> None:
     """Open and use a store while calls fail."""
     root = folder / "store"
-    before = open_descriptors()
+    before = open_files()
     if at_start:
         opened: list[Store] = []
         with failing(root, decide()):
@@ -156,7 +156,7 @@ def attempt(decide: Callable[[], Decide], folder: Path, at_start: bool) -> None:
         for use in USES:
             with failing(root, decide()):
                 works_or_says_why(root, use, store, folder)
-    assert open_descriptors() == before
+    assert open_files() == before
     check_after(folder)
 
 
@@ -186,7 +186,7 @@ def test_any_calls_may_fail(
         count[0] += 1
         return faults.get(count[0] - 1)
 
-    before = open_descriptors()
+    before = open_files()
     opened: list[Store] = []
     with failing(root, decide):
         works_or_says_why(root, lambda: opened.append(Store(root, 1 << 30)))
@@ -194,5 +194,5 @@ def test_any_calls_may_fail(
             for use in uses:
                 if not (use in NEED_OLD and prune in uses[: uses.index(use)]):
                     works_or_says_why(root, use, store, folder)
-    assert open_descriptors() == before
+    assert open_files() == before
     check_after(folder)
