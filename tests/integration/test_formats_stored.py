@@ -63,7 +63,11 @@ def records(store: Path) -> Iterator[Any]:
 def kind_of_record(document: Any) -> str:
     if isinstance(document, list):
         return "read-paths"
-    return "build-record" if "blobs" in document else "program-record"
+    if "blobs" not in document:
+        return "node-programs"
+    if "weights" in document["blobs"]:
+        return "build-record"
+    return "description-record" if "descriptor" in document["blobs"] else "program-record"
 
 
 def check_blob(store: Path, kind: str, digest: str, size: int) -> None:
@@ -102,12 +106,13 @@ def test_every_kept_document_and_every_sent_call_is_valid(
         kind = kind_of_record(record["document"])
         check(kind, record)
         kinds[kind] += 1
-        for name, (digest, size) in record["document"]["blobs"].items() if kind == "build-record" else ():
+        for name, (digest, size) in () if kind == "read-paths" else record["document"]["blobs"].items():
             check_blob(server_of_all.store, name, digest, size)
             kinds[name] += 1
     kept = list(records(tmp_path / "cache"))
     for record in kept:
-        check("program-record", record)
+        check("node-programs", record)
         check("programs", record["document"]["programs"].encode())
     assert len(kept) == 1
-    assert kinds.keys() == set("build-record read-paths descriptor programs weights source placement".split())
+    blobs = {"descriptor", "programs", "weights", "source", "placement"}
+    assert kinds.keys() == {"build-record", "description-record", "program-record", "read-paths"} | blobs

@@ -16,15 +16,13 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "tests")]
 
 import torch  # noqa: E402  after the path is set
-from model_factory_server.worker.read_files import ReadFile  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
 
 from model_factory.blocks import SELF_CHECK_CONFIG  # noqa: E402
 from model_factory.config import ResolvedConfig, parse_config  # noqa: E402
 from model_factory.config.canonical import wire_bytes  # noqa: E402
 from model_factory.descriptor.codec import encode_descriptor, encode_programs  # noqa: E402
 from model_factory.descriptor.weights import write_weights  # noqa: E402
-from model_factory.digest import Blob  # noqa: E402
+from model_factory.digest import Blob, digest_of  # noqa: E402
 from model_factory.documents import encode_document  # noqa: E402
 from model_factory.program.example_call import encode_call  # noqa: E402
 from model_factory.source.bundle import Requirement, decode_bundle, encode_bundle  # noqa: E402
@@ -32,19 +30,24 @@ from model_factory.source.lock import encode_lock, pin  # noqa: E402
 from model_factory.store import Store  # noqa: E402
 from model_factory_server.backends.builtin import BuiltinBackend  # noqa: E402
 from model_factory_server.backends.identity import BackendIdentity  # noqa: E402
-from model_factory_server.builds.build_records import JobRecord  # noqa: E402
-from model_factory_server.builds.keys import build_key, reads_key, with_files  # noqa: E402
+from model_factory_server.builds.build_records import (  # noqa: E402
+    BuildRecord,
+    DescriptionRecord,
+    ProgramRecord,
+    encode_record,
+)
+from model_factory_server.builds.keys import architecture_key, build_key, final_key, reads_key  # noqa: E402
 from model_factory_server.export.describe.describe import describe, named_tensors  # noqa: E402
-from model_factory_server.export.exporter import record_model, survey_model  # noqa: E402
+from model_factory_server.export.exporter import record_model  # noqa: E402
 from model_factory_server.export.source.bundling import Root, collect  # noqa: E402
 from model_factory_server.settings.server_settings import BackendSettings  # noqa: E402
 from model_factory_server.worker.construction import construct  # noqa: E402
-from model_factory_server.worker.weights_placement import Allocations  # noqa: E402
+from model_factory_server.worker.files.read_files import ReadFile  # noqa: E402
+from model_factory_server.worker.weights_placement import AllocationLog  # noqa: E402
 
 PAGES = ROOT / "docs" / "formats"
 _PLUGINS = ROOT / "tests" / "support" / "plugins"
 _EXAMPLE = re.compile(r"(?<=^## Example\n\n```json\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
-_PLACE = re.compile(r" \(\w+\.py:\d+: .*?\)$")  # a line of this file, which moves
 _WIDTH = 110
 _WIDE = {"_type_": "nn.Linear", "in_features": 128, "out_features": 256}  # large enough to be constructed in its file
 _BACKEND = BackendIdentity(
@@ -72,7 +75,6 @@ def examples() -> dict[str, Any]:
             "config": json.loads(wire_bytes(dict(SELF_CHECK_CONFIG))),
             "weights-header": header_of(path),
             "placement": _placement(),
-            "refused": _refused(),
             **_source(),
             **_records(store, config, blobs, programs),
         }
@@ -82,22 +84,6 @@ def _call() -> Any:
     """A call with an index tensor, a constant and an attribute that the trainer has set."""
     arguments = {"tokens": torch.arange(6).view(2, 3), "scale": 0.5, "mask": None}
     return json.loads(encode_call(arguments, outcomes=(True, 3), reads=(("drop", "p", 0.25),)))
-
-
-class _NamesItsInput(nn.Module):
-    """A block that cannot be recorded."""
-
-    def example_inputs(self) -> list[dict[str, Tensor]]:
-        return [{"x": torch.zeros(2)}]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + len(str(x))
-
-
-def _refused() -> Any:
-    refused: dict[str, str] = {}
-    survey_model(nn.Sequential(nn.Linear(2, 2), _NamesItsInput()), refused=refused)
-    return {path: _PLACE.sub("", reason) for path, reason in json.loads(encode_document(refused)).items()}
 
 
 def _source() -> dict[str, Any]:
@@ -112,22 +98,35 @@ def _source() -> dict[str, Any]:
 def _placement() -> Any:
     backend = BuiltinBackend(BackendSettings())
     config = parse_config(encode_document({"schema_version": 1, "model": {"sequential": {"layers": [_WIDE]}}}))
-    with Allocations() as made:
+    with AllocationLog() as made:
         model = construct(backend, config, 0, "meta")
     placement = made.placement(model)
     assert placement is not None
-    return json.loads(placement)
+    return json.loads(placement.encode())
 
 
 def _records(store: Store, config: ResolvedConfig, blobs: Mapping[str, Blob], programs: bytes) -> dict[str, Any]:
     files = (ReadFile("/data/vocabulary.txt", Blob.of(b"one\ntwo\n").digest),)
     base = build_key(_BACKEND, config, "", 0)
-    keys = {"build-record": with_files(base, files), "read-paths": reads_key(base), "program-record": "1" * 64}
-    store.put_record(keys["build-record"], JobRecord(blobs=blobs, files=files).document())
+    documents = {"descriptor": blobs["descriptor"], "programs": blobs["programs"]}
+    records = {
+        "build-record": BuildRecord(**blobs, source=None, files=files),
+        "description-record": DescriptionRecord(**documents, files=files),
+        "program-record": ProgramRecord(programs=blobs["programs"], files=files),
+    }
+    keys = {
+        "build-record": final_key(base, files),
+        "description-record": final_key(architecture_key(_BACKEND, config, ""), files),
+        "program-record": digest_of(b"the key of a call"),
+        "read-paths": reads_key(base),
+        "node-programs": digest_of(b"the key of a component"),
+    }
+    for name, record in records.items():
+        store.put_record(keys[name], encode_record(record))
     store.put_record(keys["read-paths"], [file.path for file in files])
     with store.locked(base, "builds a model"):
         holder = json.loads((store.root / "locks" / base).read_bytes())
-    store.put_record(keys["program-record"], {"programs": _empty(programs)})
+    store.put_record(keys["node-programs"], {"programs": _empty(programs)})
     found = {name: json.loads(record_path(store, key).read_bytes()) for name, key in keys.items()}
     return found | {"lock-holder": holder | {"pid": 4711, "host": "node-3", "since": 1764450000.5}}
 

@@ -27,7 +27,7 @@ NAMES = sorted(schemas())
 UNKNOWN = "unknown field"
 
 OPTIONAL = {
-    "build-record": {"weights", "placement", "source", "programs", "descriptor"},
+    "description-record": {"programs"},
     "call": {"outcomes", "reads", "method", "range"},
     "config": {"width"},
 }
@@ -35,7 +35,6 @@ OPTIONAL = {
 
 NAMED = {
     "lock-file": {"bundles", "files"},
-    "refused": {""},
     "source-bundle": {"files"},
     "weights-header": {""},
 }
