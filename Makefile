@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 demo: $(VENV)/installed  ## start a server, build the example policy on it, train it for a few steps
 	$(BIN)/python examples/flow_policy/train.py
 
-test: lint types imports  ## every check and every test
+test: lint types imports docs  ## every check and every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 CUDA_VENV := .venv-cuda
@@ -51,6 +51,7 @@ faults: $(VENV)/installed  ## a server under load with one fault after another; 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/plain_words.py
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml docker/compose.gpu.yaml
 	$(BIN)/hadolint docker/server.Dockerfile docker/trainer.Dockerfile
 
