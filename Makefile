@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-cuda test-fast lint types imports stubs soak leaks fuzz faults benchmarks docs images image-steps alerts clean
+.PHONY: demo test test-cuda test-torch-floor test-fast lint types imports stubs soak leaks fuzz faults benchmarks docs images image-steps alerts clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,23 @@ $(CUDA_VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 
 test-cuda: $(CUDA_VENV)/installed  ## the tests of builds with PyPI's CUDA build of torch (2.5 GB); needs no GPU
 	$(CUDA_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CUDA_TESTS)
+
+FLOOR_TORCH := 2.9.0
+FLOOR_VENV := .venv-floor
+FLOOR_TESTS := $(addprefix tests/unit/test_,torch_private.py records.py weights.py value_guards.py unread_arguments.py \
+	recorder.py recorded_as_in_use.py sources.py) $(addprefix tests/matrix/test_,hostile_descriptors.py \
+	rebuilt_life.py kinds.py refusals.py torch_nn.py read_conditions.py through_server.py)
+
+# PyPI's own build, whatever else this machine's pip is set up to prefer.
+$(FLOOR_VENV)/installed: pyproject.toml server/pyproject.toml
+	$(PYTHON) -m venv $(FLOOR_VENV)
+	env -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null \
+		$(FLOOR_VENV)/bin/pip install --quiet --disable-pip-version-check torch==$(FLOOR_TORCH)
+	$(FLOOR_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]' -e ./server torch==$(FLOOR_TORCH)
+	touch $@
+
+test-torch-floor: $(FLOOR_VENV)/installed  ## programs and descriptors with the oldest supported torch (2.5 GB)
+	$(FLOOR_VENV)/bin/python -m pytest -n 2 --dist loadfile $(FLOOR_TESTS)
 
 test-fast: $(VENV)/installed  ## the suites that start no server
 	$(BIN)/python -m pytest tests/unit tests/property tests/golden

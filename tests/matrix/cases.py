@@ -390,4 +390,11 @@ REFUSED: dict[str, Case] = {
 """Refused class -> the case."""
 
 NO_MODULES = frozenset({"LinearCrossEntropyOptions"})
+
+NEWER_THAN_THE_FLOOR = frozenset({"LinearCrossEntropyLoss"})
+"""Classes of the pinned torch that the oldest supported torch lacks."""
+
+for _name in NEWER_THAN_THE_FLOOR:
+    if not hasattr(nn, _name):
+        del CASES[_name], REFUSED[_name]
 """Names of ``torch.nn.modules.__all__`` that are not modules."""

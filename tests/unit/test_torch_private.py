@@ -57,6 +57,14 @@ def test_the_supported_versions_are_those_of_the_metadata() -> None:
     assert [entry for entry in project["dependencies"] if entry.startswith("torch")] == [SUPPORTED]
 
 
+def test_the_tests_run_on_the_lowest_and_on_the_highest_supported_version() -> None:
+    lowest, below = re.fullmatch(r"torch>=(\d+\.\d+),<2\.(\d+)", SUPPORTED).groups()  # type: ignore[union-attr]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert f"FLOOR_TORCH := {lowest}.0\n" in makefile
+    assert re.search(rf"^torch==2\.{int(below) - 1}\.", constraints, re.MULTILINE)
+
+
 def private_names(path: Path) -> set[str]:
     """Return the private names of torch that a file takes by attribute or by import."""
     found = set()

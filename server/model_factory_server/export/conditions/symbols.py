@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import sympy
@@ -106,8 +108,12 @@ class DecisionShapeEnv(ShapeEnv):
             if isinstance(guard.expr, sympy.Eq) or not (index in self._kernel_guards or _is_layout_check(guard.expr))
         ]
 
-    def _get_user_frame(self) -> None:
-        """Return None: only torch's logs use the place of a guard, and finding the place imports torch's compiler."""
+    def _get_user_frame(self) -> FrameType | None:
+        """Return this frame: only torch's logs use the place of a guard, and finding the place imports the compiler.
+
+        Torch before 2.13 fails without a frame.
+        """
+        return sys._getframe()  # noqa: SLF001  no other way
 
     def evaluate_expr(self, orig_expr: Any, *args: Any, **kwargs: Any) -> Any:
         """Decide an expression, and keep the decision if the forward's own code makes the decision."""
