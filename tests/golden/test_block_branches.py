@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from matrix.portability import travel_recorded
+from matrix.portability import rebuilt_with_programs
 from model_factory_server.constructor.blocks import BLOCKS
 from model_factory_server.constructor.blocks.parts.checks import check_rank
 from model_factory_server.constructor.blocks.parts.embedding import add_positions, embed_time
@@ -335,7 +335,7 @@ def test_an_activation_may_be_a_module(name: str) -> None:
     assert torch.equal(outputs[2], outputs[3])
     assert not torch.equal(outputs[0], outputs[2])
     assert torch.equal(outputs[1], copy.deepcopy(blocks[1])(**inputs))
-    twin = travel_recorded(blocks[1])
+    twin = rebuilt_with_programs(blocks[1])
     assert torch.equal(outputs[1], twin(**inputs))
     assert torch.equal(outputs[1], copy.deepcopy(twin)(**inputs))
 
@@ -351,7 +351,7 @@ def test_an_activation_may_be_a_module(name: str) -> None:
 )
 def test_what_a_config_puts_into_a_block_may_refuse_its_examples(block: nn.Module, inputs: Tensor) -> None:
     """Then it travels all the same, with programs for those calls that are possible."""
-    twin = travel_recorded(block)
+    twin = rebuilt_with_programs(block)
     if list(twin._programs):  # type: ignore[arg-type]  # of rank 2
         assert torch.equal(twin(inputs), block(inputs))
 

@@ -19,7 +19,7 @@ from torch import nn  # noqa: E402
 
 from matrix.blocks import BLOCKS  # noqa: E402  after the path is set
 from matrix.cases import CASES, NO_MODULES, REFUSED, Case  # noqa: E402
-from matrix.portability import rebuilt_elsewhere, travel_recorded  # noqa: E402
+from matrix.portability import rebuilt_elsewhere, rebuilt_with_programs  # noqa: E402
 from matrix.refusals import REFUSALS  # noqa: E402
 from model_factory.descriptor.stock import STOCK_CLASSES, stock_type  # noqa: E402
 from model_factory.errors import NotPortableError  # noqa: E402
@@ -115,7 +115,7 @@ def _kinds() -> str:
 
 def _refusals() -> str:
     rows = [
-        f"| {what} | {_message(lambda refusal=refusal: travel_recorded(refusal.make()))} |"
+        f"| {what} | {_message(lambda refusal=refusal: rebuilt_with_programs(refusal.make()))} |"
         for what, refusal in REFUSALS.items()
     ]
     head = f"## Refusals\n\n{len(rows)} refusals, each with the name of the cause and the remedy.\n"

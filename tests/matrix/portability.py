@@ -1,4 +1,4 @@
-"""A module's way to a trainer without the wire: described, encoded, decoded, weights written and mapped, rebuilt."""
+"""A build without a server: describe, encode, decode, write and map the weights, rebuild."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from model_factory_server.export.exporter import record_model
 
 
 def rebuilt_elsewhere(module: nn.Module, programs: Programs = ()) -> nn.Module:
-    """Return what a trainer gets of ``module``, with ``programs`` as the forwards of its blocks."""
+    """Return the module of a trainer, with ``programs`` as the forwards of the blocks."""
     descriptor = describe(module)
     arrived = decode_descriptor(encode_descriptor(descriptor))
     assert arrived == descriptor
@@ -30,10 +30,10 @@ def rebuilt_elsewhere(module: nn.Module, programs: Programs = ()) -> nn.Module:
         with path.open("wb") as file:
             write_weights(file, named_tensors(module, descriptor))
         with path.open("rb") as file:
-            tensors = map_weights(file)  # the mapping outlives the file's name
+            tensors = map_weights(file)  # the mapping outlives the name of the file
     return rebuild(arrived, tensors, decode_programs(encode_programs(programs)))
 
 
-def travel_recorded(module: nn.Module) -> nn.Module:
-    """As :func:`travel`, with the programs that a server records when it builds ``module``."""
+def rebuilt_with_programs(module: nn.Module) -> nn.Module:
+    """As :func:`rebuilt_elsewhere`, with the programs that a server records for a build of ``module``."""
     return rebuilt_elsewhere(module, record_model(module))

@@ -1,4 +1,4 @@
-"""A descriptor is data from a stranger: whatever it says, the rebuild makes modules of torch's or refuses.
+"""Descriptors from an untrusted peer: the rebuild makes modules of torch's classes, or refuses.
 
 Every rebuild here runs under a guard that fails the test when anything is imported, unpickled, compiled or executed.
 """
@@ -31,7 +31,7 @@ Document = dict[str, Any]
 
 @contextmanager
 def nothing_executed() -> Iterator[None]:
-    """Fail on imports of what is not loaded, on pickle, marshal, eval, exec and compile, and on a file opened."""
+    """Fail on a new import, on pickle, marshal, eval, exec and compile, and on opening a file."""
 
     def banned(*args: Any, **_: Any) -> Any:
         raise AssertionError(f"the rebuild executes something: {args[:1]}")
@@ -64,7 +64,7 @@ def document_of(module: nn.Module) -> Document:
 
 
 def rebuild_document(document: Document, module: nn.Module) -> nn.Module:
-    """Rebuild what a server claims, over the real tensors of ``module``."""
+    """Rebuild a server's document over the real tensors of ``module``."""
     tensors = {name: tensor.detach() for name, tensor in named_tensors(module, describe(module)).items()}
     data = json.dumps(document).encode()
     with nothing_executed():
@@ -136,7 +136,7 @@ VALUES = {
     "a function outside the table": {"stock": "os.system"},
     "a function of torch outside the table": {"stock": "torch.load"},
     "a nested function outside the table": [{"tuple": [{"stock": "builtins.eval"}]}],
-    "a constant that is none": {"torch": "load"},
+    "an unknown constant": {"torch": "load"},
     "a constant that would be imported": {"torch": "_dynamo"},
     "a dunder for a constant": {"torch": "__builtins__"},
     "a program's value": {"ref": "x"},
@@ -144,7 +144,7 @@ VALUES = {
     "an unknown kind": {"object": "os"},
     "two kinds": {"torch": "float32", "tuple": []},
     "no kind": {},
-    "a float that is none": {"float": "__import__('os')"},
+    "an unknown float": {"float": "__import__('os')"},
     "a key that is a list": {"dict": [[[1], 2]]},
     "a key twice": {"dict": [["a", 1], ["a", 2]]},
     "a tensor out of range": {"tensor": 99},
@@ -157,7 +157,7 @@ VALUES = {
 
 STRUCTURES: dict[str, Callable[[Document], None]] = {
     "no modules": changed(("modules",), []),
-    "modules that are none": changed(("modules",), [3]),
+    "a number as a module": changed(("modules",), [3]),
     "another format": changed(("format",), 999),
     "another key": changed(("code",), "import os"),
     "another key of a module": changed((*CHILD, "code"), "import os"),
@@ -173,12 +173,12 @@ STRUCTURES: dict[str, Callable[[Document], None]] = {
     "a child named like an attribute": changed((*CHILD, "children"), [["in_features", 2]]),
     "a child with a path for a name": changed((*ROOT, "children", 0, 0), "a.b"),
     "a child with a number for a name": changed((*ROOT, "children", 0, 0), 3),
-    "a module that nothing holds": changed((*ROOT, "children"), [["0", 1]]),
+    "a module outside of the tree": changed((*ROOT, "children"), [["0", 1]]),
     "a parameter out of range": changed((*CHILD, "parameters", 0, 1), 99),
-    "a parameter that is none": changed(("tensors", 0, 4), False),
+    "a parameter without its flag": changed(("tensors", 0, 4), False),
     "a parameter named like a buffer": changed((*CHILD, "buffers"), [["weight", 1, True]]),
     "a buffer out of range": changed((*CHILD, "buffers"), [["b", 99, True]]),
-    "a flag that is none": changed((*CHILD, "training"), "yes"),
+    "a text as a flag": changed((*CHILD, "training"), "yes"),
     "a shape that is wrong": changed(("tensors", 0, 2), [3, 3]),
     "a shape of other rank": changed(("tensors", 0, 2), [6]),
     "a negative shape": changed(("tensors", 0, 2), [-3, -2]),
@@ -188,9 +188,9 @@ STRUCTURES: dict[str, Callable[[Document], None]] = {
     "a dtype that is a layout": changed(("tensors", 0, 1), "strided"),
     "a dtype that is a function": changed(("tensors", 0, 1), "load"),
     "a dtype that would be imported": changed(("tensors", 0, 1), "_inductor"),
-    "a tensor that is not there": changed(("tensors", 0, 0), "other"),
+    "a missing tensor": changed(("tensors", 0, 0), "other"),
     "two tensors of one name": changed(("tensors", 1, 0), "0.weight"),
-    "an order that is none": changed(("tensors", 0, 5), [0, 0]),
+    "an axis twice in an order": changed(("tensors", 0, 5), [0, 0]),
     "an order out of range": changed(("tensors", 0, 5), [1, 2]),
     "an order of another shape": changed(("tensors", 0, 5), [1, 0]),
     "too few fields of a tensor": changed(("tensors", 0), ["0.weight", "float32"]),
@@ -281,8 +281,8 @@ def test_rnn_with_wrong_names_of_weights_is_refused(names: Any) -> None:
         ("mode", "GRUE"),
     ],
 )
-def test_rnn_with_weights_of_other_sizes_than_it_says_is_refused(name: str, value: Any) -> None:
-    """Its kernels would read beyond them."""
+def test_rnn_with_wrong_sizes_is_refused(name: str, value: Any) -> None:
+    """The kernels would read beyond the weights."""
     module = nn.GRU(2, 3)
     document = document_of(module)
     attributes = dict(document["modules"][0]["attributes"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from matrix.blocks import BLOCKS, WIDTH
-from matrix.portability import rebuilt_elsewhere, travel_recorded
+from matrix.portability import rebuilt_elsewhere, rebuilt_with_programs
 from matrix.same import assert_same_module, assert_same_runs
 from support.recording import InProcessRecorder, ask
 
@@ -28,7 +28,7 @@ def inputs() -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block_travels(name: str) -> None:
     original = make(name)
-    rebuilt = travel_recorded(original) if name != "Lazy" else rebuilt_elsewhere(original)
+    rebuilt = rebuilt_with_programs(original) if name != "Lazy" else rebuilt_elsewhere(original)
     assert_same_module(make(name), rebuilt)  # the recording has restored the module
     ask(rebuilt, InProcessRecorder(lambda: make(name)) if name == "Lazy" else None)
     assert_same_runs(make(name), rebuilt, inputs)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from matrix.cases import CASES, SEED_OF_BUILD, Case
-from matrix.portability import travel_recorded
+from matrix.portability import rebuilt_with_programs
 from model_factory.errors import CallSignatureError, GraphExecutionError, NotPortableError
 from model_factory.program.recorded_program import is_plain
 from support.compare import assert_same
@@ -29,7 +29,7 @@ def pair(make: Callable[[], nn.Module], recorder: InProcessRecorder | None = Non
     torch.manual_seed(0)
     original = make()
     torch.manual_seed(0)
-    twin = travel_recorded(make())
+    twin = rebuilt_with_programs(make())
     ask(twin, recorder)
     return original.eval(), twin.eval()
 

@@ -1,4 +1,4 @@
-"""What trainers do with a rebuilt model besides calling it."""
+"""Uses of a rebuilt model beside calls: hooks, copies, conversions, training."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def programs() -> Programs:
 
 @pytest.fixture
 def model(programs: Programs) -> Model:
-    """The original, and what a trainer has of it."""
+    """Return the original, and the rebuilt module of a trainer."""
     torch.manual_seed(0)
     original = Policy()
     return original, rebuilt_elsewhere(original, programs)
@@ -249,7 +249,7 @@ def test_frozen_parts_stay_in_eval_mode() -> None:
     assert not rebuilt.backbone[1].training
     assert not copy.deepcopy(rebuilt).train().backbone[1].training
     for one in (original, rebuilt):
-        one.backbone = nn.Sequential(nn.Dropout())  # what takes its place is frozen as well
+        one.backbone = nn.Sequential(nn.Dropout())  # the replacement is frozen, too
         assert not one.train().backbone[0].training
     rebuilt.backbone = None
     assert rebuilt.train().training
@@ -263,8 +263,8 @@ def test_a_block_that_never_trains() -> None:
     assert root.frozen == ("",)
 
 
-def test_rebuilt_module_can_travel_on() -> None:
-    """Stock trees are closed under describing: a second hop gives the same."""
+def test_a_rebuilt_module_can_be_described_again() -> None:
+    """A second description of a stock tree equals the first."""
     original = nn.Sequential(
         nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
         nn.utils.parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH)),
@@ -298,7 +298,7 @@ def test_containers_of_two_rebuilds_are_their_own() -> None:
 
 
 def assert_same_module_of_blocks(one: nn.Module, other: nn.Module) -> None:
-    """Two rebuilt ones: the comparison is of their descriptions' tensors and flags."""
+    """Compare the tensors and flags of two rebuilt modules' descriptions."""
     assert list(one.state_dict()) == list(other.state_dict())
     assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
     assert [type(item) for item in one.modules()] == [type(item) for item in other.modules()]
@@ -326,7 +326,7 @@ def measure_rebuild() -> tuple[int, float]:
 def test_rebuild_is_fast() -> None:
     modules, seconds = measure_rebuild()
     assert modules >= EXP1_MODULES
-    assert seconds * 1000 / modules < MAX_MS_PER_MODULE * 3  # the machine may be shared: thrice the figure we claim
+    assert seconds * 1000 / modules < MAX_MS_PER_MODULE * 3  # the machine may be shared
 
 
 if __name__ == "__main__":

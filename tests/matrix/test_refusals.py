@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from matrix.portability import travel_recorded
+from matrix.portability import rebuilt_with_programs
 from matrix.refusals import REFUSALS, Refusal
 from model_factory.errors import NotPortableError
 from model_factory_server.export.describe.refusals import REFUSED_CLASSES
@@ -15,7 +15,7 @@ from model_factory_server.export.describe.refusals import REFUSED_CLASSES
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
 def test_refused_by_name(refusal: Refusal) -> None:
     with pytest.raises(NotPortableError) as caught:
-        travel_recorded(refusal.make())
+        rebuilt_with_programs(refusal.make())
     for part in (*refusal.names, refusal.remedy):
         assert part in str(caught.value)
 

@@ -81,9 +81,9 @@ def _left_out(form: tuple[Any, ...]) -> bool:
 def _render() -> str:
     rows: dict[str, list[str]] = {"library": [], "policies": []}
     for kind, component, model in _models():
-        from matrix.portability import travel_recorded  # noqa: PLC0415  with the paths set
+        from matrix.portability import rebuilt_with_programs  # noqa: PLC0415  with the paths set
 
-        rows[kind] += rows_of(component, travel_recorded(model))
+        rows[kind] += rows_of(component, rebuilt_with_programs(model))
     sections = [("Models of transformers 5", "library"), ("Policy networks", "policies")]
     parts = ["\n".join([f"\n## {title}\n", *COLUMNS, *rows[kind], ""]) for title, kind in sections]
     return HEAD + "".join(parts) + NOTES

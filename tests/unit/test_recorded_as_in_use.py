@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from matrix.portability import travel_recorded
+from matrix.portability import rebuilt_with_programs
 from model_factory import CallSignatureError, NotPortableError
 from model_factory.program.example_call import ExampleCall, decode_call, encode_call
 from model_factory_server.export.trainer_call import record_call
@@ -241,7 +241,7 @@ SAME = [
 @pytest.mark.parametrize("block", SAME)
 def test_they_travel(block: type[Any]) -> None:
     original = block()
-    twin = travel_recorded(copy.deepcopy(original))
+    twin = rebuilt_with_programs(copy.deepcopy(original))
     for training in (False, True):
         for module in (original, twin):
             module.train(training)
@@ -253,7 +253,7 @@ def test_they_travel(block: type[Any]) -> None:
 
 
 def test_an_argument_of_nan_after_pickling() -> None:
-    twin = travel_recorded(FilledWithNan())
+    twin = rebuilt_with_programs(FilledWithNan())
     again = pickle.loads(pickle.dumps(twin))  # noqa: S301  written here
     (inputs,) = FilledWithNan().example_inputs()
     assert_same(again(**inputs), twin(**inputs))
@@ -447,7 +447,7 @@ def test_they_are_refused(block: type[nn.Module], reason: str) -> None:
     module = block()
     before = copy.deepcopy(module.state_dict())
     with pytest.raises(NotPortableError, match=reason):
-        travel_recorded(module)
+        rebuilt_with_programs(module)
     assert_same(dict(module.state_dict()), dict(before))
 
 
@@ -488,7 +488,7 @@ def test_a_program_is_not_run_for_what_its_forward_decides_by(
     block: type[Block], inputs: dict[str, Tensor], form: str
 ) -> None:
     original = block()
-    twin = travel_recorded(copy.deepcopy(original))
+    twin = rebuilt_with_programs(copy.deepcopy(original))
     assert_same_runs(original, twin, original.example_inputs()[0])
     with pytest.raises(CallSignatureError, match=f"no program for the call.*{form}"):
         twin(**original.example_inputs()[0] | inputs)
@@ -496,7 +496,7 @@ def test_a_program_is_not_run_for_what_its_forward_decides_by(
 
 def test_sizes_of_zero_are_recorded() -> None:
     original = NoneOfThem()
-    twin = travel_recorded(copy.deepcopy(original))
+    twin = rebuilt_with_programs(copy.deepcopy(original))
     inputs = {"x": torch.randn(7, WIDTH), "boxes": torch.randn(0, WIDTH)}
     assert_same_runs(original.train(), twin.train(), inputs)
     assert_same(twin(**inputs), original.linear(inputs["x"]))
@@ -514,12 +514,12 @@ class RefusesNegatives(Block):
 def test_a_refusal_by_values_is_not_laid_to_a_size_of_one() -> None:
     original = RefusesNegatives()
     inputs = {"x": torch.rand(4, 3, WIDTH)}
-    assert_same(travel_recorded(copy.deepcopy(original))(**inputs), original(**inputs))
+    assert_same(rebuilt_with_programs(copy.deepcopy(original))(**inputs), original(**inputs))
 
 
 def test_a_second_call_that_takes_another_side_is_not_compared() -> None:
     original = CachesBesideABuffer()
-    twin = travel_recorded(copy.deepcopy(original))
+    twin = rebuilt_with_programs(copy.deepcopy(original))
     assert_same(twin(**original.example), original(**original.example))
 
 
@@ -536,7 +536,7 @@ class OwnDicts(nn.Module):
 
 
 def test_a_forward_may_write_to_dicts_of_its_own() -> None:
-    twin = travel_recorded(OwnDicts())
+    twin = rebuilt_with_programs(OwnDicts())
     image = torch.randn(4, 5)
     assert_same(twin({"image": image}, scale=2.0), image * 2.0)
 

@@ -1,4 +1,4 @@
-"""Results with named fields: what a trainer gets in the place of dataclasses and named tuples."""
+"""Results with named fields: records in place of dataclasses and named tuples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from matrix.portability import travel_recorded
+from matrix.portability import rebuilt_with_programs
 from model_factory import NotPortableError
 from model_factory.errors import FormatError
 from model_factory.program.codec import decode_value, encode_value
@@ -90,7 +90,7 @@ class MaxOverAxis(Block):
 
 def pair(block: type[Block]) -> tuple[nn.Module, nn.Module, Tensor]:
     original = block()
-    return travel_recorded(copy.deepcopy(original)), original, torch.randn(3, 4)
+    return rebuilt_with_programs(copy.deepcopy(original)), original, torch.randn(3, 4)
 
 
 def test_a_dataclass_is_a_record() -> None:
@@ -118,7 +118,7 @@ def test_a_named_tuple_is_a_record_tuple() -> None:
         _ = ours.hidden
 
 
-def test_mappings_and_what_torch_returns() -> None:
+def test_mappings_and_results_of_torch() -> None:
     rebuilt, original, x = pair(Ordered)
     ours = rebuilt(x)
     assert isinstance(ours, OrderedDict)
@@ -131,7 +131,7 @@ def test_mappings_and_what_torch_returns() -> None:
     assert_same(rebuilt(x).indices, indices)
 
 
-def test_keys_of_mappings_are_as_they_were() -> None:
+def test_keys_of_mappings_stay_the_same() -> None:
     rebuilt, original, x = pair(KeyedByStep)
     ours, theirs = rebuilt(x), original(x)
     assert list(ours) == list(theirs) == [1, None, False]
@@ -160,7 +160,7 @@ def test_records_are_copied_pickled_and_mapped(record: Any) -> None:
 
 
 class Cache:
-    """No plain data."""
+    """Not plain data."""
 
 
 class ReturnsACache(Block):
@@ -191,9 +191,9 @@ class HidesAMethod(Block):
         ),
     ],
 )
-def test_what_no_program_returns_is_refused_by_name(block: type[Block], message: str) -> None:
+def test_results_outside_plain_data_are_refused_by_name(block: type[Block], message: str) -> None:
     with pytest.raises(NotPortableError, match=message):
-        travel_recorded(block())
+        rebuilt_with_programs(block())
 
 
 def test_records_are_plain_data_and_checked() -> None:

@@ -1,4 +1,4 @@
-"""What a forward does not read of its arguments is no part of the call: texts, counters, options without effect."""
+"""Unread arguments are no part of the call signature: texts, counters, options without effect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from matrix.portability import rebuilt_elsewhere, travel_recorded
+from matrix.portability import rebuilt_elsewhere, rebuilt_with_programs
 from model_factory import CallSignatureError
 from model_factory.program.call_signature import any_of_kind, call_signature, match_call_signature
 from support.compare import assert_same
@@ -40,7 +40,7 @@ class Policy(nn.Module):
 
 
 class Opaque:
-    """Nothing that a program could take."""
+    """An object that no program can take."""
 
 
 class ReadsText(Policy):
@@ -104,7 +104,7 @@ def batches(size: int = 4) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_batch_with_texts_and_counters_asks_once() -> None:
+def test_a_batch_with_texts_and_counters_is_recorded_once() -> None:
     original, (twin, recorder) = make(Policy), remote(Policy)
     for step, batch in enumerate(batches(25)):
         assert_same(twin(batch, iterations=step), original(batch))
@@ -113,7 +113,7 @@ def test_a_batch_with_texts_and_counters_asks_once() -> None:
     assert recorder.calls == 1
 
 
-def test_a_default_that_is_not_read_asks_once_more() -> None:
+def test_an_unread_default_is_recorded_once_more() -> None:
     original, (twin, recorder) = make(Policy), remote(Policy)
     for batch in batches():
         assert_same(twin(batch), original(batch))
@@ -121,8 +121,8 @@ def test_a_default_that_is_not_read_asks_once_more() -> None:
     assert recorder.calls == 2
 
 
-def test_values_of_other_classes_pass_where_nothing_is_read() -> None:
-    """Once each: a forward can tell classes, and None from the rest, without a read."""
+def test_unread_values_of_other_classes_pass() -> None:
+    """One recording for each class: a forward can tell a class, and None, without a read."""
     original, (twin, recorder) = make(Policy), remote(Policy)
     obs = batches()[0]["obs"]
     others = ["text", None, 3, np.int64(3), np.zeros(2), dt.datetime.now(dt.UTC), Opaque(), [obs], {1: 2}]
@@ -136,16 +136,16 @@ def test_values_of_other_classes_pass_where_nothing_is_read() -> None:
 
 
 @pytest.mark.parametrize("block", [ReadsText, ReadsCounter, ComparesCounter])
-def test_what_is_read_is_a_condition(block: type[nn.Module]) -> None:
+def test_a_read_is_a_condition(block: type[nn.Module]) -> None:
     original, (twin, recorder) = make(block), remote(block)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a number that keeps changing is told elsewhere
+        warnings.simplefilter("ignore")  # the warning about a changing number
         for batch in batches():
             assert_same(twin(batch), original(batch))
     assert recorder.calls == len(batches())
 
 
-def test_what_one_mode_reads_is_a_condition_of_both() -> None:
+def test_a_read_in_one_mode_is_a_condition_of_both() -> None:
     original, (twin, recorder) = make(ReadsInTraining), remote(ReadsInTraining)
     for rate in (0.5, 0.25):
         for module in (original, twin):
@@ -163,7 +163,7 @@ def test_a_text_that_chooses_is_read() -> None:
         twin(batches()[0], mode="quadruple")
 
 
-def test_a_rank_that_is_asked_for_is_read() -> None:
+def test_a_call_of_dim_is_a_read() -> None:
     original, (twin, recorder) = make(AsksForARank), remote(AsksForARank)
     for shape in ((2,), (2, 3), (5, 1), ()):
         batch = {"obs": torch.ones(2, WIDTH), "mask": torch.ones(shape)}
@@ -171,7 +171,7 @@ def test_a_rank_that_is_asked_for_is_read() -> None:
     assert recorder.calls == 3
 
 
-def test_tensors_that_are_not_read_may_change() -> None:
+def test_unread_tensors_may_change() -> None:
     original, (twin, recorder) = make(Policy), remote(Policy)
     for mask in (torch.ones(2), torch.ones(0, 3), torch.ones(2, 2, dtype=torch.bool)):
         for frames in ([mask], [mask, mask], []):
@@ -200,7 +200,7 @@ CHANGES = pytest.mark.filterwarnings("ignore:.*is called with another number")
 
 @CHANGES
 @pytest.mark.parametrize("first", [None, 1, 2.0, "text", [1], (1,), torch.ones(2), [torch.ones(2)], True], ids=str)
-def test_kinds_are_told_apart(first: Any) -> None:
+def test_kinds_are_distinguished(first: Any) -> None:
     original, (twin, _) = make(ByKind), remote(ByKind)
     for v in (
         first,
@@ -273,23 +273,23 @@ def test_every_way_to_use_a_constant_is_a_read(name: str) -> None:
             continue  # a constant that the recording cannot follow is refused
 
 
-def test_an_object_that_is_read_is_refused() -> None:
+def test_a_read_of_an_object_is_refused() -> None:
     twin, _ = remote(ReadsText)
     with pytest.raises(CallSignatureError, match=r"is a datetime\.date; a remotely built module reads tensors"):
         twin({"obs": torch.ones(2, WIDTH), "task": dt.date(2026, 1, 1)})
 
 
-def test_examples_of_a_build_leave_out_what_is_not_read() -> None:
+def test_examples_of_a_build_omit_unread_arguments() -> None:
     class WithExamples(Policy):
         def example_inputs(self) -> list[dict[str, Any]]:
             return [{"batch": batches()[0]}]
 
     original = make(WithExamples)
-    twin = travel_recorded(make(WithExamples))
+    twin = rebuilt_with_programs(make(WithExamples))
     assert_same(twin(batches()[3]), original(batches()[3]))
 
 
-def test_a_number_that_keeps_changing_is_told_once() -> None:
+def test_a_changing_number_is_warned_about_once() -> None:
     twin, recorder = remote(ReadsCounter)
     batch = batches()[0]
     for episode in (1, 2):
@@ -314,8 +314,8 @@ VALUES = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(value=VALUES, other=VALUES)
-def test_a_form_matches_itself_and_any_matches_all(value: Any, other: Any) -> None:
-    """The tensors that are left are those of the parts that are compared."""
+def test_a_signature_matches_itself_and_any_matches_all(value: Any, other: Any) -> None:
+    """The kept tensors belong to the compared parts."""
     form, leaves = call_signature({"x": value, "y": other})
     assert match_call_signature(form, form) == list(range(len(leaves)))
     first = len(call_signature({"x": value})[1])

@@ -1,4 +1,4 @@
-"""Forwards that decide by values: each side is a program, and a run goes on with the one for the side it takes."""
+"""Decisions by values: each branch is a program, and a run continues in the program of its branch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from matrix.portability import rebuilt_elsewhere, travel_recorded
+from matrix.portability import rebuilt_elsewhere, rebuilt_with_programs
 from model_factory import CallSignatureError, NotPortableError
 from model_factory.errors import FormatError
 from model_factory.limits import MAX_BRANCHES
@@ -30,7 +30,7 @@ NEEDLE = 0.640625
 
 
 def pair(block: type[nn.Module]) -> tuple[nn.Module, ProgramModule, InProcessRecorder]:
-    """The original, and what a trainer gets of it without any program."""
+    """Return the original, and the module of a trainer without any program."""
     torch.manual_seed(1)
     original = block()
     rebuilt = rebuilt_elsewhere(copy.deepcopy(original))
@@ -99,7 +99,7 @@ class WhileValue(Block):
 
 
 class ItemOfSizes(Block):
-    """A number from a tensor, compared with one from the sizes, and used."""
+    """A number from a tensor, compared with a number from the sizes, and used."""
 
     def forward(self, x: Tensor) -> Tensor:
         total = x.sum().item()
@@ -111,8 +111,8 @@ BLOCKS = [IfItem, IfTensor, IfAny, Several, BoundByValue, WhileValue, ItemOfSize
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_side_is_the_originals(block: type[nn.Module], training: bool) -> None:
-    """Outputs, gradients, buffers and the random state, with a server that knows no values but their range."""
+def test_every_branch_equals_the_original(block: type[nn.Module], training: bool) -> None:
+    """Outputs, gradients, buffers and the random state; the server knows only the range of the values."""
     original, rebuilt, server = (item.train(training) if isinstance(item, nn.Module) else item for item in pair(block))
     calls = [
         (0.1, 2), (10.0, 2), (-1.0, 3), (0.1, 5), (30.0, 3), (-0.1, 2), (3.0, 4), (0.1, 2), (10.0, 2)
@@ -130,7 +130,7 @@ def test_every_side_is_the_originals(block: type[nn.Module], training: bool) -> 
     assert len(server.asked) - asked <= len(calls)
 
 
-def test_training_over_both_sides_is_the_originals() -> None:
+def test_training_over_both_branches_equals_the_original() -> None:
     original, rebuilt, _ = pair(Several)
     for model in (original, rebuilt):
         with torch.no_grad():
@@ -140,7 +140,7 @@ def test_training_over_both_sides_is_the_originals() -> None:
     assert len({ready.recorded.program.outcomes() for ready in rebuilt._programs}) > 1
 
 
-def test_a_side_is_recorded_once() -> None:
+def test_a_branch_is_recorded_once() -> None:
     _, rebuilt, server = pair(IfItem)
     for value in (1.0, 2.0, 1.0, 2.0, 0.0, 9.0):
         rebuilt(torch.full((2, 5, FEATURES), value))
@@ -155,10 +155,10 @@ class GivenExamples(IfItem):
         return [{"x": torch.ones(2, 5, FEATURES)}, {"x": torch.ones(2, 5, FEATURES) * 255}]
 
 
-def test_examples_of_both_sides_need_no_server_afterwards() -> None:
+def test_examples_of_both_branches_need_no_server_afterwards() -> None:
     torch.manual_seed(1)
     original = GivenExamples()
-    rebuilt = travel_recorded(copy.deepcopy(original))
+    rebuilt = rebuilt_with_programs(copy.deepcopy(original))
     for x in (torch.randn(3, 2, FEATURES).abs() * 50 + 2, torch.rand(1, 7, FEATURES)):
         assert_same(observe(rebuilt, {"x": x}), observe(original, {"x": x}))
 
@@ -170,7 +170,7 @@ class Guarded(Block):
         return self.linear(x)
 
 
-def test_a_side_that_the_original_refuses_is_refused() -> None:
+def test_a_branch_refused_by_the_original_is_refused() -> None:
     _, rebuilt, _ = pair(Guarded)
     rebuilt(torch.rand(2, 5, FEATURES))
     with pytest.raises(CallSignatureError, match="ValueError: an image has no negative values"):
@@ -179,13 +179,13 @@ def test_a_side_that_the_original_refuses_is_refused() -> None:
 
 
 class Needle(Block):
-    """A side that is not found by chance."""
+    """A branch that random inputs do not reach."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) if x[0, 0, 0].item() == NEEDLE else self.other(x)
 
 
-def test_a_side_that_no_inputs_are_found_for_is_not_guessed() -> None:
+def test_a_branch_without_inputs_is_not_guessed() -> None:
     _, rebuilt, _ = pair(Needle)
     x = torch.rand(2, 5, FEATURES)
     rebuilt(x)
@@ -201,7 +201,7 @@ class Endless(Block):
         return self.linear(x)
 
 
-def test_decisions_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_decisions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model_factory_server.export.trace.decisions.MAX_DECISIONS", 4)
     assert MAX_DECISIONS > 4
     _, rebuilt, _ = pair(Endless)
@@ -209,7 +209,7 @@ def test_decisions_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
         rebuilt(torch.ones(2, 5, FEATURES))
 
 
-def test_sides_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_branches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model_factory.program.runtime.program_module.MAX_BRANCHES", 2)
     assert MAX_BRANCHES > 2
     _, rebuilt, _ = pair(BoundByValue)

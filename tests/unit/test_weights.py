@@ -1,4 +1,4 @@
-"""Weights files: what comes out of one is what went in, aligned as torch allocates."""
+"""Weights files: reading returns the written tensors, aligned like tensors that torch allocates."""
 
 from __future__ import annotations
 
