@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from matrix.portability import rebuilt_with_programs
 from model_factory import NotPortableError
 from model_factory.errors import FormatError
-from model_factory.program.codec import decode_value, encode_value
+from model_factory.program.codec.values import decode_value, encode_value
 from model_factory.program.ir import Fields, Ref
 from model_factory.program.runtime.records import Record, RecordTuple
 from support.compare import assert_same

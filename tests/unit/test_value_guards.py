@@ -15,7 +15,8 @@ from matrix.portability import rebuilt_elsewhere, rebuilt_with_programs
 from model_factory import CallSignatureError, NotPortableError
 from model_factory.errors import FormatError
 from model_factory.limits import MAX_BRANCHES
-from model_factory.program.codec import decode_expression, decode_program, encode_program
+from model_factory.program.codec.programs import decode_program, encode_program
+from model_factory.program.codec.values import decode_expression
 from model_factory.program.example_call import decode_call, encode_call
 from model_factory.program.ir import Expr, Guard, OpCall, Program, Rank, Ref, Require, Size
 from model_factory.program.runtime.interpreter import Runner

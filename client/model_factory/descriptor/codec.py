@@ -21,14 +21,8 @@ from model_factory.digest import Blob, check_digest
 from model_factory.documents import FORMAT, decode_document, encode_document, expect_str, expect_type, mapping
 from model_factory.errors import FormatError
 from model_factory.limits import MAX_MODULES, MAX_TENSORS
-from model_factory.program.codec import (
-    decode_program,
-    decode_recorded,
-    decode_signature,
-    encode_program,
-    encode_recorded,
-    encode_signature,
-)
+from model_factory.program.codec.programs import decode_program, decode_recorded, encode_program, encode_recorded
+from model_factory.program.codec.signatures import decode_forward_signature, encode_forward_signature
 from model_factory.program.recorded_program import RecordedProgram
 
 MAX_DEPTH = 200
@@ -121,10 +115,10 @@ def _encode_module(node: ModuleNode) -> dict[str, Any]:
     }
     match node:
         case ProgramNode():
-            document["signature"] = encode_signature(node.signature)
+            document["signature"] = encode_forward_signature(node.signature)
             document["frozen"] = list(node.frozen)
             if node.declared_methods:
-                document["methods"] = [[name, encode_signature(item)] for name, item in node.declared_methods]
+                document["methods"] = [[name, encode_forward_signature(item)] for name, item in node.declared_methods]
         case GraphNode():
             document["program"] = encode_program(node.program)
         case SourceNode():
@@ -181,9 +175,11 @@ def _decode_kind(data: Any, common: dict[str, Any]) -> ModuleNode:
         return SourceNode(**common, source=_decode_source(data["source"]))
     return ProgramNode(
         **common,
-        signature=decode_signature(data["signature"]),
+        signature=decode_forward_signature(data["signature"]),
         frozen=tuple(expect_str(path) for path in data["frozen"]),
-        declared_methods=tuple((_member(name), decode_signature(item)) for name, item in data.get("methods", ())),
+        declared_methods=tuple(
+            (_member(name), decode_forward_signature(item)) for name, item in data.get("methods", ())
+        ),
     )
 
 

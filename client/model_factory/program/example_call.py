@@ -24,7 +24,8 @@ from model_factory.documents import decode_document, encode_document
 from model_factory.errors import FormatError, plain_text
 from model_factory.limits import MAX_EXAMPLE_RANK
 from model_factory.program.call_signature import call_signature, rebuild_arguments
-from model_factory.program.codec import decode_call_signature, decode_reads, encode_call_signature, encode_reads
+from model_factory.program.codec.programs import decode_reads, encode_reads
+from model_factory.program.codec.signatures import decode_call_signature, encode_call_signature
 from model_factory.program.ir import Outcome
 from model_factory.program.recorded_program import FORWARD, Read
 from model_factory.program.torch_names import torch_dtype, torch_name

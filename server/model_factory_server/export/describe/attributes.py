@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from model_factory.descriptor.attributes import described, settable
 from model_factory.descriptor.stock import stock_attributes
 from model_factory.errors import FormatError, NotPortableError
-from model_factory.program.codec import encode_value
+from model_factory.program.codec.values import encode_value
 from model_factory.program.forward_signature import ForwardParameter, ForwardSignature
 from model_factory.program.runtime.program_module import ProgramModule
 

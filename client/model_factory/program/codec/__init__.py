@@ -1,0 +1,1 @@
+"""Programs, their values and signatures as JSON data, and back."""
