@@ -21,7 +21,7 @@ from support.server import ServerProcess
 MakeRemote = Callable[..., RemoteModelFactory]
 StartServer = Callable[..., ServerProcess]
 
-# No example_inputs: every call form is recorded when the form is first called. The factor is in no attribute, so both
+# No example_inputs: every call signature is recorded at its first call. The factor is in no attribute, so both
 # versions have one descriptor.
 BLOCK = """
 from torch import nn
@@ -143,8 +143,8 @@ def test_every_order_of_versions_gives_the_right_values(fleet: Fleet, make_remot
 
 
 def _ranks(model: nn.Module) -> set[int]:
-    forms = [ready.recorded.call_signature for ready in model.graph_modules["layer0"]._programs]
-    return {dict(form)["x"][1] - 1 for form in forms}
+    signatures = [item.recorded.call_signature for item in model.graph_modules["layer0"]._programs]
+    return {dict(signature)["x"][1] - 1 for signature in signatures}
 
 
 def test_a_checkout_that_changes_under_a_running_server(

@@ -204,10 +204,10 @@ class ProgramModule(nn.Module):
     def _record(self, recorder: ProgramRecorder, call: Call, point: BranchPoint | None) -> CompiledProgram:
         """Have a program recorded; again with more attributes, if the program reads changed attributes."""
         outcomes = () if point is None else point.outcomes
-        asked = call_signature_text(call.signature)
+        given = call_signature_text(call.signature)
         if outcomes and sum(item.tensors_of(call) is not None for item in self._programs) >= MAX_BRANCHES:
             raise CallSignatureError(
-                f"{self._where(call)} has decided by values in {MAX_BRANCHES} ways already for the call ({asked}), "
+                f"{self._where(call)} has decided by values in {MAX_BRANCHES} ways already for the call ({given}), "
                 "and each way is a program. Remedy: decide with torch.where, or by an argument of the forward"
             )
         reads = changed_reads(self, [read for item in self._programs for read in item.recorded.reads])
@@ -221,7 +221,7 @@ class ProgramModule(nn.Module):
             more = changed_reads(self, recorded.reads)
             if all(key in reads and reads[key] == value for key, value in more.items()):
                 raise CallSignatureError(
-                    f"{self._where(call)}: the server's program does not fit the call ({asked}), because a layer or "
+                    f"{self._where(call)}: the server's program does not fit the call ({given}), because a layer or "
                     "parameter was replaced. Remedy: build from a config with the new layer"
                 )
             reads |= more
