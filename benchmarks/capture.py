@@ -117,17 +117,18 @@ def _parameters_of(model: nn.Module) -> list[str]:
 def examine(way: Callable[[nn.Module, Inputs], nn.Module], example: Example) -> tuple[dict[str, bool], str]:
     """Return the outcome of each of ``QUESTIONS``, and why the first capture failed."""
     outcomes = dict.fromkeys(QUESTIONS, False)
-    original = example.model.eval()
+    pristine = example.model  # never run: a module that has run may hold tensors that cannot be copied
+    original = copy.deepcopy(pristine).eval()
     try:
-        captured = way(copy.deepcopy(original), example.inputs)
+        captured = way(copy.deepcopy(pristine).eval(), example.inputs)
         _same(_run(captured, example.inputs), _run(original, example.inputs))
     except Exception as error:  # noqa: BLE001  any failure of a capture is an outcome
         return outcomes, f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
     outcomes["runs"] = True
     outcomes["keeps types"] = not _layers(original) - _layers(captured)
     outcomes["takes other batches"] = _holds(lambda: _other_batch(captured, original, example.inputs))
-    outcomes["switches"] = _holds(lambda: _both_modes(captured, copy.deepcopy(original), example.inputs))
-    outcomes["trains"] = _holds(lambda: _one_step(way, copy.deepcopy(original).train(), example.inputs))
+    outcomes["switches"] = _holds(lambda: _both_modes(captured, copy.deepcopy(pristine), example.inputs))
+    outcomes["trains"] = _holds(lambda: _one_step(way, copy.deepcopy(pristine).train(), example.inputs))
     return outcomes, ""
 
 
