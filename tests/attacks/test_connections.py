@@ -18,12 +18,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from attacks.conftest import layers
 from attacks.test_builds_out_of_bounds import gone, in_progress, wait_for
 from model_factory import BusyError, IntegrityError, RemoteModelFactory, ServerError
 from model_factory.client import connection, fetch, retry
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, service_pb2_grpc, wire
+from support.configs import layers
 from support.proxy import Proxy
 from support.server import ServerProcess, running_server
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from attacks.conftest import PLUGINS, layers
 from attacks.test_builds_out_of_bounds import wait_for
 from model_factory import AccessError, Credentials, RemoteModelFactory
 from support.clock import VARIABLES, Clock
+from support.configs import layers
+from support.guarded import PLUGINS
 from support.proxy import Proxy
 from support.server import ServerProcess
 

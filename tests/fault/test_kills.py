@@ -18,8 +18,8 @@ from model_factory.store import Store
 from model_factory.store.named_locks import read_holder
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same_state
+from support.load.ranks import Rank, Ranks
 from support.proxy import Proxy
-from support.ranks import Rank, Ranks
 from support.server import ServerProcess, descendants, wait_gone
 from support.wire import build_manifest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from support.leaks import Leaks, table
+from support.load.leaks import Leaks, table
 from support.server import ServerProcess
 
 SHARE = 0.5

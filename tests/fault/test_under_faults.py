@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.faults import Ordeal
+from support.load.faults import Ordeal
 from support.mounts import NAMESPACE, may_mount
 
 SECONDS = float(os.environ.get("FAULT_SECONDS") or 6)
