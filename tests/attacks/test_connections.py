@@ -133,6 +133,7 @@ def test_connections_have_a_bound(make_remote: Callable[..., RemoteModelFactory]
         assert healthy(server.address)
 
 
+@pytest.mark.slow
 def test_the_server_may_open_as_many_files_as_its_bounds_need(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))  # what a server starts with

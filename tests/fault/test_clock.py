@@ -26,6 +26,7 @@ WIDTH = 1500
 WIDE = layers({"_type_": "nn.Linear", "in_features": WIDTH, "out_features": WIDTH})
 
 
+@pytest.mark.slow
 def test_nothing_but_dates_follows_it(
     start_server: Callable[..., ServerProcess],
     make_proxy: Callable[..., Proxy],

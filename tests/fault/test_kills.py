@@ -101,6 +101,7 @@ def wait_for_holder(lock: Path, ranks: list[Rank]) -> Rank | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("less_patience")
 def test_workers_and_the_server(start_server: Start, tmp_path: Path, chance: random.Random) -> None:
     store, cache = tmp_path / "store", tmp_path / "cache"

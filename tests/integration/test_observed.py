@@ -460,6 +460,7 @@ def test_a_stopping_server_is_not_serving_from_the_first_signal(
     assert "second signal to stop" in server.log
 
 
+@pytest.mark.slow
 def test_many_clients_of_all_kinds(observed: ServerProcess) -> None:
     """A soak of some seconds, with the checks of the hour-long command."""
     outcome = soak(observed, seconds=SOAK_SECONDS, clients=CLIENTS, seed=20261123)
