@@ -3,7 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-cuda test-torch-floor test-fast lint types imports stubs soak leaks fuzz faults benchmarks docs images image-steps alerts clean
+.PHONY: demo test test-slow test-unit test-cuda test-torch-floor test-fast lint types imports stubs soak leaks fuzz faults \
+	benchmarks docs images image-steps alerts clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -14,8 +15,14 @@ $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 demo: $(VENV)/installed  ## start a server, build the example policy on it, train it for a few steps
 	$(BIN)/python examples/flow_policy/train.py
 
-test: lint types imports docs  ## every check and every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: lint types imports docs  ## every check, and every test that is not slow; the tests have 10 minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --session-timeout=600
+
+test-slow: $(VENV)/installed  ## the tests marked slow: servers killed, under load, or with thousands of connections
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+test-unit: $(VENV)/installed  ## the unit tests, in one process and 60 seconds
+	$(BIN)/python -m pytest tests/unit --session-timeout=60
 
 CUDA_VENV := .venv-cuda
 CUDA_TESTS := $(addprefix tests/integration/test_,forking.py builds.py call_forms.py policies.py library_models.py \
@@ -63,7 +70,7 @@ FAULT_SECONDS ?= 600
 FAULT_SEED ?= 0
 
 faults: $(VENV)/installed  ## a server under load with one fault after another; FAULT_SEED repeats a run
-	FAULT_SECONDS=$(FAULT_SECONDS) FAULT_SEED=$(FAULT_SEED) $(BIN)/python -m pytest -s tests/fault/test_under_faults.py
+	FAULT_SECONDS=$(FAULT_SECONDS) FAULT_SEED=$(FAULT_SEED) $(BIN)/python -m pytest -s -m "" tests/fault/test_under_faults.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from support.leaks import ROUND, Leaks, table
+from support.load.leaks import ROUND, Leaks, table
 from support.server import running_server
 
 

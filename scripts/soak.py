@@ -11,8 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+from support.load.soak import SERVER_FLAGS, Outcome, soak
 from support.server import running_server
-from support.soak import SERVER_FLAGS, Outcome, soak
 
 
 def main() -> int:

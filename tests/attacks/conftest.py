@@ -4,41 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from model_factory import RemoteModelFactory
+from support.configs import layers
+from support.guarded import BOUNDS, CANARY, PLUGINS
 from support.server import ServerProcess, running_server
-
-CANARY = "canary-7f3a91"
-PLUGINS = Path(__file__).with_name("plugins")
-BOUNDS = {
-    "--max-weights-bytes": "1MiB",
-    "--max-modules": "50",
-    "--max-nodes": "400",
-    "--max-nesting": "12",
-    "--max-config-bytes": "32KiB",
-    "--max-request-bytes": "256KiB",
-    "--max-components": "9",
-    "--max-memory-bytes": "2GiB",
-    "--max-blob-bytes": "3MiB",
-    "--plan-timeout": "20",
-    "--build-timeout": "25",
-    "--build-cpu-timeout": "2",
-    "--max-queue": "6",
-    "--max-calls": "8",
-    "--keepalive-interval": "1",
-    "--keepalive-timeout": "2",
-    "--ping-interval": "0.3",
-    "--stall-timeout": "2",
-}
-
-
-def layers(*specs: Any) -> dict[str, Any]:
-    """A config of layers one after the other."""
-    return {"schema_version": 1, "model": {"sequential": {"layers": list(specs)}}}
 
 
 @pytest.fixture(scope="session")

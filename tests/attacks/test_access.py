@@ -18,7 +18,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from attacks.conftest import layers
 from model_factory import AccessError, Credentials, ModelFactoryError, RemoteModelFactory, ServerError, UnavailableError
 from model_factory.cli.main import main
 from model_factory.v1 import capabilities_pb2, service_pb2_grpc
@@ -26,6 +25,7 @@ from model_factory_server.access.exposure import check_exposure, is_loopback
 from model_factory_server.access.tls import load_tls
 from model_factory_server.access.tokens import Tokens, token_line
 from model_factory_server.settings.server_settings import AccessSettings, Settings
+from support.configs import layers
 from support.server import running_server
 from support.strict import TOKEN, Strict
 

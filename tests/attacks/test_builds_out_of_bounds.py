@@ -19,10 +19,11 @@ import torch
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
 
-from attacks.conftest import BOUNDS, CANARY, PLUGINS, layers
 from model_factory import BuildError, ConfigError, LimitError, RemoteModelFactory
 from model_factory.limits import KIB, MIB
 from model_factory.v1 import build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc
+from support.configs import layers
+from support.guarded import BOUNDS, CANARY, PLUGINS
 from support.server import ServerProcess, descendants
 from support.wire import built_from
 

@@ -18,12 +18,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from attacks.conftest import layers
 from attacks.test_builds_out_of_bounds import gone, in_progress, wait_for
 from model_factory import BusyError, IntegrityError, RemoteModelFactory, ServerError
 from model_factory.client import connection, fetch, retry
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, service_pb2_grpc, wire
+from support.configs import layers
 from support.proxy import Proxy
 from support.server import ServerProcess, running_server
 
@@ -133,6 +133,7 @@ def test_connections_have_a_bound(make_remote: Callable[..., RemoteModelFactory]
         assert healthy(server.address)
 
 
+@pytest.mark.slow
 def test_the_server_may_open_as_many_files_as_its_bounds_need(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))  # what a server starts with

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from attacks.conftest import layers
 from model_factory import FormatError, GraphExecutionError, RemoteModelFactory, StoreError
 from model_factory.client.connection import Connection
 from model_factory.client.fetch import fetch_blob
@@ -27,6 +26,7 @@ from model_factory.program.runtime.interpreter import Runner
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2
 from model_factory_server.export.describe.describe import describe
+from support.configs import layers
 from support.hostile_server import HostileServer
 
 IDENTITY = layers({"_type_": "nn.Identity"})

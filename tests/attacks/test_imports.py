@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from attacks.conftest import PLUGINS, layers
 from model_factory import ConfigError, RemoteModelFactory, ServerError
 from model_factory.config import Settings
 from model_factory_server.backends.identity import identify
 from model_factory_server.constructor import Policy
 from model_factory_server.settings.server_settings import BackendSettings
+from support.configs import layers
+from support.guarded import PLUGINS
 
 OPEN = {"allow_imports": True, "allow_target": True, "allowed_import_prefixes": ["allowed_blocks", "os", "subprocess"]}
 

@@ -11,7 +11,6 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_status import rpc_status
 
-from attacks.conftest import CANARY, layers
 from model_factory import (
     FormatError,
     MissingBlobError,
@@ -22,6 +21,8 @@ from model_factory import (
 )
 from model_factory.client.connection import RETRY_ATTEMPTS, Connection
 from model_factory.v1 import blob_pb2, build_pb2, program_pb2, service_pb2_grpc
+from support.configs import layers
+from support.guarded import CANARY
 from support.server import ServerProcess
 from support.wire import built_from
 

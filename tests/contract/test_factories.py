@@ -19,6 +19,7 @@ from model_factory import ConfigError, GraphModel, ModelFactory, ModelFactoryErr
 from model_factory_server import PolicyConstructorModelFactory
 from support.cases import CASES, CONFIGS
 from support.compare import assert_same_state
+from support.configs import graph, layers
 
 SMALL = CONFIGS / "small"
 TINY = {
@@ -323,20 +324,6 @@ def test_describing_one_model_gives_one_description(
     remote, local = (factory.describe({"config": TINY}) for factory in make_both())
     assert str(remote) == str(local)
     assert remote.parameters == 8
-
-
-def layers(*specs: Any) -> dict[str, Any]:
-    return {"schema_version": 1, "model": {"sequential": {"layers": list(specs)}}}
-
-
-def graph(**changes: Any) -> dict[str, Any]:
-    body = {
-        "inputs": ["x"],
-        "modules": {"a": {"_type_": "nn.ReLU"}},
-        "steps": [{"call": "module:a", "args": ["$x"], "out": "y"}],
-        "outputs": ["y"],
-    }
-    return {"schema_version": 1, "model": {"graph": body | changes}}
 
 
 LINEAR = TINY["model"]["sequential"]["layers"][0]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from support.load.ranks import Ranks
 from support.proxy import Proxy
-from support.ranks import Ranks
 from support.server import ServerProcess
 
 

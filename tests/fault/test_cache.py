@@ -21,8 +21,8 @@ from model_factory.store import Blob, Store
 from model_factory_server import PolicyConstructorModelFactory
 from support.cases import CASES
 from support.compare import assert_same_state, train
+from support.load.ranks import Ranks
 from support.proxy import Proxy
-from support.ranks import Ranks
 from support.server import ServerProcess
 
 PROCESSES = 3

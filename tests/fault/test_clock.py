@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from attacks.conftest import PLUGINS, layers
 from attacks.test_builds_out_of_bounds import wait_for
 from model_factory import AccessError, Credentials, RemoteModelFactory
 from support.clock import VARIABLES, Clock
+from support.configs import layers
+from support.guarded import PLUGINS
 from support.proxy import Proxy
 from support.server import ServerProcess
 
@@ -25,6 +26,7 @@ WIDTH = 1500
 WIDE = layers({"_type_": "nn.Linear", "in_features": WIDTH, "out_features": WIDTH})
 
 
+@pytest.mark.slow
 def test_nothing_but_dates_follows_it(
     start_server: Callable[..., ServerProcess],
     make_proxy: Callable[..., Proxy],

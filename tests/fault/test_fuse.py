@@ -84,6 +84,7 @@ def test_a_model_is_built_with_a_cache_there(server: ServerProcess, tmp_path: Pa
             assert_same_state(factory.build(CONFIG), PolicyConstructorModelFactory(seed=7).build(CONFIG))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("disk")
 def test_a_server_has_its_store_there(start_server: Callable[..., ServerProcess], tmp_path: Path, locks: str) -> None:
     server = start_server(tmp_path / "place" / "store")

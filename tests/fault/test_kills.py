@@ -18,8 +18,8 @@ from model_factory.store import Store
 from model_factory.store.named_locks import read_holder
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same_state
+from support.load.ranks import Rank, Ranks
 from support.proxy import Proxy
-from support.ranks import Rank, Ranks
 from support.server import ServerProcess, descendants, wait_gone
 from support.wire import build_manifest
 
@@ -101,6 +101,7 @@ def wait_for_holder(lock: Path, ranks: list[Rank]) -> Rank | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("less_patience")
 def test_workers_and_the_server(start_server: Start, tmp_path: Path, chance: random.Random) -> None:
     store, cache = tmp_path / "store", tmp_path / "cache"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 
-from support.leaks import Leaks, table
+import pytest
+
+from support.load.leaks import Leaks, table
 from support.server import ServerProcess
 
 SHARE = 0.5
 """Of a round of the command; three of them are some 150 jobs."""
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_jobs_of_every_ending(server: ServerProcess, chance: random.Random) -> None:
     leaks = Leaks(server, chance.getrandbits(32))
     for _ in range(3):

@@ -119,6 +119,7 @@ def wait_for_worker(server: ServerProcess, build: Future[Any]) -> int:
         assert not build.done(), build.result()
 
 
+@pytest.mark.slow
 def test_killed_during_a_build(line: Line, cache: Path, in_background: Any, expected: nn.Module) -> None:
     server = line.living()
     small = RemoteModelFactory(server.address, seed=7, cache_dir=cache.with_name("small")).build({"config": SMALL})
@@ -139,6 +140,7 @@ def test_killed_during_a_build(line: Line, cache: Path, in_background: Any, expe
     check_no_half_files(cache)
 
 
+@pytest.mark.slow
 def test_a_build_that_was_cut_off_is_asked_for_again(
     line: Line,
     make_proxy: Callable[[ServerProcess], Proxy],
@@ -194,6 +196,7 @@ def test_a_worker_process_that_dies(line: Line, cache: Path, in_background: Any)
     check_no_half_files(line.store)
 
 
+@pytest.mark.slow
 def test_killed_during_a_download(
     line: Line,
     make_proxy: Callable[[ServerProcess], Proxy],

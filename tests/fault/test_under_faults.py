@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.faults import Ordeal
+from support.load.faults import Ordeal
 from support.mounts import NAMESPACE, may_mount
 
 SECONDS = float(os.environ.get("FAULT_SECONDS") or 6)
@@ -22,6 +22,7 @@ MAY_MOUNT = may_mount()
 """Whether a disk can be mounted here, by root itself or by another user in a namespace."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 300)
 @pytest.mark.parametrize(
     "disk",
@@ -51,7 +52,19 @@ def test_answers_are_right_or_clear_errors(disk: str, chance: random.Random, tmp
 def run_in_namespace() -> None:
     """Run the test as root of a user namespace, where root can mount a disk."""
     test = f"{__file__}::{test_answers_are_right_or_clear_errors.__name__}[mounted]"
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", f"--rootdir={ROOT}", test]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-s",
+        "-m",
+        "",
+        "-p",
+        "no:cacheprovider",
+        f"--rootdir={ROOT}",
+        test,
+    ]
     done = subprocess.run([*NAMESPACE, *command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout

@@ -12,11 +12,10 @@ from torch import nn
 from model_factory import RemoteModelFactory
 from model_factory_server import PolicyConstructorModelFactory
 from support.cases import CASES, Case
+from support.folders import EXAMPLE_PLUGINS, TEST_PLUGINS
 from support.server import ServerProcess, running_server
 
 PAIR_SEED = 7
-EXAMPLE_PLUGINS = Path(__file__).parents[2] / "examples" / "plugins"
-TEST_PLUGINS = Path(__file__).parents[1] / "support" / "plugins"
 PLUGINS = {
     "policies": EXAMPLE_PLUGINS,
     "transformers_models": EXAMPLE_PLUGINS,

@@ -26,6 +26,7 @@ from model_factory import (
 )
 from model_factory.v1 import build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc
 from model_factory_server import PolicyConstructorModelFactory
+from support.configs import layers
 from support.server import ServerProcess
 from support.wire import built_from
 
@@ -168,14 +169,14 @@ def test_a_variable_that_cannot_be_cast(
         make_remote().build({"config_path": path})
 
 
-def layers(*specs: Any) -> dict[str, Any]:
-    return {"config": {"schema_version": 1, "model": {"sequential": {"layers": list(specs)}}}}
+def of_layers(*specs: Any) -> dict[str, Any]:
+    return {"config": layers(*specs)}
 
 
 def test_a_constructor_that_fails_otherwise(make_remote: MakeRemote) -> None:
     # A negative size makes torch raise a RuntimeError, which is neither a TypeError nor a ValueError.
     with pytest.raises(BuildError, match=r"model\.sequential\.layers\[0\].*'nn\.Linear'"):
-        make_remote().build(layers({"_type_": "nn.Linear", "in_features": -1, "out_features": 2}))
+        make_remote().build(of_layers({"_type_": "nn.Linear", "in_features": -1, "out_features": 2}))
 
 
 def test_a_constructor_that_fails_is_named_with_its_place_too(make_remote: MakeRemote, tmp_path: Path) -> None:
@@ -193,8 +194,8 @@ def test_a_model_over_the_servers_limit(start_server: Callable[..., ServerProces
     small = start_server(None, "--max-weights-bytes", "1MiB")
     factory = make_remote(small.address)
     with pytest.raises(LimitError, match=r"\d+ bytes of weights; this server builds at most 1048576"):
-        factory.build(layers({"_type_": "nn.Linear", "in_features": 1024, "out_features": 1024}))
-    assert factory.build(layers({"_type_": "nn.Linear", "in_features": 64, "out_features": 64})) is not None
+        factory.build(of_layers({"_type_": "nn.Linear", "in_features": 1024, "out_features": 1024}))
+    assert factory.build(of_layers({"_type_": "nn.Linear", "in_features": 64, "out_features": 64})) is not None
     assert not list((small.store / "staging").iterdir())
     assert small.stop() == 0
 
@@ -202,7 +203,9 @@ def test_a_model_over_the_servers_limit(start_server: Callable[..., ServerProces
 def test_a_build_that_takes_too_long(start_server: Callable[..., ServerProcess], make_remote: MakeRemote) -> None:
     hurried = start_server(None, "--build-timeout", "0.05")
     with pytest.raises(LimitError, match=r"longer than the 0\.05 seconds"):
-        make_remote(hurried.address).build(layers({"_type_": "nn.Linear", "in_features": 9000, "out_features": 9000}))
+        make_remote(hurried.address).build(
+            of_layers({"_type_": "nn.Linear", "in_features": 9000, "out_features": 9000})
+        )
     assert hurried.alive
     assert hurried.workers() == set()
     assert hurried.stop() == 0
@@ -212,13 +215,13 @@ def test_no_server_at_the_address(make_remote: MakeRemote) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port} cannot be reached"):
-        make_remote(f"127.0.0.1:{port}").build(layers({"_type_": "nn.ReLU"}))
+        make_remote(f"127.0.0.1:{port}").build(of_layers({"_type_": "nn.ReLU"}))
 
 
 @pytest.mark.parametrize("address", ["", "nonsense", "127.0.0.1:notaport", "127.0.0.1:99999", "no-such-host.invalid:1"])
 def test_a_wrong_address(address: str, tmp_path: Path) -> None:
     with pytest.raises(ModelFactoryError):
-        RemoteModelFactory(address, cache_dir=tmp_path).build(layers({"_type_": "nn.ReLU"}))
+        RemoteModelFactory(address, cache_dir=tmp_path).build(of_layers({"_type_": "nn.ReLU"}))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,7 @@ def test_something_else_at_the_address(answer: bytes, make_remote: MakeRemote) -
         threading.Thread(target=serve, daemon=True).start()
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(ServerError, match=re.escape(address)):
-            make_remote(address, timeout=15).build(layers({"_type_": "nn.ReLU"}))
+            make_remote(address, timeout=15).build(of_layers({"_type_": "nn.ReLU"}))
         listener.shutdown(socket.SHUT_RDWR)
 
 
@@ -248,7 +251,7 @@ def test_a_server_that_never_answers(make_remote: MakeRemote) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(UnavailableError, match=r"did not respond in time|cannot be reached"):
-            make_remote(address, timeout=1.0).build(layers({"_type_": "nn.ReLU"}))
+            make_remote(address, timeout=1.0).build(of_layers({"_type_": "nn.ReLU"}))
 
 
 @pytest.fixture

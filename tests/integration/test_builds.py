@@ -17,6 +17,7 @@ from model_factory.digest import digest_of_file
 from model_factory.v1 import build_pb2
 from support.cases import CASES
 from support.compare import assert_same
+from support.configs import layers
 from support.server import ServerProcess
 from support.wire import build_manifest, digests
 
@@ -24,10 +25,6 @@ Start = Callable[..., ServerProcess]
 
 ALL = {name: case.config for name, case in CASES.items()}
 CLIENTS = 6
-
-
-def layers(*specs: Any) -> dict[str, Any]:
-    return {"schema_version": 1, "model": {"sequential": {"layers": list(specs)}}}
 
 
 def linear(width: int) -> dict[str, Any]:

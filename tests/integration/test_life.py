@@ -13,10 +13,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from attacks.conftest import PLUGINS, layers
 from attacks.test_builds_out_of_bounds import gone, in_progress, wait_for
 from model_factory import RemoteModelFactory, ServerError
 from model_factory.documents import FORMAT
+from support.configs import layers
+from support.guarded import PLUGINS
 from support.server import COMMAND, ServerProcess, descendants, wait_gone
 
 OTHER = FORMAT + 1

@@ -20,9 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_factory import ConfigError, RemoteModelFactory, StoreError
 from model_factory.v1 import build_pb2, capabilities_pb2, service_pb2_grpc, wire
+from support.configs import layers
+from support.load.soak import SERVER_FLAGS, soak
 from support.otlp import Collector, attributes
 from support.server import ServerProcess, running_server
-from support.soak import SERVER_FLAGS, soak
 
 MakeRemote = Callable[..., RemoteModelFactory]
 SERVICE = "model_factory.v1.ModelFactoryService"
@@ -31,10 +32,6 @@ PARENT = "00f067aa0ba902b7"
 SOAK_SECONDS = 5.0
 CLIENTS = 80
 PARSE_SECONDS = 2.0
-
-
-def layers(*specs: Any) -> dict[str, Any]:
-    return {"schema_version": 1, "model": {"sequential": {"layers": list(specs)}}}
 
 
 def linear(width: int, **more: Any) -> dict[str, Any]:
@@ -463,6 +460,7 @@ def test_a_stopping_server_is_not_serving_from_the_first_signal(
     assert "second signal to stop" in server.log
 
 
+@pytest.mark.slow
 def test_many_clients_of_all_kinds(observed: ServerProcess) -> None:
     """A soak of some seconds, with the checks of the hour-long command."""
     outcome = soak(observed, seconds=SOAK_SECONDS, clients=CLIENTS, seed=20261123)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from integration.conftest import TEST_PLUGINS
 from model_factory import RemoteModelFactory
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same
+from support.folders import TEST_PLUGINS
 from support.server import ServerProcess
 
 CONFIG = {

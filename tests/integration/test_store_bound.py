@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,6 +16,7 @@ from model_factory.client.connection import Connection
 from model_factory.store import Store
 from model_factory.v1 import blob_pb2, service_pb2_grpc, wire
 from support.compare import assert_same
+from support.configs import layers
 from support.server import ServerProcess, running_server
 from support.wire import build_manifest
 
@@ -23,9 +25,9 @@ BOUND = 5 * MIB
 WIDTH = 512  # a layer of 1 MiB
 
 
-def layers(count: int) -> dict[str, object]:
+def of_layers(count: int) -> dict[str, Any]:
     layer = {"_type_": "nn.Linear", "in_features": WIDTH, "out_features": WIDTH, "bias": False}
-    return {"schema_version": 1, "model": {"sequential": {"layers": [layer] * count}}}
+    return layers(*[layer] * count)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def evicted(server: ServerProcess) -> float:
 def test_builds_stay_within_the_bound_and_come_again_the_same(server: ServerProcess, tmp_path: Path) -> None:
     def build(seed: int, cache: str) -> torch.nn.Module:
         factory = RemoteModelFactory(server.address, seed=seed, cache_dir=tmp_path / cache)
-        model = factory.build({"config": layers(2)})
+        model = factory.build({"config": of_layers(2)})
         assert isinstance(model, torch.nn.Module)
         return model
 
@@ -64,7 +66,7 @@ def test_builds_stay_within_the_bound_and_come_again_the_same(server: ServerProc
 def test_components_that_together_are_over_the_bound_all_arrive(server: ServerProcess, tmp_path: Path) -> None:
     names = [f"part{number}" for number in range(3)]
     factory = RemoteModelFactory(server.address, seed=7, cache_dir=tmp_path / "cache")
-    models = factory.build(dict.fromkeys(names, layers(3)))
+    models = factory.build(dict.fromkeys(names, of_layers(3)))
     assert isinstance(models, dict)
     assert list(models) == names
     assert all(module(torch.ones(2, WIDTH)).shape == (2, WIDTH) for module in models.values())
@@ -73,12 +75,12 @@ def test_components_that_together_are_over_the_bound_all_arrive(server: ServerPr
 
 
 def test_what_is_being_read_stays(server: ServerProcess) -> None:
-    wanted = build_manifest(server.address, {"held": layers(4)}, seed=1)["held"].weights
+    wanted = build_manifest(server.address, {"held": of_layers(4)}, seed=1)["held"].weights
     few = [("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0)]  # bytes on their way unasked
     with grpc.insecure_channel(server.address, options=few) as channel:
         stream = service_pb2_grpc.ModelFactoryServiceStub(channel).ReadBlob(blob_pb2.ReadBlobRequest(digest=wanted))
         data = next(stream).data  # the server has the file open for the rest
-        build_manifest(server.address, {"other": layers(4)}, seed=2)
+        build_manifest(server.address, {"other": of_layers(4)}, seed=2)
         assert Store(server.store).find(wire.from_digest(wanted)) is not None
         data += b"".join(chunk.data for chunk in stream)
     assert len(data) == wanted.size_bytes
@@ -87,6 +89,6 @@ def test_what_is_being_read_stays(server: ServerProcess) -> None:
 def test_a_model_larger_than_the_bound_is_refused_before_it_is_made(server: ServerProcess, tmp_path: Path) -> None:
     before = stored(server)
     with pytest.raises(LimitError, match=rf"{6 * MIB} bytes of weights; this server builds at most {BOUND}"):
-        RemoteModelFactory(server.address, cache_dir=tmp_path / "cache").build({"config": layers(6)})
+        RemoteModelFactory(server.address, cache_dir=tmp_path / "cache").build({"config": of_layers(6)})
     assert stored(server) == before
     assert Connection(server.address).capabilities().limits.store_bytes == BOUND

@@ -22,8 +22,9 @@ from model_factory.digest import digest_of_file
 from model_factory.store import Store
 from model_factory_server import PolicyConstructorModelFactory
 from support.clock import VARIABLES, Clock
+from support.guarded import PLUGINS
+from support.load.ranks import Ranks
 from support.proxy import Proxy
-from support.ranks import Ranks
 from support.server import ServerProcess, descendants
 
 CLIENTS = 3
@@ -32,7 +33,6 @@ SHORT_SECONDS = 30.0
 DISK_MIB = 48
 GIVE_UP_SECONDS = 2.0
 """In which the builds of a client that was killed end; a second is what an idle machine allows."""
-_PLUGINS = Path(__file__).resolve().parents[1] / "attacks" / "plugins"
 _YEARS = 10 * 365 * 86400
 
 
@@ -341,7 +341,7 @@ class Ordeal:
 
     def _served(self) -> ServerProcess:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(_PLUGINS), prepend=os.pathsep)
+            patch.setenv("PYTHONPATH", str(PLUGINS), prepend=os.pathsep)
             for name, value in self._clock.variables.items():
                 patch.setenv(name, value)
             seen = [argument for name in VARIABLES for argument in ("--worker-variable", name)]

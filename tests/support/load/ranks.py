@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _PARENT_DIES = 1  # of prctl
-_SOURCE = Path(__file__).resolve().parents[1]
+_SOURCE = Path(__file__).resolve().parents[2]
 
 
 class Ranks:
@@ -30,7 +30,7 @@ class Ranks:
         folder.mkdir(parents=True, exist_ok=True)
         path = os.pathsep.join([str(_SOURCE), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from support.ranks import main; main()"],
+            [sys.executable, "-c", "from support.load.ranks import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -13,7 +13,7 @@ import torch
 
 from model_factory.program.torch_private import PRIVATE_NAMES, SUPPORTED, check_torch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CLIENT = ROOT / "client" / "model_factory"
 ROOM = CLIENT / "program" / "torch_private.py"
 PRIVATE = re.compile(r"torch(\.\w+)*\._(?!_)\w+")

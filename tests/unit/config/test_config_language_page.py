@@ -23,7 +23,7 @@ from model_factory.environment import WORDS
 from model_factory.errors import ConfigError
 from model_factory_server import PolicyConstructorModelFactory
 
-PAGE = Path(__file__).parents[2] / "docs" / "config-language.md"
+PAGE = Path(__file__).parents[3] / "docs" / "config-language.md"
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"\n]*)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"^# file: (\S+)\n", re.MULTILINE)
 ENVIRONMENT = re.compile(r"# environment: (.*)\n")
