@@ -253,7 +253,9 @@ def gone(start_server: Callable[..., ServerProcess], tmp_path: Path) -> Callable
 def test_a_new_form_after_the_server_is_gone(gone: Callable[..., tuple[nn.Module, Any]]) -> None:
     model, _ = gone()
     model(**CASES["info_embedder"].inputs(2, 3))  # the block's own examples need no server
-    with pytest.raises(CallSignatureError, match=r"no program yet.*server.*gone.*Remedy"):
+    with pytest.raises(
+        CallSignatureError, match=r"no program exists for this call signature.*server.*cannot be reached.*Remedy"
+    ):
         model(**new_form(2, 3))
     model(**CASES["info_embedder"].inputs(4, 1))
 

@@ -199,7 +199,7 @@ def test_signature_records_everything_at_build_time(
     factory.close()
     for training in (False, True):
         assert_same_runs(with_signature.train(training), expected.train(training), policy_inputs(5))
-    with pytest.raises((CallSignatureError, GraphExecutionError), match="no program yet"):
+    with pytest.raises((CallSignatureError, GraphExecutionError), match="no program exists for this call signature"):
         without(**policy_inputs(5))
 
 

@@ -39,7 +39,7 @@ def test_calls_of_the_signature_need_no_server(
     factory.close()
     for training in (False, True):
         assert_same_runs(known.train(training), local.train(training), {"x": torch.randn(5, 1, 2, 6)})
-    with pytest.raises((CallSignatureError, GraphExecutionError), match="no program yet"):
+    with pytest.raises((CallSignatureError, GraphExecutionError), match="no program exists for this call signature"):
         unknown(torch.randn(5, 1, 2, 6))
 
 
