@@ -67,7 +67,7 @@ _LAZY_MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that the server's gRPC process and commands like `validate` do not import torch.
+    # Lazy, so that the server process and commands like `validate` do not import torch.
     import importlib  # noqa: PLC0415
 
     if name == "__version__":

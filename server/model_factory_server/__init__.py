@@ -20,7 +20,7 @@ _LAZY_MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that the gRPC process does not import torch.
+    # Lazy, so that the server process does not import torch.
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("model-factory-server")
     if name not in _LAZY_MODULES:

@@ -228,7 +228,7 @@ def _bind(server: grpc.aio.Server, listen: str, tls: grpc.ServerCredentials | No
 
 
 def _device_kind(device: str) -> str:
-    """Return ``cpu`` or ``cuda``. ``auto`` looks for device files, since the gRPC process has no CUDA context."""
+    """Return ``cpu`` or ``cuda``. ``auto`` looks for device files, since the server process has no CUDA context."""
     if device != "auto":
         return device
     return "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"

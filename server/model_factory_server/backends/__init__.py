@@ -1,6 +1,6 @@
 """Backends turn a resolved config into a module.
 
-``identity`` and ``code_files`` identify a backend without importing torch or plug-ins, for the process of the RPCs.
+``identity`` and ``code_files`` identify a backend without importing torch or plug-ins, for the server process.
 ``loading`` imports the backend, for workers.
 """
 

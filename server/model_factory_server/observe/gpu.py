@@ -1,4 +1,4 @@
-"""GPU memory as counted by the driver, read through NVML: the gRPC process has no CUDA context and no torch."""
+"""GPU memory as counted by the driver, read through NVML: the server process has no CUDA context and no torch."""
 
 from __future__ import annotations
 
