@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model_factory_server.local import PolicyConstructorModelFactory
+    from model_factory_server.in_process import PolicyConstructorModelFactory
     from model_factory_server.testing import local_server
 
     __version__: str
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["PolicyConstructorModelFactory", "local_server"]
 
 _LAZY_MODULES = {
-    "PolicyConstructorModelFactory": "model_factory_server.local",
+    "PolicyConstructorModelFactory": "model_factory_server.in_process",
     "local_server": "model_factory_server.testing",
 }
 

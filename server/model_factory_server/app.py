@@ -213,7 +213,7 @@ def _keepalive_options(settings: ConnectionSettings) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", round(settings.keepalive_timeout * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_ping_interval_without_data_ms", round(settings.ping_interval * 1000)),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(settings.min_ping_interval * 1000)),
         ("grpc.http2.max_ping_strikes", 2),
     ]
 

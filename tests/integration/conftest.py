@@ -20,7 +20,6 @@ PLUGINS = {
     "policies": EXAMPLE_PLUGINS,
     "transformers_models": EXAMPLE_PLUGINS,
     "branching": TEST_PLUGINS,
-    "drawing": TEST_PLUGINS,
 }
 """Plug-in -> where it lies."""
 

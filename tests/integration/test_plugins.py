@@ -68,11 +68,6 @@ def test_listing_says_where_each_block_comes_from(plugin_server: ServerProcess, 
     assert origins["nn.Linear"] == "torch"
 
 
-def test_the_cores_that_are_free_fill_large_tensors(plugin_server: ServerProcess, make_remote: MakeRemote) -> None:
-    built = make_remote(plugin_server.address).build(config_of({"_type_": "drawing"}))
-    assert built.graph_modules.layer.threshold == (len(os.sched_getaffinity(0)) > 1)
-
-
 def test_installed_plugins_are_found_by_their_entry_point(
     plugin_folder: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote
 ) -> None:

@@ -28,7 +28,7 @@ from model_factory.source.lock import read_lock
 from model_factory.store import Blob
 from model_factory_server import PolicyConstructorModelFactory
 from model_factory_server.export.describe.describe import describe
-from model_factory_server.export.exporter import record_model, survey_model
+from model_factory_server.export.exporter import export_model, record_model
 from support.base_install import make_site
 from support.compare import assert_same, assert_same_runs, assert_same_state, train
 from support.server import ServerProcess, running_server
@@ -285,11 +285,11 @@ def test_a_server_that_shares_nothing_refuses(original: nn.Module) -> None:
     with pytest.raises(NotPortableError, match=r"^router \(Router\): the forward runs on real tensors"):
         record_model(original)
     refused: dict[str, str] = {}
-    assert survey_model(original, refused=refused).sources is None
+    assert export_model(original, refused=refused).sources is None
     assert list(refused) == ["graph_modules.router"]
     original.graph_modules["embed"].register_forward_hook(lambda *_: None)
     refused = {}
-    portable = survey_model(original, refused=refused)
+    portable = export_model(original, refused=refused)
     described = describe(original, refused=refused)
     lines = {
         line.split()[0]: line

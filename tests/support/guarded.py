@@ -27,7 +27,7 @@ BOUNDS = {
     "--max-calls": "8",
     "--keepalive-interval": "1",
     "--keepalive-timeout": "2",
-    "--ping-interval": "0.3",
+    "--min-ping-interval": "0.3",
     "--stall-timeout": "2",
 }
 """Options of the server."""

@@ -38,7 +38,7 @@ from model_factory_server.export.verify.verifier import verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Portable:
+class ExportedModel:
     """The portable parts of a model."""
 
     programs: Programs
@@ -60,7 +60,7 @@ class Portable:
 
 
 def record_model(model: nn.Module, config: ModelConfig | None = None) -> Programs:
-    """Return the programs of a model without source code; see :func:`survey_model`.
+    """Return the programs of a model without source code; see :func:`export_model`.
 
     Example:
         >>> class Double(nn.Module):
@@ -71,15 +71,15 @@ def record_model(model: nn.Module, config: ModelConfig | None = None) -> Program
         >>> [(path, len(item.program.steps)) for path, item in record_model(Double())]
         [('', 1)]
     """
-    return survey_model(model, config).programs
+    return export_model(model, config).programs
 
 
-def survey_model(
+def export_model(
     model: nn.Module,
     config: ModelConfig | None = None,
     roots: Sequence[Root] = (),
     refused: dict[str, str] | None = None,
-) -> Portable:
+) -> ExportedModel:
     """Record and verify every block called by the trainer; choose source code for blocks without a program.
 
     Recorded calls are the block's ``example_inputs()``, the calls inside another block's example calls, and the calls
@@ -97,14 +97,14 @@ def survey_model(
         ConfigError: the model does not run on the config's example inputs.
 
     Example:
-        >>> survey_model(nn.Sequential(nn.Linear(2, 2))).programs
+        >>> export_model(nn.Sequential(nn.Linear(2, 2))).programs
         ()
     """
-    return _Survey(model, config, roots, refused).portable()
+    return _Export(model, config, roots, refused).portable()
 
 
-class _Survey:
-    """One run of :func:`survey_model`."""
+class _Export:
+    """One run of :func:`export_model`."""
 
     def __init__(
         self, model: nn.Module, config: ModelConfig | None, roots: Sequence[Root], refused: dict[str, str] | None
@@ -117,7 +117,7 @@ class _Survey:
         self._programs: list[tuple[str, RecordedProgram]] = []
         self._done: set[str] = set()
 
-    def portable(self) -> Portable:
+    def portable(self) -> ExportedModel:
         descriptor = self._describe()  # refuses modules that are not portable before the first recording
         blocks, calls = self._called()
         self._record(blocks, calls)
@@ -132,7 +132,7 @@ class _Survey:
             descriptor = replace(descriptor, bundle=sources.ref)
             if not self._refused:
                 verify_sources(self._model, sources, descriptor, programs, calls)
-        return Portable(programs=programs, sources=sources, descriptor=descriptor)
+        return ExportedModel(programs=programs, sources=sources, descriptor=descriptor)
 
     def _describe(self) -> Descriptor:
         notes: dict[str, str] = {}

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import NotPortableError
-from model_factory_server.export.torch_internals import version
+from model_factory_server.export.torch_private import version
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _INTERNALS = frozenset(nn.Module().__dict__)

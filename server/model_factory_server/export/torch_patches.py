@@ -24,7 +24,7 @@ from torch.autograd.grad_mode import enable_grad, no_grad, set_grad_enabled
 
 from model_factory.errors import NotPortableError
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv
-from model_factory_server.export.torch_internals import FakeTensor, fake_tensors
+from model_factory_server.export.torch_private import FakeTensor, fake_tensors
 from model_factory_server.export.trace.mode_calls import refuse_question
 from model_factory_server.export.trace.tape import Tape
 

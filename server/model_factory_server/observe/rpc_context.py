@@ -55,7 +55,7 @@ def enter_rpc(rpc: RpcContext) -> None:
 
 
 @contextmanager
-def blaming(component: str) -> Iterator[None]:
+def at_component(component: str) -> Iterator[None]:
     """Name the component at fault if the body raises."""
     try:
         yield

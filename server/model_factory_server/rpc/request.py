@@ -13,7 +13,7 @@ from model_factory.store import Blob
 from model_factory.v1 import blob_pb2, build_pb2, program_pb2, wire
 from model_factory.wording import quoted
 from model_factory_server.builds.service import BuildRequest
-from model_factory_server.observe.rpc_context import blaming
+from model_factory_server.observe.rpc_context import at_component
 from model_factory_server.settings.server_settings import LimitSettings
 
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -46,7 +46,7 @@ async def read_components(
             raise FormatError(
                 f"component names are unique, printable and have 1 to {_MAX_NAME_BYTES} bytes, got {quoted(name)}"
             )
-        with blaming(name):
+        with at_component(name):
             config = await loop.run_in_executor(_PARSERS, _parse_config, component.config_json, limits)
         requests[name] = BuildRequest(config=config, dtype=dtype, client=client)
     return requests

@@ -118,7 +118,7 @@ def _limits(settings: Settings) -> capabilities_pb2.Limits:
         components=limits.max_components,
         config_bytes=limits.max_config_bytes,
         inline_bytes=INLINE_BYTES,
-        weights_bytes=limits.most_weights_bytes,
+        weights_bytes=limits.effective_max_weights_bytes,
         build_timeout_ms=round(limits.build_timeout * 1000),
         request_bytes=limits.max_request_bytes,
         nesting=limits.max_nesting,

@@ -18,7 +18,7 @@ from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builds.admission import Admission
 from model_factory_server.builds.service import BuildRequest, BuildResult, BuildService
 from model_factory_server.observe.metrics import Metrics
-from model_factory_server.observe.rpc_context import blaming, current_rpc
+from model_factory_server.observe.rpc_context import at_component, current_rpc
 from model_factory_server.rpc import response
 from model_factory_server.rpc.blob_stream import read_chunks
 from model_factory_server.rpc.request import (
@@ -115,7 +115,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
             check_module_call(request, self._settings.limits)
             reference = read_build_reference(request)
             ((name, component),) = components.items()
-            with blaming(name):
+            with at_component(name):
                 programs = await self._builds.record(
                     component, name, reference, request.module_path, request.call_json, dict(request.training)
                 )
@@ -189,7 +189,7 @@ async def _gather(work: Mapping[str, Coroutine[Any, Any, T]]) -> dict[str, T]:
         await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION)
         for name, task in tasks.items():
             if task.done():
-                with blaming(name):
+                with at_component(name):
                     task.result()
     finally:
         for task in tasks.values():

@@ -146,7 +146,7 @@ class LimitSettings:
     max_connections: int = setting(2048, "open connections of all clients, including health probes", minimum=1)
 
     @property
-    def most_weights_bytes(self) -> int:
+    def effective_max_weights_bytes(self) -> int:
         """The smallest limit for the weights of a component: the weights are a single file, inside the store."""
         return min(self.max_weights_bytes, self.max_blob_bytes, self.max_store_bytes or self.max_blob_bytes)
 
@@ -175,7 +175,7 @@ class ConnectionSettings:
 
     keepalive_interval: float = setting(60.0, "time between pings that detect lost clients", minimum=1.0)
     keepalive_timeout: float = setting(20.0, "maximum time until the response to a ping", minimum=1.0)
-    ping_interval: float = setting(
+    min_ping_interval: float = setting(
         30.0,
         "minimum time between pings of a client, else the client is disconnected; trainers ping every 60 s",
         minimum=0.1,

@@ -146,10 +146,10 @@ def check_size(limits: LimitSettings, size: ModelSize) -> None:
         Traceback (most recent call last):
         model_factory.errors.LimitError: the model has 3 modules; this server builds at most 2
     """
-    if size.weights_bytes > limits.most_weights_bytes:
+    if size.weights_bytes > limits.effective_max_weights_bytes:
         raise LimitError(
             f"the model has {size.weights_bytes} bytes of weights; this server builds at most "
-            f"{limits.most_weights_bytes}"
+            f"{limits.effective_max_weights_bytes}"
         )
     if size.modules > limits.max_modules:
         raise LimitError(f"the model has {size.modules} modules; this server builds at most {limits.max_modules}")

@@ -24,7 +24,7 @@ from torch import nn
 import model_factory.cli.main  # noqa: F401
 from model_factory.environment import only_variables
 from model_factory_server.constructor import default_registry
-from model_factory_server.export.torch_internals import FakeTensorMode
+from model_factory_server.export.torch_private import FakeTensorMode
 from model_factory_server.worker import main
 from model_factory_server.worker.sandbox import NO_GPUS
 from model_factory_server.worker.task import Job

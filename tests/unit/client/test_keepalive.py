@@ -50,9 +50,9 @@ def is_cut_off(client: Mapping[str, Any], server: Mapping[str, Any], hours: floa
 def test_idle_hours_do_not_look_like_a_flood(calls: bool) -> None:
     assert not is_cut_off(CLIENT, SERVER, 24, calls=calls)
     assert is_cut_off(CLIENT, {}, 1, calls=calls), "gRPC's own defaults would have cut them off"
-    (option,) = (option for option in OPTIONS if option.name == "ping_interval")
+    (option,) = (option for option in OPTIONS if option.name == "min_ping_interval")
     assert option.maximum is not None
-    strictest = dict(app._keepalive_options(ConnectionSettings(ping_interval=option.maximum)))
+    strictest = dict(app._keepalive_options(ConnectionSettings(min_ping_interval=option.maximum)))
     assert not is_cut_off(CLIENT, strictest, 24, calls=calls), "a server can be set up to cut off our own clients"
     hasty = CLIENT | {"grpc.keepalive_time_ms": SERVER["grpc.http2.min_ping_interval_without_data_ms"]}
     assert is_cut_off(hasty, SERVER, 1, calls=calls)

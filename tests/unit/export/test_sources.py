@@ -19,7 +19,7 @@ from model_factory.errors import NotPortableError, SourceError
 from model_factory.program.runtime.program_module import ProgramModule
 from model_factory.source.loader import load_source
 from model_factory_server.export.describe.describe import describe, named_tensors
-from model_factory_server.export.exporter import survey_model
+from model_factory_server.export.exporter import export_model
 from model_factory_server.export.source.bundling import Root
 from support.compare import assert_same_runs, assert_same_state
 
@@ -56,7 +56,7 @@ def test_a_librarys_module_below_source_stays_a_program(routed: Any) -> None:
     """Shared with the graph, and called by the source code with the call signature of its examples."""
     library = Library()
     model = nn.Sequential(routed.Router(16, 2, library), library)
-    portable = survey_model(model, roots=ROOTS)
+    portable = export_model(model, roots=ROOTS)
     assert portable.sources is not None
     assert {path for path, _ in portable.programs} == {"0.corrector"}
     descriptor = describe(model, portable.sources.classes, portable.sources.ref)
@@ -124,7 +124,7 @@ def test_source_is_no_way_around_other_refusals(change: Any, routed: Any) -> Non
     model = nn.Sequential(routed.Router(16, 2))
     change(model[0])
     with pytest.raises(NotPortableError, match=REFUSED[change]):
-        survey_model(model, roots=ROOTS)
+        export_model(model, roots=ROOTS)
 
 
 def test_methods_that_do_not_travel_in_a_program_do_in_source(routed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,8 +137,8 @@ def test_methods_that_do_not_travel_in_a_program_do_in_source(routed: Any, monke
     monkeypatch.setattr(autoencoder, "state_dict", state_dict, raising=False)
     model = nn.Sequential(autoencoder(16, 2))
     with pytest.raises(NotPortableError, match=re.escape("overrides state_dict()")):
-        survey_model(model)
-    portable = survey_model(model, roots=ROOTS)
+        export_model(model)
+    portable = export_model(model, roots=ROOTS)
     assert portable.sources is not None
     assert [item.qualname for item in portable.sources.classes.values()] == ["Autoencoder"]
 
@@ -168,7 +168,7 @@ def test_source_that_draws_and_source_that_writes_to_parameters(routed: Any, nam
     model = nn.Sequential(getattr(importlib.import_module("routed.keeping"), name)())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for _ in range(10):  # without the seed, about one run in ten passed by chance
-        portable = survey_model(model, roots=ROOTS)
+        portable = export_model(model, roots=ROOTS)
         assert portable.sources is not None
         assert list(portable.sources.classes) == [model[0]]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from model_factory_server.export.torch_internals import recorded_size
+from model_factory_server.export.torch_private import recorded_size
 
 
 def with_sizes(tensor: torch.Tensor, symbol: Callable[[int, Any], Any | None]) -> torch.Tensor:

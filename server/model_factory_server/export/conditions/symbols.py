@@ -16,7 +16,7 @@ from model_factory.errors import NotPortableError
 from model_factory.program.expressions import expression_text
 from model_factory.program.ir import OWN, Dim, Expr, Expression, Rank, Ref
 from model_factory_server.export.conditions.symbolic_sizes import with_sizes
-from model_factory_server.export.torch_internals import (
+from model_factory_server.export.torch_private import (
     ConstantSource,
     DimDynamic,
     GuardOnDataDependentSymNode,

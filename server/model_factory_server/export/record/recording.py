@@ -24,7 +24,8 @@ from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.export.record.merge_dtypes import settle_dtypes
 from model_factory_server.export.record.sample_inputs import REFUSED_CALL
 from model_factory_server.export.restored_after import tensors_as
-from model_factory_server.export.torch_internals import (
+from model_factory_server.export.torch_patches import patch_torch
+from model_factory_server.export.torch_private import (
     ConstantSource,
     DataDependentOutputException,
     DimDynamic,
@@ -34,7 +35,6 @@ from model_factory_server.export.torch_internals import (
     StatelessSymbolicContext,
     size_oblivious,
 )
-from model_factory_server.export.torch_patches import patch_torch
 from model_factory_server.export.trace.decisions import DecidesByValuesError, UndecidedError
 from model_factory_server.export.trace.error_texts import foreign_tensor
 from model_factory_server.export.trace.results import portable_output

@@ -16,7 +16,7 @@ from torch.backends import opt_einsum
 
 from model_factory.program.ir import OpCall, Program
 from model_factory.program.ops import EINSUM
-from model_factory_server.export.torch_internals import recorded_size
+from model_factory_server.export.torch_private import recorded_size
 
 _SETTINGS: Any = opt_einsum  # a module whose type torch does not declare
 

@@ -13,7 +13,7 @@ from model_factory.descriptor.stock import is_stock
 from model_factory.errors import NotPortableError
 from model_factory.program.ir import Dim, Expr, ModuleCall, Rank, Size
 from model_factory_server.export.conditions.symbolic_sizes import plain_axes, with_sizes
-from model_factory_server.export.torch_internals import enable_python_dispatcher
+from model_factory_server.export.torch_private import enable_python_dispatcher
 from model_factory_server.export.trace.error_texts import hidden_in
 from model_factory_server.export.trace.result_sizes import keeps_size, result_by_rule
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from model_factory.descriptor.stock import is_stock
-from model_factory_server.export.torch_internals import formula
+from model_factory_server.export.torch_private import formula
 
 _SAME_SIZES = (
     *(nn.TransformerEncoder, nn.TransformerDecoder, nn.Identity),

@@ -13,7 +13,7 @@ import torch
 from model_factory.errors import NotPortableError
 from model_factory.program.call_signature import CONSTANT_TYPES
 from model_factory.program.runtime.records import Record, RecordTuple
-from model_factory_server.export.torch_internals import pytree
+from model_factory_server.export.torch_private import pytree
 
 _PLAIN = (
     *(torch.Tensor, torch.Size, torch.SymInt, torch.SymFloat, torch.SymBool, torch.dtype, torch.device),

@@ -23,7 +23,7 @@ from model_factory_server.export.conditions.module_reads import ModuleReads
 from model_factory_server.export.conditions.size_requirements import SizeRequirements
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.export.restored_after import writes_to_parameter
-from model_factory_server.export.torch_internals import enable_python_dispatcher, is_all_true, memory_id
+from model_factory_server.export.torch_private import enable_python_dispatcher, is_all_true, memory_id
 from model_factory_server.export.trace.arguments import ArgumentWriter
 from model_factory_server.export.trace.decisions import DecidesByValuesError, ValueDecisions
 from model_factory_server.export.trace.einsum import contraction_order

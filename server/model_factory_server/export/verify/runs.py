@@ -13,7 +13,7 @@ from model_factory.errors import NotPortableError
 from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.export.record.sample_inputs import VERIFY_SEED
 from model_factory_server.export.restored_after import generators_seeded, plain_tensors, restored_after
-from model_factory_server.export.torch_internals import pytree
+from model_factory_server.export.torch_private import pytree
 from model_factory_server.export.verify.state_diff import changed, state_of
 
 Shapes: TypeAlias = list[list[int]]

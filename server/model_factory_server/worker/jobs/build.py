@@ -14,7 +14,7 @@ from model_factory.descriptor.codec import decode_descriptor, encode_descriptor,
 from model_factory.descriptor.tree import Descriptor
 from model_factory.errors import ServerError
 from model_factory_server.export.describe.describe import describe, named_tensors
-from model_factory_server.export.exporter import survey_model
+from model_factory_server.export.exporter import export_model
 from model_factory_server.worker.construction import ModelSize, check_size, size_of
 from model_factory_server.worker.jobs.workspace import WORKER_FAILED, Workspace, cast, source_classes_of
 from model_factory_server.worker.messages import BlobsEvicted
@@ -90,7 +90,7 @@ def _record(
     """Record a model, and cast the model afterwards."""
     workspace.enter(Stage.RECORDING)
     with workspace.hinting_at_source():
-        portable = survey_model(model, config.model, workspace.shared_roots)
+        portable = export_model(model, config.model, workspace.shared_roots)
     descriptor = portable.descriptor
     if task.dtype:  # descriptors name dtypes, so the cast model needs another descriptor
         cast(model, task.dtype)

@@ -9,7 +9,7 @@ from model_factory.descriptor.codec import encode_descriptor, encode_programs
 from model_factory.errors import LimitError
 from model_factory.limits import MAX_DOCUMENT_BYTES
 from model_factory_server.export.describe.describe import describe
-from model_factory_server.export.exporter import survey_model
+from model_factory_server.export.exporter import export_model
 from model_factory_server.worker.construction import construct, plan_in_fork
 from model_factory_server.worker.jobs.workspace import Workspace, cast
 from model_factory_server.worker.outputs import DescribeOutput
@@ -44,7 +44,7 @@ def _survey(task: DescribeTask, workspace: Workspace, config: ResolvedConfig) ->
     model = workspace.construct(config, _SEED, task.dtype, workspace.job.device_kind)
     workspace.enter(Stage.RECORDING)
     refused: dict[str, str] = {}
-    portable = survey_model(model, config.model, workspace.shared_roots, refused)
+    portable = export_model(model, config.model, workspace.shared_roots, refused)
     descriptor = portable.descriptor
     if task.dtype:  # descriptors name dtypes, so the cast model needs another descriptor
         cast(model, task.dtype)

@@ -15,12 +15,11 @@ import pytest
 import torch
 from torch import nn
 
-from model_factory_server.export import torch_internals
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.export.torch_patches import patch_table, patch_torch
 from model_factory_server.export.trace.tape import Tape
 
-SERVER = Path(torch_internals.__file__).parents[1]
+SERVER = Path(torch_private.__file__).parents[1]
 PRIVATE = re.compile(r"torch\.(\w+\.)*_(?!_)|torch\.fx\.experimental\.")
 
 
@@ -41,7 +40,7 @@ def private_uses(path: Path) -> Iterator[str]:
 def test_private_names_of_torch_are_in_one_module() -> None:
     """Exceptions: a preloaded module, and ``torch._C`` in two modules outside the export."""
     uses = {path.relative_to(SERVER).as_posix(): set(private_uses(path)) for path in SERVER.rglob("*.py")}
-    assert uses.pop("export/torch_internals.py")
+    assert uses.pop("export/torch_private.py")
     assert {place: names for place, names in uses.items() if names} == {
         "constructor/registry.py": {"torch._C", "torch._C._jit_get_schemas_for_operator"},
         "worker/files/native_readers.py": {"torch._C"},
@@ -51,7 +50,7 @@ def test_private_names_of_torch_are_in_one_module() -> None:
 
 def test_a_missing_module_name_is_named_with_torch_s_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch._dynamo.source", ModuleType("torch._dynamo.source"))
-    spec = importlib.util.spec_from_file_location("copy_of_torch_internals", torch_internals.__file__)
+    spec = importlib.util.spec_from_file_location("copy_of_torch_private", torch_private.__file__)
     assert spec is not None
     assert spec.loader is not None
     with pytest.raises(
@@ -61,9 +60,9 @@ def test_a_missing_module_name_is_named_with_torch_s_version(monkeypatch: pytest
 
 
 def test_a_missing_attribute_is_named_with_torch_s_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch_internals.ShapeEnv, "create_symintnode")
+    monkeypatch.delattr(torch_private.ShapeEnv, "create_symintnode")
     with pytest.raises(ImportError, match=rf"^torch {re.escape(torch.__version__)}: .*ShapeEnv.*'create_symintnode'"):
-        torch_internals._check()
+        torch_private._check()
 
 
 def tape() -> Tape:
