@@ -1,4 +1,4 @@
-"""A site folder with what ``pip install model-factory`` brings, and nothing else of this environment.
+"""A site folder with the packages of ``pip install model-factory`` only.
 
 A virtual environment of its own would say the same, but installing torch into one takes minutes.
 """
@@ -15,7 +15,7 @@ CLIENT = "model-factory"
 
 
 def make_site(folder: Path) -> Path:
-    """Link the client and the requirements that its metadata names, and theirs, into a folder; return it."""
+    """Link the client and all requirements, direct and indirect, into a folder; return the folder."""
     folder.mkdir()
     links: dict[str, Path] = {"model_factory": Path(model_factory.__file__).parent}
     shared: dict[str, list[Path]] = {}
@@ -37,7 +37,7 @@ def make_site(folder: Path) -> Path:
 
 
 def requirements(name: str, seen: frozenset[str] = frozenset()) -> set[str]:
-    """A distribution and all that it requires without extras, as far as it is installed here."""
+    """Return a distribution and all installed requirements without extras."""
     found = {name}
     for line in metadata.requires(name) or ():
         required = re.match(r"[A-Za-z0-9._-]+", line)
@@ -54,12 +54,12 @@ def requirements(name: str, seen: frozenset[str] = frozenset()) -> set[str]:
 
 
 def _tops(distribution: metadata.Distribution) -> set[Path]:
-    """The folders and files of a distribution at the top of site-packages."""
+    """Return the top-level folders and files of a distribution in site-packages."""
     tops = {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}
     return {Path(str(distribution.locate_file(top))) for top in tops if not top.endswith(".pth")}
 
 
 def _children(namespace: str, distributions: list[metadata.Distribution]) -> set[str]:
-    """What these distributions have in a namespace."""
+    """Return the packages of these distributions in a namespace."""
     files = [file.parts for distribution in distributions for file in distribution.files or ()]
     return {parts[1] for parts in files if len(parts) > 1 and parts[0] == namespace} - {"__pycache__"}

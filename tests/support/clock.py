@@ -1,4 +1,4 @@
-"""A wall clock of a process's own that can jump while it runs: libfaketime, preloaded. The machine's stays as it is.
+"""A wall clock for a process that can jump at run time: libfaketime, preloaded. The clock of the machine is unchanged.
 
 Only the wall clock jumps, as one does that somebody sets: the monotonic one, which timeouts go by, goes on.
 """
@@ -12,11 +12,11 @@ from pathlib import Path
 _LIBRARY = Path("vendor", "libfaketime", "src", "libfaketime.so.1")
 
 VARIABLES = ("LD_PRELOAD", "FAKETIME_TIMESTAMP_FILE", "FAKETIME_NO_CACHE", "FAKETIME_DONT_FAKE_MONOTONIC")
-"""That a process has to be started with."""
+"""Library to preload."""
 
 
 class Clock:
-    """What the processes that are started with its variables take for the time of day."""
+    """The time of day of processes started with ``variables``."""
 
     def __init__(self, path: Path) -> None:
         """Start with the right time; ``path`` is a file for it.
@@ -34,11 +34,11 @@ class Clock:
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """For the environment of processes; they read the file whenever they ask for the time."""
+        """Environment variables for processes; every read of the time reads the file."""
         return dict(zip(VARIABLES, (str(self._library), str(self._path), "1", "1"), strict=True))
 
     def jump(self, seconds: int) -> None:
-        """Be so many seconds off from now on."""
+        """Set the offset from the real time, in seconds."""
         beside = self._path.with_name(f"{self._path.name}.new")
         beside.write_text(f"{seconds:+d}", encoding="ascii")
         beside.replace(self._path)

@@ -46,7 +46,7 @@ COLUMNS = ["| model | class | call | mode | decisions | steps |", "| --- | --- |
 
 
 def rows_of(component: str, model: nn.Module) -> list[str]:
-    """The rows of a rebuilt component, for the programs it has by now."""
+    """Return the rows of a rebuilt component for the current programs."""
     return [
         _row(component, path, module._type_name, ready.recorded)
         for path, module in model.named_modules()
@@ -56,7 +56,7 @@ def rows_of(component: str, model: nn.Module) -> list[str]:
 
 
 def assert_on_page(component: str, model: nn.Module) -> None:
-    """Check that the page has the rows of a rebuilt component and no others of it."""
+    """Check that the page has exactly the rows of a rebuilt component."""
     wanted = rows_of(component, model)
     page = PAGE.read_text(encoding="utf-8").splitlines()
     listed = [row for row in page if row.startswith((f"| `{component}` ", f"| `{component}."))]
@@ -74,7 +74,7 @@ def _row(component: str, path: str, type_name: str, recorded: RecordedProgram) -
 
 
 def _left_out(form: tuple[Any, ...]) -> bool:
-    """Whether an argument is nothing: None, or extra keyword arguments that were not given."""
+    """Whether an argument is ``None`` or an empty set of extra keyword arguments."""
     return (form[0] == "const" and form[2] is None) or form == ("dict", ())
 
 

@@ -1,4 +1,4 @@
-"""Reads what the project's Dockerfiles say, so that tests and commands do what the files do and not what they did."""
+"""Reads the Dockerfiles, so that tests and commands follow the files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(slots=True)
 class Stage:
-    """From one FROM to the next."""
+    """The instructions from a FROM to the next."""
 
     base: str
     name: str = ""
     steps: list[tuple[str, str]] = field(default_factory=list)
-    """Instruction in upper case, and the rest of its line."""
+    """Instruction in upper case, and the rest of the line."""
 
     def all(self, instruction: str) -> list[str]:
         return [rest for name, rest in self.steps if name == instruction]
@@ -45,7 +45,7 @@ class Stage:
         return command
 
     def command(self, instruction: str) -> list[str]:
-        """Of ENTRYPOINT or CMD in its exec form; empty if there is none."""
+        """Return the exec form of ENTRYPOINT or CMD; empty without the instruction."""
         return [str(item) for rest in self.all(instruction) for item in json.loads(rest)]
 
 

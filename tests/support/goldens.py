@@ -1,4 +1,4 @@
-"""The numbers of the reference: a config, a state, inputs, and what comes out."""
+"""Numbers of the reference: config, state, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 class Golden:
-    """One golden's tensors and metadata."""
+    """Tensors and metadata of a golden."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""A server that answers what a test wants: real gRPC, hostile content."""
+"""A server with hostile responses of a test, over real gRPC."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2,
 
 
 class HostileServer(service_pb2_grpc.ModelFactoryServiceServicer):
-    """Serves one model for every component: a descriptor, weights, and whatever lies under a digest."""
+    """Serves the same model for every component: descriptor, weights, and any bytes under a digest."""
 
     def __init__(self, descriptor: bytes, weights: bytes, programs: bytes, blobs: dict[str, bytes]) -> None:
         self.descriptor, self.weights, self.programs = descriptor, weights, programs
         self.blobs = blobs
-        """Served under these digests, whatever they are."""
+        """Bytes served by digest, also for a wrong digest."""
         self.identity = build_pb2.BuildIdentity(format_version=FORMAT)
-        """What the server pretends to build with."""
+        """Identity that the server claims."""
         self.architecture_key = "0" * 64
         self.recorded = b""
-        """The answer to every request to record a program."""
+        """Response to every request to record a program."""
         self.asked: list[str] = []
         """Digests that a client has read."""
         self._server = grpc.server(ThreadPoolExecutor(2))

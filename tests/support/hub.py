@@ -1,4 +1,4 @@
-"""A small local hub repository with a model that has RADIO's interface."""
+"""A small local hub repository with a model with the interface of RADIO."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def radio_model(version):
 
 
 def write_hub(folder: Path, *, wants_weights: bool = False) -> Path:
-    """Write a repository whose ``radio_model`` has the one version ``tiny``."""
+    """Write a repository with ``radio_model`` in version ``tiny``."""
     folder.mkdir()
     (folder / "hubconf.py").write_text(_HUBCONF.replace("{wants_weights}", str(wants_weights)))
     return folder

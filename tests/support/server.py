@@ -1,4 +1,4 @@
-"""A server as operators run it: the real command in a process of its own."""
+"""A server as operators run the server: the real command in a separate process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LISTENING = "listening on "
 class ServerProcess:
     """``model-factory serve`` on a free port of the loopback interface.
 
-    It does not say where its store lies, so that blobs cross the wire as they do between machines.
+    The server does not share the store, so that blobs cross the wire as between two machines.
     """
 
     def __init__(self, store: Path, *arguments: str) -> None:
@@ -55,23 +55,23 @@ class ServerProcess:
 
     @cached_property
     def _metrics_url(self) -> str:
-        found = re.findall(r'metrics on (http://[^\s"]+)', self.log)  # of an earlier server on the same store first
+        found = re.findall(r'metrics on (http://[^\s"]+)', self.log)  # an earlier server on the same store comes first
         assert found, "start it with --metrics-listen and --log-level info"
         return str(found[-1])
 
     def metrics_page(self) -> str:
-        """Return what a scraper is shown."""
+        """Return the page of metrics."""
         with urllib.request.urlopen(self._metrics_url, timeout=30) as answer:
             page: str = answer.read().decode()
         return page
 
     def workers(self) -> set[int]:
-        """The builder processes: children of the fork server, which is a child of the server."""
+        """The workers: children of the fork server, a child of the server."""
         children = _children()
         return {worker for child in children.get(self.pid, ()) for worker in children.get(child, ())}
 
     def stop(self) -> int:
-        """Ask it to stop with SIGTERM and return its exit status, once nothing of it is left."""
+        """Send SIGTERM and return the exit status after all processes below have ended."""
         below = descendants(self.pid)
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -82,7 +82,7 @@ class ServerProcess:
         return status
 
     def kill(self) -> None:
-        """Kill it with SIGKILL, as the kernel does when memory is short."""
+        """Send SIGKILL, as the kernel does without free memory."""
         self._process.kill()
         self._process.wait()
         if self._process.stdout is not None:
@@ -103,7 +103,7 @@ class ServerProcess:
 
 @contextmanager
 def running_server(store: Path, *arguments: str) -> Iterator[ServerProcess]:
-    """A server that has to end cleanly."""
+    """Run a server; an exit status other than 0 is an error."""
     process = ServerProcess(store, *arguments)
     try:
         yield process
@@ -115,7 +115,7 @@ def running_server(store: Path, *arguments: str) -> Iterator[ServerProcess]:
 
 
 def descendants(pid: int) -> set[tuple[int, str]]:
-    """Processes below a process, each with its start time, so that a reused number is not mistaken for it."""
+    """Return the processes below a process with start times, so that a reused number is recognised."""
     children = _children()
     found: set[int] = set()
     pending = [pid]
@@ -127,7 +127,7 @@ def descendants(pid: int) -> set[tuple[int, str]]:
 
 
 def wait_gone(processes: set[tuple[int, str]], seconds: float = 10.0) -> bool:
-    """Whether all of them have ended in time."""
+    """Whether all processes end within ``seconds``."""
     deadline = time.monotonic() + seconds
     while any(_started(pid) == started for pid, started in processes):
         if time.monotonic() > deadline:
@@ -150,7 +150,7 @@ def _started(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of ``/proc/PID/stat`` from the state on; nothing if the process is gone."""
+    """Return the fields of ``/proc/PID/stat`` from the state on; empty if the process has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return []

@@ -1,4 +1,4 @@
-"""A server that lets in whom it knows alone."""
+"""A server with mutual TLS and tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKEN = "canary-token-Jk2x9QpL"
 
 
 class Strict:
-    """A server with mutual TLS and tokens, and everything that belongs to it."""
+    """The server with certificates and tokens."""
 
     def __init__(self, folder: Path) -> None:
         self.authority = Authority(folder, "authority")

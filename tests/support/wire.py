@@ -1,4 +1,4 @@
-"""Requests as they are on the wire, for what factories do not show: digests, and who built what."""
+"""Requests on the wire, for digests and identities that factories do not show."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def build_manifest(
     dtype: str = "",
     on_stage: Callable[[str, int], None] = lambda _component, _stage: None,
 ) -> dict[str, build_pb2.BuiltComponent]:
-    """Build, and return what the manifest says of each component."""
+    """Build, and return the manifest entry of each component."""
     manifest = whole_manifest(address, model_cfg, seed=seed, dtype=dtype, on_stage=on_stage)
     return {item.name: item for item in manifest.components}
 
 
 def built_from(address: str, config: Mapping[str, Any], *, dtype: str = "") -> build_pb2.BuildReference:
-    """Build one component, and return the reference that a request to record one of its modules carries."""
+    """Build a component, and return the reference for requests to record a module of the component."""
     manifest = whole_manifest(address, {"config": config}, dtype=dtype)
     (built,) = manifest.components
     return build_pb2.BuildReference(
@@ -68,5 +68,5 @@ def whole_manifest(
 
 
 def digests(built: Mapping[str, build_pb2.BuiltComponent]) -> dict[str, tuple[str, str, str]]:
-    """The identity of each component's descriptor, programs and weights."""
+    """Return the digests of descriptor, programs and weights of each component."""
     return {name: (item.descriptor.blake3, item.programs.blake3, item.weights.blake3) for name, item in built.items()}

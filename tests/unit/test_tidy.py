@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ PACKAGES = [ROOT / "client" / "model_factory", ROOT / "server" / "model_factory_
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py") if "_pb2" not in path.name)
 
 
+@cache
 def calls_and_names(path: Path) -> set[str]:
     """Every dotted name a file mentions, and every module it imports."""
     found = set()

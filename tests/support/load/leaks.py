@@ -1,4 +1,4 @@
-"""Thousands of jobs of every ending against one server, and what is left of them each time that it is quiet.
+"""Thousands of jobs with every ending on a server, and the resources in use whenever the server is idle.
 
 Builds, builds that fail, calls that are given up, descriptions, downloads left half way and workers that are killed, in
 rounds. After a round all is waited for, so what is counted then is what the server keeps.
@@ -106,7 +106,7 @@ class Leaks:
         return self.figures[-1]
 
     def faults(self, warm: int, *, server_mib: float, forks_mib: float) -> list[str]:
-        """Everything that has grown since round ``warm``; empty if all is well.
+        """Return everything that has grown since round ``warm``; empty without leaks.
 
         Memory may grow by this much, and pools of threads may fill up.
         """

@@ -19,10 +19,10 @@ _SOURCE = Path(__file__).resolve().parents[2]
 
 
 class Ranks:
-    """Starts ranks; each does one piece of work and writes what came of it to a file."""
+    """Starts ranks; each rank does a piece of work and writes the result to a file."""
 
     def __init__(self, folder: Path, variables: Mapping[str, str] | None = None) -> None:
-        """Start the process that they are forks of; returns before it is ready.
+        """Start the process that ranks are forked from; returns before the process is ready.
 
         ``folder`` is for what they write, and ``variables`` are their environment's beside those of this process.
         """

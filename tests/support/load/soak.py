@@ -1,4 +1,4 @@
-"""A soak: many clients of all kinds against one real server, for as long as one likes, and what the server keeps of it.
+"""A soak test: many clients of all kinds on a real server for a given time, and the resources of the server after that.
 
 Clients build anew, ask for what is built, download, describe, give up, and come back over new connections, by a seeded
 random choice. Every answer is checked. A process of its own asks the health service all the time. Once a second the
