@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from model_factory_server.export import torch_private
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.export.torch_patches import patch_table, patch_torch
 from model_factory_server.export.trace.tape import Tape
