@@ -64,14 +64,14 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
 def _raise_file_limit(settings: Settings) -> None:
     """Raise this process's limit of open files to the number that the settings may need, as far as permitted."""
     limits = settings.limits
-    needed = limits.max_connections + limits.max_calls + _FILES_OF_WORKER * settings.workers + _EXTRA_FILES
+    needed = limits.max_connections + limits.max_rpcs + _FILES_OF_WORKER * settings.workers + _EXTRA_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < needed:
         log.warning(
-            "this process may open %d files; --max-connections, --max-calls and --workers may need %d. Remedy: raise "
+            "this process may open %d files; --max-connections, --max-rpcs and --workers may need %d. Remedy: raise "
             "the limit of open files (ulimit -n), or lower these settings",
             allowed,
             needed,
@@ -200,7 +200,7 @@ def _limit_options(limits: LimitSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", limits.max_request_bytes),
         # gRPC holds a request in memory before the RPC counts: so bound the requests of one connection, too.
-        ("grpc.max_concurrent_streams", limits.max_calls_per_client + _EXTRA_STREAMS),
+        ("grpc.max_concurrent_streams", limits.max_rpcs_per_client + _EXTRA_STREAMS),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
     ]
 

@@ -38,12 +38,12 @@ def test_the_bounds_are_shown(guarded: ServerProcess) -> None:
     with grpc.insecure_channel(guarded.address) as channel:
         stub = service_pb2_grpc.ModelFactoryServiceStub(channel)
         shown = stub.GetCapabilities(capabilities_pb2.GetCapabilitiesRequest()).limits
-    assert (shown.weights_bytes, shown.modules, shown.nodes, shown.nesting) == (MIB, 50, 400, 12)
+    assert (shown.weights_bytes, shown.modules, shown.values, shown.nesting) == (MIB, 50, 400, 12)
     assert (shown.config_bytes, shown.request_bytes, shown.components) == (32 * KIB, 256 * KIB, 9)
     assert (shown.memory_bytes, shown.blob_bytes) == (2 * KIB * MIB, 3 * MIB)
     assert (shown.plan_timeout_ms, shown.build_timeout_ms, shown.build_cpu_timeout_ms) == (20_000, 25_000, 2_000)
     assert (shown.queue, shown.workers, shown.client_workers) == (6, 2, 2)
-    assert (shown.calls, shown.client_calls, shown.client_queue) == (8, 128, 512)
+    assert (shown.rpcs, shown.client_rpcs, shown.client_queue) == (8, 128, 512)
     assert shown.connections == 2048
 
 

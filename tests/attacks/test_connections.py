@@ -221,7 +221,7 @@ def test_answers_that_nobody_takes(make_remote: Callable[..., RemoteModelFactory
     components = [build_pb2.Component(name=f"m{index}", config_json=json.dumps(config).encode()) for index in range(3)]
     request = build_pb2.DescribeModelsRequest(components=components)  # for an answer of some MiB
     few = [("grpc.http2.lookahead_bytes", 65536), ("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
-    with running_server(tmp_path / "store", "--max-calls", "4", "--stall-timeout", "2") as server:
+    with running_server(tmp_path / "store", "--max-rpcs", "4", "--stall-timeout", "2") as server:
         factory = make_remote(server.address)
         channels = [grpc.insecure_channel(server.address, options=few) for _ in range(4)]
 

@@ -13,7 +13,7 @@ PLUGINS = Path(__file__).parents[1] / "attacks" / "plugins"
 BOUNDS = {
     "--max-weights-bytes": "1MiB",
     "--max-modules": "50",
-    "--max-nodes": "400",
+    "--max-values": "400",
     "--max-nesting": "12",
     "--max-config-bytes": "32KiB",
     "--max-request-bytes": "256KiB",
@@ -24,7 +24,7 @@ BOUNDS = {
     "--build-timeout": "25",
     "--build-cpu-timeout": "2",
     "--max-queue": "6",
-    "--max-calls": "8",
+    "--max-rpcs": "8",
     "--keepalive-interval": "1",
     "--keepalive-timeout": "2",
     "--min-ping-interval": "0.3",

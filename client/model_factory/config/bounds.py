@@ -45,7 +45,7 @@ class ConfigBounds:
 
     max_bytes: int = MAX_CONFIG_BYTES
     """Bytes of the wire form."""
-    max_nodes: int = MAX_NODES
+    max_values: int = MAX_NODES
     """Values, containers included."""
     max_nesting: int = MAX_NESTING
     """Nesting depth of mappings and lists."""
@@ -57,7 +57,7 @@ class ConfigBounds:
 
     def check_shape(self, nodes: int, depth: int) -> None:
         """Refuse a JSON text with too many values or too deep a nesting."""
-        if nodes > self.max_nodes:
-            raise LimitError(f"a config has at most {self.max_nodes} values, got {nodes}")
+        if nodes > self.max_values:
+            raise LimitError(f"a config has at most {self.max_values} values, got {nodes}")
         if depth > self.max_nesting + 1:  # a float that JSON lacks is written as a mapping, one level deeper
             raise LimitError(f"a config nests at most {self.max_nesting} deep, got {depth}")

@@ -38,7 +38,7 @@ class Backend(_message.Message):
     def __init__(self, name: _Optional[str] = ..., code_digest: _Optional[str] = ..., torch_version: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("components", "config_bytes", "inline_bytes", "weights_bytes", "build_timeout_ms", "request_bytes", "nesting", "nodes", "modules", "blob_bytes", "memory_bytes", "plan_timeout_ms", "build_cpu_timeout_ms", "workers", "queue", "client_workers", "client_queue", "calls", "client_calls", "store_bytes", "connections")
+    __slots__ = ("components", "config_bytes", "inline_bytes", "weights_bytes", "build_timeout_ms", "request_bytes", "nesting", "values", "modules", "blob_bytes", "memory_bytes", "plan_timeout_ms", "build_cpu_timeout_ms", "workers", "queue", "client_workers", "client_queue", "rpcs", "client_rpcs", "store_bytes", "connections")
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     CONFIG_BYTES_FIELD_NUMBER: _ClassVar[int]
     INLINE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -46,7 +46,7 @@ class Limits(_message.Message):
     BUILD_TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     NESTING_FIELD_NUMBER: _ClassVar[int]
-    NODES_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
     MODULES_FIELD_NUMBER: _ClassVar[int]
     BLOB_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -56,8 +56,8 @@ class Limits(_message.Message):
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     CLIENT_WORKERS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_QUEUE_FIELD_NUMBER: _ClassVar[int]
-    CALLS_FIELD_NUMBER: _ClassVar[int]
-    CLIENT_CALLS_FIELD_NUMBER: _ClassVar[int]
+    RPCS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_RPCS_FIELD_NUMBER: _ClassVar[int]
     STORE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
     components: int
@@ -67,7 +67,7 @@ class Limits(_message.Message):
     build_timeout_ms: int
     request_bytes: int
     nesting: int
-    nodes: int
+    values: int
     modules: int
     blob_bytes: int
     memory_bytes: int
@@ -77,11 +77,11 @@ class Limits(_message.Message):
     queue: int
     client_workers: int
     client_queue: int
-    calls: int
-    client_calls: int
+    rpcs: int
+    client_rpcs: int
     store_bytes: int
     connections: int
-    def __init__(self, components: _Optional[int] = ..., config_bytes: _Optional[int] = ..., inline_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., build_timeout_ms: _Optional[int] = ..., request_bytes: _Optional[int] = ..., nesting: _Optional[int] = ..., nodes: _Optional[int] = ..., modules: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., plan_timeout_ms: _Optional[int] = ..., build_cpu_timeout_ms: _Optional[int] = ..., workers: _Optional[int] = ..., queue: _Optional[int] = ..., client_workers: _Optional[int] = ..., client_queue: _Optional[int] = ..., calls: _Optional[int] = ..., client_calls: _Optional[int] = ..., store_bytes: _Optional[int] = ..., connections: _Optional[int] = ...) -> None: ...
+    def __init__(self, components: _Optional[int] = ..., config_bytes: _Optional[int] = ..., inline_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., build_timeout_ms: _Optional[int] = ..., request_bytes: _Optional[int] = ..., nesting: _Optional[int] = ..., values: _Optional[int] = ..., modules: _Optional[int] = ..., blob_bytes: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., plan_timeout_ms: _Optional[int] = ..., build_cpu_timeout_ms: _Optional[int] = ..., workers: _Optional[int] = ..., queue: _Optional[int] = ..., client_workers: _Optional[int] = ..., client_queue: _Optional[int] = ..., rpcs: _Optional[int] = ..., client_rpcs: _Optional[int] = ..., store_bytes: _Optional[int] = ..., connections: _Optional[int] = ...) -> None: ...
 
 class ListBlocksRequest(_message.Message):
     __slots__ = ()

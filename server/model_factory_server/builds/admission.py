@@ -19,7 +19,7 @@ class _Share:
     """A slot for each build of the client at the same time."""
     users: int = 0
     """RPCs and builds with this share; an unused share is removed."""
-    calls: int = 0
+    rpcs: int = 0
     """RPCs in progress."""
     waiting: int = 0
     """Builds of the client waiting for a worker."""
@@ -30,8 +30,8 @@ class Admission:
     """Admits RPCs and builds; for use in a single event loop.
 
     Example:
-        >>> admission = Admission(LimitSettings(max_calls=1), workers=1)
-        >>> with admission.call("first client"), admission.call("second client"):
+        >>> admission = Admission(LimitSettings(max_rpcs=1), workers=1)
+        >>> with admission.rpc("first client"), admission.rpc("second client"):
         ...     pass
         Traceback (most recent call last):
         model_factory.errors.BusyError: 1 RPCs are in progress; this server allows 1 RPCs. Remedy: try again later
@@ -43,7 +43,7 @@ class Admission:
     """Number of builds at the same time."""
     waiting: int = 0
     """Builds of all clients waiting for a worker."""
-    calls: int = 0
+    rpcs: int = 0
     """RPCs in progress, except health checks and ``GetCapabilities``."""
     _slots: asyncio.Semaphore = field(init=False)
     _shares: dict[str, _Share] = field(default_factory=dict)
@@ -52,30 +52,30 @@ class Admission:
         self._slots = asyncio.Semaphore(self.workers)
 
     @contextmanager
-    def call(self, client: str) -> Iterator[None]:
+    def rpc(self, client: str) -> Iterator[None]:
         """Count an RPC of a client while the RPC is in progress.
 
         Raises:
             BusyError: too many RPCs are in progress already.
         """
         with self._share(client) as share:
-            if share.calls >= self.limits.max_calls_per_client:
+            if share.rpcs >= self.limits.max_rpcs_per_client:
                 raise BusyError(
-                    f"this client has {share.calls} RPCs in progress; this server allows "
-                    f"{self.limits.max_calls_per_client} RPCs per client. Remedy: try again when an RPC has ended"
+                    f"this client has {share.rpcs} RPCs in progress; this server allows "
+                    f"{self.limits.max_rpcs_per_client} RPCs per client. Remedy: try again when an RPC has ended"
                 )
-            if self.calls >= self.limits.max_calls:
+            if self.rpcs >= self.limits.max_rpcs:
                 raise BusyError(
-                    f"{self.calls} RPCs are in progress; this server allows {self.limits.max_calls} RPCs. "
+                    f"{self.rpcs} RPCs are in progress; this server allows {self.limits.max_rpcs} RPCs. "
                     "Remedy: try again later"
                 )
-            share.calls += 1
-            self.calls += 1
+            share.rpcs += 1
+            self.rpcs += 1
             try:
                 yield
             finally:
-                share.calls -= 1
-                self.calls -= 1
+                share.rpcs -= 1
+                self.rpcs -= 1
 
     @asynccontextmanager
     async def worker(self, client: str) -> AsyncIterator[None]:

@@ -39,7 +39,7 @@ class _InFlightBuild:
             callback(stage)
 
 
-class InFlightBuilds:
+class InFlightJobs:
     """All jobs in progress, by key."""
 
     def __init__(self, metrics: Metrics, traces: Traces) -> None:

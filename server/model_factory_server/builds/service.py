@@ -23,7 +23,7 @@ from model_factory_server.builds.build_records import (
     files_agree,
     merge_files,
 )
-from model_factory_server.builds.in_flight import InFlightBuilds, Work, ignore_stages
+from model_factory_server.builds.in_flight import InFlightJobs, Work, ignore_stages
 from model_factory_server.builds.keys import architecture_key, build_key, call_key, final_key, outline_key
 from model_factory_server.builds.record_store import Lookup, RecordStore
 from model_factory_server.builds.worker_pool import JobResult, Output, StageCallback, WorkerPool
@@ -35,7 +35,7 @@ from model_factory_server.worker.outputs import BuildOutput, DescribeOutput, Lis
 from model_factory_server.worker.stages import Stage
 from model_factory_server.worker.task import BuildTask, DescribeTask, ListTask, RecordTask, Task
 
-_BUILD_AGAIN = "Remedy: build the model again with this server, or ask a server of the version that built the model"
+_BUILD_AGAIN = "Remedy: build the model again with this server, or use a server of the version that built the model"
 _OTHER_ARCHITECTURE = (
     "the model was built from another config or from other files than this server reads now: a file read by its "
     f"constructors has changed. {_BUILD_AGAIN}"
@@ -54,9 +54,9 @@ class BuildRequest:
     dtype: str
     """Dtype of the floating tensors; empty: unchanged."""
     client: str
-    """The client with the share of workers for the jobs."""
+    """The client whose share of workers the jobs use."""
     seconds: float = 0.0
-    """Time for each job; a longer limit of the operator applies instead."""
+    """Minimum seconds per job; the operator's limit applies if longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class BuildResult:
 
     key: str
     """The build key, with files."""
-    architecture: str
+    architecture_key: str
     """The build key without the seed."""
     descriptor: Blob
     """The module tree."""
@@ -77,7 +77,7 @@ class BuildResult:
     """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
     files: tuple[ReadFile, ...]
     """Files read by the build."""
-    now: bool
+    built_now: bool
     """Whether the component was built for this request."""
 
 
@@ -88,7 +88,7 @@ class DescribeResult:
     descriptor: bytes
     """The module tree."""
     programs: bytes
-    """The recorded forwards; empty where the request did not ask for portability."""
+    """The recorded forwards; empty where the request did not include portability."""
     refused: Mapping[str, str]
     """Why modules cannot be sent, by path; the empty path is the whole model."""
     source: Blob | None
@@ -120,7 +120,7 @@ class BuildService:
         self._pool = pool
         self._metrics = metrics
         self._records = RecordStore(store)
-        self._in_flight = InFlightBuilds(metrics, traces)
+        self._in_flight = InFlightJobs(metrics, traces)
 
     async def build(self, request: BuildRequest, name: str, seed: int, on_stage: StageCallback) -> BuildResult:
         """Return a built component; ``name`` is the component's name in a request with ``seed``.
@@ -140,13 +140,13 @@ class BuildService:
         architecture = architecture_key(self._backend, request.config, request.dtype)
         return BuildResult(
             key=kept.key,
-            architecture=final_key(architecture, kept.record.files),
+            architecture_key=final_key(architecture, kept.record.files),
             descriptor=kept.record.descriptor,
             programs=kept.record.programs,
             weights=kept.record.weights,
             source=kept.record.source,
             files=kept.record.files,
-            now=lookup.record is None,
+            built_now=lookup.record is None,
         )
 
     async def describe(self, request: BuildRequest, *, portability: bool) -> DescribeResult:

@@ -204,7 +204,7 @@ class WorkerPool:
                     self._warn(text)
                 case ErrorLogged(text):
                     log.error("a worker process failed:\n%s", text)
-        raise errors.LimitError(f"the build took longer than the {seconds:g} seconds that this server allows")
+        raise errors.LimitError(f"the job took longer than the {seconds:g} seconds that this server allows")
 
     def _warn(self, text: str) -> None:
         """Log a warning once: all workers share its cause, and the warm-up build is the first to raise the warning."""

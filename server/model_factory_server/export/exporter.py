@@ -135,13 +135,13 @@ class _Export:
         return ExportedModel(programs=programs, sources=sources, descriptor=descriptor)
 
     def _describe(self) -> Descriptor:
-        notes: dict[str, str] = {}
-        described = describe(self._model, refused=notes)
-        self._classes = source_classes(self._model, notes, self._roots)
-        for path, text in notes.items():
+        reasons: dict[str, str] = {}
+        described = describe(self._model, refused=reasons)
+        self._classes = source_classes(self._model, reasons, self._roots)
+        for path, text in reasons.items():
             if get_module(self._model, path) not in self._classes:
                 self._refuse(path, NotPortableError(text))
-        if not notes:
+        if not reasons:
             named_tensors(self._model, described)
         return described
 
@@ -162,23 +162,23 @@ class _Export:
         wanted = [(path, FORWARD, arguments) for path, arguments in calls if path not in self._done]
         if not self._done:
             wanted += method_calls(self._model)
-        notes: dict[str, str] = {}
+        reasons: dict[str, str] = {}
         for path, method, arguments in wanted:
             block = get_module(self._model, path)
-            if block in self._classes or path in notes or path in (self._refused or ()):
+            if block in self._classes or path in reasons or path in (self._refused or ()):
                 continue
             try:
                 self._record_one(path, block, method, arguments)
             except NotPortableError as error:
                 if self._refused is None and not is_shareable(block, self._roots):
                     raise named(path, block, error) from error
-                notes[path] = str(error)
+                reasons[path] = str(error)
             except CallSignatureError as error:
                 if not getattr(block, "examples_are_guesses", False):  # else the trainer's first call is recorded
                     self._refuse(path, named(path, block, error))
         self._done |= blocks.keys()
-        self._classes |= source_classes(self._model, notes, self._roots)
-        for path, text in notes.items():
+        self._classes |= source_classes(self._model, reasons, self._roots)
+        for path, text in reasons.items():
             if get_module(self._model, path) not in self._classes:
                 self._refuse(path, NotPortableError(text))
 
@@ -194,9 +194,10 @@ class _Export:
                 f"the forward runs on real tensors, but not on the symbolic sizes of a recording: {detail}"
             ) from error
         for recorded in recordings:
-            if (path, named := replace(recorded, method=method)) not in self._programs:
+            program = replace(recorded, method=method)
+            if (path, program) not in self._programs:
                 verify(view, recorded, arguments)
-                self._programs.append((path, named))
+                self._programs.append((path, program))
 
     def _refuse(self, path: str, error: BuildError | CallSignatureError) -> None:
         if self._refused is None:

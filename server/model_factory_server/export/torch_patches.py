@@ -25,7 +25,7 @@ from torch.autograd.grad_mode import enable_grad, no_grad, set_grad_enabled
 from model_factory.errors import NotPortableError
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv
 from model_factory_server.export.torch_private import FakeTensor, fake_tensors
-from model_factory_server.export.trace.mode_calls import refuse_question
+from model_factory_server.export.trace.mode_calls import refuse_mode_read
 from model_factory_server.export.trace.tape import Tape
 
 _Replace = Callable[[Any], Any]
@@ -62,7 +62,7 @@ def patch_torch(tape: Tape) -> Iterator[None]:
 
 def patch_table(tape: Tape) -> list[Patch]:
     """Return the table for a recording."""
-    return [*_hiding(tape.shape_env), *_noting(tape), *_modes(tape), *_questions()]
+    return [*_hiding(tape.shape_env), *_noting(tape), *_modes(tape), *_mode_reads()]
 
 
 def _hiding(env: DecisionShapeEnv) -> list[Patch]:
@@ -100,7 +100,7 @@ def _modes(tape: Tape) -> list[Patch]:
     ]
 
 
-def _questions() -> list[Patch]:
+def _mode_reads() -> list[Patch]:
     """Patches of functions whose results can differ on the trainer."""
     names = {
         torch: (
@@ -110,7 +110,7 @@ def _questions() -> list[Patch]:
         torch.distributed: ("is_initialized", "get_rank", "get_world_size"),
     }
     return [
-        Patch(owner, name, refuse_question(f"{owner.__name__}.{name}"), "the result can differ on the trainer")
+        Patch(owner, name, refuse_mode_read(f"{owner.__name__}.{name}"), "the result can differ on the trainer")
         for owner, of_owner in names.items()
         for name in of_owner
         if hasattr(owner, name)  # torch.distributed is empty in builds of torch without it

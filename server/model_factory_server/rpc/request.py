@@ -102,7 +102,9 @@ def requested_length(request: blob_pb2.ReadBlobRequest, blob: Blob) -> int:
 
 
 def _parse_config(data: bytes, limits: LimitSettings) -> ResolvedConfig:
-    bounds = ConfigBounds(max_bytes=limits.max_config_bytes, max_nodes=limits.max_nodes, max_nesting=limits.max_nesting)
+    bounds = ConfigBounds(
+        max_bytes=limits.max_config_bytes, max_values=limits.max_values, max_nesting=limits.max_nesting
+    )
     return parse_config(data, bounds)
 
 

@@ -107,8 +107,8 @@ def _built_component(name: str, built: BuildResult) -> build_pb2.BuiltComponent:
         descriptor=wire.to_digest(built.descriptor),
         programs=wire.to_digest(built.programs),
         weights=wire.to_digest(built.weights),
-        built_now=built.now,
-        architecture_key=built.architecture,
+        built_now=built.built_now,
+        architecture_key=built.architecture_key,
     )
 
 
@@ -122,7 +122,7 @@ def _limits(settings: Settings) -> capabilities_pb2.Limits:
         build_timeout_ms=round(limits.build_timeout * 1000),
         request_bytes=limits.max_request_bytes,
         nesting=limits.max_nesting,
-        nodes=limits.max_nodes,
+        values=limits.max_values,
         modules=limits.max_modules,
         blob_bytes=limits.max_blob_bytes,
         store_bytes=limits.max_store_bytes or 0,
@@ -133,7 +133,7 @@ def _limits(settings: Settings) -> capabilities_pb2.Limits:
         queue=limits.max_queue,
         client_workers=min(limits.max_builds_per_client or settings.workers, settings.workers),
         client_queue=limits.max_queue_per_client,
-        calls=limits.max_calls,
-        client_calls=limits.max_calls_per_client,
+        rpcs=limits.max_rpcs,
+        client_rpcs=limits.max_rpcs_per_client,
         connections=limits.max_connections,
     )

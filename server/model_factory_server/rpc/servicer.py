@@ -169,7 +169,7 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         """
         client = _client_of(context)
         until_done = ExitStack()
-        until_done.enter_context(self._admission.call(client))
+        until_done.enter_context(self._admission.rpc(client))
         context.add_done_callback(lambda _context: until_done.close())  # type: ignore[arg-type]  # wrong stubs
         yield client
         until_done.callback(start_stall_timer(context.peer(), self._settings.connections.stall_timeout).cancel)

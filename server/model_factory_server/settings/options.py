@@ -1,8 +1,8 @@
 """Derives flags, variables, file keys, help and the listing of settings from the fields of dataclasses.
 
 A field made with :func:`setting` is one option. A field with a dataclass as type is a group of options; the first line
-of the class's docstring is the group's title in the help. The field ``max_nodes`` becomes the flag ``--max-nodes``, the
-variable ``MODEL_FACTORY_MAX_NODES`` and the file's key ``max_nodes``. Precedence: flag, variable, file, default.
+of the class's docstring is the group's title in the help. The field ``max_values`` becomes the flag ``--max-values``,
+the variable ``MODEL_FACTORY_MAX_VALUES`` and the file's key ``max_values``. Precedence: flag, variable, file, default.
 """
 
 from __future__ import annotations

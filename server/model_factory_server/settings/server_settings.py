@@ -117,7 +117,9 @@ class LimitSettings:
         maximum=MAX_CONFIG_BYTES,
     )
     max_nesting: int = setting(MAX_NESTING, "maximum nesting depth of a config", minimum=4, maximum=MAX_NESTING)
-    max_nodes: int = setting(MAX_NODES, "values in a config, mappings and lists included", minimum=4, maximum=MAX_NODES)
+    max_values: int = setting(
+        MAX_NODES, "values in a config, mappings and lists included", minimum=4, maximum=MAX_NODES
+    )
     max_modules: int = setting(10_000, "modules in one component", minimum=1, maximum=MAX_MODULES)
     max_weights_bytes: int = setting(
         64 * 1024 * MIB, "size of the parameters and buffers of one component, checked before allocation", minimum=1
@@ -141,8 +143,8 @@ class LimitSettings:
     max_queue: int = setting(1024, "builds waiting for a worker", minimum=0)
     max_builds_per_client: int | None = setting(None, "concurrent builds of one client; default: --workers", minimum=1)
     max_queue_per_client: int = setting(512, "builds of one client waiting for a worker", minimum=0)
-    max_calls: int = setting(512, "RPCs in progress, including streams of blobs", minimum=1)
-    max_calls_per_client: int = setting(128, "RPCs in progress of one client", minimum=1)
+    max_rpcs: int = setting(512, "RPCs in progress, including streams of blobs", minimum=1)
+    max_rpcs_per_client: int = setting(128, "RPCs in progress of one client", minimum=1)
     max_connections: int = setting(2048, "open connections of all clients, including health probes", minimum=1)
 
     @property
@@ -230,7 +232,7 @@ class Settings:
     """The settings of a server.
 
     Example:
-        >>> Settings(listen="127.0.0.1:0", workers=4).limits.max_calls
+        >>> Settings(listen="127.0.0.1:0", workers=4).limits.max_rpcs
         512
     """
 

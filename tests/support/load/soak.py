@@ -28,7 +28,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from model_factory.v1 import blob_pb2, build_pb2, service_pb2_grpc
 from support.server import ServerProcess, descendants
 
-SERVER_FLAGS = ("--max-calls", "100000", "--max-calls-per-client", "100000", "--max-queue-per-client", "1024")
+SERVER_FLAGS = ("--max-rpcs", "100000", "--max-rpcs-per-client", "100000", "--max-queue-per-client", "1024")
 SAMPLE_SECONDS = 1.0
 PROBE_SECONDS = 0.05
 SETTLE_SECONDS = 15.0

@@ -54,17 +54,17 @@ def test_the_queue_of_all_has_an_end() -> None:
 
 
 def test_calls_of_one_and_of_all() -> None:
-    admission = Admission(LimitSettings(max_calls=3, max_calls_per_client=2), 1)
-    with admission.call("a"), admission.call("a"):
+    admission = Admission(LimitSettings(max_rpcs=3, max_rpcs_per_client=2), 1)
+    with admission.rpc("a"), admission.rpc("a"):
         with (
             pytest.raises(BusyError, match="this client has 2 RPCs in progress; this server allows 2"),
-            admission.call("a"),
+            admission.rpc("a"),
         ):
             pass
         with (
-            admission.call("b"),
+            admission.rpc("b"),
             pytest.raises(BusyError, match="3 RPCs are in progress; this server allows 3"),
-            admission.call("c"),
+            admission.rpc("c"),
         ):
             pass
-    assert (admission.calls, admission._shares) == (0, {})
+    assert (admission.rpcs, admission._shares) == (0, {})

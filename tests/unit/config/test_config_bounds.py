@@ -223,7 +223,7 @@ RELU = b'{"schema_version":1,"model":{"sequential":{"layers":[{"_type_":"a"}]}}}
     ("bounds", "message"),
     [
         (ConfigBounds(max_bytes=len(RELU) - 1), f"a config takes at most {len(RELU) - 1} bytes, got {len(RELU)}"),
-        (ConfigBounds(max_nodes=6), "a config has at most 6 values, got 7"),
+        (ConfigBounds(max_values=6), "a config has at most 6 values, got 7"),
         (ConfigBounds(max_nesting=3), "a config nests at most 3 deep, got 5"),
     ],
 )
@@ -234,11 +234,11 @@ def test_a_servers_own_bounds(bounds: ConfigBounds, message: str) -> None:
 
 
 def test_a_config_within_a_servers_own_bounds() -> None:
-    assert parse_config(RELU, ConfigBounds(max_bytes=len(RELU), max_nodes=7, max_nesting=5)).wire == RELU
+    assert parse_config(RELU, ConfigBounds(max_bytes=len(RELU), max_values=7, max_nesting=5)).wire == RELU
 
 
 def test_a_servers_own_bounds_do_not_widen_the_bounds_of_every_config() -> None:
-    wide = ConfigBounds(max_bytes=2 * MAX_CONFIG_BYTES, max_nodes=2 * MAX_NODES, max_nesting=2 * MAX_NESTING)
+    wide = ConfigBounds(max_bytes=2 * MAX_CONFIG_BYTES, max_values=2 * MAX_NODES, max_nesting=2 * MAX_NESTING)
     with pytest.raises(ConfigError, match="the config takes 1048577 bytes"):
         parse_config(b" " * (MAX_CONFIG_BYTES + 1), wide)
     with pytest.raises(ConfigError, match="nested deeper than 64"):

@@ -199,8 +199,8 @@ def _run_decided(
         recording = Recording(module, arguments, None, outcomes, fixes_ones=fixes_ones)
         try:
             return recording, recording.run()
-        except UndecidedError as question:
-            outcomes = (*outcomes, outcome_on(module, question, call_signature(arguments)[1]))
+        except UndecidedError as undecided:
+            outcomes = (*outcomes, outcome_on(module, undecided, call_signature(arguments)[1]))
             refusal = None
         except CallSignatureError as error:
             if not fixes_ones and any(1 in leaf.shape for leaf in recording.leaves):

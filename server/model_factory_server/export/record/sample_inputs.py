@@ -29,7 +29,7 @@ VERIFY_SEED = 20
 _Sample = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 
 
-def outcome_on(module: nn.Module, question: UndecidedError, examples: Sequence[torch.Tensor]) -> Outcome:
+def outcome_on(module: nn.Module, undecided: UndecidedError, examples: Sequence[torch.Tensor]) -> Outcome:
     """Return the outcome of a decision on ``examples``, or on sample inputs if ``examples`` do not reach the decision.
 
     Raises:
@@ -38,10 +38,10 @@ def outcome_on(module: nn.Module, question: UndecidedError, examples: Sequence[t
     inputs = itertools.chain([examples], sample_inputs(examples, [leaf.shape for leaf in examples]))
     for seed, leaves in enumerate(inputs, VERIFY_SEED):
         try:
-            value = _run(module, question.program, leaves, seed)
+            value = _run(module, undecided.program, leaves, seed)
         except BranchMissError:
             continue
-        return bool(value) if question.kind == "bool" else int(value)
+        return bool(value) if undecided.kind == "bool" else int(value)
     raise unreached_branch()
 
 

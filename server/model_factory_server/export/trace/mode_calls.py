@@ -1,4 +1,4 @@
-"""Grad and autocast modes in a forward: regions with another mode become steps, and questions about a mode are refused.
+"""Grad and autocast modes in a forward: regions with another mode become steps, and reads of a mode are refused.
 
 A region ends with the mode before the region. If the mode before was the caller's, the step at the end has no
 argument, since a trainer may call in another mode than the recorded one. ``export.torch_patches`` installs the
@@ -19,8 +19,8 @@ AUTOCAST_REFUSAL = (
     "the forward changes the autocast mode, and programs run in the caller's mode. Remedy: turn autocast on around the "
     "call of the model"
 )
-_MAY_ASK = frozenset({"torch", "model_factory", "model_factory_server"})
-"""Packages whose code may ask for modes."""
+_MAY_READ_MODES = frozenset({"torch", "model_factory", "model_factory_server"})
+"""Packages whose code may read modes."""
 
 
 class ModeCalls:
@@ -101,18 +101,18 @@ class ModeCalls:
         self._steps.append(OpCall(name=SET_AUTOCAST_ENABLED, args=args, out=f"v{len(self._steps)}"))
 
 
-def refuse_question(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def refuse_mode_read(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a function to limit the function ``name`` to callers in torch and this package."""
 
-    def replace(ask: Callable[..., Any]) -> Callable[..., Any]:
+    def replace(read: Callable[..., Any]) -> Callable[..., Any]:
         def ask_if_allowed(*args: Any, **kwargs: Any) -> Any:
             caller = str(sys._getframe(1).f_globals.get("__name__", ""))  # noqa: SLF001  there is no other way
-            if caller.partition(".")[0] not in _MAY_ASK:
+            if caller.partition(".")[0] not in _MAY_READ_MODES:
                 raise NotPortableError(
                     f"the forward calls {name}(), and the result can differ on the trainer. Remedy: pass the result "
                     "as an argument of the forward"
                 )
-            return ask(*args, **kwargs)
+            return read(*args, **kwargs)
 
         return ask_if_allowed
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from model_factory.program.ir import GuardKind
 
 # Read from the fake tensor and not recorded: the results are symbolic sizes.
-SIZE_QUESTIONS = frozenset(
+SIZE_METHODS = frozenset(
     ("size dim ndimension numel nelement __len__ stride storage_offset is_contiguous is_nested is_same_size").split()
 )
-DTYPE_QUESTIONS = frozenset("is_floating_point is_complex is_signed element_size".split())
+DTYPE_METHODS = frozenset("is_floating_point is_complex is_signed element_size".split())
 SIZE_PROPERTIES = frozenset("shape ndim device layout nbytes names is_sparse is_quantized is_nested is_meta".split())
 DTYPE_PROPERTIES = frozenset("dtype itemsize".split())
 # Ops with a formula for the result's sizes: other checks of sizes in their kernels concern speed or validity.
@@ -28,11 +28,11 @@ MAYBE_ITSELF = frozenset("to type type_as float double half bfloat16 long int bo
 SQUEEZES = frozenset("squeeze squeeze_".split())
 # Arithmetic on sizes; the results are symbols, too.
 SIZE_ARITHMETIC = frozenset("sym_float sym_int sym_ite sym_max sym_min sym_not sym_sum _sym_sqrt".split())
-VALUE_QUESTIONS = frozenset("__float__ __complex__ __contains__ tolist numpy".split())
-# Questions about values; the result becomes a guard of the program.
+VALUE_METHODS = frozenset("__float__ __complex__ __contains__ tolist numpy".split())
+# Reads of values; the result becomes a guard of the program.
 DECISIONS: Mapping[str, GuardKind] = {"__bool__": "bool", "is_nonzero": "bool", "__int__": "int", "__index__": "int"}
 DECIDING_OPS = frozenset("equal allclose".split())
-# Questions about sizes with a result that depends on the sizes or on the rank.
+# Reads of sizes with a result that depends on the sizes or on the rank.
 SIZE_READS = frozenset(
     "shape nbytes size numel nelement __len__ stride storage_offset is_same_size dim ndimension ndim".split()
 )

@@ -34,16 +34,16 @@ from model_factory_server.export.trace.op_kinds import (
     COMPOSITES,
     DECIDING_OPS,
     DECISIONS,
+    DTYPE_METHODS,
     DTYPE_PROPERTIES,
-    DTYPE_QUESTIONS,
     KERNELS,
     MAYBE_ITSELF,
     SIZE_ARITHMETIC,
+    SIZE_METHODS,
     SIZE_PROPERTIES,
-    SIZE_QUESTIONS,
     SIZE_READS,
     SQUEEZES,
-    VALUE_QUESTIONS,
+    VALUE_METHODS,
 )
 
 _Convert = Callable[[str, torch.Tensor], torch.Tensor]  # (name of a step's result, tensor) -> tensor for the forward
@@ -165,7 +165,7 @@ class Tape(TorchFunctionMode):
             return self._read_property(func, args)
         if func is torch.Tensor.__iter__:
             return iter(torch.unbind(args[0]))
-        if name in SIZE_QUESTIONS or name in SIZE_ARITHMETIC:
+        if name in SIZE_METHODS or name in SIZE_ARITHMETIC:
             if name in SIZE_READS:
                 self._read_sizes(args[0])
             return func(*args, **kwargs)
@@ -173,11 +173,11 @@ class Tape(TorchFunctionMode):
             return self.decisions.decide(DECISIONS[name], Ref(self._name_of(args[0])))
         if name in DECIDING_OPS and func in _OP_NAMES:
             return self._decide_by_op(_OP_NAMES[func], args, kwargs)
-        if name in VALUE_QUESTIONS:
+        if name in VALUE_METHODS:
             raise DecidesByValuesError
         if func is torch.Tensor.type and len(args) == 2 and isinstance(args[1], torch.dtype):
             return self._record_op(torch.Tensor.to, "to", args, kwargs)
-        if name in DTYPE_QUESTIONS or (func is torch.Tensor.type and len(args) == 1 and not kwargs):
+        if name in DTYPE_METHODS or (func is torch.Tensor.type and len(args) == 1 and not kwargs):
             self.dtypes.note(args[0].dtype, self._name_of(args[0]))
             return func(*args, **kwargs)
         return self._record_op(func, name, args, kwargs)

@@ -27,8 +27,9 @@ def record_module(task: RecordTask, workspace: Workspace) -> RecordOutput:
     call, config = decode_call(task.call), parse_config(task.config)
     workspace.plan(config, task.seed, task.dtype)
     model = workspace.construct(config, task.seed, task.dtype, "cpu")
+    cast(model, task.built.dtype)
     _check_descriptor(task, workspace, model)
-    cast(model, task.dtype)
+    cast(model, task.dtype)  # the trainer can have cast the module since the build
     workspace.enter(Stage.RECORDING)
     recorded = record_call(model, task.path, call, dict(task.training))
     return RecordOutput(programs=workspace.store.put(encode_programs(((task.path, recorded),))))
@@ -41,7 +42,6 @@ def _check_descriptor(task: RecordTask, workspace: Workspace, model: nn.Module) 
     with another model each time: from random numbers of its own, from the time, from the environment.
     """
     data = workspace.store.read(task.descriptor)
-    cast(model, task.built.dtype)
     if data is None:  # evicted: a model with source classes is then refused
         descriptor = describe(model)
     else:
