@@ -221,8 +221,8 @@ class ProgramModule(nn.Module):
             more = changed_reads(self, recorded.reads)
             if all(key in reads and reads[key] == value for key, value in more.items()):
                 raise CallSignatureError(
-                    f"{self._where(call)}: the server's program does not fit the call ({given}), because a layer or "
-                    "parameter was replaced. Remedy: build from a config with the new layer"
+                    f"{self._where(call)}: the server's program does not fit the call ({given}): a layer or parameter "
+                    "has been replaced. Remedy: build from a config with the new layer"
                 )
             reads |= more
 
