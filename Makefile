@@ -42,19 +42,21 @@ test-cuda: $(CUDA_VENV)/installed  ## the tests of builds with PyPI's CUDA build
 
 FLOOR_TORCH := 2.9.0
 FLOOR_VENV := .venv-floor
-FLOOR_TESTS := $(addprefix tests/unit/test_,torch_private.py records.py weights.py value_guards.py unread_arguments.py \
-	recorder.py recorded_as_in_use.py sources.py) $(addprefix tests/matrix/test_,hostile_descriptors.py \
-	rebuilt_life.py kinds.py refusals.py torch_nn.py read_conditions.py through_server.py)
+FLOOR_TESTS := tests/unit/program tests/unit/descriptor \
+	$(addprefix tests/unit/export/test_,value_guards.py unread_arguments.py) \
+	$(addprefix tests/matrix/test_,hostile_descriptors.py rebuilt_life.py kinds.py refusals.py torch_nn.py)
 
 # PyPI's own build, whatever else this machine's pip is set up to prefer.
 $(FLOOR_VENV)/installed: pyproject.toml server/pyproject.toml
 	$(PYTHON) -m venv $(FLOOR_VENV)
 	env -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null \
 		$(FLOOR_VENV)/bin/pip install --quiet --disable-pip-version-check torch==$(FLOOR_TORCH)
-	$(FLOOR_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]' -e ./server torch==$(FLOOR_TORCH)
+	$(FLOOR_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]' torch==$(FLOOR_TORCH) \
+		'grpcio-reflection>=1.71' 'prometheus-client>=0.21'
+	$(FLOOR_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -e ./server  # which needs a newer torch
 	touch $@
 
-test-torch-floor: $(FLOOR_VENV)/installed  ## programs and descriptors with the oldest supported torch (2.5 GB)
+test-torch-floor: $(FLOOR_VENV)/installed  ## the client with the oldest torch of a trainer (2.5 GB)
 	$(FLOOR_VENV)/bin/python -m pytest -n 2 --dist loadfile $(FLOOR_TESTS)
 
 test-fast: $(VENV)/installed  ## the suites that start no server

@@ -23,11 +23,6 @@ from support.recording import InProcessRecorder, ask
 # Torch's own hints on single arguments, the same for the original.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")
 
-needs_pinned_torch = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
-    reason="torch 2.9 and 2.10 fix these sizes while a forward is recorded: the call is refused",
-)
-
 
 def pair(make: Callable[[], nn.Module], recorder: InProcessRecorder | None = None) -> tuple[nn.Module, nn.Module]:
     """An original and the trainer's module, in eval mode."""
@@ -297,7 +292,6 @@ def lengthen(module: nn.Module) -> None:
     module.mask = torch.ones(30, 30).tril()
 
 
-@needs_pinned_torch
 def test_attention_scales_by_the_width_of_a_wider_layer() -> None:
     both = pair(Attention)
     set_all(both, widen)
@@ -305,7 +299,6 @@ def test_attention_scales_by_the_width_of_a_wider_layer() -> None:
     assert_same(both[1](x), both[0](x))
 
 
-@needs_pinned_torch
 def test_a_longer_table_serves_longer_inputs() -> None:
     both = pair(Table)
     x = torch.randn(2, 20, 6)

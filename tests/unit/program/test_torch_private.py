@@ -63,6 +63,8 @@ def test_the_tests_run_on_the_lowest_and_on_the_highest_supported_version() -> N
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert f"FLOOR_TORCH := {lowest}.0\n" in makefile
     assert re.search(rf"^torch==2\.{int(below) - 1}\.", constraints, re.MULTILINE)
+    server = tomllib.loads((ROOT / "server" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"torch>=2.{int(below) - 1},<2.{below}" in server["dependencies"]
 
 
 def private_names(path: Path) -> set[str]:

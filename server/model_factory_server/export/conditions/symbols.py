@@ -111,7 +111,7 @@ class DecisionShapeEnv(ShapeEnv):
     def _get_user_frame(self) -> FrameType | None:
         """Return this frame: only torch's logs use the place of a guard, and finding the place imports the compiler.
 
-        Torch before 2.13 fails without a frame.
+        Torch 2.9 and 2.10 fail without a frame.
         """
         return sys._getframe()  # noqa: SLF001  no other way
 
