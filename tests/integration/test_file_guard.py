@@ -1,4 +1,4 @@
-"""What builds may read without being told of it, in whatever environment a server is started."""
+"""Files that builds may read without a note, whatever the environment of the server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# In a process of its own: an audit hook stays until its process ends.
+# In a separate process: an audit hook stays until the process ends.
 SCRIPT = """
 import sys
 from pathlib import Path
