@@ -19,7 +19,7 @@ from model_factory.wording import quoted
 K = TypeVar("K")
 V = TypeVar("V")
 
-FORMAT = 2
+FORMAT = 3
 """Version of the descriptor, programs and manifest documents; part of every build key."""
 
 SOURCE_FORMAT = 1
