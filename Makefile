@@ -15,8 +15,8 @@ $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 demo: $(VENV)/installed  ## start a server, build the example policy on it, train it for a few steps
 	$(BIN)/python examples/flow_policy/train.py
 
-test: lint types imports docs  ## every check, and every test that is not slow; the tests have 10 minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --session-timeout=600
+test: lint types imports docs test-unit  ## every check, and every test that is not slow; the tests have 10 minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --session-timeout=540 --ignore tests/unit
 
 test-slow: $(VENV)/installed  ## the tests marked slow: servers killed, under load, or with thousands of connections
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
@@ -42,9 +42,8 @@ test-cuda: $(CUDA_VENV)/installed  ## the tests of builds with PyPI's CUDA build
 
 FLOOR_TORCH := 2.9.0
 FLOOR_VENV := .venv-floor
-FLOOR_TESTS := tests/unit/program tests/unit/descriptor \
-	$(addprefix tests/unit/export/test_,value_guards.py unread_arguments.py) \
-	$(addprefix tests/matrix/test_,hostile_descriptors.py rebuilt_life.py kinds.py refusals.py torch_nn.py)
+FLOOR_TESTS := tests/unit/program tests/unit/descriptor $(addprefix tests/matrix/test_,value_guards.py unread_arguments.py \
+	hostile_descriptors.py rebuilt_life.py kinds.py refusals.py torch_nn.py)
 
 # PyPI's own build, whatever else this machine's pip is set up to prefer.
 $(FLOOR_VENV)/installed: pyproject.toml server/pyproject.toml

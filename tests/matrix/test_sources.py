@@ -23,7 +23,7 @@ from model_factory_server.export.exporter import export_model
 from model_factory_server.export.source.bundling import Root
 from support.compare import assert_same_runs, assert_same_state
 
-PLUGINS = Path(__file__).parents[2] / "support" / "plugins"
+PLUGINS = Path(__file__).parents[1] / "support" / "plugins"
 ROOTS = (Root(PLUGINS, frozenset({"routed"})),)
 
 
