@@ -203,7 +203,7 @@ def test_an_invalid_bound_of_the_cache(examine: Examine, monkeypatch: pytest.Mon
     monkeypatch.setenv("MODEL_FACTORY_CACHE_GIB", "lots")
     _, found = examine("no-such-host.invalid:1")
     assert "a size in GiB" in found["cache"]["message"]
-    assert "unset it" in found["cache"]["remedy"]
+    assert "or unset the variable" in found["cache"]["remedy"]
 
 
 def test_an_unusable_cache(examine: Examine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
