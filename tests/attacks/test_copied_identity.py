@@ -57,7 +57,7 @@ def copycat(server: ServerProcess, make_remote: MakeRemote, tmp_path: Path) -> I
     recorded = model.graph_modules.layer0._programs[-1].recorded
     zeros = OpCall(name="torch.zeros_like", args=(Ref("x"),), out="y")
     lie = dataclasses.replace(
-        recorded, program=Program(inputs=recorded.program.inputs, steps=(zeros,), result=Ref("y")), guards=()
+        recorded, program=Program(inputs=recorded.program.inputs, steps=(zeros,), result=Ref("y")), size_conditions=()
     )
     copied = Copycat(whole_manifest(server.address, {"config": CONFIG}, seed=7), Store(server.store))
     copied.recorded = encode_programs(((PATH, lie),))

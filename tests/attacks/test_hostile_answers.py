@@ -186,7 +186,7 @@ def recorded(**changes: Any) -> bytes:
         "call_signature": [["x", {"tensor": 2}]],
         "training": [],
         "dtypes": [],
-        "guards": [],
+        "size_conditions": [],
         "reads": [],
         "absent": [],
         "shared": [],
@@ -218,13 +218,15 @@ def block(programs: bytes) -> nn.Module:
 )
 def test_a_size_that_has_no_end_or_no_value(size: Any) -> None:
     as_result = {"inputs": ["x"], "steps": [], "result": {"size": size}}
-    for programs in (recorded(program=as_result), recorded(guards=[{"op": ["gt", size, 0]}])):
+    for programs in (recorded(program=as_result), recorded(size_conditions=[{"op": ["gt", size, 0]}])):
         with pytest.raises(FormatError, match="cannot be computed"):
             block(programs)(torch.ones(2, 3))
     assert torch.equal(block(recorded())(torch.ones(2, 3)), torch.ones(2, 3))
 
 
-@pytest.mark.parametrize("condition", [{"guards": [{"dim": ["z", 0]}]}, {"dtypes": [["z", "float32"]]}], ids=str)
+@pytest.mark.parametrize(
+    "condition", [{"size_conditions": [{"dim": ["z", 0]}]}, {"dtypes": [["z", "float32"]]}], ids=str
+)
 def test_a_condition_on_what_is_no_argument(condition: Any) -> None:
     with pytest.raises(FormatError, match="condition on 'z'"):
         block(recorded(**condition))

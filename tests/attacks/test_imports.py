@@ -10,7 +10,7 @@ import pytest
 from model_factory import ConfigError, RemoteModelFactory, ServerError
 from model_factory.config import Settings
 from model_factory_server.backends.identity import identify
-from model_factory_server.constructor import Policy
+from model_factory_server.constructor import Permissions
 from model_factory_server.settings.server_settings import BackendSettings
 from support.configs import layers
 from support.guarded import PLUGINS
@@ -52,7 +52,7 @@ def test_what_is_allowed_is_built(attacked: RemoteModelFactory) -> None:
 def test_what_is_not_allowed_is_refused(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the config's own settings say: they can only take away."""
     monkeypatch.syspath_prepend(str(PLUGINS))
-    operator = Policy(allow_imports=True, allow_target=True, allowed_import_prefixes=("allowed_blocks",))
+    operator = Permissions(allow_imports=True, allow_target=True, allowed_import_prefixes=("allowed_blocks",))
     policy = operator.narrowed(Settings(**OPEN | {"allowed_import_prefixes": tuple(OPEN["allowed_import_prefixes"])}))
     with pytest.raises(ConfigError, match="_target_"):
         policy.import_target(target, ())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from model_factory_server.constructor import Policy, build_model, default_registry, instantiate
+from model_factory_server.constructor import Permissions, build_model, default_registry, instantiate
 from support.goldens import NAMES, TOLERANCE, Golden
 
 
@@ -44,12 +44,12 @@ def test_every_block_has_a_golden() -> None:
 
 
 def test_model_is_the_reference_model(golden: Golden) -> None:
-    model = build_model(golden.config, default_registry(), Policy())
+    model = build_model(golden.config, default_registry(), Permissions())
     check_numbers(model, golden, "")
 
 
 def test_state_order_and_types_are_the_reference_ones(golden: Golden) -> None:
-    model = build_model(golden.config, default_registry(), Policy())
+    model = build_model(golden.config, default_registry(), Permissions())
     assert [name for name, _ in model.named_parameters()] == golden.param_order
     assert model.state_dict().keys() == golden.tensors("state/").keys()
     types = {path: type(module) for path, module in model.named_modules() if path in golden.modules}
@@ -62,5 +62,5 @@ def test_state_order_and_types_are_the_reference_ones(golden: Golden) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if list(Golden(name).config.modules) == ["block"]])
 def test_block_alone_is_the_reference_block(name: str) -> None:
     golden = Golden(name)
-    block = instantiate(golden.config.modules["block"], default_registry(), Policy())
+    block = instantiate(golden.config.modules["block"], default_registry(), Permissions())
     check_numbers(block, golden, "graph_modules.block.")

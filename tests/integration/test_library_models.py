@@ -13,8 +13,8 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model_factory import RemoteModelFactory
+from model_factory.program.runtime.named_results import Record
 from model_factory.program.runtime.program_module import ProgramModule
-from model_factory.program.runtime.records import Record
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same, assert_same_runs, assert_same_state, loss_of
 from support.coverage import assert_on_page

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_factory_server.constructor import Policy, default_registry, instantiate
+from model_factory_server.constructor import Permissions, default_registry, instantiate
 
 REGISTRY = default_registry()
 SEED_OF_BUILD = 5
@@ -32,7 +32,7 @@ class Case:
         if self.make is not None:
             return self.make()
         spec = {"_type_": f"nn.{name}", "_args_": list(self.args), **self.kwargs}
-        built = instantiate(spec, REGISTRY, Policy())
+        built = instantiate(spec, REGISTRY, Permissions())
         assert isinstance(built, nn.Module)
         return built
 

@@ -216,7 +216,7 @@ def test_endless_branches_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     _, rebuilt, _ = pair(BoundByValue)
     for value in (1.5, 2.5):
         rebuilt(torch.full((2, 5, FEATURES), value))
-    with pytest.raises(CallSignatureError, match=r"in 2 ways already .*Remedy: decide with torch\.where"):
+    with pytest.raises(CallSignatureError, match=r"already has 2 branches .*Remedy: decide with torch\.where"):
         rebuilt(torch.full((2, 5, FEATURES), 3.5))
 
 

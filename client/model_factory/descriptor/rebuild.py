@@ -14,7 +14,7 @@ from torch import nn
 from model_factory.descriptor.attributes import live, settable
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.stock import STOCK_CLASSES
-from model_factory.descriptor.torch_internals import restore_torch_internals
+from model_factory.descriptor.torch_state import restore_torch_state
 from model_factory.descriptor.tree import (
     Descriptor,
     GraphNode,
@@ -222,6 +222,6 @@ def _parameter(tensor: torch.Tensor, node: ModuleNode, name: str) -> nn.Paramete
 
 
 def _finish(module: nn.Module, node: ModuleNode) -> None:
-    restore_torch_internals(module)
+    restore_torch_state(module)
     if isinstance(node, GraphNode) and not isinstance(module._modules.get(GRAPH_MODULES), nn.ModuleDict):
         raise FormatError(f"a graph module must have a child {GRAPH_MODULES!r}, an nn.ModuleDict")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from model_factory.descriptor.attributes import described, settable
-from model_factory.descriptor.torch_internals import is_parametrized, restored_names
+from model_factory.descriptor.torch_state import is_parametrized, restored_names
 from model_factory.errors import FormatError
 from model_factory.program.torch_private import PRIVATE_MODULES
 

@@ -115,7 +115,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """An object with named fields, without the object's class; see :mod:`model_factory.program.runtime.records`."""
+    """An object with named fields, without the object's class; see ``program/runtime/named_results.py``."""
 
     names: tuple[str, ...]
     """Names of the fields, in order."""

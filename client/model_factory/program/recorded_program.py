@@ -30,7 +30,7 @@ class RecordedProgram:
     """Required training flags, by module path (``""`` is the module itself); empty if the program fits all modes."""
     dtypes: tuple[tuple[str, str], ...] = ()
     """Required dtypes, by tensor name; only where the forward decides by dtype."""
-    guards: tuple[Expression, ...] = ()
+    size_conditions: tuple[Expression, ...] = ()
     """Conditions on sizes; all must hold."""
     reads: tuple[Read, ...] = ()
     """Attributes of torch modules, read by the forward; for :data:`TABLES`, names of entries."""

@@ -11,7 +11,7 @@ from model_factory.config import ResolvedConfig
 from model_factory_server.backends.hub import load_radio
 from model_factory_server.backends.plugins import load_register, plugin_errors
 from model_factory_server.backends.self_check import register as register_self_check
-from model_factory_server.constructor import Policy, build_model, default_registry
+from model_factory_server.constructor import Permissions, build_model, default_registry
 from model_factory_server.settings.server_settings import BUILTIN, BackendSettings
 
 
@@ -30,7 +30,7 @@ class BuiltinBackend:
         Raises:
             ServerError: a plug-in cannot be used; the message names the plug-in.
         """
-        self._policy = Policy(
+        self._policy = Permissions(
             allow_imports=bool(settings.imports),
             allow_target=bool(settings.imports),
             allowed_import_prefixes=settings.imports,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from model_factory_server.constructor.build import build_model
 from model_factory_server.constructor.instantiate import instantiate, instantiate_module
-from model_factory_server.constructor.policy import Policy
+from model_factory_server.constructor.permissions import Permissions
 from model_factory_server.constructor.registry import Registry, default_registry
 
-__all__ = ["Policy", "Registry", "build_model", "default_registry", "instantiate", "instantiate_module"]
+__all__ = ["Permissions", "Registry", "build_model", "default_registry", "instantiate", "instantiate_module"]

@@ -13,7 +13,7 @@ from model_factory.errors import ConfigError
 from model_factory.program.ir import ModuleCall, OpCall, Program, Step
 from model_factory.program.runtime.graph_model import GRAPH_MODULES, GraphModel, plugin_op_child
 from model_factory_server.constructor.instantiate import instantiate_module
-from model_factory_server.constructor.policy import Policy
+from model_factory_server.constructor.permissions import Permissions
 from model_factory_server.constructor.registry import Registry
 
 _OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
@@ -37,7 +37,7 @@ class PluginOp(nn.Module):
         return self.fn(*args, **kwargs)
 
 
-def build_model(config: ModelConfig, registry: Registry, policy: Policy) -> GraphModel:
+def build_model(config: ModelConfig, registry: Registry, permissions: Permissions) -> GraphModel:
     """Build the model of a config on the current default device, with the current random state.
 
     Modules are built in written order, which is also the order of the state dict. Each plug-in op in the steps becomes
@@ -53,12 +53,12 @@ def build_model(config: ModelConfig, registry: Registry, policy: Policy) -> Grap
         >>> layer = {"_type_": "nn.Linear", "in_features": 3, "out_features": 2}
         >>> document = {"schema_version": 1, "model": {"sequential": {"layers": [layer]}}}
         >>> config = resolve_mapping(document, {}, "<config>")
-        >>> build_model(config.model, default_registry(), Policy()).graph_modules
+        >>> build_model(config.model, default_registry(), Permissions()).graph_modules
         ModuleDict(
           (layer0): Linear(in_features=3, out_features=2, bias=True)
         )
     """
-    allowed = policy.narrowed(config.settings)
+    allowed = permissions.narrowed(config.settings)
     for name in config.modules:
         if name in _OWN_ATTRIBUTES:
             raise ConfigError(

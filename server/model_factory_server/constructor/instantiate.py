@@ -14,27 +14,29 @@ from model_factory.config.schema.specs import is_spec
 from model_factory.errors import BuildError, ConfigError, LocatedError, ModelFactoryError, plain_text
 from model_factory.wording import quoted
 from model_factory_server.constructor.factory import Factory
-from model_factory_server.constructor.policy import Policy
+from model_factory_server.constructor.permissions import Permissions
 from model_factory_server.constructor.registry import TORCH, Registry
 
 _NUMBERS = (float, int, "float", "int")  # as annotations
 _FLAGS = (bool, "bool")
 
 
-def instantiate_module(name: str, spec: Any, registry: Registry, policy: Policy, *, path: ConfigPath = ()) -> nn.Module:
+def instantiate_module(
+    name: str, spec: Any, registry: Registry, permissions: Permissions, *, path: ConfigPath = ()
+) -> nn.Module:
     """Build module ``name`` of a graph; see :func:`instantiate`.
 
     Raises:
         ConfigError: the spec does not build a ``torch.nn.Module``, or an error of :func:`instantiate`.
     """
-    module = instantiate(spec, registry, policy, path=path)
+    module = instantiate(spec, registry, permissions, path=path)
     if not isinstance(module, nn.Module):
         found = type(module).__name__
         raise ConfigError(f"graph module {quoted(name)} is not a torch.nn.Module, but of type {found}", path=path)
     return module
 
 
-def instantiate(spec: Any, registry: Registry, policy: Policy, *, path: ConfigPath = ()) -> Any:
+def instantiate(spec: Any, registry: Registry, permissions: Permissions, *, path: ConfigPath = ()) -> Any:
     """Build the objects of all specs in plain data, at any depth; other data is unchanged.
 
     Arguments are built before the object: positional arguments in order, then keyword arguments sorted by name, so that
@@ -43,7 +45,7 @@ def instantiate(spec: Any, registry: Registry, policy: Policy, *, path: ConfigPa
     Args:
         spec: Plain data of a checked config.
         registry: Names for ``_type_``.
-        policy: Permissions for ``_target_``.
+        permissions: Permissions for ``_target_``.
         path: Place of ``spec`` in the config, for errors.
 
     Raises:
@@ -53,26 +55,26 @@ def instantiate(spec: Any, registry: Registry, policy: Policy, *, path: ConfigPa
 
     Example:
         >>> from model_factory_server.constructor.registry import default_registry
-        >>> instantiate([{"_type_": "nn.ReLU"}, 3], default_registry(), Policy())
+        >>> instantiate([{"_type_": "nn.ReLU"}, 3], default_registry(), Permissions())
         [ReLU(), 3]
     """
     if isinstance(spec, Mapping):
         if is_spec(spec):
-            return _build(spec, registry, policy, path)
-        return {key: instantiate(value, registry, policy, path=(*path, key)) for key, value in spec.items()}
+            return _build(spec, registry, permissions, path)
+        return {key: instantiate(value, registry, permissions, path=(*path, key)) for key, value in spec.items()}
     if isinstance(spec, list | tuple):
-        return [instantiate(value, registry, policy, path=(*path, index)) for index, value in enumerate(spec)]
+        return [instantiate(value, registry, permissions, path=(*path, index)) for index, value in enumerate(spec)]
     return spec
 
 
-def _build(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: ConfigPath) -> Any:
-    factory = _factory(spec, registry, policy, path)
+def _build(spec: Mapping[str, Any], registry: Registry, permissions: Permissions, path: ConfigPath) -> Any:
+    factory = _factory(spec, registry, permissions, path)
     positional = spec.get("_args_", [])
     keywords = _keywords(spec, path)
     factory.check_arguments(positional, {name: place for name, (place, _) in keywords.items()}, path)
-    args = instantiate(positional, registry, policy, path=(*path, "_args_"))
+    args = instantiate(positional, registry, permissions, path=(*path, "_args_"))
     kwargs = {
-        name: instantiate(value, registry, policy, path=place) for name, (place, value) in sorted(keywords.items())
+        name: instantiate(value, registry, permissions, path=place) for name, (place, value) in sorted(keywords.items())
     }
     if factory.origin == TORCH and kwargs.get("device") is not None:
         _check_device(kwargs, keywords["device"][0])
@@ -127,11 +129,11 @@ def _check_device(kwargs: dict[str, Any], path: ConfigPath) -> None:
         )
 
 
-def _factory(spec: Mapping[str, Any], registry: Registry, policy: Policy, path: ConfigPath) -> Factory:
+def _factory(spec: Mapping[str, Any], registry: Registry, permissions: Permissions, path: ConfigPath) -> Factory:
     if "_type_" in spec:
         return registry.module(spec["_type_"], (*path, "_type_"))
     name = spec["_target_"]
-    return Factory(name=name, call=policy.import_target(name, (*path, "_target_")), signature_policy="best_effort")
+    return Factory(name=name, call=permissions.import_target(name, (*path, "_target_")), signature_policy="best_effort")
 
 
 def _keywords(spec: Mapping[str, Any], path: ConfigPath) -> dict[str, tuple[ConfigPath, Any]]:

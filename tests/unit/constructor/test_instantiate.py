@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model_factory.config import Settings, resolve_mapping
 from model_factory.errors import BuildError, ConfigError, FormatError, GraphExecutionError
 from model_factory_server.constructor import (
-    Policy,
+    Permissions,
     Registry,
     build_model,
     default_registry,
@@ -51,8 +51,8 @@ def registry() -> Registry:
     return registry
 
 
-def make(registry: Registry, spec: Any, policy: Policy | None = None) -> Any:
-    return instantiate(spec, registry, policy or Policy(), path=PATH)
+def make(registry: Registry, spec: Any, policy: Permissions | None = None) -> Any:
+    return instantiate(spec, registry, policy or Permissions(), path=PATH)
 
 
 # Specs
@@ -167,7 +167,7 @@ def test_own_errors_pass_through(registry: Registry) -> None:
 @pytest.mark.parametrize("spec", [{"_type_": "keep"}, {"plain": 1}, 3])
 def test_a_graph_module_must_be_a_module(registry: Registry, spec: Any) -> None:
     with pytest.raises(ConfigError, match=rf"^{AT}: graph module 'm' is not a torch.nn.Module"):
-        instantiate_module("m", spec, registry, Policy(), path=PATH)
+        instantiate_module("m", spec, registry, Permissions(), path=PATH)
 
 
 # _target_
@@ -204,7 +204,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             del sys.modules[name]
 
 
-OPEN = Policy(allow_imports=True, allow_target=True, allowed_import_prefixes=("allowed_pkg.",))
+OPEN = Permissions(allow_imports=True, allow_target=True, allowed_import_prefixes=("allowed_pkg.",))
 
 
 @pytest.mark.usefixtures("packages")
@@ -265,8 +265,8 @@ def test_a_failing_import_is_a_build_error(registry: Registry, module: str, erro
 @pytest.mark.parametrize("closed", ["allow_imports", "allow_target"])
 def test_target_is_off_unless_allowed(registry: Registry, closed: str) -> None:
     flags = {"allow_imports": True, "allow_target": True, closed: False}
-    policy = Policy(**flags, allowed_import_prefixes=("allowed_pkg.",))
-    for refusing in (policy, Policy()):
+    policy = Permissions(**flags, allowed_import_prefixes=("allowed_pkg.",))
+    for refusing in (policy, Permissions()):
         with pytest.raises(ConfigError, match=rf"^{AT}\._target_: _target_ is not allowed"):
             make(registry, {"_target_": "allowed_pkg.net.Net"}, refusing)
     assert "allowed_pkg" not in sys.modules
@@ -274,10 +274,10 @@ def test_target_is_off_unless_allowed(registry: Registry, closed: str) -> None:
 
 def test_a_config_can_only_narrow_the_policy() -> None:
     wide = Settings(allow_imports=True, allow_target=True, allowed_import_prefixes=("",))
-    assert Policy().narrowed(wide) == Policy()
+    assert Permissions().narrowed(wide) == Permissions()
     settings = Settings(allow_imports=True, allow_target=True, allowed_import_prefixes=("a.b.", "c", "ee"))
-    policy = Policy(allow_imports=True, allow_target=True, allowed_import_prefixes=("a", "c.d.", "e"))
-    assert policy.narrowed(settings) == Policy(
+    policy = Permissions(allow_imports=True, allow_target=True, allowed_import_prefixes=("a", "c.d.", "e"))
+    assert policy.narrowed(settings) == Permissions(
         allow_imports=True, allow_target=True, allowed_import_prefixes=("c.d.", "a.b.")
     )
     assert not policy.narrowed(Settings()).allow_target
@@ -299,7 +299,7 @@ def test_a_model_runs_its_steps(registry: Registry) -> None:
         {"call": "op:relu", "args": ["$k"], "out": "y"},
     ]
     square = {**LINEAR, "out_features": 3}
-    model = build_model(graph({"b": square, "a": square}, steps), registry, Policy())
+    model = build_model(graph({"b": square, "a": square}, steps), registry, Permissions())
     assert list(model.graph_modules) == ["b", "a"]
     layer, x = model.graph_modules["b"], torch.randn(2, 3)
     torch.testing.assert_close(model(x), torch.relu(layer(layer(x))))
@@ -307,7 +307,7 @@ def test_a_model_runs_its_steps(registry: Registry) -> None:
 
 def test_a_sequential_model(registry: Registry) -> None:
     config = {"schema_version": 1, "model": {"sequential": {"layers": [LINEAR, {"_type_": "nn.ReLU"}]}}}
-    model = build_model(resolve_mapping(config, {}).model, registry, Policy())
+    model = build_model(resolve_mapping(config, {}).model, registry, Permissions())
     x = torch.randn(2, 3)
     torch.testing.assert_close(model(x), torch.relu(model.graph_modules["layer0"](x)))
 
@@ -315,7 +315,7 @@ def test_a_sequential_model(registry: Registry) -> None:
 def test_modules_are_built_in_written_order(registry: Registry) -> None:
     torch.manual_seed(0)
     steps = [{"call": "module:b", "args": ["$x"], "out": "y"}]
-    model = build_model(graph({"b": LINEAR, "a": LINEAR}, steps), registry, Policy())
+    model = build_model(graph({"b": LINEAR, "a": LINEAR}, steps), registry, Permissions())
     torch.manual_seed(0)
     for name in ("b", "a"):
         assert torch.equal(model.graph_modules[name].weight, nn.Linear(3, 4).weight)
@@ -324,9 +324,9 @@ def test_modules_are_built_in_written_order(registry: Registry) -> None:
 def test_errors_name_the_step_and_the_spec(registry: Registry) -> None:
     steps = [{"call": "op:reluu", "args": ["$x"], "out": "y"}]
     with pytest.raises(ConfigError, match=r"model\.graph\.steps\[0\]\.call: Unknown op 'reluu'; did you mean"):
-        build_model(graph({"m": LINEAR}, steps), registry, Policy())
+        build_model(graph({"m": LINEAR}, steps), registry, Permissions())
     with pytest.raises(ConfigError, match=rf"{AT}\._type_: Unknown module type"):
-        build_model(graph({"m": {"_type_": "nn.Liner"}}, steps), registry, Policy())
+        build_model(graph({"m": {"_type_": "nn.Liner"}}, steps), registry, Permissions())
 
 
 def test_plugin_ops_become_modules_without_state() -> None:
@@ -341,7 +341,7 @@ def test_plugin_ops_become_modules_without_state() -> None:
         {"call": call, "args": [f"$h{index}" if index else "$x"], "out": f"h{index + 1}" if index < 2 else "y"}
         for index, call in enumerate(calls)
     ]
-    model = build_model(graph({}, steps), registry, Policy())
+    model = build_model(graph({}, steps), registry, Permissions())
     assert torch.equal(model(torch.tensor([8.0])), torch.tensor([1.0]))
     assert list(model.graph_modules) == ["op:my:halve", "op:relu"]
     assert not model.state_dict()
@@ -357,8 +357,8 @@ def test_arguments_of_a_plugin_op_are_checked_when_the_model_is_built() -> None:
     step = {"args": ["$x"], "kwargs": {"scal": 2}, "out": "y"}
     place = r"model\.graph\.steps\[0\]\.kwargs\.scal: Unknown kwargs for 'scaled': 'scal'; did you mean 'scale'"
     with pytest.raises(ConfigError, match=place):
-        build_model(graph({}, [{"call": "op:scaled", **step}]), registry, Policy())
-    model = build_model(graph({}, [{"call": "op:anything", **step}]), registry, Policy())
+        build_model(graph({}, [{"call": "op:scaled", **step}]), registry, Permissions())
+    model = build_model(graph({}, [{"call": "op:anything", **step}]), registry, Permissions())
     with pytest.raises(TypeError, match="scal") as caught:
         model(torch.ones(1))
     assert caught.value.__notes__ == ["in step 0 (op:anything) of a graph"]
@@ -386,7 +386,7 @@ def test_a_step_that_fails_is_named_as_the_config_writes_it() -> None:
     ):
         arguments = ["$x"] if call != "op:relu" else ["$x", "$x", "$x"]
         steps = [{"call": call, "args": arguments, "out": out}, {"call": "op:identity", "args": ["$p"], "out": "y"}]
-        model = build_model(graph({"m": lstm}, steps), registry, Policy())
+        model = build_model(graph({"m": lstm}, steps), registry, Permissions())
         with pytest.raises(error, match=re.escape(message)) as caught:
             model(torch.randn(2, 3))
         assert type(caught.value) is error
@@ -400,6 +400,6 @@ def test_the_configs_settings_narrow_the_policy(registry: Registry) -> None:
     modules = {"m": {"_target_": "allowed_pkg.net.Net", "_args_": [3, 3]}}
     asks = {"allow_target": True, "allowed_import_prefixes": ["allowed_pkg."]}
     build_model(graph(modules, steps, **asks), registry, OPEN)
-    for config, policy in [(graph(modules, steps), OPEN), (graph(modules, steps, **asks), Policy())]:
+    for config, policy in [(graph(modules, steps), OPEN), (graph(modules, steps, **asks), Permissions())]:
         with pytest.raises(ConfigError, match="_target_ is not allowed"):
             build_model(config, registry, policy)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from model_factory.errors import BuildError, ConfigError
 from model_factory_server.backends.hub import load_radio
-from model_factory_server.constructor import Policy, default_registry, instantiate
+from model_factory_server.constructor import Permissions, default_registry, instantiate
 from model_factory_server.constructor.blocks.radio import RadioV3, radiov3_factory
 from model_factory_server.settings.server_settings import HubSettings
 from support.hub import write_hub
@@ -25,7 +25,7 @@ def hub(tmp_path: Path) -> HubSettings:
 
 def make(settings: HubSettings, /, **arguments: Any) -> RadioV3:
     registry = default_registry(lambda: load_radio(settings))
-    return instantiate({"_type_": "radiov3"} | arguments, registry, Policy())
+    return instantiate({"_type_": "radiov3"} | arguments, registry, Permissions())
 
 
 def contract(model: Any, image: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,7 +103,7 @@ def test_not_set_up_names_the_flags() -> None:
 def test_what_cannot_be_loaded_is_placed() -> None:
     spec = {"_type_": "radiov3"}
     with pytest.raises(BuildError, match=r"^model\.m: radiov3 takes its model from"):
-        instantiate(spec, default_registry(), Policy(), path=("model", "m"))
+        instantiate(spec, default_registry(), Permissions(), path=("model", "m"))
 
 
 def test_channels_are_looked_at_first() -> None:

@@ -19,7 +19,7 @@ from model_factory import NotPortableError
 from model_factory.errors import FormatError
 from model_factory.program.codec.values import decode_value, encode_value
 from model_factory.program.ir import Fields, Ref
-from model_factory.program.runtime.records import Record, RecordTuple
+from model_factory.program.runtime.named_results import Record, RecordTuple
 from support.compare import assert_same
 
 

@@ -110,7 +110,7 @@ def encode_recorded(recorded: RecordedProgram) -> Json:
         "call_signature": encode_call_signature(recorded.call_signature),
         "training": [list(entry) for entry in recorded.training],
         "dtypes": [list(entry) for entry in recorded.dtypes],
-        "guards": [encode_expression(guard) for guard in recorded.guards],
+        "size_conditions": [encode_expression(condition) for condition in recorded.size_conditions],
         "reads": encode_reads(recorded.reads),
         "absent": list(recorded.absent),
         "shared": [list(pair) for pair in recorded.shared],
@@ -119,19 +119,38 @@ def encode_recorded(recorded: RecordedProgram) -> Json:
     }
 
 
-_RECORDED_KEYS = ("call_signature", "training", "dtypes", "guards", "reads", "absent", "shared", "program", "method")
+_RECORDED_KEYS = (
+    "call_signature",
+    "training",
+    "dtypes",
+    "size_conditions",
+    "reads",
+    "absent",
+    "shared",
+    "program",
+    "method",
+)
 
 
 def decode_recorded(data: Json) -> RecordedProgram:
     """The inverse of :func:`encode_recorded`."""
     fields = exact_fields(
-        data, "call_signature", "training", "dtypes", "guards", "reads", "absent", "shared", "program", "method"
+        data,
+        "call_signature",
+        "training",
+        "dtypes",
+        "size_conditions",
+        "reads",
+        "absent",
+        "shared",
+        "program",
+        "method",
     )
     return RecordedProgram(
         call_signature=decode_call_signature(fields["call_signature"]),
         training=tuple((expect_str(path), expect_type(flag, bool)) for path, flag in expect_pairs(fields["training"])),
         dtypes=tuple((expect_str(name), expect_str(dtype)) for name, dtype in expect_pairs(fields["dtypes"])),
-        guards=tuple(decode_expression(guard) for guard in expect_list(fields["guards"])),
+        size_conditions=tuple(decode_expression(condition) for condition in expect_list(fields["size_conditions"])),
         reads=decode_reads(fields["reads"]),
         absent=tuple(expect_str(path) for path in expect_list(fields["absent"])),
         shared=tuple((expect_str(path), expect_str(other)) for path, other in expect_pairs(fields["shared"])),

@@ -29,7 +29,7 @@ class Call(NamedTuple):
 
 
 class BranchPoint(NamedTuple):
-    """A guard whose outcome the program of the run has no steps for."""
+    """A guard whose outcome continues in another program."""
 
     compiled: CompiledProgram
     """Program of the run so far."""
@@ -60,16 +60,18 @@ class CompiledProgram:
         self.dtypes = [(name, torch_dtype(dtype)) for name, dtype in recorded.dtypes]
         """Required dtypes, by tensor name."""
         self._names = leaf_names(recorded.call_signature)
-        self._guards = [compile_expression(guard) for guard in recorded.guards]
-        guarded = {name for guard in recorded.guards for name in expression_names(guard)}
-        self._own = {name for name in guarded if name.startswith(OWN)}
+        self._size_conditions = [compile_expression(condition) for condition in recorded.size_conditions]
+        sized = {name for condition in recorded.size_conditions for name in expression_names(condition)}
+        self._own = {name for name in sized if name.startswith(OWN)}
         self._has_any = has_any(recorded.call_signature)
-        self.actions = [(step_text(step), getattr(step, "out", "")) for step in recorded.program.steps]
+        self.step_texts = [(step_text(step), getattr(step, "out", "")) for step in recorded.program.steps]
         """Call and result names of each step."""
-        conditions = guarded | {name for name, _ in recorded.dtypes}
+        conditions = sized | {name for name, _ in recorded.dtypes}
         unknown = {name for name in conditions if not name.startswith(OWN)} - set(self._names)
         if unknown:
-            raise FormatError(f"a recorded program has a condition on {min(unknown)!r}, which no tensor of its call is")
+            raise FormatError(
+                f"a recorded program has a condition on {min(unknown)!r}, and no tensor of the call has this name"
+            )
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> CompiledProgram:
         return self
@@ -80,11 +82,11 @@ class CompiledProgram:
     def continues(self, point: BranchPoint) -> bool:
         """Whether the program can finish a run that another program started."""
         other, end = point.compiled, point.step + 1
-        if other.recorded.method != self.recorded.method or len(self.actions) < end:
+        if other.recorded.method != self.recorded.method or len(self.step_texts) < end:
             return False
         if self.recorded.program.outcomes(end) != point.outcomes:
             return False
-        return self.actions[:end] == other.actions[:end]
+        return self.step_texts[:end] == other.step_texts[:end]
 
     def tensors_of(self, call: Call) -> list[torch.Tensor] | None:
         """Return the tensors of a call that the program takes, in order; None if the program is for other calls."""
@@ -116,4 +118,4 @@ class CompiledProgram:
             return False
         env: Env = {shape_key(name): tensor.shape for name, tensor in tensors.items()}
         env.update((shape_key(name), own_shape(module, name)) for name in self._own)
-        return all(guard(env) for guard in self._guards)
+        return all(guard(env) for guard in self._size_conditions)

@@ -53,7 +53,7 @@ _SIZES = (Dim, Rank)
 
 
 class Runner:
-    """A compiled program, for any module with the named children and tensors."""
+    """Runs one program for any module with the named children and tensors; compiles the program once."""
 
     def __init__(self, program: Program) -> None:
         """Check and compile a program.

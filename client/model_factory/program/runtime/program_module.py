@@ -207,8 +207,8 @@ class ProgramModule(nn.Module):
         given = call_signature_text(call.signature)
         if outcomes and sum(item.tensors_of(call) is not None for item in self._programs) >= MAX_BRANCHES:
             raise CallSignatureError(
-                f"{self._where(call)} has decided by values in {MAX_BRANCHES} ways already for the call ({given}), "
-                "and each way is a program. Remedy: decide with torch.where, or by an argument of the forward"
+                f"{self._where(call)} already has {MAX_BRANCHES} branches for the call ({given}), "
+                "and each branch is a program. Remedy: decide with torch.where, or by an argument of the forward"
             )
         reads = changed_reads(self, [read for item in self._programs for read in item.recorded.reads])
         flags, dtype = _training_flags(self), _floating_dtype(self)
@@ -234,8 +234,8 @@ class ProgramModule(nn.Module):
         """Warn about a forward with decisions by dtypes: the dtypes of autocast have no effect on the decisions."""
         if not torch.compiler.is_compiling() and under_autocast(call.tensors):
             warnings.warn(
-                f"{self._path or 'the model'} ({self._type_name}) decides by dtypes, and does under autocast what it "
-                "does without (docs/portability.md)",
+                f"{self._path or 'the model'} ({self._type_name}) decides by dtypes; autocast does not change "
+                "these decisions (docs/portability.md)",
                 stacklevel=6,  # the call of the module
             )
 

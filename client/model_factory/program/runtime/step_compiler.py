@@ -37,7 +37,7 @@ from model_factory.program.ir import (
 )
 from model_factory.program.ops import AUTOCAST_KINDS, OPS, SET_AUTOCAST_ENABLED, SET_GRAD_ENABLED
 from model_factory.program.runtime.lookup import get_module, get_tensor
-from model_factory.program.runtime.records import Record, RecordTuple
+from model_factory.program.runtime.named_results import Record, RecordTuple
 from model_factory.program.torch_names import torch_const
 from model_factory.program.torch_private import set_grad_enabled
 

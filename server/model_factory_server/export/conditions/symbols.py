@@ -217,7 +217,7 @@ class SymbolTable:
         """Write a symbolic number as a program's expression."""
         return self.translate(formula(value))
 
-    def guards(self) -> tuple[Expression, ...]:
+    def size_conditions(self) -> tuple[Expression, ...]:
         """The conditions of the recording on sizes of inputs and parameters, each once.
 
         If the size of a layer's result follows from sizes of inputs, as a convolution's result does, then the condition

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from model_factory.descriptor.stock import STOCK_NAMES, stock_type
-from model_factory.descriptor.torch_internals import restored_hooks
+from model_factory.descriptor.torch_state import restored_hooks
 from model_factory.descriptor.tree import (
     Descriptor,
     GraphNode,

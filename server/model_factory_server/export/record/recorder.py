@@ -2,7 +2,7 @@
 
 The forward runs on fake tensors with symbolic sizes, and every torch call becomes a step. Python's control flow runs,
 and leaves no trace except conditions on sizes. If the forward decides by the *values* of a tensor, the program gets a
-guard with the outcome on real inputs.
+guard with the outcome on the example inputs, or on random inputs like the example inputs.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[O
         ['torch.Tensor.mul']
     """
     recording, program = _run_decided(module, arguments, outcomes)
-    return _leave_out(_settled(recording, program), _unread(recording, program))
+    return _accept_any_at(_settled(recording, program), _unread(recording, program))
 
 
 def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
@@ -75,28 +75,28 @@ def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Record
         if trained is not None and (both := _for_both(evaluating, evaluated, other, trained)):
             unread = _unread(other, trained)
             module.eval()
-            return [_leave_out(both, unread, _unread(evaluating, evaluated))]
+            return [_accept_any_at(both, unread, _unread(evaluating, evaluated))]
         training, native = _run_alike(module, arguments, evaluating.tape.decisions.taken)
         if training.tape.decisions.taken != evaluating.tape.decisions.taken:
             trained = None
-        second = _leave_out(_settled(training, native, trained), _unread(training, native))
+        second = _accept_any_at(_settled(training, native, trained), _unread(training, native))
         module.eval()
-        first = _leave_out(_settled(evaluating, evaluated), _unread(evaluating, evaluated))
+        first = _accept_any_at(_settled(evaluating, evaluated), _unread(evaluating, evaluated))
     alike = replace(first, training=())
     return [alike] if alike == replace(second, training=()) else [first, second]
 
 
 def _for_both(evaluating: Recording, evaluated: Program, other: Recording, trained: Program) -> RecordedProgram | None:
     """Merge a recording in eval mode and a recording in train mode and another dtype, if equal."""
-    guards = evaluating.symbols.guards()
+    conditions = evaluating.symbols.size_conditions()
     with suppress(DtypeDecidesError):
         program = merge_dtypes(evaluated, trained, *_in_halves(evaluating, other))
         # The module is in train mode: inputs must take the program's branches in train mode, too.
-        if guards == other.symbols.guards() and takes_branch(other.module, program, other.leaves):
+        if conditions == other.symbols.size_conditions() and takes_branch(other.module, program, other.leaves):
             return RecordedProgram(
                 call_signature=evaluating.call_signature,
                 program=program,
-                guards=guards,
+                size_conditions=conditions,
                 **_conditions(evaluating, other),
             )
     return None
@@ -116,14 +116,14 @@ def _unread(recording: Recording, program: Program) -> set[Place]:
     return tensors | found
 
 
-def _leave_out(recorded: RecordedProgram, *unread: set[Place]) -> RecordedProgram:
-    """Return a recorded program with a call signature without the places unread by all runs."""
+def _accept_any_at(recorded: RecordedProgram, *unread: set[Place]) -> RecordedProgram:
+    """Accept any value of the kind at the places that no run read."""
     places = set.intersection(*unread)
     tensors = {".".join(map(str, place)) for place in places}
-    guards = tuple(guard for guard in recorded.guards if tensors.isdisjoint(expression_names(guard)))
+    kept = tuple(item for item in recorded.size_conditions if tensors.isdisjoint(expression_names(item)))
     signature = without(recorded.call_signature, places)
     program = replace(recorded.program, inputs=leaf_names(signature))
-    return replace(recorded, call_signature=signature, guards=guards, program=program)
+    return replace(recorded, call_signature=signature, size_conditions=kept, program=program)
 
 
 def _conditions(*recordings: Recording) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _settled(first: Recording, program: Program, other: Program | None = None) -
         program=program,
         training=flags,
         dtypes=dtypes,
-        guards=first.symbols.guards(),
+        size_conditions=first.symbols.size_conditions(),
         **_conditions(first),
     )
 

@@ -117,7 +117,7 @@ class Recording:
             found = run_if_possible(other)
             if not other.used:
                 same = found is not None and settle_dtypes(found) == settle_dtypes(program)
-                return places if same and other.symbols.guards() == self.symbols.guards() else None
+                return places if same and other.symbols.size_conditions() == self.symbols.size_conditions() else None
             places = places - other.used
         return places
 

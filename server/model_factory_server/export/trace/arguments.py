@@ -10,7 +10,7 @@ import torch
 from model_factory.errors import NotPortableError
 from model_factory.program.call_signature import Unreadable
 from model_factory.program.ir import Argument, Device, Fields, Ref, Size, TorchConst
-from model_factory.program.runtime.records import Record, RecordTuple
+from model_factory.program.runtime.named_results import Record, RecordTuple
 from model_factory.program.torch_names import torch_name
 from model_factory_server.export.conditions.dtype_reads import DtypeReads
 from model_factory_server.export.conditions.symbols import SymbolTable

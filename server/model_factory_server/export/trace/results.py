@@ -12,7 +12,7 @@ import torch
 
 from model_factory.errors import NotPortableError
 from model_factory.program.call_signature import CONSTANT_TYPES
-from model_factory.program.runtime.records import Record, RecordTuple
+from model_factory.program.runtime.named_results import Record, RecordTuple
 from model_factory_server.export.torch_private import pytree
 
 _PLAIN = (

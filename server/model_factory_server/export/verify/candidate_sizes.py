@@ -34,8 +34,8 @@ def candidate_shapes(
     sizes = {
         Dim(name, axis): size for name, shape in zip(names, example, strict=True) for axis, size in enumerate(shape)
     }
-    guards = [compile_expression(guard) for guard in recorded.guards]
-    named = {name for guard in recorded.guards for name in expression_names(guard) if name.startswith(OWN)}
+    guards = [compile_expression(guard) for guard in recorded.size_conditions]
+    named = {name for guard in recorded.size_conditions for name in expression_names(guard) if name.startswith(OWN)}
     own: Env = {shape_key(name): own_shape(module, name) for name in named}
 
     def changed(groups: Sequence[list[Dim]], change: Callable[[int], int]) -> Shapes:
@@ -110,7 +110,7 @@ def _free_groups(recorded: RecordedProgram, sizes: Mapping[Dim, int]) -> list[li
     """Input dimensions that may change, in groups of equal sizes."""
     group_of: dict[Dim, list[Dim]] = {dim: [dim] for dim in sizes}
     fixed = {dim for dim, size in sizes.items() if size == 0}  # another size has another call signature
-    for guard in recorded.guards:
+    for guard in recorded.size_conditions:
         if not isinstance(guard, Expr) or guard.op != "eq":
             continue
         dims = [arg for arg in guard.args if isinstance(arg, Dim) and not arg.name.startswith(OWN)]

@@ -44,7 +44,7 @@ def restored_hooks(cls: type[nn.Module] | None, module: nn.Module) -> list[Any]:
     return found
 
 
-def restore_torch_internals(module: nn.Module) -> None:
+def restore_torch_state(module: nn.Module) -> None:
     """Restore the attributes of :func:`restored_names`, the hooks of :func:`restored_hooks`, and parametrized classes.
 
     Raises:

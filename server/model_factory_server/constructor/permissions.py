@@ -14,12 +14,12 @@ from model_factory.wording import listed, quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Permissions:
     """Permissions of configs, set by the operator; nothing is allowed by default.
 
     Example:
-        >>> policy = Policy(allow_imports=True, allowed_import_prefixes=("my_blocks",))
-        >>> policy.allows_import("my_blocks.vision"), policy.allows_import("os")
+        >>> permissions = Permissions(allow_imports=True, allowed_import_prefixes=("my_blocks",))
+        >>> permissions.allows_import("my_blocks.vision"), permissions.allows_import("os")
         (True, False)
     """
 
@@ -30,9 +30,9 @@ class Policy:
     allow_target: bool = False
     """Whether specs may use ``_target_``; needs ``allow_imports`` as well."""
 
-    def narrowed(self, settings: Settings) -> Policy:
-        """Return the permissions that both this policy and the settings of a config give."""
-        return Policy(
+    def narrowed(self, settings: Settings) -> Permissions:
+        """Return the permissions given by both the server and the settings of a config."""
+        return Permissions(
             allow_imports=self.allow_imports and settings.allow_imports,
             allowed_import_prefixes=_common(self.allowed_import_prefixes, settings.allowed_import_prefixes),
             allow_target=self.allow_target and settings.allow_target,
@@ -49,7 +49,7 @@ class Policy:
         a name that an allowed module imported (``my_blocks.os.system``) is refused.
 
         Raises:
-            ConfigError: the policy forbids the import, or the name is not a class or function; ``path`` is the place of
+            ConfigError: the import is forbidden, or the name is not a class or function; ``path`` is the place of
                 ``_target_`` in the config.
             BuildError: the module raises an exception during import.
         """
