@@ -25,7 +25,7 @@ test-unit: $(VENV)/installed  ## the unit tests, in one process and 60 seconds
 	$(BIN)/python -m pytest tests/unit --session-timeout=60
 
 CUDA_VENV := .venv-cuda
-CUDA_TESTS := $(addprefix tests/integration/test_,forking.py builds.py call_forms.py policies.py library_models.py \
+CUDA_TESTS := $(addprefix tests/integration/test_,forking.py builds.py call_signatures.py policies.py library_models.py \
 	doctor.py plugins.py policy_constructor.py read_conditions_remote.py)
 
 # PyPI's own build, whatever else this machine's pip is set up to prefer.

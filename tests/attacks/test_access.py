@@ -59,13 +59,13 @@ def test_a_client_with_everything_is_served(strict: Strict, make_remote: MakeRem
 
 def test_certificates(strict: Strict, make_remote: MakeRemote) -> None:
     address = strict.process.address
-    forged = strict.stranger.issue("trainer", file="forged")
+    forged = strict.unknown_authority.issue("trainer", file="forged")
     old = strict.authority.issue("trainer", file="old", end=dt.timedelta(hours=-1))
     for changes in (
         {"cert_file": None, "key_file": None},
         {"cert_file": forged.cert, "key_file": forged.key},
         {"cert_file": old.cert, "key_file": old.key},
-        {"ca_file": strict.stranger.file},  # the server is another than expected
+        {"ca_file": strict.unknown_authority.file},  # the server is another than expected
         {"server_name": "elsewhere"},
     ):
         assert_refused(make_remote(address, credentials=strict.credentials(**changes)), UnavailableError, address)

@@ -350,7 +350,7 @@ def test_an_activation_may_be_a_module(name: str) -> None:
     ],
 )
 def test_what_a_config_puts_into_a_block_may_refuse_its_examples(block: nn.Module, inputs: Tensor) -> None:
-    """Then it travels all the same, with programs for those calls that are possible."""
+    """The block is portable all the same, with programs for the possible calls."""
     twin = rebuilt_with_programs(block)
     if list(twin._programs):  # type: ignore[arg-type]  # of rank 2
         assert torch.equal(twin(inputs), block(inputs))

@@ -167,7 +167,7 @@ STRICT = ("CA_FILE", "CERT_FILE", "KEY_FILE", "TOKEN_FILE")
         ({"TOKEN_FILE": "unknown"}, "capabilities", "does not know the token", "ask the server's operator"),
         ({"TOKEN_FILE": "nowhere"}, "health", "cannot read nowhere", "that this user may read"),
         ({"CA_FILE": "nowhere"}, "health", "cannot read nowhere", "that this user may read"),
-        ({"CA_FILE": "stranger"}, "health", "cannot be reached", "MODEL_FACTORY_CA_FILE"),
+        ({"CA_FILE": "unknown authority"}, "health", "cannot be reached", "MODEL_FACTORY_CA_FILE"),
         ({"CERT_FILE": "", "KEY_FILE": ""}, "health", "cannot be reached", "MODEL_FACTORY_CERT_FILE"),
         (dict.fromkeys(STRICT, ""), "health", "cannot be reached", "agree on TLS"),
         ({"SERVER_NAME": "elsewhere"}, "health", "cannot be reached", "MODEL_FACTORY_SERVER_NAME"),
@@ -185,7 +185,7 @@ def test_access(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "unknown").write_text("another-token", encoding="utf-8")
-    named = {"unknown": str(tmp_path / "unknown"), "stranger": str(strict.stranger.file)}
+    named = {"unknown": str(tmp_path / "unknown"), "unknown authority": str(strict.unknown_authority.file)}
     right = strict.credentials()
     for name in STRICT:
         monkeypatch.setenv(f"MODEL_FACTORY_{name}", str(getattr(right, name.lower())))

@@ -87,7 +87,7 @@ def test_remote_model_is_the_checkouts_own(
     assert not type(built.graph_modules["vision"]).__module__.startswith("model_constructor")
 
 
-def test_what_no_program_can_stand_for_travels_as_source(
+def test_a_block_without_a_program_is_sent_as_source(
     remote: RemoteModelFactory, checkout_server: ServerProcess, checkout: Path, make_remote: MakeRemote
 ) -> None:
     """Without the checkout on this side, and without more of it than the block needs."""

@@ -1,4 +1,4 @@
-"""Blocks that no program can stand for: their source travels where the operator shares it and the trainer trusts it."""
+"""Blocks without a program: their source is sent if the operator shares the source and the trainer trusts it."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_a_bundle_that_vanished_from_a_running_store(source_server: ServerProces
             (source_server.store / "blobs" / ref.digest[:2] / ref.digest).unlink()
 
 
-def test_describe_says_how_each_module_travels(source_server: ServerProcess, lock: Path) -> None:
+def test_describe_shows_the_portability_of_each_module(source_server: ServerProcess, lock: Path) -> None:
     done = command(lock.parent, "describe", "policy.yaml", "--server", source_server.address)
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line}

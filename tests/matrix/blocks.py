@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 WIDTH = 4
 BLOCKS: dict[str, Callable[[], nn.Module]] = {}
-"""Name -> maker of a block whose forward takes ``x (batch, 4)`` and travels."""
+"""Name -> maker of a block whose forward takes ``x (batch, 4)``, and which is portable."""
 
 
 def is_portable(cls: type[nn.Module]) -> type[nn.Module]:

@@ -103,9 +103,9 @@ def _unexported() -> str:
 def _kinds() -> str:
     rows = []
     for name, block in sorted(BLOCKS.items()):
-        travels_as = "itself" if stock_type(block()) else "program"
+        sent_as = "itself" if stock_type(block()) else "program"
         text = " ".join((inspect.getdoc(block) or "").split())
-        rows.append(f"| `{name}` | {travels_as} | {text} |")
+        rows.append(f"| `{name}` | {sent_as} | {text} |")
     head = (
         f"## Portable kinds of blocks\n\nEach of these {len(BLOCKS)} blocks (`tests/matrix/blocks.py`) is portable, in "
         "process and through a server.\n"

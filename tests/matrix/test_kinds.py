@@ -26,7 +26,7 @@ def inputs() -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_block_travels(name: str) -> None:
+def test_block_is_portable(name: str) -> None:
     original = make(name)
     rebuilt = rebuilt_with_programs(original) if name != "Lazy" else rebuilt_elsewhere(original)
     assert_same_module(make(name), rebuilt)  # the recording has restored the module

@@ -681,7 +681,7 @@ class GrowsAList(Block):
         return self.linear(x) * len(self.seen)
 
 
-class CallsAStranger(Block):
+class CallsAForeignModule(Block):
     def forward(self, x: Tensor) -> Tensor:
         return OUTSIDE_LAYER(x)
 
@@ -751,7 +751,7 @@ class LooksAtGrad(Block):
         (ReplacesBuffer, "assigns ReplacesBuffer._buffers.mean"),
         (InnerAssigns, "assigns CountsCalls.calls"),
         (GrowsAList, "keeps a value in"),
-        (CallsAStranger, "calls a Linear that is not one of the module's children"),
+        (CallsAForeignModule, "calls a Linear that is not one of the module's children"),
         (UsesAGlobalTensor, "neither an input nor a parameter or buffer of the module"),
         (PythonsRandom, "random numbers from Python's random"),
         (ThroughNumpy, "numpy"),

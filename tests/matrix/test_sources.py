@@ -127,7 +127,7 @@ def test_source_is_no_way_around_other_refusals(change: Any, routed: Any) -> Non
         export_model(model, roots=ROOTS)
 
 
-def test_methods_that_do_not_travel_in_a_program_do_in_source(routed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_outside_a_program_are_in_the_source(routed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A custom state dict is a reason for source code, even if the forward could be recorded."""
     autoencoder = importlib.import_module("routed.autoencoder").Autoencoder
 

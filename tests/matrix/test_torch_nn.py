@@ -28,7 +28,7 @@ def test_every_class_has_a_case() -> None:
 
 
 @pytest.mark.parametrize(("name", "case"), ROWS)
-def test_class_travels(name: str, case: Case) -> None:
+def test_class_is_portable(name: str, case: Case) -> None:
     torch.manual_seed(SEED_OF_BUILD)
     original = case.build(name)
     assert type(original) is getattr(nn, name)

@@ -18,7 +18,7 @@ class Strict:
 
     def __init__(self, folder: Path) -> None:
         self.authority = Authority(folder, "authority")
-        self.stranger = Authority(folder, "stranger")
+        self.unknown_authority = Authority(folder, "unknown-authority")
         self.server_pair = self.authority.issue("server")
         self.client_pair = self.authority.issue("trainer")
         self.tokens = folder / "tokens"

@@ -1,4 +1,4 @@
-"""Blocks that misbehave in every way that code in a builder process can."""
+"""Blocks that misbehave in every way that code in a worker process can."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("block", SAME)
-def test_they_travel(block: type[Any]) -> None:
+def test_the_blocks_are_portable(block: type[Any]) -> None:
     original = block()
     twin = rebuilt_with_programs(copy.deepcopy(original))
     for training in (False, True):

@@ -1,4 +1,4 @@
-"""What comes from a stranger, changed at random: read rightly or refused, in bounded memory, never a crash."""
+"""Data of an untrusted peer, changed at random: read correctly or refused, in bounded memory, never a crash."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ class Stream(Connection):
     """A connection whose streams do what was drawn; then they break for ever."""
 
     def __init__(self, events: list[tuple[str, Any]]) -> None:
-        super().__init__("stranger:1")
+        super().__init__("untrusted:1")
         self._events = iter(events)
         self.good = 0
         self.lied = False

@@ -279,12 +279,12 @@ def test_a_form_used_before_by_another_process_works_at_other_sizes_without_the_
     script.write_text(
         "import pickle, sys, pathlib\n"
         f"sys.path.insert(0, {str(TESTS)!r})\n"
-        "from test_call_forms_inputs import call\n"
+        "from test_call_signatures_inputs import call\n"
         "model = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
         "call(model, int(sys.argv[2]), int(sys.argv[3]))\n",
         encoding="utf-8",
     )
-    (tmp_path / "test_call_forms_inputs.py").write_text(
+    (tmp_path / "test_call_signatures_inputs.py").write_text(
         "from support.cases import CASES\n"
         "def call(model, batch, seq):\n"
         "    inputs = CASES['info_embedder'].inputs(batch, seq)\n"
