@@ -103,6 +103,7 @@ def test_another_seed_changes_the_weights_and_nothing_else(server: ServerProcess
         assert first[2] != second[2], name
 
 
+@pytest.mark.slow
 def test_other_servers_and_restarts_give_the_same_bytes(start_server: Start, tmp_path: Path) -> None:
     """Programs included: a recording must not depend on hash seeds or on what was recorded before."""
     found = []

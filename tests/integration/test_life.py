@@ -66,6 +66,7 @@ def other_version(tmp_path: Path) -> dict[str, str]:
     return {"PYTHONPATH": path, "MODEL_FACTORY_CACHE": str(tmp_path / "other cache")}
 
 
+@pytest.mark.slow
 def test_a_newer_server_and_an_older_one_on_the_same_store(
     tmp_path: Path, start_server: Callable[..., ServerProcess], other_version: dict[str, str]
 ) -> None:

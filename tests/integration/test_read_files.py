@@ -155,6 +155,7 @@ def test_a_program_of_other_files_is_refused(reading: ServerProcess, data: Path,
         new(torch.ones(1, 1, 1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READS_BY_DEPENDENCE)
 def test_a_file_that_changes_while_no_server_runs(
     reader: str, tmp_path: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote,
@@ -292,6 +293,7 @@ def test_what_a_plugin_reads_at_its_import(
         assert weight(make_remote(server.address), config("constant")) == float(value)
 
 
+@pytest.mark.slow
 def test_a_file_of_a_plugins_package_needs_a_restart(
     tmp_path: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ def check_run(name: str, experiment: str, remote: nn.Module, local: nn.Module) -
         mine.grad = theirs.grad = None
 
 
+@pytest.mark.slow
 @in_use
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_in_use_is_built_bit_for_bit(
@@ -137,6 +138,7 @@ def test_an_experiment_in_use_is_built_bit_for_bit(
     check_size(experiment, models)
 
 
+@pytest.mark.slow
 def test_the_example_at_full_size_is_built_bit_for_bit(
     both: Callable[[dict[str, Path]], Iterator[tuple[str, Any, Any]]],
 ) -> None:
@@ -148,6 +150,7 @@ def test_the_example_at_full_size_is_built_bit_for_bit(
     check_size("exp1", models)
 
 
+@pytest.mark.slow
 def test_the_example_trains(server: ServerProcess) -> None:
     command = [sys.executable, EXAMPLE / "train.py", "--server", server.address, "--steps", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)

@@ -276,6 +276,7 @@ def test_torch_compile_without_a_code_generator(case: Case, pair: tuple[nn.Modul
 
 
 # torch warns about its own imports.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_torch_compile_of_one_component_with_inductor(make_pair: MakePair) -> None:
     remote, local = make_pair("mlp")
