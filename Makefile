@@ -16,7 +16,7 @@ demo: $(VENV)/installed  ## start a server, build the example policy on it, trai
 	$(BIN)/python examples/flow_policy/train.py
 
 test: lint types imports docs test-unit  ## every check, and every test that is not slow; the tests have 10 minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --session-timeout=540 --ignore tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile --session-timeout=570 --ignore tests/unit
 
 test-slow: $(VENV)/installed  ## the tests marked slow: servers killed, under load, or with thousands of connections
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow

@@ -18,6 +18,8 @@ from support.compare import assert_same
 from support.proxy import Proxy
 from support.server import ServerProcess
 
+pytestmark = pytest.mark.slow  # every test restarts servers of two versions
+
 MakeRemote = Callable[..., RemoteModelFactory]
 StartServer = Callable[..., ServerProcess]
 
@@ -147,7 +149,6 @@ def _ranks(model: nn.Module) -> set[int]:
     return {dict(signature)["x"][1] - 1 for signature in signatures}
 
 
-@pytest.mark.slow
 def test_a_checkout_that_changes_under_a_running_server(
     tmp_path: Path, start_server: StartServer, make_remote: MakeRemote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
