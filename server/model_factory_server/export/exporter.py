@@ -46,7 +46,7 @@ class ExportedModel:
     sources: SourceModules | None
     """The modules sent as source code, if any."""
     descriptor: Descriptor
-    """The module tree before the recordings, which restore the model."""
+    """The module tree; recordings leave the model unchanged."""
 
     @property
     def classes(self) -> Mapping[nn.Module, SourceClass]:

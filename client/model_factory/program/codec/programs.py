@@ -134,18 +134,7 @@ _RECORDED_KEYS = (
 
 def decode_recorded(data: Json) -> RecordedProgram:
     """The inverse of :func:`encode_recorded`."""
-    fields = exact_fields(
-        data,
-        "call_signature",
-        "training",
-        "dtypes",
-        "size_conditions",
-        "reads",
-        "absent",
-        "shared",
-        "program",
-        "method",
-    )
+    fields = exact_fields(data, *_RECORDED_KEYS)
     return RecordedProgram(
         call_signature=decode_call_signature(fields["call_signature"]),
         training=tuple((expect_str(path), expect_type(flag, bool)) for path, flag in expect_pairs(fields["training"])),

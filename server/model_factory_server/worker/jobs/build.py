@@ -10,11 +10,10 @@ from torch import nn
 
 from model_factory.config import ResolvedConfig, parse_config
 from model_factory.descriptor.architecture import Architecture
-from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
+from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
 from model_factory.descriptor.tree import Descriptor
 from model_factory.errors import ServerError
 from model_factory_server.export.describe.describe import describe, named_tensors
-from model_factory_server.export.exporter import export_model
 from model_factory_server.worker.construction import ModelSize, check_size, size_of
 from model_factory_server.worker.jobs.workspace import WORKER_FAILED, Workspace, cast, source_classes_of
 from model_factory_server.worker.messages import BlobsEvicted
@@ -90,19 +89,9 @@ def _record(
     """Record a model, and cast the model afterwards."""
     workspace.enter(Stage.RECORDING)
     with workspace.hinting_at_source():
-        portable = export_model(model, config.model, workspace.shared_roots)
-    descriptor = portable.descriptor
-    if task.dtype:  # descriptors name dtypes, so the cast model needs another descriptor
-        cast(model, task.dtype)
-        descriptor = describe(model, portable.classes, portable.bundle)
+        exported = workspace.export(model, config, task.dtype)
     workspace.enter(Stage.WRITING)
-    put = workspace.store.put
-    return descriptor, ArchitectureBlobs(
-        descriptor=put(encode_descriptor(descriptor)),
-        programs=put(encode_programs(portable.programs)),
-        source=None if portable.sources is None else put(portable.sources.bundle),
-        placement=None if placement is None else put(placement.encode()),
-    )
+    return exported.descriptor, workspace.put_documents(exported, placement)
 
 
 def _describe_known(

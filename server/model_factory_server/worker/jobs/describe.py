@@ -5,11 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from model_factory.config import ResolvedConfig, parse_config
-from model_factory.descriptor.codec import encode_descriptor, encode_programs
+from model_factory.descriptor.codec import encode_descriptor
 from model_factory.errors import LimitError
 from model_factory.limits import MAX_DOCUMENT_BYTES
 from model_factory_server.export.describe.describe import describe
-from model_factory_server.export.exporter import export_model
 from model_factory_server.worker.construction import construct, plan_in_fork
 from model_factory_server.worker.jobs.workspace import Workspace, cast
 from model_factory_server.worker.outputs import DescribeOutput
@@ -44,17 +43,9 @@ def _survey(task: DescribeTask, workspace: Workspace, config: ResolvedConfig) ->
     model = workspace.construct(config, _SEED, task.dtype, workspace.job.device_kind)
     workspace.enter(Stage.RECORDING)
     refused: dict[str, str] = {}
-    portable = export_model(model, config.model, workspace.shared_roots, refused)
-    descriptor = portable.descriptor
-    if task.dtype:  # descriptors name dtypes, so the cast model needs another descriptor
-        cast(model, task.dtype)
-        descriptor = describe(model, portable.classes, portable.bundle, refused=refused)
-    put = workspace.store.put
+    documents = workspace.put_documents(workspace.export(model, config, task.dtype, refused))
     return DescribeOutput(
-        descriptor=put(encode_descriptor(descriptor)),
-        programs=put(encode_programs(portable.programs)),
-        source=None if portable.sources is None else put(portable.sources.bundle),
-        refused=refused,
+        descriptor=documents.descriptor, programs=documents.programs, source=documents.source, refused=refused
     )
 
 

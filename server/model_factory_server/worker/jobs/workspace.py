@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import nn
 
 from model_factory.config import ResolvedConfig
+from model_factory.descriptor.codec import encode_descriptor, encode_programs
 from model_factory.descriptor.tree import Descriptor, SourceClass, SourceNode
 from model_factory.errors import NotPortableError, ServerError
 from model_factory.program.runtime.lookup import get_module
@@ -15,11 +17,14 @@ from model_factory.program.torch_names import torch_dtype
 from model_factory.store import Store
 from model_factory_server.backends.code_files import operator_files, operator_roots, stamp_of_files
 from model_factory_server.backends.loading import load_backend
+from model_factory_server.export.describe.describe import describe
+from model_factory_server.export.exporter import ExportedModel, export_model
 from model_factory_server.export.source.bundling import Root
 from model_factory_server.worker.construction import ModelPlan, check_size, construct, plan_model, size_of
 from model_factory_server.worker.messages import SendMessage, StageEntered
 from model_factory_server.worker.stages import Stage
-from model_factory_server.worker.task import Job
+from model_factory_server.worker.task import ArchitectureBlobs, Job
+from model_factory_server.worker.weights_placement import Placement
 
 WORKER_FAILED = "the worker process failed with {}; the server's log has the details"
 """Message for an error in the operator's code or in this package; takes the error's class."""
@@ -95,6 +100,34 @@ class Workspace:
         except NotPortableError as error:
             hint = _SOURCE_NEEDS_EXAMPLES if self.job.backend.share_source else _NO_SOURCE
             raise NotPortableError(f"{error}. {hint}") from error
+
+    def export(
+        self, model: nn.Module, config: ResolvedConfig, dtype: str, refused: dict[str, str] | None = None
+    ) -> ExportedModel:
+        """Export a model, and cast the model to ``dtype`` afterwards; ``refused`` collects refusals by path.
+
+        Raises:
+            NotPortableError: a module is not portable, and ``refused`` is ``None``.
+        """
+        exported = export_model(model, config.model, self.shared_roots, refused)
+        if not dtype:
+            return exported
+        cast(model, dtype)  # descriptors name dtypes, so the cast model needs another descriptor
+        return replace(exported, descriptor=describe(model, exported.classes, exported.bundle, refused=refused))
+
+    def put_documents(self, exported: ExportedModel, placement: Placement | None = None) -> ArchitectureBlobs:
+        """Put the documents of an exported model into the store.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        put = self.store.put
+        return ArchitectureBlobs(
+            descriptor=put(encode_descriptor(exported.descriptor)),
+            programs=put(encode_programs(exported.programs)),
+            source=None if exported.sources is None else put(exported.sources.bundle),
+            placement=None if placement is None else put(placement.encode()),
+        )
 
 
 def cast(model: nn.Module, dtype: str) -> None:
