@@ -3,8 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-slow test-unit test-cuda test-torch-floor test-fast lint types imports stubs soak leaks fuzz faults \
-	benchmarks docs images image-steps alerts clean
+.PHONY: demo test test-slow test-unit test-cuda test-torch-floor test-fast lint types imports stubs soak fairness leaks fuzz faults \
+	benchmarks zoo docs images image-steps alerts clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,14 +15,14 @@ $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 demo: $(VENV)/installed  ## start a server, build the example policy on it, train it for a few steps
 	$(BIN)/python examples/flow_policy/train.py
 
-test: lint types imports docs test-unit  ## every check, and every test that is not slow; the tests have 10 minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --session-timeout=570 --ignore tests/unit
+test: lint types imports docs test-unit  ## every check, and every test that is not slow; the tests have 25 minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --session-timeout=1500 --ignore tests/unit
 
 test-slow: $(VENV)/installed  ## the tests marked slow: servers killed, under load, or with thousands of connections
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-test-unit: $(VENV)/installed  ## the unit tests, in one process and 60 seconds
-	$(BIN)/python -m pytest tests/unit --session-timeout=60
+test-unit: $(VENV)/installed  ## the unit tests, in one process and 120 seconds
+	$(BIN)/python -m pytest tests/unit --session-timeout=120
 
 CUDA_VENV := .venv-cuda
 CUDA_TESTS := $(addprefix tests/integration/test_,forking.py builds.py call_signatures.py policies.py library_models.py \
@@ -63,9 +63,12 @@ test-fast: $(VENV)/installed  ## the suites that start no server
 
 FUZZ_EXAMPLES ?= 20000
 FUZZ_SEED ?= 0
+FUZZ_SECONDS ?=
 
-fuzz: $(VENV)/installed  ## what tests/property tries, FUZZ_EXAMPLES times each; FUZZ_SEED repeats a run
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/property --timeout=0 --hypothesis-seed=$(FUZZ_SEED)
+# tests/fuzz runs each fuzzer for FUZZ_SECONDS, if given, else FUZZ_EXAMPLES times.
+fuzz: $(VENV)/installed  ## what tests/property and tests/fuzz try, FUZZ_EXAMPLES times each; FUZZ_SEED repeats a run
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) FUZZ_SEED=$(FUZZ_SEED) FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -s \
+		tests/property tests/fuzz --timeout=0 --hypothesis-seed=$(FUZZ_SEED)
 
 FAULT_SECONDS ?= 600
 FAULT_SEED ?= 0
@@ -88,6 +91,11 @@ imports: $(VENV)/installed
 
 docs: $(VENV)/installed  ## build the site of docs/ into site/; needs no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+FAIRNESS_ROUNDS ?= 100
+
+fairness: $(VENV)/installed  ## one client at all its quotas beside another client, in FAIRNESS_ROUNDS rounds of 4 seconds
+	FAIRNESS_ROUNDS=$(FAIRNESS_ROUNDS) $(BIN)/python -m pytest -s -m "" --timeout=0 tests/attacks/test_quotas.py -k within_twice
 
 soak: $(VENV)/installed  ## an hour under load, with its plot in soak/; SOAK="--seconds 60 --clients 100" for less
 	$(BIN)/python scripts/soak.py $(SOAK)
@@ -116,6 +124,25 @@ stubs: $(VENV)/installed  ## regenerate the gRPC stubs after a change to proto/
 benchmarks: $(VENV)/installed  ## measure everything side by side; writes docs/performance/
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python -m benchmarks --output docs/performance
+
+ZOO_VENV := .venv-zoo
+ZOO ?= *
+
+# PyPI's own build of torch, since torchvision's kernels from PyPI need its libraries.
+$(ZOO_VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt tests/zoo/requirements.txt \
+		tests/zoo/without-dependencies.txt
+	$(PYTHON) -m venv $(ZOO_VENV)
+	env -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null \
+		$(ZOO_VENV)/bin/pip install --quiet --disable-pip-version-check -r constraints.txt
+	$(ZOO_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . -e ./server \
+		-r tests/zoo/requirements.txt
+	$(ZOO_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r tests/zoo/without-dependencies.txt
+	touch $@
+
+zoo: $(ZOO_VENV)/installed  ## models of public packages beside torch.export (an hour, 6 GB); writes docs/zoo.md; ZOO="timm/*" for some
+	$(ZOO_VENV)/bin/python tests/zoo/run.py '$(ZOO)'
+	$(ZOO_VENV)/bin/python tests/zoo/remote.py
+	$(ZOO_VENV)/bin/python tests/zoo/page.py
 
 clean:
 	rm -rf $(VENV)

@@ -16,6 +16,7 @@ import torch
 
 import model_factory
 import model_factory_server
+from benchmarks.architectures import measure_architectures
 from benchmarks.client import measure_client
 from benchmarks.measure import Report
 from benchmarks.page import table, write_page
@@ -24,7 +25,7 @@ from benchmarks.server_side import measure_server
 from benchmarks.servers import our_server
 from benchmarks.wire import Servers, measure_wire
 
-GROUPS = ("wire", "client", "server", "ranks")
+GROUPS = ("wire", "client", "server", "architectures", "ranks")
 
 
 def main() -> None:
@@ -68,6 +69,8 @@ def _measure(report: Report, arguments: argparse.Namespace) -> None:
                 measure_client(report, folder, server.address, arguments.repeats)
             if "server" in groups:
                 measure_server(report, folder / "store", server, arguments.repeats)
+        if "architectures" in groups:
+            measure_architectures(report, folder, max(1, arguments.repeats // 2))
         if "ranks" in groups:
             measure_ranks(report, folder, arguments.ranks_mib << 20, max(1, arguments.repeats // 2))
 

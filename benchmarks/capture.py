@@ -57,10 +57,11 @@ class Example(NamedTuple):
 # The ways to capture.
 
 
-def by_export(model: nn.Module, inputs: Inputs, *, strict: bool) -> nn.Module:
-    """Capture with torch.export; the first axis of each tensor may change if torch.export allows the change."""
+def by_export(model: nn.Module, inputs: Inputs, *, strict: bool, any_batch: bool = True) -> nn.Module:
+    """Capture with torch.export; ``any_batch`` lets the first axis of each tensor change if torch.export allows it."""
     free = tree_map(lambda value: {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None, dict(inputs))
-    return torch.export.export(model, (), dict(inputs), dynamic_shapes=free, strict=strict).module()
+    shapes = free if any_batch else None
+    return torch.export.export(model, (), dict(inputs), dynamic_shapes=shapes, strict=strict).module()
 
 
 def by_fx(model: nn.Module, inputs: Inputs) -> nn.Module:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 from model_factory.errors import FormatError
-from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_NUMBER_CHARS
-from model_factory.wording import quoted
+from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_NAME_CHARS, MAX_NUMBER_CHARS
+from model_factory.wording import is_printable, quoted
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-FORMAT = 3
+FORMAT = 5
 """Version of the descriptor, programs and manifest documents; part of every build key."""
 
 SOURCE_FORMAT = 1
@@ -93,6 +93,23 @@ def expect_type(data: Any, *types: type) -> Any:
 def expect_str(data: Any) -> str:
     """Return ``data`` if it is a string; see :func:`expect_type`."""
     return expect_type(data, str)  # type: ignore[no-any-return]
+
+
+def expect_name(data: Any) -> str:
+    r"""Return ``data`` if it is a name that a person can read: of a module, a class, a tensor or an argument.
+
+    Torch shows the names of modules in ``repr()`` unescaped.
+
+    >>> expect_name("graph_modules.encoder")
+    'graph_modules.encoder'
+
+    Raises:
+        FormatError: the value is not a string, is too long, or has invisible characters.
+    """
+    name = expect_str(data)
+    if len(name) > MAX_NAME_CHARS or not is_printable(name):
+        raise FormatError(f"{quoted(name)} is not a name of at most {MAX_NAME_CHARS} visible characters")
+    return name
 
 
 def mapping(pairs: Iterable[tuple[K, V]], what: str) -> dict[K, V]:

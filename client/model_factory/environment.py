@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model_factory.errors import ModelFactoryError, StoreError
+from model_factory.errors import AccessError, ModelFactoryError, StoreError
 from model_factory.limits import MIB
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -36,10 +37,13 @@ _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 USE_PROXY = "MODEL_FACTORY_USE_PROXY"
 """Name of the variable that turns on the HTTP proxies of the environment."""
 
+SHARE_VALUES = "MODEL_FACTORY_SHARE_VALUES"
+"""Name of the variable that lets servers learn values of calls."""
+
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC uses the first variable that is set, even if empty
 _NO_PROXIES = ("no_grpc_proxy", "no_proxy")  # likewise
 
-VARIABLES = (_CACHE, _CACHE_GIB, _SHARED_STORE, _SERVER, USE_PROXY, _TLS, _SERVER_NAME, *_FILES.values())
+VARIABLES = (_CACHE, _CACHE_GIB, _SHARED_STORE, _SERVER, SHARE_VALUES, USE_PROXY, _TLS, _SERVER_NAME, *_FILES.values())
 """All variables of this package; configs can name more."""
 
 
@@ -52,11 +56,27 @@ def client_credentials() -> dict[str, Any]:
     """Return values for the fields of ``Credentials`` from the environment.
 
     Raises:
+        AccessError: a variable is empty, which could turn off TLS or the token unnoticed.
         ModelFactoryError: a boolean variable has another value.
     """
-    files = {field: os.environ[variable] for field, variable in _FILES.items() if os.environ.get(variable)}
+    for variable in (*_FILES.values(), _TLS, _SERVER_NAME, _ALLOW_PLAINTEXT):
+        if variable in os.environ and not os.environ[variable].strip():
+            raise AccessError(empty_access_variable(variable))
+    files = {field: os.environ[variable] for field, variable in _FILES.items() if variable in os.environ}
     words = {"server_name": os.environ.get(_SERVER_NAME, ""), "tls": _is_on(_TLS)}
     return files | words | {"allow_plaintext": _is_on(_ALLOW_PLAINTEXT)}
+
+
+def empty_access_variable(name: str) -> str:
+    """Return the text of the error for an empty variable or key that decides about access.
+
+    >>> empty_access_variable("MODEL_FACTORY_TLS").partition(". Remedy: ")[2]
+    'give MODEL_FACTORY_TLS a value, or remove MODEL_FACTORY_TLS to go without'
+    """
+    return (
+        f"{name} is empty, and an empty value would turn protection off unnoticed. "
+        f"Remedy: give {name} a value, or remove {name} to go without"
+    )
 
 
 def use_proxy() -> bool:
@@ -66,6 +86,15 @@ def use_proxy() -> bool:
         ModelFactoryError: the variable is neither true nor false.
     """
     return _is_on(USE_PROXY)
+
+
+def share_values() -> bool:
+    """Whether servers may learn values of calls to record: ``$MODEL_FACTORY_SHARE_VALUES``.
+
+    Raises:
+        ModelFactoryError: the variable is neither true nor false.
+    """
+    return _is_on(SHARE_VALUES)
 
 
 def proxy_variables() -> tuple[str, str, str]:
@@ -92,10 +121,20 @@ def _is_on(variable: str) -> bool:
     return WORDS[word.lower()]
 
 
+def default_roots_file() -> str:
+    """File of certificate authorities that replaces the system's in gRPC; empty where unset."""
+    return os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "")
+
+
 def keep_variables(is_allowed: Callable[[str], bool]) -> None:
     """Remove all other variables from the environment of this process."""
     for name in [name for name in os.environ if not is_allowed(name)]:
         del os.environ[name]
+
+
+def use_temporary_folder(folder: Path) -> None:
+    """Have this process and its children make temporary files in ``folder``."""
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 @contextmanager

@@ -42,11 +42,16 @@ from __future__ import annotations
 
 import re
 
-_FRAMES = re.compile(r"\s*\n(?:Exception raised from|frame #)")
+from model_factory.wording import printable, printable_lines, shortened
+
+_FRAMES = re.compile(r"\n[ \t]*(?:Exception raised from|frame #)")
 
 
 class ModelFactoryError(Exception):
     """Base of all errors of this package.
+
+    The text may quote a server, a client or a file. Control characters and other invisible characters are escaped, and
+    a long text loses its middle, in ``str()``, ``repr()`` and ``args`` alike.
 
     >>> try:
     ...     factory.build({"config_path": "missing.yaml"})
@@ -54,6 +59,9 @@ class ModelFactoryError(Exception):
     ...     print(type(error).__name__)
     ConfigError
     """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(safe_text(item) if isinstance(item, str) else item for item in args))
 
 
 class LocatedError(ModelFactoryError):
@@ -65,7 +73,7 @@ class LocatedError(ModelFactoryError):
     """
 
     def __init__(self, reason: str, *, path: tuple[str | int, ...] = (), place: str | None = None) -> None:
-        self.reason = reason
+        self.reason = reason = safe_text(reason)
         self.path = path
         self.place = place
         prefix = ": ".join(part for part in (place, path_text(path)) if part)
@@ -325,13 +333,28 @@ def refused_call(text: str, raised: BaseException) -> CallSignatureError:
     return next((error for kind, error in _REFUSALS if isinstance(raised, kind)), CallSignatureError)(text)
 
 
+def safe_text(text: str) -> str:
+    r"""Return the text of an error for terminals and logs: printable lines of a bounded length.
+
+    >>> safe_text("unknown layer \x1b[2J")
+    'unknown layer \\x1b[2J'
+    """
+    return printable_lines(shortened(text))
+
+
 def plain_text(error: BaseException | str) -> str:
-    """Return the text of an error without the C++ frames of torch, which contain addresses and paths."""
-    return _FRAMES.split(str(error), maxsplit=1)[0]
+    r"""Return the text of an error without the C++ frames of torch, which contain addresses and paths.
+
+    >>> plain_text("sizes differ\nException raised from add at /src/add.cpp:7")
+    'sizes differ'
+    """
+    text = str(error)
+    found = _FRAMES.search(text)
+    return text if found is None else text[: found.start()].rstrip()
 
 
 def path_text(path: tuple[str | int, ...]) -> str:
-    """Write a config path as text.
+    """Write a config path as text, printable and of a bounded length.
 
     >>> path_text(("model", "graph", "inputs", 0))
     'model.graph.inputs[0]'
@@ -342,4 +365,4 @@ def path_text(path: tuple[str | int, ...]) -> str:
             text += f"[{part}]"
         else:
             text += f".{part}" if text else part
-    return text
+    return printable(shortened(text))

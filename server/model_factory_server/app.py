@@ -12,37 +12,40 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from model_factory.environment import environment
 from model_factory.errors import ServerError
-from model_factory.limits import MAX_MESSAGE_BYTES
+from model_factory.limits import KIB, MAX_MESSAGE_BYTES, UNCOMPRESSED_ONLY
 from model_factory.memory import keep_freed_memory
 from model_factory.store import Store
-from model_factory.v1 import blob_pb2, service_pb2, service_pb2_grpc, wire
+from model_factory.v1 import blob_pb2, service_pb2_grpc, wire
 from model_factory_server.access.authenticator import Authenticator
 from model_factory_server.access.exposure import check_exposure
 from model_factory_server.access.tls import load_tls
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.builds.admission import Admission
-from model_factory_server.builds.fork_server import socket_in
 from model_factory_server.builds.service import BuildService
 from model_factory_server.builds.worker_pool import WorkerPool
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.traces import configure_traces
-from model_factory_server.rpc.interceptor import RpcInterceptor
+from model_factory_server.parsing.config_parser import ConfigParser
+from model_factory_server.rpc.health import Health
+from model_factory_server.rpc.interceptor import SERVICE, RpcInterceptor
+from model_factory_server.rpc.reception import Reception
 from model_factory_server.rpc.servicer import Servicer
+from model_factory_server.rpc.stalled_peers import close_excess_connections
 from model_factory_server.settings.server_settings import ConnectionSettings, LimitSettings, Settings
+from model_factory_server.worker.sandbox import adopt_orphans
 
 log = logging.getLogger(__name__)
 
 _EXTRA_STREAMS = 32  # of one connection, for health watches
 _EXTRA_FILES = 256  # for Python, torch's fork server, the log and the metrics
 _FILES_OF_WORKER = 3
-_SERVICE = service_pb2.DESCRIPTOR.services_by_name["ModelFactoryService"].full_name
 _OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    UNCOMPRESSED_ONLY,
     ("grpc.so_reuseport", 0),  # a second server on the same port fails instead of sharing the port
 ]
 
@@ -57,6 +60,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
         StoreError: the store cannot be used.
     """
     keep_freed_memory()
+    adopt_orphans()
     _raise_file_limit(settings)
     asyncio.run(_serve(settings, on_ready))
 
@@ -80,12 +84,7 @@ def _raise_file_limit(settings: Settings) -> None:
 
 async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     check_exposure(settings.listen, settings.access)
-    store = Store(settings.store, setting="--store")
-    with store.scratch() as folder, socket_in(folder):
-        await _serve_store(settings, store, on_ready)
-
-
-async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str], None]) -> None:
+    store = Store(settings.store, settings.limits.max_store_bytes, setting="--store")
     tls, authenticator = load_tls(settings.access), Authenticator(settings.access)
     backend = identify(settings.backend, _device_kind(settings.device))
     metrics, traces = Metrics(), configure_traces(environment())
@@ -93,47 +92,47 @@ async def _serve_store(settings: Settings, store: Store, on_ready: Callable[[str
     pool = WorkerPool(settings, store, backend, admission, metrics)
     builds = BuildService(store, backend, pool, metrics, traces)
     _describe(metrics, settings, store, pool, backend)
+    metrics.watch_memory("requests", admission.requests)
+    metrics.watch_memory("responses", admission.responses)
     if tls is not None:
         metrics.watch_certificate(tls.expiry)
+    reception, parser = Reception(settings, admission), ConfigParser(settings)
     server = grpc.aio.server(
         options=[*_OPTIONS, *_limit_options(settings.limits), *_keepalive_options(settings.connections)],
-        interceptors=[RpcInterceptor(metrics, traces, authenticator)],
+        interceptors=[RpcInterceptor(metrics, traces, authenticator, reception)],
     )
-    _add_servicer(server, Servicer(settings, store, builds, admission, backend, metrics))
+    _add_servicer(server, Servicer(settings, store, builds, reception, parser, backend, metrics))
     if settings.observe.reflection:
         _add_reflection(server)
-    health = HealthServicer()
+    health = Health(("", SERVICE))  # for probes of the server, and of its service
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     stop, stop_at_once = _stop_events()
+    background: list[asyncio.Task[None]] = []  # cancelled at the end of the event loop
     try:
         if settings.observe.metrics_listen is not None:
             log.info("metrics on http://%s/metrics", metrics.serve(settings.observe.metrics_listen))
         host, port = _bind(server, settings.listen, None if tls is None else tls.credentials)
         metrics.watch_connections(port, settings.limits.max_connections)
-        await _set_health(health, health_pb2.HealthCheckResponse.NOT_SERVING)
+        if (most := settings.limits.max_connections_per_address) is not None:
+            background.append(asyncio.create_task(close_excess_connections(port, most)))
         await server.start()
         # A build verifies this server before clients arrive.
         if await _finished_before(stop, builds.warm_up()):
-            await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
+            health.set(serving=True)
             metrics.serving.set(1)
             on_ready(f"{host}:{port}")
             await stop.wait()
         log.info("stopping: RPCs in progress have %g seconds to finish", settings.drain_timeout)
         metrics.serving.set(0)
-        await health.enter_graceful_shutdown()
+        health.set(serving=False)
         if not await _finished_before(stop_at_once, _drain(server, settings)):
             log.warning("second signal to stop: RPCs in progress are cancelled")
     finally:
         await server.stop(None)
         pool.close()
+        await parser.close()
         metrics.close()
         traces.close()
-
-
-async def _set_health(health: HealthServicer, status: int) -> None:
-    """Set the health status of the server, and of its service for probes that name the service."""
-    for service in ("", _SERVICE):
-        await health.set(service, status)
 
 
 def _stop_events() -> tuple[asyncio.Event, asyncio.Event]:
@@ -166,7 +165,7 @@ def _describe(metrics: Metrics, settings: Settings, store: Store, pool: WorkerPo
 
 def _add_reflection(server: grpc.aio.Server) -> None:
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    reflection.enable_server_reflection((_SERVICE, health, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)
 
 
 async def _finished_before(stop: asyncio.Event, work: Coroutine[object, object, object]) -> bool:
@@ -199,7 +198,9 @@ def _add_servicer(server: grpc.aio.Server, servicer: Servicer) -> None:
 def _limit_options(limits: LimitSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", limits.max_request_bytes),
-        # gRPC holds a request in memory before the RPC counts: so bound the requests of one connection, too.
+        # gRPC holds the beginning of every request before the RPC counts: so bound this beginning, too.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 64 * KIB),
         ("grpc.max_concurrent_streams", limits.max_rpcs_per_client + _EXTRA_STREAMS),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
     ]

@@ -8,11 +8,14 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from model_factory.cli.output import say, say_lines
 from model_factory.environment import VARIABLES as CLIENT_VARIABLES
-from model_factory.environment import environment
+from model_factory.environment import empty_access_variable, environment
+from model_factory.errors import ServerError
 from model_factory_server.settings import options
 from model_factory_server.settings.options import Option
 from model_factory_server.settings.server_settings import Settings
+from model_factory_server.worker.sandbox import forbid_inspection
 
 OPTIONS = tuple(options.options_of(Settings))
 CONFIG_VARIABLE = f"{options.PREFIX}CONFIG"
@@ -83,14 +86,17 @@ def _token(arguments: argparse.Namespace) -> int:
 
     token = secrets.token_urlsafe(32)
     line = token_line(arguments.name, token, arguments.days)
-    print(f"for the client's token file: {token}")  # noqa: T201  the command's output
-    print(f"for the server's --tokens file: {line}")  # noqa: T201  as above
+    say(f"for the client's token file: {token}")
+    say(f"for the server's --tokens file: {line}")
     return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    forbid_inspection()
     variables = dict(environment())
-    file = arguments._config or (Path(variables[CONFIG_VARIABLE]) if variables.get(CONFIG_VARIABLE) else None)  # noqa: SLF001
+    if CONFIG_VARIABLE in variables and not variables[CONFIG_VARIABLE].strip():  # the file may require tokens
+        raise ServerError(empty_access_variable(CONFIG_VARIABLE))
+    file = arguments._config or (Path(variables[CONFIG_VARIABLE]) if CONFIG_VARIABLE in variables else None)  # noqa: SLF001
     flags = {name: value for name, value in vars(arguments).items() if name in {option.name for option in OPTIONS}}
     values = options.gather(
         OPTIONS,
@@ -101,7 +107,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     )
     settings = options.assemble(Settings, OPTIONS, values)
     if arguments._print_config:  # noqa: SLF001  an argument, not a setting
-        print(options.listing(OPTIONS, values))  # noqa: T201  the command's output
+        say_lines(options.listing(OPTIONS, values))
         return 0
     return _run(settings)
 
@@ -114,5 +120,5 @@ def _run(settings: Settings) -> int:
     configure_logging(settings.observe.log_format, settings.observe.log_level)
     plugins = with_installed_plugins(settings.backend.plugins)
     settings = dataclasses.replace(settings, backend=dataclasses.replace(settings.backend, plugins=plugins))
-    serve(settings, lambda address: print(f"listening on {address}", flush=True))  # noqa: T201  the command's output
+    serve(settings, lambda address: say(f"listening on {address}"))
     return 0

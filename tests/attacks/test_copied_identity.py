@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import torch
 
 from model_factory import Credentials, RemoteModelFactory
 from model_factory.client import connection as remote_connection
+from model_factory.client import credentials
+from model_factory.client.address import listening_users, parse_address
 from model_factory.descriptor.codec import decode_programs, encode_programs
 from model_factory.program.ir import OpCall, Program, Ref
 from model_factory.store import Blob, Store
@@ -135,3 +139,57 @@ def test_a_manifest_of_another_format_is_refused(copycat: Copycat, make_remote: 
     copycat.manifest.identity.format_version = 99
     with pytest.raises(Exception, match=r"built with format 99, this client reads format .*Remedy: install the same"):
         make_remote(copycat.address).build({"config": CONFIG})
+
+
+def test_a_relative_socket_is_another_server_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    for name in ("ours", "theirs"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        seen |= {Credentials().server_identity(text) for text in ("unix:a.sock", f"unix:{tmp_path / name / 'a.sock'}")}
+    assert len(seen) == 2, "one path, two spellings; two paths, one text"
+
+
+def test_a_port_taken_by_another_user_is_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = parse_address(f"127.0.0.1:{listener.getsockname()[1]}")
+        assert listening_users(address) == (os.getuid(),)
+        ours = Credentials().server_identity(address.text)
+        monkeypatch.setattr(credentials, "listening_users", lambda _address: (os.getuid() + 1,))
+        assert Credentials().server_identity(address.text) != ours
+    assert listening_users(address) == ()
+
+
+def test_programs_of_a_server_that_took_the_port_are_not_kept(
+    copycat: Copycat, server: ServerProcess, make_remote: MakeRemote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's server answers at the port of an honest server, between a build and a call."""
+    proxy = Proxy(server.address)
+    model = make_remote(proxy.address).build({"config": CONFIG})
+    proxy.target = copycat.address
+    proxy.cut()
+    monkeypatch.setattr(credentials, "listening_users", lambda _address: (os.getuid() + 1,))
+    x = torch.randn(SHAPE)
+    assert not model(x).any(), "whoever answers is believed by this process"
+    monkeypatch.undo()
+    proxy.target = server.address
+    proxy.cut()
+    assert make_remote(proxy.address).build({"config": CONFIG})(x).any(), "and by no later process"
+    proxy.close()
+
+
+@pytest.mark.parametrize("change", ["proxy", "authorities", "network"])
+def test_surroundings_that_lead_an_address_elsewhere(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = Credentials(tls=True)
+    address = "127.0.0.1:1" if change == "network" else "host:1"
+    before = (tls if change == "authorities" else Credentials()).server_identity(address)
+    if change == "proxy":
+        monkeypatch.setenv("MODEL_FACTORY_USE_PROXY", "1")
+        monkeypatch.setenv("http_proxy", "http://proxy:1")
+    elif change == "authorities":
+        monkeypatch.setenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", str(Authority(tmp_path, "others").file))
+    else:
+        monkeypatch.setattr(credentials, "_NETWORK", tmp_path)
+    assert (tls if change == "authorities" else Credentials()).server_identity(address) != before

@@ -18,7 +18,7 @@ from model_factory.store import Blob, Holder, Store, named_locks
 from model_factory.store.named_locks import read_holder
 
 KEY = "ab" * 32
-SIZE = 1000
+SIZE = 1 << 14
 
 HOLDER = """
 import sys

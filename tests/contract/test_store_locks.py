@@ -21,7 +21,7 @@ from model_factory.store.shared_store import open_shared
 from model_factory.store.staging import whole_file
 
 KEY = digest_of(b"a key")
-SIZE = 1000
+SIZE = 1 << 14
 ABSENT = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL, errno.EACCES, errno.EIO]
 
 REAL_FLOCK, REAL_FCNTL = fcntl.flock, fcntl.fcntl

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from model_factory import BuildError, RemoteModelFactory, UnavailableError
-from model_factory.digest import digest_of_file
+from model_factory.digest import digest_of, digest_of_file
 from model_factory.store import Store
 from model_factory.store.named_locks import read_holder
 from model_factory_server import PolicyConstructorModelFactory
@@ -65,14 +65,18 @@ def test_lock_holders(
     weights = build_manifest(server.address, LARGE, seed=7)["model"].weights
     proxy = make_proxy(server)
     wanted = {"digest": weights.blake3, "size": weights.size_bytes}
+    lock = digest_of(f"{weights.blake3} from {proxy.address}".encode())  # processes of one server wait for each other
     for number in range(5):
         cache = tmp_path / f"cache{number}"
-        waiting = [ranks.start("fetch", address=proxy.address, cache=str(cache), **wanted) for _ in range(RANKS)]
         sure = number < 2  # that the kills are amid the bytes; else they are when they are
+        waiting: list[Rank] = []
         for _ in range(2):
             if sure:
                 proxy.hold_after(chance.randrange(weights.size_bytes // 8, weights.size_bytes - (4 << 20)))
-            holder = wait_for_holder(cache / "locks" / weights.blake3, waiting)
+            if not waiting:  # once bytes are held back: a transfer takes a few hundredths of a second
+                start = {"address": proxy.address, "cache": str(cache), **wanted}
+                waiting = [ranks.start("fetch", **start) for _ in range(RANKS)]
+            holder = wait_for_holder(cache / "locks" / lock, waiting)
             if sure:
                 assert proxy.held.wait(60)
             else:

@@ -14,6 +14,7 @@ SHARE = 0.5
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # a killed or crashed job can make the next one wait
 def test_nothing_is_left_of_jobs_of_every_ending(server: ServerProcess, chance: random.Random) -> None:
     leaks = Leaks(server, chance.getrandbits(32))
     for _ in range(3):

@@ -82,5 +82,15 @@ def test_no_deadline_follows_a_clock_that_can_jump() -> None:
                 readers.add(path.name)
     # Expiry of tokens and certificates, times of last use and of holding a lock (for people), ages of leftovers, times
     # in logs and spans; whether a file changed so recently that its modification time tells nothing.
-    dates = {"tokens.py", "tls.py", "store.py", "named_locks.py", "leftovers.py", "cache.py", "traces.py", "otel.py"}
+    dates = {
+        "tokens.py",
+        "tls.py",
+        "store.py",
+        "named_locks.py",
+        "contents.py",
+        "staging.py",
+        "cache.py",
+        "traces.py",
+        "otel.py",
+    }
     assert readers <= dates | {"logs.py", "file_guard.py", "read_files.py"}, readers

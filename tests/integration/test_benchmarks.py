@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import wire
+from benchmarks.architectures import nested_programs
 from benchmarks.measure import Report, Row
 from benchmarks.page import table, write_page
 from support.server import ServerProcess
@@ -27,6 +28,12 @@ def test_the_wire(server: ServerProcess, tmp_path: Path) -> None:
     assert "Flight" in named
     assert "tensorizer" in named
     assert list(tmp_path.iterdir()) == [], "the benchmark left files behind"
+
+
+def test_nested_programs() -> None:
+    report = Report()
+    nested_programs(report, 1, depth=2)  # compares the losses
+    assert [row.unit for row in report.rows] == ["x", "x"]
 
 
 def test_the_page(tmp_path: Path) -> None:

@@ -216,7 +216,8 @@ LAZY = one_block(_type_="mlp", dims=[None, 6, 2])
 
 
 def test_lazy_parameters_take_their_shape_from_the_first_call(make_remote: Callable[..., RemoteModelFactory]) -> None:
-    remote = make_remote().build({"config": LAZY})
+    """With permission: the sizes of a model with lazy layers can follow from values (docs/security.md)."""
+    remote = make_remote(share_values=True).build({"config": LAZY})
     local = PolicyConstructorModelFactory(seed=7).build({"config": LAZY})
     assert [name for name, _ in remote.named_parameters()] == [name for name, _ in local.named_parameters()]
     assert all(isinstance(model.graph_modules["block"].net[0], nn.LazyLinear) for model in (remote, local))
@@ -270,6 +271,7 @@ def test_a_form_used_before_works_without_the_server(gone: Callable[..., tuple[n
             assert_same_runs(item.train(), local["info_embedder"].train(), new_form(batch, seq))
 
 
+@pytest.mark.slow
 def test_a_form_used_before_by_another_process_works_at_other_sizes_without_the_server(
     start_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:

@@ -190,7 +190,10 @@ def test_access(
     for name in STRICT:
         monkeypatch.setenv(f"MODEL_FACTORY_{name}", str(getattr(right, name.lower())))
     for name, value in changes.items():
-        monkeypatch.setenv(f"MODEL_FACTORY_{name}", named.get(value, value))
+        if value:
+            monkeypatch.setenv(f"MODEL_FACTORY_{name}", named.get(value, value))
+        else:
+            monkeypatch.delenv(f"MODEL_FACTORY_{name}")
     status, found = examine(strict.process.address)
     assert status == (1 if failed else 0), found
     assert outcomes(found, "FAIL") == ([failed] if failed else [])

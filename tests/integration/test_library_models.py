@@ -96,7 +96,7 @@ def test_they_are_built_as_in_process(remote: nn.Module, local_with_plugins: Pol
     assert_on_page("hf", remote)
     for name, original in originals.items():
         ours = remote[name]
-        assert type(ours) is ProgramModule
+        assert isinstance(ours, ProgramModule)
         assert repr(ours).startswith(type(original).__name__)
         stock = {path for path, module in original.named_modules() if type(module).__module__.startswith("torch.nn")}
         assert all(type(ours.get_submodule(path)) is type(original.get_submodule(path)) for path in stock)

@@ -216,6 +216,11 @@ def test_metrics_count_rpcs_jobs_and_lookups(observed: ServerProcess, make_remot
     assert value(after, "model_factory_serving") == 1
     assert value(after, "model_factory_queue_jobs") == value(after, "model_factory_workers") == 0
     assert value(after, "model_factory_worker_slots") == 2
+    for kind in ("requests", "responses"):
+        assert value(after, "model_factory_held_bytes", kind=kind) == 0
+        assert value(after, "model_factory_waiting_messages", kind=kind) == 0
+        assert value(after, "model_factory_max_held_bytes", kind=kind) > 1e6
+    assert value(after, "model_factory_fork_server_replacements_total") == 0
     assert value(after, "model_factory_build_info", backend="builtin", torch_version=torch.__version__) == 1
     assert 10e6 < value(after, "process_resident_memory_bytes") < 1e9
     assert value(after, "process_open_fds") > 3

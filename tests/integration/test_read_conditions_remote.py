@@ -39,7 +39,7 @@ def recorded(server: ServerProcess) -> int:
 
 
 def test_rates_widths_texts_and_counters(server: ServerProcess, tmp_path: Path) -> None:
-    remote = RemoteModelFactory(server.address, seed=3, cache_dir=tmp_path / "cache").build(CONFIG)
+    remote = RemoteModelFactory(server.address, seed=3, cache_dir=tmp_path / "cache", share_values=True).build(CONFIG)
     local = PolicyConstructorModelFactory(seed=3, plugins=["conditions"]).build(CONFIG)
     pair: list[nn.Module] = [local, remote]
 

@@ -248,7 +248,7 @@ def test_code_that_lies_elsewhere_is_imported_and_quoted(
         factory.build(config("filled", path=elsewhere / "blocks.txt"))
 
 
-@pytest.mark.parametrize("replica", [0, 1])
+@pytest.mark.parametrize("replica", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_replicas_with_one_store_follow_files(
     replica: int, tmp_path: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote,
     monkeypatch: pytest.MonkeyPatch,

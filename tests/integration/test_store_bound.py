@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from model_factory import LimitError, RemoteModelFactory
 from model_factory.client.connection import Connection
 from model_factory.store import Store
+from model_factory.store.contents import FILE_BYTES
 from model_factory.v1 import blob_pb2, service_pb2_grpc, wire
 from support.compare import assert_same
 from support.configs import layers
@@ -92,3 +93,34 @@ def test_a_model_larger_than_the_bound_is_refused_before_it_is_made(server: Serv
         RemoteModelFactory(server.address, cache_dir=tmp_path / "cache").build({"config": of_layers(6)})
     assert stored(server) == before
     assert Connection(server.address).capabilities().limits.store_bytes == BOUND
+
+
+SMALL_BOUND = MIB
+
+
+def on_disk(store: Path) -> tuple[int, int]:
+    """Disk space and number of the files in a store."""
+    found = [path.lstat() for path in store.rglob("*") if path.is_file()]
+    return sum(item.st_blocks * 512 for item in found), len(found)
+
+
+def test_descriptions_and_records_obey_the_bound(start_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Each description is a blob and a record; a repeated request finds the result, or has the result made again."""
+    server = start_server(None, "--max-store-bytes", str(SMALL_BOUND))
+    factory = RemoteModelFactory(server.address, seed=1, cache_dir=tmp_path / "cache")
+    honest = {"config": layers({"_type_": "mlp", "dims": [4, 2]})}
+    expected = factory.build(honest)
+    x = torch.randn(2, 3, 5, 2, 4)
+    y = expected(x)  # recorded by request
+    most = 0
+    for size in range(1, SMALL_BOUND // FILE_BYTES):  # two files each: twice the bound
+        factory.describe({"config": layers({"_type_": "nn.Linear", "in_features": size, "out_features": 3})})
+        most = max(most, on_disk(server.store)[0])
+    assert most <= SMALL_BOUND
+    assert on_disk(server.store)[1] <= SMALL_BOUND // FILE_BYTES + 16
+    again = RemoteModelFactory(server.address, seed=1, cache_dir=tmp_path / "another").build(honest)
+    assert_same(again.state_dict(), expected.state_dict())
+    assert_same(again(x), y)
+    described = factory.describe(honest)
+    assert described.parameters == 10
+    assert on_disk(server.store)[0] <= SMALL_BOUND

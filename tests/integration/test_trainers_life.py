@@ -116,7 +116,7 @@ def test_ddp_over_two_processes(
 def test_deepcopy_is_equal_and_independent(case: Case, pair: tuple[nn.Module, nn.Module]) -> None:
     remote, local = pair
     twin = copy.deepcopy(remote)
-    assert type(twin) is GraphModel
+    assert isinstance(twin, GraphModel)
     assert_same_state(twin, local)
     inputs = case.inputs(3, 2)
     train(remote, inputs, steps=2)

@@ -315,6 +315,25 @@ class ScaledLinear(nn.Linear):
         return super().forward(x) * 2
 
 
+@is_portable
+class ComputedWeight(nn.Linear):
+    """A subclass of `nn.Linear` with a property in the place of the weight."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.mean = nn.Parameter(torch.linspace(-1, 1, WIDTH * WIDTH).view(WIDTH, WIDTH))
+        self.deviation = nn.Parameter(torch.full((WIDTH, WIDTH), 0.1))
+        self.register_parameter("bias", None)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """A weight of another value in train mode."""
+        return self.mean + self.deviation if self.training else self.mean
+
+    def example_inputs(self) -> list[dict[str, Tensor]]:
+        return [{"input": torch.zeros(2, WIDTH)}]
+
+
 class Stem(nn.Sequential):
     """A stock subclass with a constructor only."""
 

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 from matrix.blocks import WIDTH, Block
 
-OUTSIDE = torch.ones(WIDTH)
+OUTSIDE = nn.Parameter(torch.ones(WIDTH))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,9 @@ HOOKS: dict[str, Callable[[nn.Module], object]] = {
     "a backward pre-hook": lambda module: module.register_full_backward_pre_hook(print),
     "a state-dict hook": lambda module: module.register_state_dict_post_hook(lambda *_: None),
     "a state-dict pre-hook": lambda module: module.register_state_dict_pre_hook(print),
-    "a load pre-hook": lambda module: module.register_load_state_dict_pre_hook(print),
+    "a load pre-hook": lambda module: module.register_load_state_dict_pre_hook(
+        lambda _module, state, *_: state.clear()
+    ),
     "a load hook": lambda module: module.register_load_state_dict_post_hook(print),
 }
 for name, register in HOOKS.items():
@@ -130,6 +132,17 @@ class Extra(nn.Linear):
 @refused("extra state", "inner.part (Extra)", "get_extra_state()", remedy="buffers")
 def extra_state() -> nn.Module:
     return Holder(Extra(WIDTH, WIDTH))
+
+
+class SavesMore(nn.Linear):
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}scale"] = torch.ones(2)
+
+
+@refused("a custom _save_to_state_dict()", "inner.part (SavesMore)", "_save_to_state_dict()", remedy="parameters")
+def saves_more() -> nn.Module:
+    return Holder(SavesMore(WIDTH, WIDTH))
 
 
 class OwnState(nn.Linear):
@@ -296,7 +309,7 @@ class ReadsAGlobal(Block):
         return x * OUTSIDE
 
 
-@refused("a tensor outside all modules", "ReadsAGlobal", "OUTSIDE", remedy="register_buffer")
+@refused("a parameter outside all modules", "ReadsAGlobal", "OUTSIDE", remedy="register_buffer")
 def reads_a_global() -> nn.Module:
     return ReadsAGlobal()
 
@@ -317,12 +330,16 @@ def writes_a_parameter() -> nn.Module:
     return WritesAParameter()
 
 
-class RemembersInPublic(Block):
+class RemembersForLater(Block):
     def forward(self, x: Tensor) -> Tensor:
-        self.last = x
+        if not hasattr(self, "last"):
+            self.last = x
         return x
 
+    def example_inputs(self) -> list[dict[str, Any]]:
+        return [{"x": torch.ones(2, WIDTH)}]
 
-@refused("a forward that assigns an attribute", "RemembersInPublic", "last", remedy="buffer")
+
+@refused("a forward that assigns an attribute, and reads it", "RemembersForLater.last", "reads", remedy="buffer")
 def remembers() -> nn.Module:
-    return RemembersInPublic()
+    return RemembersForLater()

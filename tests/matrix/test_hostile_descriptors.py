@@ -21,8 +21,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from matrix.blocks import BLOCKS
-from model_factory.descriptor.codec import MAX_DEPTH, decode_descriptor, encode_descriptor
+from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
+from model_factory.descriptor.walks import MAX_DEPTH
+from model_factory.documents import FORMAT, encode_document
 from model_factory.errors import FormatError
 from model_factory_server.export.describe.describe import describe, named_tensors
 
@@ -304,7 +306,7 @@ def test_class_name_that_writes_to_a_terminal_is_refused() -> None:
     module = linear()
     document = document_of(module)
     document["modules"][0] |= {"kind": "program", "type": "A\x1b[2J\nB", "signature": [], "frozen": []}
-    with pytest.raises(FormatError, match="not the name of a class"):
+    with pytest.raises(FormatError, match="is not a name"):
         rebuild_document(document, module)
 
 
@@ -345,3 +347,39 @@ def test_deeply_nested_attribute_is_refused() -> None:
     data = json.dumps(document).replace('"DEEP"', "[" * 5000 + "]" * 5000).encode()
     with nothing_executed(), pytest.raises(FormatError):
         decode_descriptor(data)
+
+
+def chain(depth: int, *, frozen: list[str], name: str = "a", children: int = 1) -> bytes:
+    """Program modules inside each other; each lists the next as ``children`` children."""
+    program = document_of(linear())["modules"][0] | {"kind": "program", "type": "Block", "attributes": []}
+    program |= {"signature": [], "parameters": [], "buffers": []}
+    modules = [
+        program | {"children": [[f"{name}{n}", index + 1] for n in range(children)], "frozen": frozen}
+        for index in range(depth)
+    ]
+    modules.append(program | {"children": [], "frozen": []})
+    return encode_document({"format": FORMAT, "modules": modules, "tensors": []})
+
+
+def test_walks_that_double_at_each_level_are_refused() -> None:
+    """``eval()`` of 20 levels took 42 seconds: each level entered the next as a child, and again as a frozen module."""
+    for frozen, match in ((["a0"], "train"), ([], "visits")):
+        data = chain(60, frozen=frozen, children=1 if frozen else 2)
+        assert len(data) < 20_000
+        with pytest.raises(FormatError, match=match):
+            decode_descriptor(data)
+    with pytest.raises(FormatError, match="train"):
+        decode_descriptor(chain(1, frozen=["a0"] * 400_000))
+    model = rebuild(decode_descriptor(chain(10, frozen=["a0"])), {})
+    assert not any(item.training for item in model.train().modules() if item is not model)
+
+
+def test_paths_are_bounded() -> None:
+    """Short of the limit of visits, the names alone would fill the memory in a state dict."""
+    with pytest.raises(FormatError, match="characters"):
+        decode_descriptor(chain(15, frozen=[], name="n" * 990, children=2))
+
+
+def test_a_frozen_module_exists() -> None:
+    with pytest.raises(FormatError, match=r"keeps the module 'b\.c' in eval mode, which does not exist"):
+        decode_descriptor(chain(3, frozen=["b.c"]))

@@ -62,7 +62,8 @@ def kinds() -> dict[str, Any]:
 
 def both(server: ServerProcess, cache: Path, model_cfg: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
     local = PolicyConstructorModelFactory(seed=SEED, plugins=[PLUGIN]).build(copy.deepcopy(model_cfg))
-    remote = RemoteModelFactory(server.address, seed=SEED, cache_dir=cache).build(copy.deepcopy(model_cfg))
+    factory = RemoteModelFactory(server.address, seed=SEED, cache_dir=cache, share_values=True)  # a block counts values
+    remote = factory.build(copy.deepcopy(model_cfg))
     assert isinstance(local, GraphModel)
     assert isinstance(remote, GraphModel)
     return local, remote

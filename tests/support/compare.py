@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_factory.program.runtime.named_results import RecordObject
+
 STEPS = 10
 LEARNING_RATE = 1e-3
 
@@ -24,6 +26,8 @@ def assert_same(actual: Any, expected: Any, where: str = "value") -> None:
         assert list(actual) == list(expected), f"{where}: keys {list(actual)} are not {list(expected)}"
         for key, value in expected.items():
             assert_same(actual[key], value, f"{where}.{key}")
+    elif isinstance(expected, RecordObject):
+        assert_same(vars(actual), vars(expected), where)
     elif isinstance(expected, list | tuple):
         assert len(actual) == len(expected), f"{where}: {len(actual)} items are not {len(expected)}"
         for index, value in enumerate(expected):
@@ -49,15 +53,26 @@ def assert_same_runs(actual: nn.Module, expected: nn.Module, inputs: Mapping[str
     assert_same(observe(actual, inputs), observe(expected, inputs), "run")
 
 
-def observe(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that can be seen of one call and its backward."""
+def observe(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    method: str = "forward",
+    *,
+    input_gradients: bool = True,
+    convert: Callable[[Any], Any] = lambda outputs: outputs,
+) -> dict[str, Any]:
+    """Everything that can be seen of one call and its backward; ``convert`` makes plain data of the outputs."""
     model.zero_grad()
-    fresh = map_tensors(inputs, lambda leaf: leaf.clone().requires_grad_(leaf.is_floating_point()))
+    fresh = map_tensors(inputs, lambda leaf: leaf.clone().requires_grad_(input_gradients and leaf.is_floating_point()))
+    given = map_tensors(fresh, torch.Tensor.clone)  # no leaves of autograd, since a forward may write to its inputs
     torch.manual_seed(3)
-    outputs = model(**fresh)
-    loss_of(outputs).backward()
+    outputs = convert((model if method == "forward" else getattr(model, method))(**given))
+    loss = loss_of(outputs)
+    if loss.requires_grad:
+        loss.backward()
     return {
         "outputs": map_tensors(outputs, torch.Tensor.detach),
+        "inputs after the call": [leaf.detach() for leaf in leaves(given)],
         "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
         "input gradients": [leaf.grad for leaf in leaves(fresh)],
         "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
@@ -92,9 +107,13 @@ def leaves(value: Any) -> list[torch.Tensor]:
 
 
 def map_tensors(value: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """The same nesting with every tensor replaced."""
+    """The same nesting with every tensor replaced; a tuple with names becomes a dict."""
     if isinstance(value, torch.Tensor):
         return function(value)
+    if names := getattr(value, "_fields", ()):
+        value = dict(zip(names, value, strict=True))
+    if isinstance(value, RecordObject):
+        return RecordObject(map_tensors(vars(value), function))
     if isinstance(value, Mapping):
         return {key: map_tensors(item, function) for key, item in value.items()}
     if isinstance(value, list | tuple):

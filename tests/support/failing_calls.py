@@ -6,6 +6,7 @@ import errno
 import fcntl
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 CALLS: dict[str, tuple[ModuleType, str]] = {
+    "fchmod": (os, "fchmod"),
     "flock": (fcntl, "flock"),
     "fcntl": (fcntl, "fcntl"),
     "io.open": (io, "open"),
@@ -69,7 +71,8 @@ def failing(root: Path, decide: Decide) -> Iterator[None]:
 
     def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            if any(_is_under(root, item) for item in arguments[:2]):
+            folder = options.get("dir_fd")
+            if any(_is_under(root, item) for item in (*arguments[:2], folder)):
                 number = decide(name, arguments)
                 if number is not None:
                     raise OSError(number, os.strerror(number), str(arguments[0]))
@@ -101,17 +104,23 @@ def once(failing_name: str, number: int, after: int = 0) -> Decide:
     return decide
 
 
-def open_files() -> list[str]:
-    """Paths of the open files of this process, without sockets and pipes: gRPC opens and closes these at any time."""
+def open_files() -> Counter[str]:
+    """Paths of the open files of this process, without sockets and pipes: gRPC opens and closes these at any time.
+
+    ``open_files() - before`` are the files opened since; objects of earlier tests may have closed theirs.
+    """
     found = []
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):  # the descriptor of this listing
             found.append(str(descriptor.readlink()))
-    return sorted(path for path in found if path.startswith("/"))
+    return Counter(path for path in found if path.startswith("/"))
 
 
 def _is_under(root: Path, item: object) -> bool:
     with suppress(OSError, ValueError, TypeError):
-        path = Path(f"/proc/self/fd/{item}").readlink() if isinstance(item, int) else Path(item)  # type: ignore[arg-type]
+        path = Path(f"/proc/self/fd/{item}") if isinstance(item, int) else Path(item)  # type: ignore[arg-type]
+        if isinstance(item, int) or (path.parts[:4] == ("/", "proc", "self", "fd") and len(path.parts) > 5):
+            # a descriptor, or a name in an open folder
+            path = Path(*path.parts[:5]).readlink().joinpath(*path.parts[5:])
         return path.is_relative_to(root)
     return False

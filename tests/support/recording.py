@@ -21,13 +21,14 @@ class InProcessRecorder:
         self.make = make
         self.asked: list[tuple[bool | int, ...]] = []
         """The outcomes of each recorded call."""
+        self.programs: list[tuple[str, RecordedProgram]] = []
 
     @property
     def calls(self) -> int:
         return len(self.asked)
 
-    def known(self, path: str) -> Sequence[RecordedProgram]:  # noqa: ARG002  as of any source
-        return ()
+    def known(self, path: str) -> Sequence[RecordedProgram]:
+        return [item for at, item in self.programs if at == path]
 
     def record(
         self,
@@ -38,11 +39,14 @@ class InProcessRecorder:
         outcomes: tuple[bool | int, ...] = (),
         method: str = FORWARD,
         reads: Sequence[Read] = (),
+        defaults: Mapping[str, Any] | None = None,  # noqa: ARG002  this recorder is given all values
     ) -> RecordedProgram:
         self.asked.append(outcomes)
         with torch.random.fork_rng():
             call = decode_call(encode_call(arguments, None, outcomes, method, reads))
-            return record_call(self.make(), path, call, dict(training))
+            programs = record_call(self.make(), path, call, dict(training))
+        self.programs += programs
+        return programs[0][1]
 
 
 def ask(model: nn.Module, recorder: InProcessRecorder | None) -> None:

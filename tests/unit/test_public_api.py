@@ -90,6 +90,7 @@ def test_remote_factory_arguments():
         "timeout",
         "credentials",
         "trust_source",
+        "share_values",
     ]
 
 

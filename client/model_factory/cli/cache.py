@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from model_factory.cli.output import say
 from model_factory.environment import default_cache_bytes, default_cache_dir
 from model_factory.errors import ModelFactoryError
 from model_factory.limits import MIB
@@ -29,7 +29,7 @@ def add_cache(commands: Any) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     actions.add_parser("ls", help="list the blobs, most recently used first").set_defaults(run=_list)
     actions.add_parser("verify", help="hash every blob, and remove damaged blobs").set_defaults(run=_verify)
-    prune = actions.add_parser("prune", help="remove unused blobs, least recently used first")
+    prune = actions.add_parser("prune", help="remove unused blobs and records, least recently used first")
     prune.add_argument(
         "--max-gib",
         type=float,
@@ -56,10 +56,11 @@ def _list(arguments: argparse.Namespace) -> int:
     found = store.entries()
     for entry in found:
         marks = [mark for mark, holds in (("in use", entry.in_use), ("shared", entry.links > 1)) if holds]
-        print(
+        say(
             f"{entry.digest}  {_size(entry.size):>10}  {_ago(time.time() - entry.used):>8}  {', '.join(marks)}".rstrip()
         )
-    print(f"{len(found)} blobs, {_size(sum(entry.size for entry in found))} in {store.root}")
+    say(f"{len(found)} blobs, {_size(sum(entry.size for entry in found))} in {store.root}")
+    say(f"{_size(store.taken_bytes())} count for the bound, with records, and at least 16 KiB for each file")
     return 0
 
 
@@ -68,8 +69,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     found = store.entries()
     damaged = [entry for entry in found if not store.verify(entry.digest) and not entry.path.exists()]
     for entry in damaged:
-        print(f"{entry.digest} was damaged and is removed; the next use fetches or builds the blob again")
-    print(f"{len(found)} blobs checked, {len(damaged)} damaged")
+        say(f"{entry.digest} was damaged and is removed; the next use fetches or builds the blob again")
+    say(f"{len(found)} blobs checked, {len(damaged)} damaged")
     return 1 if damaged else 0
 
 
@@ -79,10 +80,10 @@ def _prune(arguments: argparse.Namespace) -> int:
         raise ModelFactoryError(f"--max-gib is a size in GiB, for example 64, got {arguments.max_gib:g}")
     bound = default_cache_bytes() if arguments.max_gib is None else int(arguments.max_gib * _GIB)
     removed = store.prune(bound)
-    left = sum(entry.size for entry in store.entries())
-    print(f"{len(removed)} blobs removed, {_size(sum(entry.size for entry in removed))}; {_size(left)} left")
-    if left > bound:
-        print(f"the bound is {_size(bound)}; the remaining blobs are in use", file=sys.stderr)
+    freed, left = (sum(entry.size for entry in some) for some in (removed, store.entries()))
+    say(f"{len(removed)} blobs and records removed, {_size(freed)}; {_size(left)} left")
+    if store.taken_bytes() > bound:
+        say(f"the bound is {_size(bound)}; the remaining blobs are in use", error=True)
     return 0
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model_factory.blocks import SELF_CHECK_CONFIG, SELF_CHECK_WIDTH
+from model_factory.cli.output import say_lines
 from model_factory.client.address import is_proxied, parse_address, proxy_note
 from model_factory.client.connection import Connection
 from model_factory.environment import default_cache_bytes, default_cache_dir
-from model_factory.errors import ModelFactoryError
+from model_factory.errors import ModelFactoryError, safe_text
 from model_factory.limits import MIB
 from model_factory.store import Store
 
@@ -75,6 +76,11 @@ class Deployment:
             self._connection = Connection(self.address, self.timeout)
         return self._connection
 
+    @property
+    def is_proxied(self) -> bool:
+        """Whether the connection goes through an HTTP proxy."""
+        return is_proxied() and not self.connection.credentials.is_direct
+
     def close(self) -> None:
         """Close the connection."""
         if self._connection is not None:
@@ -98,7 +104,7 @@ def doctor(address: str, *, timeout: float, as_json: bool) -> int:
                 _print(finding)
     if as_json:
         report = {"server": address, "ok": not failed, "checks": [asdict(item) for item in findings]}
-        print(json.dumps(report, indent=2))
+        say_lines(json.dumps(report, indent=2))
     return 1 if failed else 0
 
 
@@ -108,9 +114,9 @@ def _examine(check: Check, deployment: Deployment, failed: set[str]) -> Finding:
     started = time.monotonic()
     outcome: Outcome = "FAIL"
     try:
-        message, remedy, outcome = check.run(deployment), "", "OK"
+        message, remedy, outcome = safe_text(check.run(deployment)), "", "OK"
     except CheckError as error:
-        message, remedy = str(error), error.remedy
+        message, remedy = safe_text(str(error)), error.remedy
     except ModelFactoryError as error:
         message, _, remedy = str(error).partition(" Remedy: ")
         remedy = remedy or check.remedy
@@ -120,14 +126,14 @@ def _examine(check: Check, deployment: Deployment, failed: set[str]) -> Finding:
 
 
 def _print(finding: Finding) -> None:
-    print(f"{finding.outcome:<8}{finding.check:<14}{finding.message}", flush=True)
+    say_lines(f"{finding.outcome:<8}{finding.check:<14}{finding.message}")
     if finding.remedy:
-        print(f"{'':<22}remedy: {finding.remedy}", flush=True)
+        say_lines(f"{'':<22}remedy: {finding.remedy}")
 
 
 def _name(deployment: Deployment) -> str:
     address = parse_address(deployment.address)
-    if is_proxied():
+    if deployment.is_proxied:
         return f"the proxy looks up {deployment.address}{proxy_note()}"
     found = []
     for host, port in address.hosts:
@@ -145,7 +151,7 @@ def _name(deployment: Deployment) -> str:
 
 def _port(deployment: Deployment) -> str:
     if not deployment.addresses:
-        return f"no port to connect to in {deployment.address}{proxy_note() if is_proxied() else ''}"
+        return f"no port to connect to in {deployment.address}{proxy_note() if deployment.is_proxied else ''}"
     errors = []
     for family, kind, protocol, _, address in deployment.addresses:
         started = time.monotonic()
@@ -215,19 +221,25 @@ def _build(deployment: Deployment) -> str:
         module: Any = factory.build({"config": dict(SELF_CHECK_CONFIG)})
         seconds.append(time.monotonic() - started)
     factory.close()
-    parameters = list(module.parameters())
-    x = torch.ones(4, 5, SELF_CHECK_WIDTH)
-    result, expected = (
-        module(x),
-        _self_check(x, **{name.split(".")[-1]: item for name, item in module.named_parameters()}),
-    )
-    gradients, right = (torch.autograd.grad(value.square().sum(), parameters) for value in (result, expected))
-    if not all(torch.allclose(one, other) for one, other in zip((result, *gradients), (expected, *right), strict=True)):
-        raise CheckError(
-            "the rebuilt block computes other values than the block's formula",
-            "report this fault, with the versions of torch on server and trainer",
-        )
+    report = "report this fault, with the versions of torch on server and trainer"
+    try:
+        is_right = _computes_self_check(module, torch.ones(4, 5, SELF_CHECK_WIDTH))
+    except Exception as error:  # noqa: BLE001  any module may be the response of another server
+        raise CheckError(f"the rebuilt block failed: {type(error).__name__}: {error}", report) from None
+    if not is_right:
+        raise CheckError("the rebuilt block computes other values than the block's formula", report)
     return f"{_ms(seconds[0])}, again {_ms(seconds[1])}; forward and backward of a recorded block are right"
+
+
+def _computes_self_check(module: Any, x: Any) -> bool:
+    """Whether result and gradients of a module are right."""
+    import torch  # noqa: PLC0415  earlier checks must not wait for this import
+
+    named = {name.split(".")[-1]: item for name, item in module.named_parameters()}
+    both = (module(x), _self_check(x, **named))
+    gradients = (torch.autograd.grad(value.square().sum(), list(module.parameters())) for value in both)
+    pairs = zip(*((value, *found) for value, found in zip(both, gradients, strict=True)), strict=True)
+    return all(torch.allclose(one, other) for one, other in pairs)
 
 
 def _self_check(x: Any, weight: Any, bias: Any, scale: Any) -> Any:

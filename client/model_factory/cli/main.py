@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model_factory.cli.cache import add_cache
+from model_factory.cli.output import say, say_error, say_traceback
 from model_factory.config import resolve_file
 from model_factory.environment import default_server, environment
 from model_factory.errors import ModelFactoryError
@@ -36,11 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
     except ModelFactoryError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return 1
     except BrokenPipeError:
         # The reader of the output is gone; without this line Python reports the same error again while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001  a bug, or an error of torch, whose text may quote a server
+        say_traceback(error)
         return 1
     return status
 
@@ -186,7 +190,7 @@ def _components(arguments: argparse.Namespace) -> dict[str, str]:
 def _validate(arguments: argparse.Namespace) -> int:
     for path in _named_configs(arguments).values():
         config = resolve_file(path, environment())
-        print(f"{path}: valid, {len(config.model.modules)} modules, digest {config.digest}")
+        say(f"{path}: valid, {len(config.model.modules)} modules, digest {config.digest}")
     return 0
 
 
@@ -222,7 +226,7 @@ def _health(arguments: argparse.Namespace) -> int:
     from model_factory.client.connection import Connection  # noqa: PLC0415  validate must not import grpc
 
     status = Connection(arguments.server).health(arguments.timeout)
-    print(status)
+    say(status)
     return 0 if status == "SERVING" else 1
 
 
@@ -233,5 +237,5 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _no_server(_arguments: argparse.Namespace) -> int:
-    print("error: this installation has no server. Remedy: pip install 'model-factory[server]'", file=sys.stderr)
+    say("error: this installation has no server. Remedy: pip install 'model-factory[server]'", error=True)
     return 1

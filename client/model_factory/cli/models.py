@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from model_factory.blocks import BlockArgument
+from model_factory.cli.output import say, say_lines
 from model_factory.client.factory import RemoteModelFactory
 from model_factory.descriptor.codec import encode_descriptor
 from model_factory.descriptor.tree import Descriptor
@@ -29,11 +30,11 @@ def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: s
     assert isinstance(described, dict)
     for name, model in models.items():
         parameters = sum(item.numel() for item in model.parameters())
-        print(f"{name}: {parameters:,} parameters")
+        say(f"{name}: {parameters:,} parameters")
         if output is not None:
             for path in _write(output, name, model, described[name].descriptor):
-                print(f"  {path}")
-    print(f"{len(models)} models in {seconds:.2f} s")
+                say(f"  {path}")
+    say(f"{len(models)} models in {seconds:.2f} s")
     return 0
 
 
@@ -42,7 +43,8 @@ def describe(configs: Mapping[str, str], server: str, *, portability: bool) -> i
     described = RemoteModelFactory(server).describe(configs, portability=portability)
     assert isinstance(described, dict)
     for name, architecture in described.items():
-        print(f"{name}\n\n{architecture}\n")
+        say(name)
+        say_lines(f"\n{architecture}\n")
     return 0
 
 
@@ -57,9 +59,9 @@ def blocks(server: str, names: Sequence[str]) -> int:
         raise ModelFactoryError(f"no block of the server has a name that begins with {' or '.join(map(repr, names))}")
     for block in found:
         about = ", ".join((block.origin, *block.tags))
-        print(f"{block.name}({', '.join(_argument(argument) for argument in block.arguments)})  [{about}]")
+        say(f"{block.name}({', '.join(_argument(argument) for argument in block.arguments)})  [{about}]")
         if block.summary:
-            print(f"    {block.summary}")
+            say(f"    {block.summary}")
     return 0
 
 

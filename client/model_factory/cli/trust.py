@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from model_factory.cli.output import say
+from model_factory.cli.source_text import WIDTH, numbered_lines
 from model_factory.client.factory import RemoteModelFactory
 from model_factory.descriptor.architecture import Architecture
 from model_factory.errors import SourceError
 from model_factory.source.bundle import Bundle, decode_bundle
 from model_factory.source.lock import Lock, changes, encode_lock, pin, read_lock
 from model_factory.store.staging import whole_file
+from model_factory.wording import shortened
+
+_MARGIN = 20
+"""Columns of a terminal for the numbers of lines."""
 
 
 def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, text: bool) -> int:
@@ -28,16 +35,16 @@ def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, t
         _refuse_unbuildable(name, architecture)
         ref = architecture.descriptor.bundle
         if ref is None:
-            print(f"{name}: needs no source code")
+            say(f"{name}: needs no source code")
             continue
         if ref.digest not in bundles:
             bundles[ref.digest] = decode_bundle(factory.read_source(ref))
         blocks = architecture.descriptor.source_reasons
         needed_by.setdefault(ref.digest, []).extend(f"{name}: {block}" for block in blocks)
-        print(f"{name}: needs source code, bundle {ref.digest}")
+        say(f"{name}: needs source code, bundle {ref.digest}")
         for block, reason in blocks.items():
-            print(f"  {block}: {reason}")
-        print(_contents(bundles[ref.digest], text=text))
+            say(f"  {block}: {shortened(reason)}")
+        _say_contents(bundles[ref.digest], text=text)
     pinned = {digest: pin(bundle, tuple(needed_by[digest])) for digest, bundle in bundles.items()}
     return _check(lock, pinned) if check else _write(lock, pinned)
 
@@ -48,33 +55,34 @@ def _refuse_unbuildable(name: str, architecture: Architecture) -> None:
         raise SourceError(f"component {name!r} cannot be built: {path or 'the model'}: {reason}")
 
 
-def _contents(bundle: Bundle, *, text: bool) -> str:
-    lines = []
+def _say_contents(bundle: Bundle, *, text: bool) -> None:
+    width = max(_MARGIN, min(WIDTH, shutil.get_terminal_size((WIDTH + _MARGIN, 0)).columns - _MARGIN))
     for name, content in sorted(bundle.files.items()):
-        lines.append(f"  {name}, {len(content.splitlines())} lines")
-        if text:
-            lines += [f"    {line}" for line in content.splitlines()]
+        shown = numbered_lines(content, width)
+        say(f"  {name}, {shown.count} lines{shown.warning}")
+        for line in shown.lines if text else ():
+            say(f"    {line}")
     for item in bundle.requires:
         here = "" if importlib.util.find_spec(item.module) else " (not installed here)"
-        lines.append(f"  imports {item.module}, of {item.distribution} {item.version or '(version unknown)'}{here}")
-    return "\n".join(lines)
+        say(f"  imports {item.module}, of {item.distribution} {item.version or '(version unknown)'}{here}")
 
 
 def _write(path: Path, pinned: Lock) -> int:
     with whole_file(path) as file:
         file.write(encode_lock(pinned))
-    print(f"{path}: {len(pinned)} bundle{'' if len(pinned) == 1 else 's'} pinned")
+    say(f"{path}: {len(pinned)} bundle{'' if len(pinned) == 1 else 's'} pinned")
     return 0
 
 
 def _check(path: Path, pinned: Lock) -> int:
     locked = read_lock(path)
     for digest in pinned.keys() - locked.keys():
-        print(f"{path} does not have bundle {digest}:")
-        print("\n".join(f"  {line}" for line in changes(locked, pinned[digest].files)))
+        say(f"{path} does not have bundle {digest}:")
+        for line in changes(locked, pinned[digest].files):
+            say(f"  {line}")
     for digest in locked.keys() - pinned.keys():
-        print(f"{path} has bundle {digest}; no model of this command needs the bundle")
+        say(f"{path} has bundle {digest}; no model of this command needs the bundle")
     if locked.keys() == pinned.keys():
-        print(f"{path} is up to date")
+        say(f"{path} is up to date")
         return 0
     return 1

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlsplit
 
 from model_factory.environment import DEFAULT_ADDRESS, USE_PROXY, proxy_variables, use_proxy
@@ -17,11 +22,22 @@ from model_factory.limits import MAX_PORT
 from model_factory.wording import quoted
 
 _LOCAL = ("unix:", "unix-abstract:")
+_LISTENING = "0A"  # state of a socket in /proc/net/tcp
 _NAME_SERVICES = ("vsock:", "xds:")
 _HOSTS = ("dns:", "ipv4:", "ipv6:")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _NOT_IN_HOST = re.compile(r"[\s/\\@?#,\[\]\x00-\x1f\x7f\ud800-\udfff]")
 _FORMS = "Remedy: HOST:PORT, as in gpu-node:50051, or [IPV6]:PORT; unix:PATH and dns:///HOST:PORT are addresses too"
+
+
+NO_PROXY: Mapping[str, Any] = MappingProxyType(
+    {
+        "grpc.enable_http_proxy": 0,
+        # The option above leaves on the proxy of the variable GRPC_ADDRESS_HTTP_PROXY.
+        "grpc.address_http_proxy_enabled_addresses": "",
+    }
+)
+"""Channel options of a direct connection, whatever proxies the environment names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +50,15 @@ class Address:
     """Pairs of host and port: several for a list of numeric addresses, empty for local sockets and name services."""
 
     @property
+    def is_local_socket(self) -> bool:
+        """Whether the address is a socket of this machine without a network."""
+        return not self.hosts and self.text.startswith(_LOCAL)
+
+    @property
     def is_loopback(self) -> bool:
-        """Whether all traffic to the address stays on this machine."""
+        """Whether all traffic to the address stays on this machine, if ``localhost`` is a name of this machine."""
         if not self.hosts:
-            return self.text.startswith(_LOCAL)
+            return self.is_local_socket
         return all(_is_loopback(host) for host, _ in self.hosts)
 
 
@@ -139,13 +160,13 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def proxy_option() -> tuple[str, int]:
-    """Return the channel option that turns HTTP proxies on or off; gRPC's own default is on.
+def proxy_options() -> list[tuple[str, Any]]:
+    """Return the channel options that turn HTTP proxies on or off; gRPC's own default is on.
 
     Raises:
         ModelFactoryError: ``MODEL_FACTORY_USE_PROXY`` is neither true nor false.
     """
-    return ("grpc.enable_http_proxy", int(use_proxy()))
+    return [] if use_proxy() else [*NO_PROXY.items()]
 
 
 def is_proxied() -> bool:
@@ -153,12 +174,17 @@ def is_proxied() -> bool:
     return use_proxy() and bool(proxy_variables()[1])
 
 
-def proxy_note() -> str:
-    """Describe the proxy of the environment, and whether connections use the proxy, for an error; else empty."""
+def proxy_note(*, is_direct: bool = False) -> str:
+    """Describe the proxy of the environment, and whether connections use the proxy, for an error; else empty.
+
+    ``is_direct``: the connection takes no proxy, see ``Credentials.is_direct``.
+    """
     variable, url, exceptions = proxy_variables()
     if not url:
         return ""
     named = f"{_proxy_host_and_port(url)}, the proxy of {variable}"
+    if is_direct:
+        return f" (not through {named}: a token without TLS takes no proxy)"
     if not use_proxy():
         return f" (not through {named}; {USE_PROXY}=1 connects through the proxy)"
     return f" (through {named}{f', unless {exceptions} lists the server' if exceptions else ''})"
@@ -174,3 +200,44 @@ def _proxy_host_and_port(url: str) -> str:
     if not host:
         return "a text that is not http://HOST:PORT"
     return f"{host}:{port or 80}"
+
+
+def listening_users(address: Address) -> tuple[int, ...]:
+    """Return the users whose processes listen at an address on this machine; empty if unknown, or for other machines.
+
+    Without TLS, any user of a machine can take a free port of the loopback interface.
+
+    >>> listening_users(parse_address("gpu-node:50051"))
+    ()
+    """
+    if not address.is_loopback:
+        return ()
+    path = socket_path(address)
+    if path:
+        with suppress(OSError):
+            return (Path(path).stat().st_uid,)
+        return ()
+    ports = {port for _, port in address.hosts}
+    return tuple(sorted({user for port, user in _listening_sockets() if port in ports}))
+
+
+def _listening_sockets() -> Iterator[tuple[int, int]]:
+    """Yield port and user of the TCP sockets that listen on this machine."""
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError, ValueError, IndexError):
+            for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTENING:
+                    yield int(fields[1].rpartition(":")[2], 16), int(fields[7])
+
+
+def socket_path(address: Address) -> str:
+    """Return the absolute path of a socket file; empty for other addresses.
+
+    >>> socket_path(parse_address("unix:///run/factory.sock"))
+    '/run/factory.sock'
+    """
+    if not address.text.startswith("unix:"):
+        return ""
+    path = address.text.removeprefix("unix:")
+    return str(Path(path.removeprefix("//")).resolve())

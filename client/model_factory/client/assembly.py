@@ -14,7 +14,7 @@ from model_factory.client.program_client import ProgramClient
 from model_factory.client.progress import downloading
 from model_factory.config.request import Component
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
-from model_factory.descriptor.rebuild import Blueprint, FindClass
+from model_factory.descriptor.rebuild import Blueprint, BuiltState, FindClass
 from model_factory.descriptor.tree import Descriptor
 from model_factory.descriptor.weights import map_weights
 from model_factory.errors import FormatError
@@ -31,8 +31,27 @@ MAX_BLUEPRINTS = 64
 class Assembler:
     """Rebuilds modules from the blobs of a build."""
 
-    def __init__(self, connection: Connection, cache: Store, trust: Trust, *, device: torch.device, dtype: str) -> None:
-        """``dtype`` is the dtype of the builds (empty: no cast), ``device`` the place of the tensors."""
+    def __init__(
+        self,
+        connection: Connection,
+        cache: Store,
+        trust: Trust,
+        *,
+        device: torch.device,
+        dtype: str,
+        share_values: bool = False,
+    ) -> None:
+        """Prepare for the builds of a factory.
+
+        Args:
+            connection: Connection to the server.
+            cache: The node cache.
+            trust: The trusted source.
+            device: Place of the tensors.
+            dtype: Dtype of the builds; empty: no cast.
+            share_values: Whether the server may learn values of calls to record.
+        """
+        self._share_values = share_values
         self._connection = connection
         self._cache = cache
         self._trust = trust
@@ -58,7 +77,10 @@ class Assembler:
             dtype=self._dtype,
             seed=seed,
         )
-        recorder = ProgramClient(self._connection, self._cache, component, build, built.programs)
+        described = BuiltState(blueprint.descriptor)
+        recorder = ProgramClient(
+            self._connection, self._cache, component, build, built.programs, described, share_values=self._share_values
+        )
         _check_size(built.weights, blueprint.tensor_bytes)
         return blueprint.build(self._read_weights(component.name, built.weights), recorder, find_class)
 
@@ -72,7 +94,7 @@ class Assembler:
         """
         if bundle.size > MAX_SOURCE_BYTES:
             raise FormatError(f"a bundle of {bundle.size} bytes; at most {MAX_SOURCE_BYTES} are allowed")
-        return read_blob(self._connection, self._cache, bundle, {})
+        return read_blob(self._connection, self._cache, bundle, {}, is_private=True)
 
     def _read_blueprint(self, built: BuiltComponent, inline: Mapping[str, bytes]) -> Blueprint:
         for blob in (built.descriptor, built.programs):

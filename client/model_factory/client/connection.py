@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -12,13 +11,14 @@ from typing import Any
 import grpc
 import grpc.experimental
 
-from model_factory.client.address import parse_address, proxy_note, proxy_option
+from model_factory.client.address import parse_address, proxy_note, proxy_options
 from model_factory.client.after_fork import check_fork, forget_in_children
 from model_factory.client.credentials import Credentials
+from model_factory.client.retry import Backoff
 from model_factory.config import ResolvedConfig
 from model_factory.documents import FORMAT
 from model_factory.errors import ServerError
-from model_factory.limits import BLOB_CHUNK_BYTES, MAX_MESSAGE_BYTES
+from model_factory.limits import BLOB_CHUNK_BYTES, MAX_MESSAGE_BYTES, UNCOMPRESSED_ONLY
 from model_factory.v1 import blob_pb2, capabilities_pb2, service_pb2_grpc, wire
 
 RETRY_ATTEMPTS = 4
@@ -27,25 +27,12 @@ RETRY_ATTEMPTS = 4
 KEEPALIVE_SECONDS = 60
 """Time between pings; a server accepts pings at twice this rate."""
 
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": "model_factory.v1.ModelFactoryService"}],
-            "retryPolicy": {
-                "maxAttempts": RETRY_ATTEMPTS,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    UNCOMPRESSED_ONLY,
+    ("grpc.service_config_disable_resolution", 1),  # no settings from a name server
+    ("grpc.enable_retries", 0),  # gRPC waits as long as a server asks for, a year for example
     ("grpc.use_local_subchannel_pool", 1),
     # The caller of a stream reads the messages, without a thread in between.
     (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1),
@@ -84,7 +71,7 @@ class Connection:
             ModelFactoryError: an environment variable of this package has an invalid value.
         """
         self.address = parse_address(address).text
-        self._options = [*_OPTIONS, proxy_option()]
+        self._options = [*_OPTIONS, *proxy_options()]
         self.timeout = timeout
         self.credentials = Credentials.from_environment() if credentials is None else credentials
         self._shared_store = shared_store
@@ -130,6 +117,25 @@ class Connection:
         check_fork()
         with self._lock:
             return self._open()
+
+    def call(self, method: str, request: Any) -> Any:
+        """Call a method with a single response; repeat the RPC a few times while the server cannot be reached.
+
+        Raises:
+            grpc.RpcError: the RPC failed, or all attempts failed.
+        """
+        backoff = Backoff()
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        for left in reversed(range(RETRY_ATTEMPTS)):
+            seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                return getattr(self.stub, method)(request, timeout=seconds)
+            except grpc.RpcError as error:
+                is_late = deadline is not None and time.monotonic() >= deadline
+                if left == 0 or is_late or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            backoff.wait()
+        raise AssertionError
 
     def read_blob(self, request: blob_pb2.ReadBlobRequest) -> Iterator[memoryview]:
         """Call ``ReadBlob`` and yield the data of each message without a copy.
@@ -179,7 +185,7 @@ class Connection:
         """
         if self._capabilities is None:
             with self.errors():
-                response = self.stub.GetCapabilities(capabilities_pb2.GetCapabilitiesRequest(), timeout=self.timeout)
+                response = self.call("GetCapabilities", capabilities_pb2.GetCapabilitiesRequest())
             if response.format_version != FORMAT:
                 raise ServerError(
                     f"the server at {self.address} (version {response.server_version}) uses format "
@@ -215,7 +221,9 @@ class Connection:
         try:
             yield
         except grpc.RpcError as error:
-            raise wire.from_rpc_error(error, f"{self.address}{proxy_note()}", place_of) from None
+            raise wire.from_rpc_error(
+                error, f"{self.address}{proxy_note(is_direct=self.credentials.is_direct)}", place_of
+            ) from None
 
 
 def _cancel_when_stalled(call: Any, seconds: float) -> Iterator[memoryview]:

@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from model_factory.client.address import parse_address
+from model_factory.client.address import NO_PROXY, Address, is_proxied, listening_users, parse_address, socket_path
 from model_factory.digest import digest_of
 from model_factory.documents import encode_document
-from model_factory.environment import client_credentials
+from model_factory.environment import client_credentials, default_roots_file, proxy_variables
 from model_factory.errors import AccessError
+
+_NETWORK = Path("/proc/self/ns/net")  # a container has a loopback interface of its own
+_MACHINE = (Path("/etc/machine-id"),)  # machines with a shared cache can have one name
 
 MAX_TOKEN_BYTES = 4096
 """Maximum size of a token; a larger file is not a token file."""
@@ -50,7 +53,8 @@ class Credentials:
     token_file: str | PathLike[str] | None = None
     """File with the operator's token as the only content."""
     allow_plaintext: bool = False
-    """Allow the token to be sent to other machines without TLS, for networks with their own encryption."""
+    """Allow the token to be sent to other machines without TLS, for networks with their own encryption. Even so, the
+    token takes no HTTP proxy."""
 
     def __post_init__(self) -> None:
         if (self.cert_file is None) != (self.key_file is None):
@@ -66,22 +70,27 @@ class Credentials:
         """Whether connections use TLS."""
         return self.tls or self.ca_file is not None or self.cert_file is not None
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether connections take no HTTP proxy: the proxy could read a token without TLS."""
+        return self.token_file is not None and not self.encrypts
+
     def server_identity(self, address: str) -> str:
         """Return a digest of the server's identity, as far as this client can distinguish servers.
 
         With TLS: digest of the authorities and of the expected name in the certificate. Without TLS: digest of the
-        address, with this node's name for a loopback address.
+        address and of the proxy; for a loopback address also of this machine, its network, and the users that listen.
 
         Raises:
             AccessError: the file of authorities cannot be read.
         """
         parsed = parse_address(address)
         if self.encrypts:
-            authorities = digest_of(_read(self.ca_file) or b"") if self.ca_file is not None else "system"
+            authorities = digest_of(_read(self.ca_file) or b"") if self.ca_file is not None else _system_authorities()
             name = self.server_name or ",".join(host for host, _ in parsed.hosts) or address
             return digest_of(encode_document(["tls", authorities, name]))
-        node = platform.node() if parsed.is_loopback else ""
-        return digest_of(encode_document(["plaintext", address, node]))
+        place = socket_path(parsed) or address
+        return digest_of(encode_document(["plaintext", place, _way_to(parsed)]))
 
     def open(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """Open a channel to a server.
@@ -90,20 +99,36 @@ class Credentials:
             AccessError: a file cannot be read, or the token would be sent without encryption.
         """
         if self.encrypts:
-            if self.server_name:
-                options = [*options, ("grpc.ssl_target_name_override", self.server_name)]
-            tls = grpc.ssl_channel_credentials(_read(self.ca_file), _read(self.key_file), _read(self.cert_file))
-            channel = grpc.secure_channel(address, tls, options=options)
+            channel = self._open_encrypted(address, options)
+        elif self.is_direct:
+            channel = self._open_for_plain_token(address, options)
         else:
             channel = grpc.insecure_channel(address, options=options)
-        if self.token_file is None:
-            return channel
-        if not (self.encrypts or self.allow_plaintext or parse_address(address).is_loopback):
+        return channel if self.token_file is None else grpc.intercept_channel(channel, _TokenInterceptor(self._token))
+
+    def _open_encrypted(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
+        if self.server_name:
+            options = [*options, ("grpc.ssl_target_name_override", self.server_name)]
+        tls = grpc.ssl_channel_credentials(_read(self.ca_file), _read(self.key_file), _read(self.cert_file))
+        return grpc.secure_channel(address, tls, options=options)
+
+    def _open_for_plain_token(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
+        """Open a channel for a token without TLS: without a proxy, and to this machine or where the user allows more.
+
+        gRPC checks on each connection that the peer of a local channel is on this machine, since the name ``localhost``
+        can lead to another machine.
+        """
+        options = [*(item for item in options if item[0] not in NO_PROXY), *NO_PROXY.items()]
+        if self.allow_plaintext:
+            return grpc.insecure_channel(address, options=options)
+        parsed = parse_address(address)
+        if not parsed.is_loopback:
             raise AccessError(
                 f"the token is not sent to {address} without TLS: the network could read the token. Remedy: "
                 "Credentials(ca_file=...) or tls=True; or allow_plaintext=True where the network encrypts"
             )
-        return grpc.intercept_channel(channel, _TokenInterceptor(self._token))
+        kind = grpc.LocalConnectionType.UDS if parsed.is_local_socket else grpc.LocalConnectionType.LOCAL_TCP
+        return grpc.secure_channel(address, grpc.local_channel_credentials(kind), options=options)
 
     def _token(self) -> str:
         token = (_read(self.token_file, MAX_TOKEN_BYTES) or b"").decode("ascii", "replace").strip()
@@ -112,6 +137,21 @@ class Credentials:
                 f"{self.token_file} does not hold a token. Remedy: a file with the operator's token as the only word"
             )
         return token
+
+
+def _system_authorities() -> str:
+    """Return the name of gRPC's default authorities: a variable can name a file of others."""
+    path = default_roots_file()
+    return f"file {digest_of(_read(path) or b'')}" if path else "system"
+
+
+def _way_to(address: Address) -> list[object]:
+    """Return the surroundings that decide which server answers at an address without TLS."""
+    if not address.is_loopback:
+        return list(proxy_variables()[1:]) if is_proxied() else [platform.node() if not address.hosts else ""]
+    network = _NETWORK.stat().st_ino if _NETWORK.exists() else 0
+    machine = next((path.read_text().strip() for path in _MACHINE if path.is_file()), "")
+    return [platform.node(), machine, network, list(listening_users(address))]
 
 
 class _Details(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import operator
 from collections.abc import Iterator, Mapping
@@ -25,14 +26,21 @@ from model_factory.config.request import SEED_RANGE, Component, ModelRequest, re
 from model_factory.descriptor.architecture import Architecture, Portability
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
 from model_factory.environment import default_cache_bytes, default_cache_dir, environment, shared_store
-from model_factory.errors import MissingBlobError, ServerError
+from model_factory.environment import share_values as share_values_by_default
+from model_factory.errors import MissingBlobError, ServerError, safe_text
 from model_factory.identity import BuiltComponent, Manifest
 from model_factory.program.torch_names import torch_name
 from model_factory.source.trust import Trust, TrustSource
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
+from model_factory.wording import printable
 
 log = logging.getLogger(__name__)
+
+MAX_EVENTS = 1000
+"""Events of a build for one component; a server sends one for each stage."""
+
+_MAX_REBUILDS = 2  # a disk can damage the documents and the weights of a build
 
 
 class RemoteModelFactory:
@@ -75,6 +83,7 @@ class RemoteModelFactory:
         timeout: float | None = None,
         credentials: Credentials | None = None,
         trust_source: TrustSource = None,
+        share_values: bool | None = None,
     ) -> None:
         """Create a factory; the first use connects to the server.
 
@@ -96,6 +105,10 @@ class RemoteModelFactory:
             trust_source: Source code that may run in this process, for blocks that are not portable as programs. None:
                 no source. A path: a lock file from ``model-factory trust``. Digests: bundles. True: any source from
                 this server.
+            share_values: Whether the server may learn values of calls: constants, ranges of tensors, outcomes of
+                decisions by values, and attributes set by the trainer. Needed only for calls whose program depends on
+                values unknown to the server; without permission these calls fail. By default
+                ``$MODEL_FACTORY_SHARE_VALUES``, else False: names, kinds, dtypes and sizes are sent.
 
         Raises:
             ServerError: ``address`` is not an address.
@@ -115,7 +128,12 @@ class RemoteModelFactory:
             default_cache_bytes() if cache_bytes is None else cache_bytes,
             setting="MODEL_FACTORY_CACHE" if cache_dir is None else "cache_dir or MODEL_FACTORY_CACHE",
         )
-        self._assembler = Assembler(self._connection, self._cache, trust, device=device, dtype=self._dtype)
+        self._assembler = Assembler(
+            *(self._connection, self._cache, trust),
+            device=device,
+            dtype=self._dtype,
+            share_values=share_values_by_default() if share_values is None else bool(share_values),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +181,7 @@ class RemoteModelFactory:
             components=wire.to_components(request), dtype=self._dtype, portability=portability
         )
         with self._connection.errors(_configs(request)):
-            response = self._connection.stub.DescribeModels(message, timeout=self._connection.timeout)
+            response = self._connection.call("DescribeModels", message)
         if [item.name for item in response.components] != [item.name for item in request.components]:
             raise ServerError(f"the server at {self._connection.address} described other components than requested")
         found = {item.name: _architecture(item, portability=portability) for item in response.components}
@@ -187,9 +205,7 @@ class RemoteModelFactory:
         """
         self._connection.capabilities()
         with self._connection.errors():
-            response = self._connection.stub.ListBlocks(
-                capabilities_pb2.ListBlocksRequest(), timeout=self._connection.timeout
-            )
+            response = self._connection.call("ListBlocks", capabilities_pb2.ListBlocksRequest())
         return [wire.from_block(block) for block in response.blocks]
 
     def close(self) -> None:
@@ -206,7 +222,9 @@ class RemoteModelFactory:
         received: build_pb2.Manifest | None = None
         names = [component.name for component in request.components]
         with self._connection.errors(_configs(request)), building(names) as report:
-            for event in self._stream_build(message):
+            for count, event in enumerate(self._stream_build(message)):
+                if count > MAX_EVENTS * len(names):
+                    raise ServerError(f"the server at {self._connection.address} reports progress without end")
                 if event.WhichOneof("event") == "manifest":
                     received = event.manifest
                 else:
@@ -216,31 +234,35 @@ class RemoteModelFactory:
         return wire.from_manifest(received, self._connection.address)
 
     def _stream_build(self, message: build_pb2.BuildModelsRequest) -> Iterator[build_pb2.BuildModelsResponse]:
-        """Yield the events of a build; repeat the RPC a few times if the server went away after the first event.
+        """Yield the events of a build; repeat the RPC a few times if the server went away.
 
-        gRPC itself repeats an RPC without events. Builds are idempotent. The number of attempts is bounded: this build
-        may be the cause of the crash.
+        Builds are idempotent. The number of attempts is bounded: this build may be the cause of the crash.
         """
         backoff, begun = Backoff(), 0
-        while True:
+        for attempt in itertools.count(1):
             events = self._connection.stub.BuildModels(message, timeout=self._connection.timeout)
             try:
                 for index, event in enumerate(events):
                     begun += index == 0
                     yield event
             except grpc.RpcError as error:
-                if not (0 < begun < RETRY_ATTEMPTS and is_disconnect(error) and backoff.wait()):
+                is_away = is_disconnect(error) if begun else error.code() is grpc.StatusCode.UNAVAILABLE
+                if not (is_away and (begun or attempt) < RETRY_ATTEMPTS and backoff.wait()):
                     raise
             else:
                 return
+            finally:
+                events.cancel()  # no effect on an RPC that has ended
 
     def _assemble(self, component: Component, built: BuiltComponent, manifest: Manifest, seed: int) -> nn.Module:
-        try:
-            return self._assembler.assemble(component, built, manifest, seed)
-        except MissingBlobError as error:  # the server evicted a blob before the download
-            log.info("%s is built again: %s", component.name, error)
-        manifest = self._build_on_server(ModelRequest(components=(component,), single=True), seed)
-        return self._assembler.assemble(component, manifest.components[0], manifest, seed)
+        for _ in range(_MAX_REBUILDS):
+            try:
+                return self._assembler.assemble(component, built, manifest, seed)
+            except MissingBlobError as error:  # evicted before the download, or damaged on the server's disk
+                log.info("%s is built again: %s", component.name, error)
+            manifest = self._build_on_server(ModelRequest(components=(component,), single=True), seed)
+            built = manifest.components[0]
+        return self._assembler.assemble(component, built, manifest, seed)
 
 
 def _architecture(item: build_pb2.DescribedComponent, *, portability: bool) -> Architecture:
@@ -248,7 +270,8 @@ def _architecture(item: build_pb2.DescribedComponent, *, portability: bool) -> A
     if not portability:
         return Architecture(descriptor)
     programs = decode_programs(item.programs_json) if item.programs_json else ()
-    return Architecture(descriptor, Portability(programs=programs, refused=dict(item.refused)))
+    refused = {printable(path): safe_text(reason) for path, reason in item.refused.items()}
+    return Architecture(descriptor, Portability(programs=programs, refused=refused))
 
 
 def _configs(request: ModelRequest) -> dict[str, ResolvedConfig]:

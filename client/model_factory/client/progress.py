@@ -12,10 +12,13 @@ from typing import Any
 from tqdm import tqdm
 
 from model_factory.store import Holder
+from model_factory.wording import printable, shortened
 
 log = logging.getLogger(__name__)
 
 SHOW_AFTER_SECONDS = 1.0
+
+_MAX_SHOWN_CHARS = 200
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def building(names: list[str]) -> Iterator[Callable[[str, str], None]]:
     with _bar(total=len(names), desc="build", unit="model") as bar:
 
         def report(component: str, stage: str) -> None:
-            bar.set_postfix_str(f"{component}: {stage}", refresh=False)
+            bar.set_postfix_str(_shown(f"{component}: {stage}"), refresh=False)
             bar.update(1 if stage == "done" else 0)
             if time.monotonic() - started >= SHOW_AFTER_SECONDS:  # refresh() ignores the delay of the bar
                 bar.refresh()
@@ -36,7 +39,7 @@ def building(names: list[str]) -> Iterator[Callable[[str, str], None]]:
 @contextmanager
 def downloading(name: str, size: int) -> Iterator[Download]:
     """Show the bytes transferred, or the other process with the transfer."""
-    with _bar(total=size, desc=name, unit="B", unit_scale=True) as bar:
+    with _bar(total=size, desc=_shown(name), unit="B", unit_scale=True) as bar:
         yield Download(name, bar)
 
 
@@ -53,9 +56,13 @@ class Download:
 
     def waiting(self, holder: Holder | None) -> None:
         """Report that another process transfers the blob."""
-        text = f"waits for {holder or 'another process'}"
-        log.info("%s: %s", self._name, text)
+        text = _shown(f"waits for {holder or 'another process'}")
+        log.info("%s: %s", _shown(self._name), text)
         self._bar.set_postfix_str(text)
+
+
+def _shown(text: str) -> str:
+    return printable(shortened(text, _MAX_SHOWN_CHARS))
 
 
 def _bar(**options: Any) -> tqdm[Any]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.tree import Descriptor, ModuleNode, ProgramNode, SourceNode, TensorRef
 from model_factory.program.recorded_program import FORWARD, RecordedProgram
+from model_factory.program.runtime.lookup import join_path
+from model_factory.wording import printable, shortened
 
 _CONTAINERS = frozenset({"nn.ModuleList", "nn.ModuleDict"})
+
+_MAX_CELL_CHARS = 400
+"""All cells of a column are as wide as the widest cell."""
 
 NONE = "none"
 """Kind of a module without a portable form."""
@@ -108,8 +113,8 @@ class Architecture:
         header = ("name", "type", "kind", "shapes", "parameters", "bytes", "" if self.portability is None else "why")
         rows = [
             (
-                *(row.path or "(model)", row.type, row.kind, _shapes_text(row)),
-                *(f"{row.parameters:,}", f"{row.bytes:,}", row.reason),
+                *map(_cell, (row.path or "(model)", row.type, row.kind, _shapes_text(row))),
+                *(f"{row.parameters:,}", f"{row.bytes:,}", printable(shortened(row.reason))),
             )
             for row in self.modules
         ]
@@ -119,6 +124,10 @@ class Architecture:
         lines = [_line(row, widths) for row in table]
         rule = "-" * sum(widths[:-1], 2 * (len(widths) - 2))
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def _cell(text: str) -> str:
+    return printable(shortened(text, _MAX_CELL_CHARS))
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
@@ -142,7 +151,8 @@ def _reasons(descriptor: Descriptor, portability: Portability) -> dict[str, str]
         elif isinstance(node, SourceNode):
             reasons[path] = f"source: {node.source.reason}"
         elif isinstance(node, ProgramNode):
-            reasons[path] = _recorded_text(recorded[path]) if path in recorded else _unrecorded_text(path, nodes)
+            known = path in recorded
+            reasons[path] = _recorded_text(recorded[path]) if known else _unrecorded_text(path, nodes, recorded)
     return reasons
 
 
@@ -156,13 +166,22 @@ def _recorded_text(programs: list[RecordedProgram]) -> str:
     return ", ".join(texts)
 
 
-def _unrecorded_text(path: str, nodes: Mapping[str, ModuleNode]) -> str:
+def _unrecorded_text(
+    path: str, nodes: Mapping[str, ModuleNode], recorded: Mapping[str, Sequence[RecordedProgram]]
+) -> str:
     """Return the reason for a program module without programs: part of a caller's program, or not recorded yet."""
+    inlined = {
+        join_path(owner, inner): reason
+        for owner, programs in recorded.items()
+        for item in programs
+        for inner, reason in item.inlined
+    }
+    reason = f": {inlined[path]}" if path in inlined else ""
     while path:
         path = path.rpartition(".")[0]
         above = nodes.get(path)
         if isinstance(above, ProgramNode):
-            return f"part of the program of {path or 'the model'}"
+            return f"part of the program of {path or 'the model'}{reason}"
         if above is not None and above.type not in _CONTAINERS:
             break  # called by torch, by the graph or by source: the module needs its own programs
     return "recorded at its first call: no example inputs"

@@ -13,30 +13,49 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from model_factory.descriptor.tree import StockValue, TensorRef
 from model_factory.documents import expect_type, mapping, named_float
 from model_factory.errors import FormatError
+from model_factory.limits import MAX_INTEGER
 from model_factory.program.ir import TorchConst
 from model_factory.program.ops import OPS
 from model_factory.program.torch_names import torch_const, torch_name
 from model_factory.program.torch_private import ORTHOGONAL_MAPS
 
+_FUNCTIONS = """celu elu elu_ gelu glu gumbel_softmax hardshrink hardsigmoid hardswish hardtanh hardtanh_ leaky_relu
+leaky_relu_ log_softmax logsigmoid mish normalize relu relu6 relu_ rrelu rrelu_ selu selu_ sigmoid silu softmax softmin
+softplus softshrink softsign tanh tanhshrink threshold threshold_
+alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout
+cosine_similarity pairwise_distance
+binary_cross_entropy binary_cross_entropy_with_logits cross_entropy huber_loss kl_div l1_loss mse_loss nll_loss
+smooth_l1_loss soft_margin_loss"""
+_SPECIAL = """digamma entr erf erfc erfcx erfinv exp2 expit expm1 gammaln i0 i0e i1 i1e log1p log_ndtr log_softmax logit
+ndtr ndtri psi round sinc softmax"""
 _ACTIVATIONS = "relu gelu silu elu selu celu leaky_relu mish hardswish softplus sigmoid tanh"
 
+_NAMESPACES = (("torch.nn.functional", _FUNCTIONS), ("torch.special", _SPECIAL), ("torch", _ACTIVATIONS))
+
 STOCK_VALUES: Mapping[str, Any] = MappingProxyType(
-    {name: OPS[name] for name in OPS if name.startswith(("torch.nn.functional.", "torch.special."))}
-    | {f"torch.{name}": OPS[f"torch.{name}"] for name in _ACTIVATIONS.split() if f"torch.{name}" in OPS}
+    {
+        f"{prefix}.{name}": OPS[f"{prefix}.{name}"]
+        for prefix, names in _NAMESPACES
+        for name in names.split()
+        if f"{prefix}.{name}" in OPS
+    }
     | {f"torch.nn.utils.parametrizations._OrthMaps.{item.name}": item for item in ORTHOGONAL_MAPS}
 )
-"""Functions and constants by name, for attributes like the activation of ``nn.TransformerEncoderLayer``."""
+"""Functions and constants by name, for attributes like the activation of ``nn.TransformerEncoderLayer``.
+
+Activations, distances and losses only: a module calls an attribute without the checks of a program's ops.
+"""
 
 _NAMES: Mapping[int, str] = {id(value): name for name, value in reversed(list(STOCK_VALUES.items()))}
 
 _SCALARS = frozenset({bool, int, float, str, type(None)})
-_INT_BITS = 64
 
 
 def settable(cls: type[nn.Module], taken: Mapping[str, Any] | frozenset[str], name: str) -> bool:
@@ -72,12 +91,17 @@ def described(value: Any) -> Any:
 
 def _described(value: Any) -> Any:
     kind = type(value)
+    if isinstance(value, np.generic):  # treated as the plain number
+        value = value.item()
+        kind = type(value)
     if kind in _SCALARS:
         _check_scalar(value)
         return value
     if kind is list or kind is tuple:
         return kind([_described(item) for item in value])
     if kind is torch.Size:
+        for size in value:
+            _check_scalar(size)
         return value
     if kind is dict:
         return {_described_key(key): _described(item) for key, item in value.items()}
@@ -97,8 +121,8 @@ def _described_key(key: Any) -> Any:
 
 
 def _check_scalar(value: Any) -> None:
-    if type(value) is int and value.bit_length() > _INT_BITS:
-        raise FormatError(f"an integer of {value.bit_length()} bits is too large")
+    if type(value) is int and not -MAX_INTEGER <= value <= MAX_INTEGER:
+        raise FormatError(f"an integer of {value.bit_length()} bits; allowed: -{MAX_INTEGER} to {MAX_INTEGER}")
     if type(value) is str:
         try:
             value.encode()
@@ -159,6 +183,7 @@ def decode_attribute(data: Any) -> Any:
         FormatError: the data is malformed.
     """
     if type(data) in _SCALARS:
+        _check_scalar(data)
         return data
     if type(data) is list:
         return [decode_attribute(item) for item in data]
@@ -172,7 +197,10 @@ def decode_attribute(data: Any) -> Any:
 
 
 def _decode_size(body: Any) -> torch.Size:
-    return torch.Size([expect_type(size, int) for size in expect_type(body, list)])
+    sizes = [expect_type(size, int) for size in expect_type(body, list)]
+    for size in sizes:
+        _check_scalar(size)
+    return torch.Size(sizes)
 
 
 def _decode_dict(body: Any) -> dict[Any, Any]:

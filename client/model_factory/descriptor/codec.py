@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,16 +18,24 @@ from model_factory.descriptor.tree import (
     TensorNode,
     TensorRef,
 )
+from model_factory.descriptor.walks import check_walks
 from model_factory.digest import Blob, check_digest
-from model_factory.documents import FORMAT, decode_document, encode_document, expect_str, expect_type, mapping
-from model_factory.errors import FormatError
-from model_factory.limits import MAX_MODULES, MAX_TENSORS
+from model_factory.documents import (
+    FORMAT,
+    decode_document,
+    encode_document,
+    expect_name,
+    expect_str,
+    expect_type,
+    mapping,
+)
+from model_factory.errors import FormatError, safe_text
+from model_factory.limits import MAX_ELEMENTS, MAX_INTEGER, MAX_MODULES, MAX_RANK, MAX_TENSORS
+from model_factory.program.codec.json_fields import exact_fields, expect_paths
 from model_factory.program.codec.programs import decode_program, decode_recorded, encode_program, encode_recorded
 from model_factory.program.codec.signatures import decode_forward_signature, encode_forward_signature
 from model_factory.program.recorded_program import RecordedProgram
-
-MAX_DEPTH = 200
-"""Maximum nesting of modules; torch's own walks are recursive."""
+from model_factory.wording import is_printable, quoted
 
 Programs = tuple[tuple[str, RecordedProgram], ...]
 """Recorded programs by module path."""
@@ -68,25 +77,42 @@ def decode_descriptor(data: bytes) -> Descriptor:
         raise FormatError("two tensors of a descriptor have the same name")
     if (descriptor.bundle is not None) != any(isinstance(node, SourceNode) for node in descriptor.modules):
         raise FormatError("a descriptor must have a bundle if a module needs source, and no bundle otherwise")
-    _check_tree(descriptor)
+    check_walks(descriptor.modules)
     return descriptor
 
 
 def encode_programs(programs: Programs) -> bytes:
-    """Return the canonical bytes of recorded programs."""
-    entries = [{"path": path, "recorded": encode_recorded(recorded)} for path, recorded in programs]
-    return encode_document({"format": FORMAT, "programs": entries})
+    """Return the canonical bytes of recorded programs; equal programs of several modules are written once.
+
+    Example:
+        >>> encode_programs(())
+        b'{"format":5,"programs":[]}'
+    """
+    encoded: dict[int, Any] = {}  # by id of the program
+    for _, recorded in programs:
+        if id(recorded) not in encoded:
+            encoded[id(recorded)] = encode_recorded(recorded)
+    entries: dict[bytes, dict[str, Any]] = {}
+    texts = {key: encode_document(item) for key, item in encoded.items()}
+    for path, recorded in programs:
+        entry = entries.setdefault(texts[id(recorded)], {"paths": [], "recorded": encoded[id(recorded)]})
+        entry["paths"].append(path)
+    return encode_document({"format": FORMAT, "programs": list(entries.values())})
 
 
 def decode_programs(data: bytes) -> Programs:
-    """Parse and check recorded programs.
+    """Parse and check recorded programs. A program of several modules is one object in all of their entries.
 
     Raises:
         FormatError: a program breaks the format or a limit.
     """
     document = _document(data, "set of programs", {"format", "programs"})
     try:
-        return tuple((expect_str(entry["path"]), decode_recorded(entry["recorded"])) for entry in document["programs"])
+        groups = [
+            (expect_paths(entry["paths"]), decode_recorded(entry["recorded"]))
+            for entry in (exact_fields(entry, "paths", "recorded") for entry in document["programs"])
+        ]
+        return tuple((path, recorded) for paths, recorded in groups for path in paths)
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise FormatError(f"malformed set of programs: {error!r}") from None
 
@@ -143,19 +169,19 @@ def _decode_module(data: Any, modules: int, tensors: int) -> ModuleNode:
     if data.keys() - _OPTIONAL_KEYS.get(kind, frozenset()) != _KEYS_BY_KIND[kind]:
         raise FormatError(f"a {kind} module must have exactly the keys {', '.join(sorted(_KEYS_BY_KIND[kind]))}")
     node = _decode_kind(data, _decode_common(data, modules, tensors))
-    if not node.type.isprintable():
-        raise FormatError(f"{node.type!r} is not the name of a class")
     _check_names(node)
     for value in node.attributes.values():
         if isinstance(value, TensorRef):
             _index(value.index, tensors)
+        elif isinstance(value, str) and isinstance(node, StockNode):
+            expect_name(value)  # torch shows the attribute in repr() unescaped
     return node
 
 
 def _decode_common(data: Any, modules: int, tensors: int) -> dict[str, Any]:
     """Return the fields of ``ModuleNode``."""
     return {
-        "type": expect_str(data["type"]),
+        "type": expect_name(data["type"]),
         "training": expect_type(data["training"], bool),
         "attributes": _decode_attributes(data["attributes"]),
         "children": tuple((_member(name), _index(child, modules)) for name, child in data["children"]),
@@ -197,7 +223,7 @@ def _encode_attributes(attributes: Mapping[str, Any]) -> list[Any]:
 
 
 def _decode_attributes(data: Any) -> dict[str, Any]:
-    return mapping(((expect_str(name), decode_attribute(value)) for name, value in data), "an attribute")
+    return mapping(((expect_name(name), decode_attribute(value)) for name, value in data), "an attribute")
 
 
 def _encode_tensor(node: TensorNode) -> list[Any]:
@@ -208,12 +234,14 @@ def _encode_tensor(node: TensorNode) -> list[Any]:
 
 def _decode_tensor(data: Any) -> TensorNode:
     name, dtype, shape, requires_grad, parameter, order, attributes = data
+    if not is_printable(expect_str(name)):
+        raise FormatError(f"{quoted(name)} is not the path of a tensor")
     if order and (shape is None or sorted(map(_size, order)) != list(range(len(shape)))):
         raise FormatError(f"{order!r} is not an order of the axes of {name!r}")
     return TensorNode(
-        name=expect_str(name),
+        name=name,
         dtype=expect_str(dtype),
-        shape=None if shape is None else tuple(_size(size) for size in shape),
+        shape=None if shape is None else _shape(shape, name),
         requires_grad=expect_type(requires_grad, bool),
         parameter=expect_type(parameter, bool),
         order=tuple(order),
@@ -221,9 +249,19 @@ def _decode_tensor(data: Any) -> TensorNode:
     )
 
 
+def _shape(data: Any, name: str) -> tuple[int, ...]:
+    shape = tuple(map(_size, expect_type(data, list)))
+    if len(shape) > MAX_RANK or max(shape, default=0) > MAX_INTEGER or math.prod(s or 1 for s in shape) > MAX_ELEMENTS:
+        raise FormatError(
+            f"tensor {quoted(name)} has the shape {shape}; allowed: {MAX_RANK} axes, sizes up to {MAX_INTEGER} and "
+            f"{MAX_ELEMENTS} elements"
+        )
+    return shape
+
+
 def _decode_source(data: Any) -> SourceClass:
-    module, qualname, reason = map(expect_str, data)
-    return SourceClass(module=module, qualname=qualname, reason=reason)
+    module, qualname, reason = data
+    return SourceClass(module=expect_name(module), qualname=expect_name(qualname), reason=safe_text(expect_str(reason)))
 
 
 def _decode_bundle(data: Any) -> Blob:
@@ -231,35 +269,10 @@ def _decode_bundle(data: Any) -> Blob:
     return Blob(check_digest(expect_str(digest)), _size(size))
 
 
-def _check_tree(descriptor: Descriptor) -> None:
-    """Bound a walk over the modules: no module is below itself, and a walk visits shared modules not too often."""
-    visits: dict[int, int] = {}  # of a walk like a state dict's, which enters shared modules each time
-    open_: set[int] = set()
-    stack: list[tuple[int, bool]] = [(0, False)]
-    while stack:
-        index, leaving = stack.pop()
-        children = [child for _, child in descriptor.modules[index].children if child is not None]
-        if leaving:
-            open_.discard(index)
-            visits[index] = 1 + sum(visits[child] for child in children)
-        elif index in open_:
-            raise FormatError("a module of a descriptor is below itself")
-        elif index not in visits:
-            if len(open_) >= MAX_DEPTH:
-                raise FormatError(f"modules of a descriptor are nested more than {MAX_DEPTH} deep")
-            open_.add(index)
-            stack.append((index, True))
-            stack.extend((child, False) for child in children)
-    if len(visits) != len(descriptor.modules):
-        raise FormatError("a descriptor has modules outside of the tree of module 0")
-    if visits[0] > MAX_MODULES:
-        raise FormatError(f"a walk over the modules of a descriptor takes more than {MAX_MODULES} visits")
-
-
 def _member(value: Any) -> str:
-    if not isinstance(value, str) or "." in value:
-        raise FormatError(f"{value!r} cannot be the name of a child, parameter or buffer")
-    return value
+    if "." in (name := expect_name(value)):
+        raise FormatError(f"{quoted(name)} cannot be the name of a child, parameter or buffer")
+    return name
 
 
 def _size(value: Any) -> int:

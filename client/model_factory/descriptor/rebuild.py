@@ -6,6 +6,7 @@ No constructor and no initialiser runs: each module is a bare instance of a clas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import nn
 from model_factory.descriptor.attributes import live, settable
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.stock import STOCK_CLASSES
-from model_factory.descriptor.torch_state import restore_torch_state
+from model_factory.descriptor.stock_checks import check_attributes, check_tensors
+from model_factory.descriptor.torch_state import add_call_check, restore_torch_state
 from model_factory.descriptor.tree import (
     Descriptor,
     GraphNode,
@@ -27,13 +29,18 @@ from model_factory.descriptor.tree import (
     TensorRef,
 )
 from model_factory.errors import FormatError, SourceError
+from model_factory.program.ir import ModuleCall
+from model_factory.program.recorded_program import is_plain
 from model_factory.program.runtime.compiled_program import CompiledProgram
 from model_factory.program.runtime.graph_model import GRAPH_MODULES, GraphModel
 from model_factory.program.runtime.interpreter import Runner
+from model_factory.program.runtime.lookup import join_path, plain_read
 from model_factory.program.runtime.program_module import ProgramModule, ProgramRecorder
 from model_factory.program.torch_names import torch_dtype
 
 _LAZY: Any = nn.parameter  # the declared types lack the arguments of the lazy tensors
+
+_MISSING = object()
 
 FindClass = Callable[[SourceClass], Any]
 """Returns the class of a source module with trusted source."""
@@ -54,12 +61,16 @@ class Blueprint:
         self.descriptor = descriptor
         self.tensor_bytes = sum(node.nbytes for node in descriptor.tensors)
         self._paths = descriptor.paths()
+        self._constants = _constants_of_graphs(descriptor, self._paths)
         self._runners = {
             index: Runner(node.program) for index, node in enumerate(descriptor.modules) if isinstance(node, GraphNode)
         }
         self._programs: dict[str, list[CompiledProgram]] = {}
+        compiled: dict[int, CompiledProgram] = {}  # by id of the program: equal blocks share a program
         for path, recorded in programs:
-            self._programs.setdefault(path, []).append(CompiledProgram(recorded))
+            if id(recorded) not in compiled:
+                compiled[id(recorded)] = CompiledProgram(recorded)
+            self._programs.setdefault(path, []).append(compiled[id(recorded)])
 
     def build(
         self,
@@ -73,6 +84,11 @@ class Blueprint:
         modules: list[nn.Module] = [self._bare(index, node, recorder, find_class) for index, node in enumerate(nodes)]
         for module, node in zip(modules, nodes, strict=True):
             _fill(module, node, modules, values)
+        for module, node in zip(modules, nodes, strict=True):
+            if isinstance(node, StockNode):
+                check_attributes(type(module), node.attributes)
+                check_tensors(module)
+                add_call_check(module)
         for module, node in zip(modules, nodes, strict=True):
             _finish(module, node)
         return modules[0]
@@ -88,17 +104,43 @@ class Blueprint:
                 return _bare_source(node, find_class)
             case GraphNode():
                 model: GraphModel = _empty(GraphModel)
-                model.inputs = list(node.program.inputs)
-                model.runner = self._runners[index]
+                model._initialise(self._runners[index])
                 return model
         assert isinstance(node, ProgramNode)
         module = _empty(ProgramModule)
         path = self._paths.get(index, "")
         programs = self._programs.get(path, ())
         module._initialise(
-            node.type, node.signature, path, recorder, programs, node.frozen, dict(node.declared_methods)
+            *(node.type, node.signature, path, recorder, programs, node.frozen, dict(node.declared_methods)),
+            self._constants.get(index, {}),
         )
         return module
+
+
+def _constants_of_graphs(descriptor: Descriptor, paths: Mapping[int, str]) -> dict[int, dict[str, Any]]:
+    """Return the arguments that are constants of a config's graph, by position of the called module and by name."""
+    positions = {path: index for index, path in paths.items()}
+    found: dict[int, dict[str, Any]] = {}
+    for index, graph in enumerate(descriptor.modules):
+        for step in graph.program.steps if isinstance(graph, GraphNode) else ():
+            called = positions.get(join_path(paths.get(index, ""), step.path)) if isinstance(step, ModuleCall) else None
+            node = None if called is None else descriptor.modules[called]
+            if called is None or not isinstance(step, ModuleCall) or not isinstance(node, ProgramNode):
+                continue
+            with suppress(TypeError):  # a call of a hostile graph; the call itself has the error
+                given = node.signature.bind(step.args, step.kwargs)
+                constants = {name: value for name, value in given.items() if _is_constant(value)}
+                known = found.setdefault(called, constants)
+                found[called] = {name: value for name, value in known.items() if constants.get(name) == value}
+    return found
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) is dict:
+        return all(map(_is_constant, value.values()))
+    if type(value) in {list, tuple}:
+        return all(map(_is_constant, value))
+    return is_plain(value)
 
 
 def rebuild(
@@ -225,3 +267,42 @@ def _finish(module: nn.Module, node: ModuleNode) -> None:
     restore_torch_state(module)
     if isinstance(node, GraphNode) and not isinstance(module._modules.get(GRAPH_MODULES), nn.ModuleDict):
         raise FormatError(f"a graph module must have a child {GRAPH_MODULES!r}, an nn.ModuleDict")
+
+
+class BuiltState:
+    """What the server has described of a model: the server knows this, whatever the trainer has set since."""
+
+    def __init__(self, descriptor: Descriptor) -> None:
+        self._modules = descriptor.modules
+        self.is_lazy = any(node.shape is None for node in descriptor.tensors)
+        """Whether the first call of a layer gives a tensor its shape."""
+
+    def has_read(self, path: str, name: str, value: Any) -> bool:
+        """Whether the described attribute of the module at ``path`` has a value.
+
+        Example:
+            >>> from model_factory.descriptor.tree import StockNode
+            >>> dropout = StockNode(type="nn.Dropout", training=True, attributes={"p": 0.5})
+            >>> built = BuiltState(Descriptor(modules=(dropout,), tensors=()))
+            >>> built.has_read("", "p", 0.5), built.has_read("", "p", 0.7), built.has_read("", "secret", 0.5)
+            (True, False, False)
+        """
+        node = self._find(path)
+        if node is None:
+            return False
+        if name == "_modules":
+            found: Any = tuple(name for name, _ in node.children)
+        elif name in node.attributes:
+            found = plain_read(live(node.attributes[name]))
+        else:
+            found = getattr(STOCK_CLASSES.get(node.type), name, _MISSING)
+        return type(found) is type(value) and is_plain(value) and bool(found == value)
+
+    def _find(self, path: str) -> ModuleNode | None:
+        node = self._modules[0]
+        for part in path.split(".") if path else ():
+            index = dict(node.children).get(part)
+            if index is None:
+                return None
+            node = self._modules[index]
+        return node

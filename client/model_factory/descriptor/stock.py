@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from inspect import getattr_static
+from inspect import getattr_static, isdatadescriptor
 from types import MappingProxyType
 from typing import Any
 
@@ -81,12 +81,16 @@ def stock_type(module: nn.Module) -> type[nn.Module] | None:
 
 @cache
 def _stock_base(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """Return the stock class from which ``cls`` inherits every member used after construction, or None."""
+    """Return the stock class from which ``cls`` inherits every member used after construction, or None.
+
+    A new property can replace a tensor or an attribute that the stock class reads from an instance.
+    """
     base = next((item for item in cls.__mro__ if item in STOCK_NAMES), nn.Module)
     if base is nn.Module:
         return None
     same = all(getattr_static(cls, name) is getattr_static(base, name) for name in dir(base) if name not in _HARMLESS)
-    return base if same else None
+    computed = any(isdatadescriptor(getattr_static(cls, name)) for name in set(dir(cls)) - set(dir(base)))
+    return base if same and not computed else None
 
 
 def stock_attributes(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:

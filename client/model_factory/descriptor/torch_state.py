@@ -3,6 +3,7 @@
 - RNNs: lists of weights.
 - Lazy modules: two hooks that set the shapes.
 - Parametrized modules: a class of their own, with a property for each parametrized tensor.
+- Modules whose kernels trust their arguments: a hook that checks the arguments.
 - Decoder layers with a module as activation: the activation as an attribute. Without the attribute, a copied or
   unpickled layer uses relu.
 """
@@ -15,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import conv
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrizations, parametrize
 
-from model_factory.errors import FormatError
+from model_factory.descriptor.call_checks import call_check, check_convolution
+from model_factory.errors import FormatError, GraphExecutionError
 from model_factory.program.runtime.lookup import PARAMETRIZATIONS
 from model_factory.program.torch_private import WeightNorm, inject_new_class, inject_property
 
@@ -41,7 +44,18 @@ def restored_hooks(cls: type[nn.Module] | None, module: nn.Module) -> list[Any]:
     if cls is not None and issubclass(cls, LazyModuleMixin) and "_load_hook" in module.__dict__:
         found.append(hooks._load_state_dict_pre_hooks.get(hooks._load_hook.id))
         found.append(hooks._forward_pre_hooks.get(hooks._initialize_hook.id))
+    if cls is not None:
+        found.append(call_check(cls, module))
+        if issubclass(cls, conv._ConvNd):
+            found.append(check_convolution)  # stays after the first call of a lazy convolution
     return found
+
+
+def add_call_check(module: nn.Module) -> None:
+    """Add the hook that checks the arguments of calls, if the kernels of the stock class trust arguments."""
+    check = call_check(type(module), module)
+    if check is not None:
+        module.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def restore_torch_state(module: nn.Module) -> None:
@@ -55,14 +69,26 @@ def restore_torch_state(module: nn.Module) -> None:
             _parametrize(module)
         hooks: Any = module
         if isinstance(module, nn.RNNBase):
-            _check_weights(module)
+            _check_names(module)
+            if is_parametrized(module):
+                hooks.__class__.flatten_parameters = _flatten_checked  # a class of this module alone
+            else:
+                _check_shapes(module, [getattr(module, name, None) for name in hooks._flat_weights_names])
             hooks._init_flat_weights()
         elif isinstance(module, LazyModuleMixin):
             hooks._load_hook = hooks._register_load_state_dict_pre_hook(hooks._lazy_load_hook)
             hooks._initialize_hook = module.register_forward_pre_hook(hooks._infer_parameters, with_kwargs=True)
         elif isinstance(module, nn.TransformerDecoderLayer) and "activation" in hooks._modules:
             vars(module).setdefault("activation", hooks._modules["activation"])
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        GraphExecutionError,
+    ) as error:
         raise FormatError(f"a described {type(module).__name__} is incomplete: {error}") from None
 
 
@@ -72,8 +98,8 @@ _RNN_MODES: Mapping[type[nn.RNNBase], Collection[str]] = MappingProxyType(
 )
 
 
-def _check_weights(rnn: nn.RNNBase) -> None:
-    """Check that an RNN's weights fit the attributes: the kernels trust the attributes."""
+def _check_names(rnn: nn.RNNBase) -> None:
+    """Check the attributes of an RNN and the names of its weights: the kernels trust the attributes."""
     flags, counts = (rnn.bias, rnn.bidirectional), (rnn.input_size, rnn.hidden_size, rnn.num_layers, rnn.proj_size)
     if any(type(flag) is not bool for flag in flags) or any(type(count) is not int or count < 0 for count in counts):
         raise TypeError("a size must be an integer from 0, and a flag true or false")
@@ -81,13 +107,23 @@ def _check_weights(rnn: nn.RNNBase) -> None:
         raise ValueError(f"{rnn.mode!r} is not a mode of this class")
     if rnn.num_layers > len(rnn._flat_weights_names):
         raise ValueError("there are weights for fewer layers than num_layers")
+    names = list(_weight_shapes(rnn, _GATES[rnn.mode]))
+    if names != rnn._flat_weights_names:
+        raise ValueError(f"the names of the weights are not {', '.join(names)}")
+
+
+def _check_shapes(rnn: nn.RNNBase, weights: list[Any]) -> None:
+    """Check the shapes of an RNN's weights: the kernels trust the shapes."""
     shapes = _weight_shapes(rnn, _GATES[rnn.mode])
-    if list(shapes) != rnn._flat_weights_names:
-        raise ValueError(f"the names of the weights are not {', '.join(shapes)}")
-    for name, shape in shapes.items():
-        weight = getattr(rnn, name, None)
+    for (name, shape), weight in zip(shapes.items(), weights, strict=True):
         if weight is not None and not (isinstance(weight, torch.Tensor) and tuple(weight.shape) == shape):
             raise ValueError(f"{name} is not a tensor of the shape {shape}")
+
+
+def _flatten_checked(rnn: Any) -> None:
+    """Replacement of ``flatten_parameters`` for parametrized RNNs, which compute the weights anew for each call."""
+    _check_shapes(rnn, rnn._flat_weights)
+    nn.RNNBase.flatten_parameters(rnn)
 
 
 def _weight_shapes(rnn: nn.RNNBase, gates: int) -> dict[str, tuple[int, ...]]:

@@ -5,22 +5,30 @@ tensor's signature also has the dtype, unless the dtype is a floating one, and t
 plain tuples: cheap to compare, and ``torch.compile`` can trace the comparison::
 
     ("tensor", 3, "", ())   ("const", "NoneType", None)   ("list", (item, ...))   ("dict", ((key, item), ...))
-    ("nan",)   ("object", "numpy.int64")   ("any", "tensor")
+    ("nan",)   ("object", "mylib.Config")   ("any", "tensor")   ("omitted",)   ("numpy", "float32", 0.5)
+    ("array", 3, "", ())   ("dataclass", ((name, item), ...))   ("tensor_dict", ((key, item), ...), 1)
 
-``("any", KIND)`` accepts every value of a kind. A program has this signature for an argument that the forward never
-reads; a call never has.
+A NumPy scalar has its type, and an array the entries of a tensor. The kinds with parts are in
+:mod:`model_factory.program.arguments.kinds`.
+
+``("omitted",)`` is an omitted argument whose default is no plain data. ``("any", KIND)`` accepts every value of a kind.
+A program has this signature for an argument that the forward never reads; a call never has.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from model_factory.errors import CallSignatureError
+from model_factory.program.arguments.kinds import LISTED, NAMED, ArraySizes, Parts, put_together, take_apart
+from model_factory.program.arguments.unreadable import Unreadable
 from model_factory.program.torch_names import torch_name
 
 ArgumentSignature: TypeAlias = tuple[Any, ...]
@@ -34,7 +42,33 @@ ANY = "any"
 
 CONSTANT_TYPES = (type(None), bool, int, float, str)
 
-_CHANGES = 2  # other values of a number before the number counts as changing
+
+class Omitted(Enum):
+    """Value of an omitted argument whose default is no plain data: the method of the original has the default."""
+
+    OMITTED = "default of the original"
+
+    def __repr__(self) -> str:
+        return f"<{self.value}>"
+
+
+OMITTED = Omitted.OMITTED
+"""Value of an omitted argument whose default is no plain data."""
+
+TENSORS = ("tensor", "array")
+"""Kinds of arguments that are inputs of a program."""
+
+VALUES = ("const", "nan", "numpy")
+"""Kinds of arguments with a value in the signature."""
+
+NUMPY = "numpy."
+"""Beginning of the kind of a NumPy scalar."""
+
+NUMPY_TYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+)
+"""Dtypes of arrays and scalars that torch has, too."""
 
 _DTYPES: Mapping[torch.dtype, str] = {
     dtype: "" if dtype.is_floating_point else torch_name(dtype)
@@ -69,14 +103,73 @@ def _signature(value: Any, path: str, tensors: list[torch.Tensor]) -> ArgumentSi
         return ("tensor", value.dim(), _DTYPES[value.dtype], _empty_axes(value))
     if value is None or type(value) in CONSTANT_TYPES:
         return constant_signature(value)
-    if type(value) is list or type(value) is tuple:
-        items = tuple([_signature(item, f"{path}.{index}", tensors) for index, item in enumerate(value)])
-        return ("list" if type(value) is list else "tuple", items)
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return ("dict", tuple([(key, _signature(item, f"{path}.{key}", tensors)) for key, item in value.items()]))
+    if value is OMITTED:
+        return ("omitted",)
+    if type(value) is ArraySizes:
+        tensors.append(value.tensor)
+        return ("array", value.tensor.dim(), _DTYPES[value.tensor.dtype], _empty_axes(value.tensor))
+    if isinstance(value, np.ndarray) and (torch.compiler.is_compiling() or value.dtype.name in NUMPY_TYPES):
+        tensors.append(torch.from_numpy(value))  # a compiler reads no dtypes of arrays, and takes these dtypes only
+        return ("array", tensors[-1].dim(), _DTYPES[tensors[-1].dtype], _empty_axes(tensors[-1]))
+    parts = take_apart(value)
+    if parts is not None:
+        return _of_parts(parts, [_signature(item, f"{path}.{key}", tensors) for key, item in parts.entries])
+    if isinstance(value, np.generic) and value.dtype.name in NUMPY_TYPES and value == value:  # noqa: PLR0124
+        return ("numpy", value.dtype.name, value.item())
     if callable(value):
         raise CallSignatureError(f"argument {path!r} can be called; a remotely built module takes no functions")
     return ("object", f"{type(value).__module__}.{type(value).__qualname__}")
+
+
+def parts_of(signature: ArgumentSignature) -> Sequence[tuple[Any, ArgumentSignature]] | None:
+    """Return key and signature of each part, or None for an argument without parts.
+
+    Example:
+        >>> parts_of(("list", (("tensor", 1, "", ()),)))
+        [(0, ('tensor', 1, '', ()))]
+    """
+    if signature[0] in NAMED:
+        entries: Sequence[tuple[Any, ArgumentSignature]] = signature[1]
+        return entries
+    return list(enumerate(signature[1])) if signature[0] in LISTED else None
+
+
+def with_parts(signature: ArgumentSignature, items: Iterable[ArgumentSignature]) -> ArgumentSignature:
+    """Return a signature with other signatures of the parts.
+
+    Example:
+        >>> with_parts(("dict", (("x", ("const", "int", 1)),)), [("any", "int")])
+        ('dict', (('x', ('any', 'int')),))
+    """
+    if signature[0] in LISTED:
+        return (signature[0], tuple(items))
+    return (signature[0], tuple(zip([key for key, _ in signature[1]], items, strict=True)), *signature[2:])
+
+
+def in_kinds_of(signature: CallSignature, given: CallSignature) -> CallSignature:
+    """Return a signature with records and named tuples of the kinds that another signature has in their places.
+
+    Example:
+        >>> x = ("tensor", 1, "", ())
+        >>> in_kinds_of((("batch", ("dataclass", (("x", x),))),), (("batch", ("record", (("x", x),))),))
+        (('batch', ('record', (('x', ('tensor', 1, '', ())),))),)
+    """
+    return tuple((name, _in_kind_of(item, other)) for (name, item), (_, other) in zip(signature, given, strict=True))
+
+
+def _in_kind_of(signature: ArgumentSignature, given: ArgumentSignature) -> ArgumentSignature:
+    parts, others = parts_of(signature), dict(parts_of(given) or ())
+    if parts is None or not others:
+        return signature
+    named = with_parts(signature, [_in_kind_of(item, others[key]) for key, item in parts])
+    return (given[0], *named[1:])
+
+
+def _of_parts(parts: Parts, items: Sequence[ArgumentSignature]) -> ArgumentSignature:
+    if parts.kind in LISTED:
+        return (parts.kind, tuple(items))
+    named = tuple([(key, item) for (key, _), item in zip(parts.entries, items, strict=True)])
+    return (parts.kind, named, parts.detail) if parts.kind == "tensor_dict" else (parts.kind, named)
 
 
 def constant_signature(value: bool | float | str | None) -> ArgumentSignature:
@@ -105,23 +198,32 @@ def match_call_signature(wanted: CallSignature, given: CallSignature) -> list[in
     return None if end is None else kept
 
 
+def is_match(wanted: ArgumentSignature, given: ArgumentSignature) -> bool:
+    """Whether an argument fits a part of a program's signature.
+
+    Example:
+        >>> is_match(("any", "int"), ("const", "int", 3))
+        True
+    """
+    return _match(wanted, given, 0, []) is not None
+
+
 def _match(wanted: ArgumentSignature, given: ArgumentSignature, index: int, kept: list[int]) -> int | None:
     """Match a part of a signature whose first tensor has the number ``index``; return the number after the last."""
     if wanted[0] == ANY:
         return index + _count_tensors(given) if kind_of(given) == wanted[1] else None
     if wanted[0] != given[0]:
         return None
-    if given[0] not in {"list", "tuple", "dict"}:
+    parts, others = parts_of(wanted), parts_of(given)
+    if parts is None or others is None:
         if wanted != given:
             return None
-        kept += [index] if given[0] == "tensor" else []
-        return index + int(given[0] == "tensor")
-    if len(wanted[1]) != len(given[1]):
+        kept += [index] if given[0] in TENSORS else []
+        return index + int(given[0] in TENSORS)
+    if len(parts) != len(others) or wanted[2:] != given[2:]:
         return None
-    for one, other in zip(wanted[1], given[1], strict=True):
-        if given[0] == "dict" and one[0] != other[0]:
-            return None
-        end = _match(one[1], other[1], index, kept) if given[0] == "dict" else _match(one, other, index, kept)
+    for (key, one), (other_key, other) in zip(parts, others, strict=True):
+        end = _match(one, other, index, kept) if key == other_key else None
         if end is None:
             return None
         index = end
@@ -129,43 +231,7 @@ def _match(wanted: ArgumentSignature, given: ArgumentSignature, index: int, kept
 
 
 def _count_tensors(signature: ArgumentSignature) -> int:
-    match signature[0]:
-        case "tensor":
-            return 1
-        case "list" | "tuple":
-            return sum(map(_count_tensors, signature[1]))
-        case "dict":
-            return sum(_count_tensors(item) for _, item in signature[1])
-    return 0
-
-
-def changing_number(known: Iterable[CallSignature], given: CallSignature) -> str | None:
-    """Return the path of a number in ``given``, if two signatures of ``known`` differ from ``given`` there only.
-
-    Example:
-        >>> known = [call_signature({"step": step})[0] for step in (1, 2)]
-        >>> changing_number(known, call_signature({"step": 3})[0])
-        'step'
-    """
-    paths = [path for other in known if (path := _only_number(("dict", other), ("dict", given), ()))]
-    return next((".".join(path) for path in paths if paths.count(path) >= _CHANGES), None)
-
-
-def _only_number(one: ArgumentSignature, other: ArgumentSignature, path: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return the path of the only difference between two signatures, if the difference is a number."""
-    if one == other or one[0] != other[0]:
-        return None
-    if one[0] == "const":
-        return path if all(type(item[2]) in {int, float} for item in (one, other)) else None
-    if one[0] not in {"list", "tuple", "dict"} or len(one[1]) != len(other[1]):
-        return None
-    is_dict = one[0] == "dict"
-    pairs = list(zip(*(item[1] if is_dict else enumerate(item[1]) for item in (one, other)), strict=True))
-    differing = [(one, other) for one, other in pairs if one[0] != other[0] or _match(one[1], other[1], 0, []) is None]
-    if len(differing) != 1 or differing[0][0][0] != differing[0][1][0]:
-        return None
-    (key, first), (_, second) = differing[0]
-    return _only_number(first, second, (*path, str(key)))
+    return int(signature[0] in TENSORS) + sum(_count_tensors(item) for _, item in parts_of(signature) or ())
 
 
 def has_any(signature: CallSignature) -> bool:
@@ -174,18 +240,15 @@ def has_any(signature: CallSignature) -> bool:
 
 
 def _has_any(signature: ArgumentSignature) -> bool:
-    match signature[0]:
-        case "list" | "tuple":
-            return any(map(_has_any, signature[1]))
-        case "dict":
-            return has_any(signature[1])
-    return bool(signature[0] == ANY)
+    return bool(signature[0] == ANY) or any(_has_any(item) for _, item in parts_of(signature) or ())
 
 
 def kind_of(signature: ArgumentSignature) -> str:
     """Return the kind of an argument, known to a forward without a read: ``tensor``, ``list``, ``int``, a class."""
     if signature[0] in {"const", "object"}:
         return str(signature[1])
+    if signature[0] == "numpy":
+        return f"{NUMPY}{signature[1]}"
     return "float" if signature[0] == "nan" else str(signature[0])
 
 
@@ -199,70 +262,80 @@ def any_of_kind(signature: ArgumentSignature) -> ArgumentSignature:
     return (ANY, kind_of(signature))
 
 
+def without_values(signature: CallSignature, known: Mapping[str, Any] = MappingProxyType({})) -> CallSignature:
+    """Return a signature with the kind of each constant in place of the value; the kind of None is the value.
+
+    An argument equal to the argument of this name in ``known`` stays.
+
+    Example:
+        >>> signature, _ = call_signature({"x": torch.zeros(2), "mode": "train", "scale": 0.5, "goal": None})
+        >>> call_signature_text(without_values(signature, {"scale": 0.5}))
+        'x=Tensor[rank 1], mode=any str, scale=0.5, goal=None'
+    """
+    usual = {name: _signature(value, name, []) for name, value in known.items()}
+    return tuple((name, item if usual.get(name) == item else _without_values(item)) for name, item in signature)
+
+
+def _without_values(signature: ArgumentSignature) -> ArgumentSignature:
+    if signature[0] in VALUES:
+        return signature if kind_of(signature) == "NoneType" else any_of_kind(signature)
+    parts = parts_of(signature)
+    return signature if parts is None else with_parts(signature, [_without_values(item) for _, item in parts])
+
+
+def as_array(tensor: torch.Tensor) -> Any:
+    """Return a NumPy array with the memory of a tensor on the CPU."""
+    return tensor.detach().numpy()
+
+
 def rebuild_arguments(
-    signature: CallSignature, tensors: Iterable[torch.Tensor], like: Mapping[str, Any] = MappingProxyType({})
+    signature: CallSignature,
+    tensors: Iterable[torch.Tensor],
+    like: Mapping[str, Any] = MappingProxyType({}),
+    make_array: Callable[[torch.Tensor], Any] = as_array,
 ) -> dict[str, Any]:
     """Return arguments by name: the inverse of :func:`call_signature`.
 
     Args:
         signature: Signature of the call.
         tensors: Tensors of the call, in order.
-        like: Arguments of another call, used for parts of the signature that accept every value of a kind.
+        like: Arguments of another call, used for parts of the signature that accept every value of a kind, and for the
+            classes of records and named tuples.
+        make_array: Makes a NumPy array of a tensor.
 
     Example:
         >>> rebuild_arguments((("x", ("tensor", 1, "", ())), ("scale", ("const", "int", 2))), [torch.zeros(3)])
         {'x': tensor([0., 0., 0.]), 'scale': 2}
     """
-    remaining = iter(tensors)
+    remaining = ((tensor, make_array) for tensor in tensors)
     return {name: _rebuild(item, remaining, like.get(name), name) for name, item in signature}
 
 
-def _rebuild(signature: ArgumentSignature, tensors: Iterator[torch.Tensor], like: Any, path: str) -> Any:
+def _rebuild(signature: ArgumentSignature, tensors: Iterator[tuple[Any, Any]], like: Any, path: str) -> Any:
     match signature[0]:
         case "tensor":
-            return next(tensors)
+            return next(tensors)[0]
+        case "array":
+            tensor, make_array = next(tensors)
+            return make_array(tensor)
         case "const":
             return signature[2]
+        case "numpy":
+            return np.dtype(signature[1]).type(signature[2])
         case "nan":
             return math.nan
         case "any":
             return like
+        case "omitted":
+            return OMITTED
         case "object":
             return Unreadable(signature[1], path)
-        case "dict":
-            given = like or {}
-            return {key: _rebuild(item, tensors, given.get(key), f"{path}.{key}") for key, item in signature[1]}
-        case kind:
-            parts = like or (None,) * len(signature[1])
-            pairs = enumerate(zip(signature[1], parts, strict=True))
-            items = [_rebuild(item, tensors, part, f"{path}.{index}") for index, (item, part) in pairs]
-            return items if kind == "list" else tuple(items)
-
-
-class Unreadable:
-    """Placeholder for an argument of a class that a program cannot take: a forward may pass the argument on only."""
-
-    def __init__(self, type_name: str, path: str) -> None:
-        object.__setattr__(self, "_type_name", type_name)
-        object.__setattr__(self, "_path", path)
-
-    def __getattribute__(self, name: str) -> Any:
-        type_name, path = (object.__getattribute__(self, own) for own in ("_type_name", "_path"))
-        raise CallSignatureError(
-            f"argument {path!r} is a {type_name.removeprefix('builtins.')}; a remotely built module reads tensors, "
-            "None, bool, int, float, str and lists, tuples and dicts of them"
-        )
-
-
-def _refuse_use(value: Unreadable, *_args: Any) -> Any:
-    return value.use
-
-
-for _name in (
-    "len iter getitem setitem contains bool eq ne lt le gt ge hash float int index complex format str add radd "
-    "sub rsub mul rmul truediv rtruediv floordiv mod pow neg abs and or xor invert"
-).split():
-    setattr(Unreadable, f"__{_name}__", _refuse_use)
+    parts = parts_of(signature)
+    assert parts is not None
+    likes = take_apart(like)
+    given = {} if likes is None else dict(likes.entries)
+    entries = [(key, _rebuild(item, tensors, given.get(key), f"{path}.{key}")) for key, item in parts]
+    return put_together(Parts(signature[0], entries, *signature[2:]), like)
 
 
 def leaf_names(signature: CallSignature) -> tuple[str, ...]:
@@ -279,15 +352,10 @@ def leaf_names(signature: CallSignature) -> tuple[str, ...]:
 
 
 def _collect_names(name: str, signature: ArgumentSignature, names: list[str]) -> None:
-    match signature[0]:
-        case "tensor":
-            names.append(name)
-        case "list" | "tuple":
-            for index, item in enumerate(signature[1]):
-                _collect_names(f"{name}.{index}", item, names)
-        case "dict":
-            for key, item in signature[1]:
-                _collect_names(f"{name}.{key}", item, names)
+    if signature[0] in TENSORS:
+        names.append(name)
+    for key, item in parts_of(signature) or ():
+        _collect_names(f"{name}.{key}", item, names)
 
 
 def call_signature_text(signature: CallSignature) -> str:
@@ -302,23 +370,27 @@ def call_signature_text(signature: CallSignature) -> str:
 
 def _text(signature: ArgumentSignature) -> str:
     match signature[0]:
-        case "tensor":
-            _, rank, dtype, empty = signature
+        case "tensor" | "array":
+            kind, rank, dtype, empty = signature
             about = [f"rank {rank}", *([dtype] if dtype else []), *(f"size 0 at {axis}" for axis in empty)]
-            return f"Tensor[{', '.join(about)}]"
+            return f"{kind.capitalize()}[{', '.join(about)}]"
         case "const":
             return repr(signature[2])
+        case "numpy":
+            return f"{kind_of(signature)}({signature[2]})"
         case "nan":
             return "nan"
         case "any":
             return f"any {signature[1]}"
+        case "omitted":
+            return "the default"
         case "object":
             return f"{signature[1]} object"
-        case "dict":
-            return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in signature[1]) + "}"
-        case kind:
-            opening, closing = ("[", "]") if kind == "list" else ("(", ")")
-            return opening + ", ".join(_text(item) for item in signature[1]) + closing
+    name = "" if signature[0] in {"list", "tuple", "dict"} else signature[0]
+    if signature[0] in NAMED:
+        return name + "{" + ", ".join(f"{key}: {_text(item)}" for key, item in signature[1]) + "}"
+    opening, closing = ("(", ")") if signature[0] == "tuple" else ("[", "]")
+    return name + opening + ", ".join(_text(item) for item in signature[1]) + closing
 
 
 def under_autocast(tensors: Iterable[torch.Tensor]) -> bool:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from model_factory.errors import FormatError
+from model_factory.program.bounds import bounded_integer
 from model_factory.program.ir import Dim, Expr, Expression, Rank, Ref
 
 _MAX_BITS = 256  # of an integer: far above every size; without a bound, powers of powers would never end
@@ -99,7 +100,8 @@ def compile_expression(expr: Expression) -> Evaluate:
 
     def checked(env: Env) -> Any:
         try:
-            return evaluate(env)
+            value = evaluate(env)
+            return bounded_integer(value) if type(value) is int else value
         except _FAILURES as error:
             raise FormatError(f"the size {expression_text(expr)} cannot be computed: {error}") from None
 

@@ -7,6 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from model_factory.errors import FormatError
+from model_factory.program.call_signature import OMITTED
+from model_factory.program.codec.values import encode_value
+
 KINDS = {
     inspect.Parameter.POSITIONAL_ONLY: "positional_only",
     inspect.Parameter.POSITIONAL_OR_KEYWORD: "positional",
@@ -18,6 +22,7 @@ POSITIONAL_KINDS = ("positional_only", "positional")
 KEYWORD_KINDS = ("positional", "keyword")
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_INSPECTED = {name: kind for kind, name in KINDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class ForwardParameter:
     required: bool = True
     """Whether the caller must give a value."""
     default: Any = None
-    """Value of an omitted parameter: plain data."""
+    """Value of an omitted parameter: plain data, or ``OMITTED``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,12 @@ class ForwardSignature:
 
     @classmethod
     def of(cls, forward: Callable[..., Any]) -> ForwardSignature:
-        """Read the signature of a bound method or function."""
+        """Read the signature of a bound method or function.
+
+        Example:
+            >>> ForwardSignature.of(lambda x, norm=abs: norm(x)).bind((3,), {})
+            {'x': 3, 'norm': <default of the original>}
+        """
         empty = inspect.Parameter.empty
         return cls(
             tuple(
@@ -60,11 +70,38 @@ class ForwardSignature:
                     parameter.name,
                     KINDS[parameter.kind],
                     parameter.default is empty and parameter.kind not in _VARIADIC,
-                    None if parameter.default is empty else parameter.default,
+                    None if parameter.default is empty else _plain_default(parameter.default),
                 )
                 for parameter in inspect.signature(forward).parameters.values()
             )
         )
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Defaults of parameters, by name.
+
+        Example:
+            >>> ForwardSignature.of(lambda x, scale=2.0: x * scale).defaults
+            {'scale': 2.0}
+        """
+        return {item.name: item.default for item in self.parameters if not item.required}
+
+    def of_method(self, owner: str) -> inspect.Signature:
+        """Return the signature of a function of a class, with a first parameter for the instance.
+
+        Raises:
+            FormatError: Python allows no function with these parameters; ``owner`` is the class for the message.
+
+        Example:
+            >>> str(ForwardSignature.of(lambda x, *, scale=2.0: x * scale).of_method("Scale"))
+            '(self, /, x, *, scale=2.0)'
+        """
+        names = [item.name for item in self.parameters]
+        instance = inspect.Parameter("self" if "self" not in names else "self_", inspect.Parameter.POSITIONAL_ONLY)
+        try:
+            return inspect.Signature([instance, *map(_inspected, self.parameters)])
+        except ValueError as error:
+            raise FormatError(f"{owner} has a method with impossible parameters: {error}") from None
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str = "forward") -> dict[str, Any]:
         """Bind a call's arguments to the parameters of ``method``, as Python does.
@@ -104,12 +141,15 @@ class ForwardSignature:
         """Call a function of this signature with bound values.
 
         Arguments are passed by name where possible: decorators of a forward look for options among the keywords.
+        Omitted arguments are not passed, so the function uses its own default.
         """
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         extra = next((bound[parameter.name] for parameter in self.parameters if parameter.kind == "var_positional"), ())
         for parameter in self.parameters:
             value = bound[parameter.name]
+            if value is OMITTED:
+                continue
             if parameter.kind == "var_positional":
                 args.extend(value)
             elif parameter.kind == "var_keyword":
@@ -119,3 +159,18 @@ class ForwardSignature:
             else:
                 kwargs[parameter.name] = value
         return function(*args, **kwargs)
+
+
+def _plain_default(value: Any) -> Any:
+    try:
+        encode_value(value)
+    except FormatError:
+        return OMITTED
+    return value
+
+
+def _inspected(parameter: ForwardParameter) -> inspect.Parameter:
+    kind = _INSPECTED[parameter.kind]
+    has_default = not parameter.required and kind not in _VARIADIC
+    default = parameter.default if has_default else inspect.Parameter.empty
+    return inspect.Parameter(parameter.name, kind, default=default)

@@ -36,6 +36,9 @@ FLOAT_LIMITS = ("min", "max", "eps", "tiny", "resolution")
 GuardKind: TypeAlias = Literal["bool", "int"]
 """Type of a guard's outcome: the truth of a value, or an integer."""
 
+FieldsKind: TypeAlias = Literal["record", "named_tuple", "object"]
+"""Kind of an object with named fields: a mapping with attributes, a named tuple, or attributes alone."""
+
 Outcome: TypeAlias = bool | int
 """Outcome of a guard."""
 
@@ -121,8 +124,8 @@ class Fields:
     """Names of the fields, in order."""
     values: tuple[Argument, ...]
     """Values of the fields, in order."""
-    is_tuple: bool = False
-    """Whether the object is a named tuple."""
+    kind: FieldsKind = "record"
+    """Kind of the object."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +160,19 @@ class AttributeRead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """Step: make a tensor of fixed values on the CPU, for a table in a plain list, a closure or a module's globals."""
+
+    dtype: str
+    """Torch's name of the dtype."""
+    shape: tuple[int, ...]
+    """Sizes."""
+    data: bytes
+    """Values in memory order, little-endian."""
+    out: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
     """Step: continue only on the recorded branch of a decision by values.
 
@@ -168,6 +184,8 @@ class Guard:
     """The value that the forward decided by."""
     outcome: Outcome
     """The recorded outcome."""
+    asserts: bool = False
+    """Whether the forward raises an error on the other outcome: compiled code then checks without a decision."""
 
     @property
     def kind(self) -> GuardKind:
@@ -183,7 +201,7 @@ class Require:
     """A truth value of sizes."""
 
 
-Step: TypeAlias = ModuleCall | OpCall | AttributeRead | Guard | Require
+Step: TypeAlias = ModuleCall | OpCall | AttributeRead | Constant | Guard | Require
 """One step of a program."""
 
 
@@ -203,8 +221,10 @@ def step_text(step: Step) -> str:
             return f"op:{name}"
         case AttributeRead(path=path):
             return f"{OWN}{path}"
-        case Guard(kind=kind):
-            return f"guard:{kind}"
+        case Constant(dtype=dtype):
+            return f"constant:{dtype}"
+        case Guard(kind=kind, asserts=asserts):
+            return "guard:assert" if asserts else f"guard:{kind}"
         case Require():
             return "require"
 
@@ -214,7 +234,7 @@ def step_arguments(step: Step) -> Argument:
     match step:
         case ModuleCall() | OpCall():
             return (step.args, step.kwargs)
-        case AttributeRead():
+        case AttributeRead() | Constant():
             return ()
         case Guard():
             return (step.value, step.outcome)

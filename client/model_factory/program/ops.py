@@ -49,7 +49,7 @@ sgn sigmoid sign signbit sin sinc sinh slice_scatter slogdet softmax sort split 
 stack std std_mean stft sub subtract sum swapaxes swapdims t take take_along_dim tan tanh tensor tensor_split
 tensordot threshold tile topk trace transpose trapezoid tril tril_indices triu triu_indices true_divide trunc unbind
 unflatten unique unique_consecutive unravel_index unsqueeze vander var var_mean vdot view_as_complex view_as_real
-vsplit vstack where xlogy zeros zeros_like
+vsplit vstack where xlogy zeros zeros_like _grouped_mm
 """
 
 _FUNCTIONAL = """
@@ -156,11 +156,20 @@ def _set_autocast_enabled(enabled: bool) -> None:
         torch.set_autocast_enabled(kind, enabled)
 
 
+def _require_grad(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.requires_grad:
+        return tensor
+    return tensor.detach().requires_grad_()  # not in place: the tensor may be a module's
+
+
 AUTOCAST_KINDS = ("cpu", "cuda")
 """Kinds of devices with an autocast mode."""
 
 EINSUM = "torch.einsum"
 """Name of :func:`einsum`, which replaces ``torch.einsum``."""
+
+REQUIRE_GRAD = "require_grad"
+"""Op that returns a tensor with gradients, in the place of ``tensor.requires_grad = True``; parameters stay frozen."""
 
 SET_GRAD_ENABLED = "set_grad_enabled"
 """Op at the start and at the end of a ``torch.no_grad()`` or ``torch.enable_grad()`` region.
@@ -181,6 +190,7 @@ def _table() -> dict[str, Op]:
         "stack": torch.stack,
         "identity": _identity,
         EINSUM: einsum,
+        REQUIRE_GRAD: _require_grad,
         SET_GRAD_ENABLED: torch_private.set_grad_enabled,
         SET_AUTOCAST_ENABLED: _set_autocast_enabled,
     }

@@ -14,6 +14,9 @@ FORWARD = "forward"
 Read: TypeAlias = tuple[str, str, Any]
 """A plain attribute of a torch module, read by a forward: module path, name, value."""
 
+Mode: TypeAlias = tuple[str, bool | str]
+"""A mode of the caller and the value; see ``program/runtime/caller_modes.py``."""
+
 TABLES = ("_modules", "_keys", "_size")
 """Attributes of torch's containers. A recording notes their names or their length."""
 
@@ -38,6 +41,10 @@ class RecordedProgram:
     """Paths without a parameter, buffer or child, as the forward found."""
     shared: tuple[tuple[str, str], ...] = ()
     """Pairs of paths with one module or parameter at both; the program uses the first path for both."""
+    inlined: tuple[tuple[str, str], ...] = ()
+    """Paths of custom blocks whose inside is a part of the program, with the reason against a program of their own."""
+    modes: tuple[Mode, ...] = ()
+    """Required modes of the caller, as far as the forward asked for a mode."""
     method: str = FORWARD
     """Name of the recorded method."""
 

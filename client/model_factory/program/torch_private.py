@@ -8,9 +8,10 @@ Other modules read private attributes of module instances (``module._parameters`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils import parametrizations, parametrize
@@ -20,8 +21,16 @@ SUPPORTED = "torch>=2.9,<2.14"
 
 PRIVATE_NAMES = (
     "torch._C._set_grad_enabled",
+    "torch._C._get_tracing_state",
+    "torch._C._set_tracing_state",
+    "torch._subclasses.fake_tensor.is_fake",
+    "torch.utils._python_dispatch._disable_current_modes",
     "torch._VF.einsum",
+    "torch._assert_async",
     "torch.utils._pytree.register_pytree_node",
+    "torch.utils._pytree.tree_leaves",
+    "torch.utils._pytree.MappingKey",
+    "torch.utils._python_dispatch.TorchDispatchMode",
     "torch.nn.modules.linear.NonDynamicallyQuantizableLinear",
     "torch.nn.utils.parametrizations._OrthMaps",
     "torch.nn.utils.parametrizations._Orthogonal",
@@ -43,6 +52,7 @@ PRIVATE_NAMES = (
 """Names for the check; ``()`` is a call without arguments."""
 
 _MISSING = object()
+_Result = TypeVar("_Result")
 
 
 def check_torch(package: Any = torch) -> None:
@@ -74,11 +84,54 @@ check_torch()
 set_grad_enabled = torch._C._set_grad_enabled  # noqa: SLF001
 """Set the grad mode; ``torch.set_grad_enabled`` without the context manager, as ``torch.no_grad`` calls."""
 
+is_fake: Any = torch._subclasses.fake_tensor.is_fake  # noqa: SLF001
+"""Whether a tensor has sizes, but no values: a tensor of ``torch.export`` or of a recording."""
+
+
+def outside_of_jit_trace(function: Callable[..., _Result], *args: Any) -> _Result:
+    """Call a function; ``torch.jit.trace`` records nothing, and sizes are numbers, and not tensors of the trace."""
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return function(*args)
+    with _jit_trace_paused():
+        return function(*args)
+
+
+@contextmanager
+def _jit_trace_paused() -> Iterator[None]:
+    kernel: Any = torch._C  # noqa: SLF001
+    state = kernel._get_tracing_state()  # noqa: SLF001
+    kernel._set_tracing_state(None)  # noqa: SLF001
+    try:
+        yield
+    finally:
+        kernel._set_tracing_state(state)  # noqa: SLF001
+
+
+@contextmanager
+def outside_of_traces() -> Iterator[None]:
+    """Leave the trace of ``torch.jit.trace``, and the modes of ``torch.export`` that record steps on tensors."""
+    disabled = torch.utils._python_dispatch._disable_current_modes()  # noqa: SLF001
+    with _jit_trace_paused(), disabled:
+        yield
+
+
 einsum: Any = torch._VF.einsum  # type: ignore[attr-defined]  # noqa: SLF001
 """``torch.einsum`` with an order of contraction."""
 
+assert_async: Any = torch._assert_async  # noqa: SLF001
+"""Assert the value of a tensor, also as a part of a compiled graph."""
+
 register_pytree_node = torch.utils._pytree.register_pytree_node  # noqa: SLF001
 """Have ``DistributedDataParallel`` and ``torch.func`` find the tensors inside a container."""
+
+MappingKey: Any = torch.utils._pytree.MappingKey  # noqa: SLF001
+"""Key of an item in a mapping, for messages of torch about one item."""
+
+tree_leaves: Any = torch.utils._pytree.tree_leaves  # noqa: SLF001
+"""Return the objects inside nested containers."""
+
+TorchDispatchMode: Any = torch.utils._python_dispatch.TorchDispatchMode  # noqa: SLF001
+"""Base class of a context that sees every step on tensors."""
 
 inject_new_class: Any = parametrize._inject_new_class  # noqa: SLF001
 """Give a module a class of its own, as ``register_parametrization`` does."""
@@ -88,6 +141,8 @@ inject_property: Any = parametrize._inject_property  # noqa: SLF001
 
 WeightNorm: type[torch.nn.Module] = parametrizations._WeightNorm  # noqa: SLF001
 
+SpectralNorm: type[torch.nn.Module] = parametrizations._SpectralNorm  # noqa: SLF001
+
 ORTHOGONAL_MAPS: Any = parametrizations._OrthMaps  # noqa: SLF001
 """Enum of the maps of ``parametrizations.orthogonal``."""
 
@@ -95,7 +150,7 @@ PRIVATE_MODULES: Mapping[str, type[torch.nn.Module]] = MappingProxyType(
     {
         "nn.modules.linear.NonDynamicallyQuantizableLinear": torch.nn.modules.linear.NonDynamicallyQuantizableLinear,
         "nn.utils.parametrizations._WeightNorm": WeightNorm,
-        "nn.utils.parametrizations._SpectralNorm": parametrizations._SpectralNorm,  # noqa: SLF001
+        "nn.utils.parametrizations._SpectralNorm": SpectralNorm,
         "nn.utils.parametrizations._Orthogonal": parametrizations._Orthogonal,  # noqa: SLF001
     }
 )

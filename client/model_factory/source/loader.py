@@ -24,6 +24,7 @@ from typing import Any
 from model_factory.digest import digest_of
 from model_factory.errors import IntegrityError, SourceError
 from model_factory.source.bundle import Bundle, decode_bundle, is_package
+from model_factory.wording import printable
 
 _PREFIX = "_model_factory_source_"
 _SHOWN_DIGITS = 12
@@ -102,10 +103,8 @@ def _check_requirements(bundle: Bundle, block: str) -> None:
         except metadata.PackageNotFoundError:
             continue
         if item.version and here != item.version:
-            warnings.warn(
-                f"the source of {block} was built with {item.distribution} {item.version}; installed here is {here}",
-                stacklevel=2,
-            )
+            built_with = printable(f"the source of {block} was built with {item.distribution} {item.version}")
+            warnings.warn(f"{built_with}; installed here is {here}", stacklevel=2)
 
 
 class _Finder(MetaPathFinder):

@@ -7,11 +7,14 @@ the damage; the content is then fetched or built again.
 
 ::
 
-    blobs/ab/abcd...     content; access time: last use; modification time: a mark, see ``store.py``
+    blobs/ab/abcd...     content; access time: last use; modification time: a mark, see ``contents.py``
     records/ab/abcd...   canonical JSON
     staging/             files being written; a file without a lock is left over from a process that died
     scratch/             folders private to a running server, removed like staged files; each has a lock file
     locks/               one file per key being worked on, with the holder's name; removed by the holder
+
+In a folder of several users, ``ownership.py`` has the rule for the files of other users. A file is named
+``abcd...-UID`` where another user has taken the first name. No name below the folder of the store may be a link.
 
 File locks have three uses. The kernel releases the locks of a process that dies. An exclusive lock is held on a file
 being staged, and on a file in ``locks``. A shared lock is held on a blob while a process has the blob open or mapped,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import stat
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -24,6 +24,11 @@ Kind = Literal["flock", "ofd", "none"]
 _MOUNTS = Path("/proc/self/mountinfo")
 TRIAL = ".trial-"
 """Prefix of the name of a file that exists for a trial."""
+
+SHARED_WAIT_SECONDS = 1.0
+"""Time to wait for the end of an exclusive lock on a blob."""
+
+_POLL_SECONDS = 0.005
 
 _MAX_TRIED = 16
 """Number of blobs on which locks are tried where no file can be created."""
@@ -48,11 +53,24 @@ class FileLocks:
         return self.exclusive and self.reaches_all
 
     def lock_shared(self, fd: int) -> None:
-        """Take a shared lock on an open file; wait for an exclusive lock to end."""
-        if self.kind == "flock":
-            fcntl.flock(fd, fcntl.LOCK_SH)
-        elif self.kind == "ofd":
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _whole_file(fcntl.F_RDLCK))
+        """Take a shared lock on an open file; wait a moment for an exclusive lock to end, and go on without a lock.
+
+        An eviction holds an exclusive lock for a moment, another user of a shared folder for any time. A file that is
+        evicted without the lock stays whole while the file is open.
+        """
+        deadline = time.monotonic() + SHARED_WAIT_SECONDS
+        while not self._try_shared(fd) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+
+    def _try_shared(self, fd: int) -> bool:
+        try:
+            if self.kind == "flock":
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            elif self.kind == "ofd":
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _whole_file(fcntl.F_RDLCK))
+        except BlockingIOError:
+            return False
+        return True
 
     def try_exclusive(self, fd: int) -> bool:
         """Take an exclusive lock on an open file; return False if another descriptor has a lock, or locks do not work.
@@ -93,13 +111,16 @@ _KINDS = (
 )
 
 
-def find_file_locks(folder: Path, blobs: Path) -> FileLocks:
+def find_file_locks(folder: Path | None, blobs: Path) -> FileLocks:
     """Find the locks that work in a store. Locks that reach all machines are preferred to locks of this machine.
 
     The trial creates a file in ``folder``, and removes the file. Where no file can be created, the trial uses blobs.
     """
-    with opened(blobs) as fd:
+    fd = os.open(blobs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         mount = mount_of(fd)
+    finally:
+        os.close(fd)
     kinds = [replace(kind, reaches_all=lock_reaches_all(kind.kind, mount)) for kind in _KINDS]
     with _trial_files(folder, blobs) as files:
         for locks in sorted(kinds, key=lambda kind: not kind.reaches_all):
@@ -121,12 +142,20 @@ class Mount:
     """Options of the mount and of the file system."""
 
 
+def mount_id(fd: int) -> str:
+    """Return the number of the mount of an open file or folder.
+
+    Raises:
+        OSError: the system does not show the number.
+    """
+    facts = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="utf-8")
+    return next((line.split()[1] for line in facts.splitlines() if line.startswith("mnt_id:")), "")
+
+
 def mount_of(fd: int) -> Mount:
     """Find the mount of an open file or folder; return a mount without a type where the system has no list."""
     with suppress(OSError):
-        facts = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="utf-8")
-        mount_id = next((line.split()[1] for line in facts.splitlines() if line.startswith("mnt_id:")), "")
-        return read_mount(mount_id, _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape"))
+        return read_mount(mount_id(fd), _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape"))
     return Mount("", frozenset())
 
 
@@ -180,26 +209,31 @@ def open_file(path: Path, flags: int, mode: Literal["rb", "wb"], buffering: int 
         raise
 
 
+@contextmanager
+def closed_on_error(file: BinaryIO) -> Iterator[None]:
+    """Close a file if the block raises an error."""
+    try:
+        yield
+    except BaseException:
+        file.close()
+        raise
+
+
 def open_nofollow(path: Path, flags: int, folder: int | None = None) -> int:
     """Open a file without following a symbolic link, and without waiting for the other end of a FIFO.
 
-    ``path`` is relative to ``folder``, the descriptor of an open folder, if given.
+    A new file is private. ``path`` is relative to ``folder``, the descriptor of an open folder, if given.
     """
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644, dir_fd=folder)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
 
 
 def names_open_file(path: Path, fd: int) -> bool:
     """Whether ``path`` still names the open file: the file was neither removed nor replaced."""
     try:
-        named, held_open = path.stat(), os.fstat(fd)
+        named, held_open = path.lstat(), os.fstat(fd)
     except FileNotFoundError:
         return False
     return (named.st_dev, named.st_ino) == (held_open.st_dev, held_open.st_ino)
-
-
-def writable_by_others(found: os.stat_result) -> bool:
-    """Whether another user, root aside, owns a file or may write to the file."""
-    return found.st_uid not in {os.getuid(), 0} or bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _whole_file(kind: int) -> bytes:
@@ -208,10 +242,12 @@ def _whole_file(kind: int) -> bytes:
 
 
 @contextmanager
-def _trial_files(folder: Path, blobs: Path) -> Iterator[list[Path]]:
+def _trial_files(folder: Path | None, blobs: Path) -> Iterator[list[Path]]:
     """Create a file to try locks on; where no file can be created, list existing blobs instead."""
-    path = folder / f"{TRIAL}{secrets.token_hex(8)}"
+    path = (folder or blobs) / f"{TRIAL}{secrets.token_hex(8)}"
     try:
+        if folder is None:
+            raise FileNotFoundError(path)
         os.close(open_nofollow(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
     except OSError:
         yield list(_some(blobs.glob("??/*")))

@@ -1,7 +1,8 @@
 """A blob in the server's store, where this machine sees the store: opened in place instead of transferred.
 
 The path is a hint from an untrusted peer. No symbolic link on the path is followed, the file name is the blob's digest,
-the file must be a regular file of the right size, and the content is hashed before use.
+the file must be a regular file of the right size, and the content is hashed before use. ``ownership.py`` has the rule
+for files of other users.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from model_factory.digest import Blob, check_digest, digest_of_file
-from model_factory.store.file_locks import lock_reaches_all, mount_of, writable_by_others
+from model_factory.digest import Blob, check_digest
+from model_factory.store.file_locks import lock_reaches_all, mount_of
+from model_factory.store.ownership import Owners, chosen_owner, copy_to_memory, has_acl, is_blob
 
 _MAX_HINT_PARTS = 100
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -27,20 +29,25 @@ def open_shared(store: str, blob: Blob, *, is_trusted: bool = False) -> BinaryIO
     """Open a blob in a store at an absolute path; None if the file is missing, unsafe or another blob.
 
     The blob counts as in use, and is not evicted, until the file and every mapping of the file are closed. Where the
-    server would not see the lock, the blob is not opened. The owner of a file can change the file later, so the owner
-    must be this process's user or root; ``is_trusted`` allows any owner.
+    server would not see the lock, the blob is not opened. A file that another user can change later is not opened;
+    with ``is_trusted`` a file of the store's owner is opened, and a copy of any other file.
     """
     check_digest(blob.digest)
     with suppress(OSError, ValueError):  # missing, not readable by this user, or not a path
-        file = _open(store, blob, is_trusted)
-        with suppress(OSError):
-            if _is_blob(file, blob):
+        owner = chosen_owner(Path(store)) if is_trusted else None
+        trusted = {os.getuid(), 0} if owner is None else {os.getuid(), 0, owner}
+        owners = Owners(os.getuid(), frozenset(trusted), has_acl(Path(store)))
+        with ExitStack() as stack:
+            file = stack.enter_context(_open(store, blob))
+            if not owners.keep_file(os.fstat(file.fileno())):
+                return copy_to_memory(file, blob) if is_trusted else None
+            if _is_shared(file) and is_blob(file, blob):
+                stack.pop_all()
                 return file
-        file.close()
     return None
 
 
-def _open(store: str, blob: Blob, is_trusted: bool) -> BinaryIO:
+def _open(store: str, blob: Blob) -> BinaryIO:
     """Walk from the root to the blob's file, folder by folder without links, and open a file of the right size."""
     parts = PurePosixPath(store).parts
     if not Path(store).is_absolute() or ".." in parts or len(parts) > _MAX_HINT_PARTS:
@@ -58,15 +65,14 @@ def _open(store: str, blob: Blob, is_trusted: bool) -> BinaryIO:
         found = os.fstat(named)
         if not stat.S_ISREG(found.st_mode) or found.st_size != blob.size:
             raise ValueError(store)
-        if not is_trusted and writable_by_others(found):
-            raise ValueError(store)
         return Path(f"/proc/self/fd/{named}").open("rb", buffering=0)
     finally:
         os.close(named)
 
 
-def _is_blob(file: BinaryIO, blob: Blob) -> bool:
+def _is_shared(file: BinaryIO) -> bool:
+    """Lock an open file, and return whether the server sees the lock."""
     if not lock_reaches_all("flock", mount_of(file.fileno())):
         return False
     fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return digest_of_file(Path(f"/proc/self/fd/{file.fileno()}")) == blob.digest
+    return True

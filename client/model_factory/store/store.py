@@ -6,31 +6,36 @@ import errno
 import logging
 import os
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from model_factory.digest import Blob, check_digest, digest_of, digest_of_file
-from model_factory.documents import decode_document, encode_document
+from model_factory.digest import Blob, check_digest, digest_of
 from model_factory.errors import FormatError, StoreError
 from model_factory.store import contents
-from model_factory.store.contents import Entry
-from model_factory.store.file_locks import find_file_locks, open_file, writable_by_others
-from model_factory.store.leftovers import sweep
+from model_factory.store.contents import CHECKED_NS, BlobFiles, Entry, Found, file_names, own_name
+from model_factory.store.eviction import Eviction
+from model_factory.store.file_locks import closed_on_error, find_file_locks
+from model_factory.store.folders import PRIVATE_MODE, StoreFolders
 from model_factory.store.named_locks import OnWait, hold_lock
-from model_factory.store.staging import Staged, scratch_folder, staged
+from model_factory.store.ownership import copy_bytes, copy_to_memory, is_blob, owners_of
+from model_factory.store.records import RecordFiles
+from model_factory.store.staging import Staged, scratch_folder, staged, sweep
 
 log = logging.getLogger(__name__)
 
-_CHECKED_NS = 1_000_000_000
-"""Modification time of blobs with verified content; any later write changes the time."""
-
-_FOLDERS = ("blobs", "records", "staging", "locks", "scratch")
-
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TAKEN = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.EPERM,
+}
+"""Errors for a name that another user has taken in a shared folder."""
 
 _warned: set[Path] = set()
 """Stores for which this process has logged a warning about file locks."""
@@ -53,34 +58,33 @@ class Store:
 
         Args:
             root: The folder.
-            max_bytes: Bound on the size of all blobs. Before a blob is fetched or built, unused blobs are evicted,
-                least recently used first. Blobs in use stay, even above the bound. None: no bound.
+            max_bytes: Bound on the size of this user's blobs and records; a file counts with whole blocks, and at least
+                16 KiB. Unused files are evicted, least recently used first: before a blob is built, and when new files
+                exceed the bound; a fetched blob is verified first. Blobs in use stay, even above the bound. None: no
+                bound.
             setting: Name of the variable or option that chooses the folder, for error messages.
 
         Raises:
             StoreError: the folder can neither be created nor read.
         """
         self.max_bytes = max_bytes
+        self.on_growth: Callable[[int], None] = self.grow
+        """Called with the size of each file before the file is published."""
         self._setting = setting
-        with self._errors(f"cannot use {root} as a store"):
-            self.root = root.absolute()
-            self._make_or_read()
-            self._locks = find_file_locks(self.root / "staging", self.root / "blobs")
+        self._folders = StoreFolders(root, setting)
+        with self._folders.errors(f"cannot use {root} as a store"), ExitStack() as stack:
+            self._folders.root = self.root = root.absolute()
+            self._folders.make_or_read()
+            blobs, staging = stack.enter_context(self._folders.open("blobs")), None
+            with suppress(FileNotFoundError):  # a store that this user can only read
+                staging = stack.enter_context(self._folders.open("staging"))
+            self._locks = find_file_locks(staging, blobs)
+            self._owners = owners_of(self.root, staging)
+        self._files = BlobFiles(self._folders, self._owners)
+        self._records = RecordFiles(self._folders, self._owners)
+        self._eviction = Eviction(self.root, self._locks, self._owners.me, max_bytes, setting)
         self._warn_of_locks()
         self.sweep()
-
-    def _make(self) -> None:
-        for name in _FOLDERS:
-            (self.root / name).mkdir(parents=True, exist_ok=True)
-
-    def _make_or_read(self) -> None:
-        try:
-            self._make()
-        except OSError:
-            if not os.access(self.root / "blobs", os.R_OK | os.X_OK):
-                raise
-        else:
-            os.scandir(self.root / "blobs").close()  # this user may be unable to read the folder of another user
 
     def _warn_of_locks(self) -> None:
         writable = os.access(self.root / "blobs", os.W_OK)
@@ -98,79 +102,109 @@ class Store:
     def sweep(self) -> None:
         """Remove files and locks of processes that died."""
         for name in ("staging", "locks", "scratch"):
-            sweep(self.root / name, self._locks)
+            with suppress(OSError), self._folders.open(name) as place:
+                sweep(place, self._locks, self._owners.me)
 
     def find(self, blob: Blob, *, may_hash: bool = True) -> Path | None:
         """Return the path of a blob, or None if the store does not have the blob. Counts as a use.
 
-        A file that was changed after verification, or that other users can write to, is hashed, and removed if the
-        digest differs. With ``may_hash=False``, for callers that must not wait, None is returned for this file. A blob
-        of another size than ``blob.size`` stays: the size in the request is wrong.
+        A file without the mark of verified content, or that other users can change (see ``ownership.py``), is hashed,
+        and removed if the digest differs. With ``may_hash=False``, for callers that must not wait, None is returned for
+        this file. A blob of another size than ``blob.size`` stays: the size in the request is wrong.
         """
-        path = self._path("blobs", blob.digest)
-        with self._errors(f"cannot read {path}"):
-            try:
-                found = path.lstat()
-            except FileNotFoundError:
+        found = self._find(blob, may_hash=may_hash)
+        if found is None:
+            return None
+        with found.file:
+            if not found.is_kept and not (may_hash and is_blob(found.file, blob)):
+                if may_hash:
+                    self.verify(blob.digest)  # removes the file where possible
                 return None
-            if not stat.S_ISREG(found.st_mode):
-                return None
-            is_checked = found.st_mtime_ns == _CHECKED_NS and not writable_by_others(found)
-            if not is_checked and not (may_hash and self._verify_file(path)):
-                return None
-            if found.st_size != blob.size:
-                return None
-            with suppress(OSError):  # the file of another user in a shared cache, or a read-only file system
-                os.utime(path, ns=(time.time_ns(), _CHECKED_NS))
-        return path
+        return self._path(blob.digest).with_name(found.name)
+
+    def _find(self, blob: Blob, *, may_hash: bool = True) -> Found | None:
+        check_digest(blob.digest)
+        with self._folders.errors(f"cannot read blob {blob.digest} in {self.root}"):
+            return self._files.find(blob, may_hash=may_hash)
 
     def open(self, blob: Blob) -> BinaryIO | None:
         """Open a blob for reading, or return None if the store does not have the blob.
 
-        The blob counts as in use, and is not evicted, until the file and every mapping of the file are closed.
+        The blob counts as in use, and is not evicted, until the file and every mapping of the file are closed. Nobody
+        but trusted users can change the bytes of the file (see ``ownership.py``).
         """
-        path = self.find(blob)
-        if path is None:
+        found = self._find(blob)
+        if found is None:
             return None
-        with self._errors(f"cannot read {path}"):
+        if not found.is_kept:
+            with found.file:
+                return self._private_copy(found.file, blob)
+        with self._folders.errors(f"cannot read blob {blob.digest} in {self.root}"), closed_on_error(found.file):
+            self._locks.lock_shared(found.file.fileno())
+        return found.file
+
+    def _private_copy(self, file: BinaryIO, blob: Blob) -> BinaryIO | None:
+        """Copy the file of another user: into the store under this user's own name, else into memory."""
+
+        def write(target: BinaryIO) -> None:
+            copy_bytes(file, target, blob.size)
+            if not is_blob(target, blob):
+                raise FormatError(f"another user's file of {blob.digest} does not match its digest")
+
+        with self._folders.errors(f"cannot copy blob {blob.digest} of another user"):
             try:
-                file = open_file(path, os.O_RDONLY, "rb", 0)
-            except FileNotFoundError:  # evicted in the meantime
+                if self._owners.me == os.getuid():  # else the copy seems to be a file of another user, too
+                    return self.add(blob, write)
+            except FormatError:
+                self.verify(blob.digest)  # removes the file where possible
                 return None
-            try:
-                self._locks.lock_shared(file.fileno())
-            except OSError:
-                file.close()
-                raise
-        return file
+            except StoreError as error:
+                log.info("blob %s of another user is copied into memory: %s", blob.digest, error)
+            return copy_to_memory(file, blob)
 
     def read(self, blob: Blob) -> bytes | None:
         """Return the verified content of a small blob, or None if the blob is missing or damaged."""
-        path = self.find(blob)
-        if path is None:
+        found = self._find(blob)
+        if found is None:
             return None
-        with self._errors(f"cannot read {path}"):
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError:
-                return None
-            if digest_of(data) != blob.digest:
-                self._remove_damaged(path, "does not match its digest")
-                return None
-        return data
+        with found.file, self._folders.errors(f"cannot read blob {blob.digest} in {self.root}"):
+            data = found.file.read(blob.size + 1)
+            if digest_of(data) == blob.digest:
+                return data
+        self.verify(blob.digest)
+        return None
 
-    def put(self, data: bytes) -> Blob:
-        """Store bytes as a blob.
+    def put(self, data: bytes, *, is_private: bool = False) -> Blob:
+        """Store bytes as a blob; other users cannot read a private blob, whatever the umask.
 
         Raises:
             StoreError: the folder cannot be written, for example without space on the disk.
         """
         blob = Blob.of(data)
         if self.find(blob) is None:
-            with self.stage() as (file, publish):
-                file.write(data)
-                publish(blob)
+            with self._folders.errors(f"cannot write to {self.root}"), self._staged() as new:
+                new.file.write(data)
+                self._publish(new, blob, is_private=is_private)
         return blob
+
+    def add(self, blob: Blob, write: Callable[[BinaryIO], object], *, is_private: bool = False) -> BinaryIO:
+        """Store a blob, and return the written file, open for reading; counts as a use, like :meth:`open`.
+
+        ``write`` fills the file, verifies the digest, and raises an error to keep nothing. Where another user has taken
+        the names of the blob, the file is returned without a place in the store.
+
+        Raises:
+            StoreError: the folder cannot be written, for example without space on the disk.
+        """
+        with self._folders.errors(f"cannot write to {self.root}"), self._staged() as new:
+            write(new.file)
+            try:
+                self._publish(new, blob, is_private=is_private)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+                log.warning("%s does not keep %s: %s", self.root, blob.digest, error.strerror)
+            return new.reopened()
 
     @contextmanager
     def stage(self) -> Iterator[tuple[BinaryIO, Callable[[Blob], Path]]]:
@@ -182,27 +216,29 @@ class Store:
         Raises:
             StoreError: the folder cannot be written, for example without space on the disk.
         """
-        with self._errors(f"cannot write to {self.root}"), self._staged() as new:
+        with self._folders.errors(f"cannot write to {self.root}"), self._staged() as new:
+            yield new.file, lambda blob: self._publish(new, blob)
 
-            def publish(blob: Blob) -> Path:
-                place = self._path("blobs", blob.digest)
-                new.publish(place, _CHECKED_NS)
-                return place
-
-            yield new.file, publish
+    def _publish(self, new: Staged, blob: Blob, *, is_private: bool = False) -> Path:
+        mode = PRIVATE_MODE if is_private else self._folders.file_mode
+        with self._folders.open("blobs", blob.digest[:2], make=True) as place:
+            name = own_name(place, blob.digest, self._owners.me)
+            self.on_growth(blob.size)
+            new.publish(place / name, mode, CHECKED_NS)
+        return self._path(blob.digest).with_name(name)
 
     @contextmanager
     def _staged(self) -> Iterator[Staged]:
-        self._make()  # another process may have removed the folders
-        with staged(self.root / "staging", self._locks) as new:
+        with self._folders.made("staging") as place, staged(place, self._locks) as new:
             yield new
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Create a folder for the duration of the block; after a crash, the next store removes the folder."""
         with ExitStack() as stack:
-            with self._errors(f"cannot write to {self.root}"):
-                folder = stack.enter_context(scratch_folder(self.root / "scratch", self._locks))
+            with self._folders.errors(f"cannot write to {self.root}"):
+                place = stack.enter_context(self._folders.made("scratch"))
+                folder = stack.enter_context(scratch_folder(place, self._locks))
             yield folder
 
     def adopt(self, file: BinaryIO, blob: Blob) -> bool:
@@ -210,37 +246,33 @@ class Store:
 
         A hard link is impossible for a file on another file system, or for a file of another user without permission.
         """
-        place, fd = self._path("blobs", blob.digest), file.fileno()
+        fd = file.fileno()
         try:
-            place.parent.mkdir(exist_ok=True)
-            # Without src_dir_fd, Python links the symbolic link itself. An absolute path ignores the descriptor.
-            os.link(f"/proc/self/fd/{fd}", place, src_dir_fd=fd, follow_symlinks=True)
+            with self._folders.open("blobs", check_digest(blob.digest)[:2], make=True) as place:
+                # Without src_dir_fd, Python links the symbolic link itself. An absolute path ignores the descriptor.
+                os.link(f"/proc/self/fd/{fd}", place / blob.digest, src_dir_fd=fd, follow_symlinks=True)
         except FileExistsError:
             return True
         except OSError:
             return False
         with suppress(OSError):
-            os.utime(place, ns=(time.time_ns(), _CHECKED_NS))
+            os.utime(fd, ns=(time.time_ns(), CHECKED_NS))
         return True
 
     def record(self, key: str) -> Any | None:
-        """Return the document under a key, or None. A damaged record, or the record of another key, is removed."""
-        path = self._path("records", key)
-        with self._errors(f"cannot read {path}"):
-            try:
-                return _document_of(key, path.read_bytes())
-            except FileNotFoundError:
-                return None
-            except FormatError as error:
-                self._remove_damaged(path, f"is damaged: {error}")
-                return None
+        """Return the document under a key, or None. A damaged record, or the record of another key, is removed.
+
+        A record that another user made or can change is ignored: a record has no digest.
+        """
+        check_digest(key)
+        with self._folders.errors(f"cannot read record {key} in {self.root}"):
+            return self._records.read(key)
 
     def put_record(self, key: str, document: Any) -> None:
-        """Store a document under a key; replaces the previous document."""
-        place = self._path("records", key)
-        with self._errors(f"cannot write to {self.root}"), self._staged() as new:
-            new.file.write(encode_document({"key": key, "document": document}))
-            new.publish(place)
+        """Store a document under a key; replaces the previous document. Other users cannot read the record."""
+        check_digest(key)
+        with self._folders.errors(f"cannot write to {self.root}"), self._staged() as new:
+            self._records.write(key, document, new, self.on_growth)
 
     @contextmanager
     def locked(self, key: str, doing: str = "works on it", on_wait: OnWait = lambda _holder: None) -> Iterator[None]:
@@ -250,9 +282,11 @@ class Store:
         """
         check_digest(key)
         with ExitStack() as stack:
-            with self._errors(f"cannot lock {key} in {self.root}"):
-                self._make()  # another process may have removed the folders
-                stack.enter_context(hold_lock(self.root / "locks" / key, self._locks, doing, on_wait))
+            with self._folders.errors(f"cannot lock {key} in {self.root}"):
+                place = stack.enter_context(self._folders.made("locks"))
+                me = self._owners.me
+                name = file_names(key, me)[place.stat().st_uid != me]  # only processes of one user wait for each other
+                stack.enter_context(hold_lock(place / name, self._locks, me, doing, on_wait))
             yield
 
     def make_room(self, size: int, staged: int = 0) -> list[Entry]:
@@ -265,16 +299,52 @@ class Store:
         """
         if self.max_bytes is None:
             return []
-        free = self.free_bytes() + staged
-        taken = sum(entry.size for entry in self.entries())
-        most = min(self.max_bytes, taken + free)
+        return self.prune(self._room_beside(size, self.taken_bytes(), staged))
+
+    def check_room(self, size: int) -> None:
+        """Check that ``size`` more bytes would fit the bound and the disk after an eviction; nothing is evicted.
+
+        Raises:
+            StoreError: ``size`` exceeds the bound or the disk, or nothing can be evicted.
+        """
+        if self.max_bytes is not None:
+            taken = self.taken_bytes()
+            self._eviction.check(taken, self._room_beside(size, taken, 0))
+
+    def make_disk_room(self, size: int) -> None:
+        """Evict unused blobs, least recently used first, if the disk lacks space for ``size`` bytes that have arrived.
+
+        Raises:
+            StoreError: file locks do not show whether a blob is in use.
+        """
+        if self.max_bytes is not None and (missing := size - self.free_bytes()) > 0:
+            self.prune(max(0, self.taken_bytes() - missing))
+
+    def _room_beside(self, size: int, taken: int, staged: int) -> int:
+        """Return the bytes that may stay beside ``size`` more bytes, of which ``staged`` are on the disk already."""
+        bound, free = self.max_bytes or 0, self.free_bytes() + staged
+        most = min(bound, taken + free)
         if size > most:
             raise StoreError(
-                f"{size} bytes do not fit into {self.root}: the store may hold {self.max_bytes} bytes, holds {taken}, "
+                f"{size} bytes do not fit into {self.root}: the store may hold {bound} bytes, holds {taken}, "
                 f"and the disk has {free} bytes free. Remedy: raise the bound, or set {self._setting} to a folder on a "
                 "larger disk"
             )
-        return self.prune(most - size)
+        return most - size
+
+    def grow(self, size: int) -> None:
+        """Note a new file of ``size`` bytes, written by this process or a worker; evict unused files over the bound."""
+        with self._folders.errors(f"cannot clear {self.root}"):
+            self._eviction.grow(size)
+
+    def taken_bytes(self) -> int:
+        """Size of this user's blobs and records, as counted for the bound.
+
+        Raises:
+            StoreError: the folder cannot be read.
+        """
+        with self._folders.errors(f"cannot read {self.root}"):
+            return sum(entry.counted for entry in self._eviction.files())
 
     def free_bytes(self) -> int:
         """Free space of the disk, in bytes.
@@ -282,7 +352,7 @@ class Store:
         Raises:
             StoreError: the folder cannot be read.
         """
-        with self._errors(f"cannot read {self.root}"):
+        with self._folders.errors(f"cannot read {self.root}"):
             return shutil.disk_usage(self.root).free
 
     def keep_bound(self) -> None:
@@ -291,24 +361,13 @@ class Store:
             self.prune(self.max_bytes)
 
     def prune(self, max_bytes: int) -> list[Entry]:
-        """Evict unused blobs, least recently used first, down to ``max_bytes``; return the evicted blobs.
+        """Evict unused files, least recently used first, down to ``max_bytes``; return the evicted blobs and records.
 
         Raises:
             StoreError: the store holds more, and file locks do not show whether a blob is in use.
         """
-        found = self.entries()
-        taken = sum(entry.size for entry in found)
-        if taken > max_bytes and not self._locks.allows_eviction:
-            raise StoreError(
-                f"{self.root} holds {taken} bytes of blobs, {max_bytes} may stay, and no blob is evicted: file locks "
-                "there do not show whether a blob is in use. Remedy: stop every process that uses the folder and "
-                f"remove files under {self.root / 'blobs'}, or set {self._setting} to a folder on a local disk"
-            )
-        with self._errors(f"cannot clear {self.root}"):
-            removed = contents.make_room(found, max_bytes)
-        for entry in removed:
-            log.info("evicted %s (%d bytes)", entry.digest, entry.size)
-        return removed
+        with self._folders.errors(f"cannot clear {self.root}"):
+            return self._eviction.prune(max_bytes)
 
     def entries(self) -> list[Entry]:
         """List the blobs, most recently used first.
@@ -316,55 +375,15 @@ class Store:
         Raises:
             StoreError: the folder cannot be read.
         """
-        with self._errors(f"cannot read {self.root}"):
-            found = contents.entries(self.root / "blobs", self._locks)
+        with self._folders.errors(f"cannot read {self.root}"):
+            found = contents.entries(self.root, "blobs", self._locks, self._owners.me)
             return sorted(found, key=lambda entry: entry.used, reverse=True)
 
     def verify(self, digest: str) -> bool:
         """Hash a blob and return whether the digest matches; a damaged blob is removed."""
-        path = self._path("blobs", digest)
-        with self._errors(f"cannot read {path}"):
-            return self._verify_file(path)
+        check_digest(digest)
+        with self._folders.errors(f"cannot read {self._path(digest)}"):
+            return self._files.verify(digest)
 
-    def _verify_file(self, path: Path) -> bool:
-        try:
-            digest = digest_of_file(path)
-        except FileNotFoundError:  # evicted in the meantime
-            return False
-        if digest != path.name:
-            self._remove_damaged(path, "does not match its digest")
-        return digest == path.name
-
-    def _path(self, folder: str, key: str) -> Path:
-        check_digest(key)
-        return self.root / folder / key[:2] / key
-
-    def _remove_damaged(self, path: Path, how: str) -> None:
-        log.warning("%s %s; the file is removed, and made again when needed", path, how)
-        with self._errors(f"{path} {how}, and cannot be removed"):  # else the next reader finds the same damage
-            path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            need = (
-                "with more space" if error.errno in _NO_SPACE else "that this user may read and write, on a local disk"
-            )
-            remedy = f"set {self._setting} to a folder {need}"
-            raise StoreError(f"{what}: {error.strerror or error}. Remedy: {remedy}") from error
-
-
-def _document_of(key: str, data: bytes) -> Any:
-    """Return the document of a record. A record contains its key, so that a copy under another key is refused.
-
-    Raises:
-        FormatError: the record is damaged, or has another key.
-    """
-    record = decode_document(data, f"record {key}")
-    if not isinstance(record, dict) or record.keys() != {"key", "document"}:
-        raise FormatError("the file is not a record: expected exactly the keys 'key' and 'document'")
-    if record["key"] != key:
-        raise FormatError("the record has another key")
-    return record["document"]
+    def _path(self, digest: str) -> Path:
+        return self.root / "blobs" / digest[:2] / digest

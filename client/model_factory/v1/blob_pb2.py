@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmodel_factory/v1/blob.proto\x12\x10model_factory.v1\",\n\x06\x44igest\x12\x0e\n\x06\x62lake3\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"f\n\x0fReadBlobRequest\x12(\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\x12\x13\n\x0blimit_bytes\x18\x03 \x01(\x03\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bmodel_factory/v1/blob.proto\x12\x10model_factory.v1\",\n\x06\x44igest\x12\x0e\n\x06\x62lake3\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"v\n\x0fReadBlobRequest\x12(\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03\x12\x13\n\x0blimit_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06verify\x18\x04 \x01(\x08\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DIGEST']._serialized_start=49
   _globals['_DIGEST']._serialized_end=93
   _globals['_READBLOBREQUEST']._serialized_start=95
-  _globals['_READBLOBREQUEST']._serialized_end=197
-  _globals['_READBLOBRESPONSE']._serialized_start=199
-  _globals['_READBLOBRESPONSE']._serialized_end=231
+  _globals['_READBLOBREQUEST']._serialized_end=213
+  _globals['_READBLOBRESPONSE']._serialized_start=215
+  _globals['_READBLOBRESPONSE']._serialized_end=247
 # @@protoc_insertion_point(module_scope)

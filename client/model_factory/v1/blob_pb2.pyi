@@ -13,14 +13,16 @@ class Digest(_message.Message):
     def __init__(self, blake3: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
 
 class ReadBlobRequest(_message.Message):
-    __slots__ = ("digest", "offset_bytes", "limit_bytes")
+    __slots__ = ("digest", "offset_bytes", "limit_bytes", "verify")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
     digest: Digest
     offset_bytes: int
     limit_bytes: int
-    def __init__(self, digest: _Optional[_Union[Digest, _Mapping]] = ..., offset_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ...) -> None: ...
+    verify: bool
+    def __init__(self, digest: _Optional[_Union[Digest, _Mapping]] = ..., offset_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., verify: bool = ...) -> None: ...
 
 class ReadBlobResponse(_message.Message):
     __slots__ = ("data",)

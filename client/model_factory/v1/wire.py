@@ -16,9 +16,10 @@ from model_factory import errors
 from model_factory.blocks import Block, BlockArgument
 from model_factory.config.request import Component, ModelRequest
 from model_factory.digest import Blob, check_digest
-from model_factory.documents import FORMAT
+from model_factory.documents import FORMAT, parse_json
 from model_factory.identity import BuildIdentity, BuildReference, BuiltComponent, Manifest
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2
+from model_factory.wording import is_printable, printable, quoted, shortened
 
 ERROR_DOMAIN = "model-factory"
 
@@ -99,6 +100,8 @@ _PATH = "config_path"
 _COMPONENT = "component"
 _MAX_ID = 64
 _MAX_PATH_BYTES = 500
+_MAX_NAME_CHARS = 255
+_MAX_DETAILS = 8
 
 
 def reason_of(error: BaseException) -> Reason:
@@ -156,23 +159,23 @@ def from_rpc_error(
     ``place_of`` returns file, line and column for a component and a path inside the component's config. The message of
     a fault of the server ends with the request id, for a search in the server's log.
     """
-    code, message = error.code(), error.details() or "no details"
+    code, message = error.code(), errors.safe_text(error.details() or "no details")
     if code in _SERVER_FAULTS and (request_id := _request_id(error.trailing_metadata() or ())):
         message = f"{message} (request {request_id})"
     info, path = _details(error)
     if info is None:
         return _without_details(code, message, address)
     cls = _BY_REASON.get(info.reason, errors.ServerError)
-    component = info.metadata.get(_COMPONENT, "")
+    component = shortened(info.metadata.get(_COMPONENT, ""), _MAX_NAME_CHARS)
     if issubclass(cls, errors.ConfigError) or (issubclass(cls, errors.LocatedError) and path):
         return cls(message, path=path, place=place_of(component, path) or None)
-    return cls(f"component {component!r}: {message}" if component else message)
+    return cls(f"component {quoted(component)}: {message}" if component else message)
 
 
 def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """Read the request id from trailing metadata; an untrusted peer may have written a long or unprintable id."""
     for key, value in metadata:
-        if key == REQUEST_ID and isinstance(value, str) and value.isprintable() and len(value) <= _MAX_ID:
+        if key == REQUEST_ID and isinstance(value, str) and len(value) <= _MAX_ID and is_printable(value):
             return value
     return ""
 
@@ -195,7 +198,7 @@ def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, 
         status = rpc_status.from_call(error)
     except ValueError:  # code and details disagree: not a model-factory server
         return None, ()
-    for detail in status.details if status is not None else ():
+    for detail in status.details[:_MAX_DETAILS] if status is not None else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == ERROR_DOMAIN:
             return info, _decode_path(info.metadata.get(_PATH, ""))
@@ -205,23 +208,28 @@ def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, 
 def _decode_path(text: str) -> tuple[str | int, ...]:
     """Read a config path from error details; a malformed path counts as an empty path, not as another error."""
     try:
-        path = json.loads(text)
-    except ValueError:
+        path = parse_json(text) if len(text) <= _MAX_PATH_BYTES else ()
+    except (ValueError, RecursionError):
         return ()
     return tuple(path) if isinstance(path, list) and all(type(part) in {str, int} for part in path) else ()
 
 
 def from_block(message: capabilities_pb2.Block) -> Block:
-    """Read the description of a block that configs can name."""
+    """Read the description of a block that configs can name, as printable texts."""
     arguments = tuple(
-        BlockArgument(name=item.name, annotation=item.annotation, required=item.required, default=item.default)
+        BlockArgument(
+            name=printable(item.name),
+            annotation=printable(item.annotation),
+            required=item.required,
+            default=printable(item.default),
+        )
         for item in message.arguments
     )
     return Block(
-        name=message.name,
-        summary=message.summary,
-        origin=message.origin,
-        tags=tuple(message.tags),
+        name=printable(message.name),
+        summary=printable(message.summary),
+        origin=printable(message.origin),
+        tags=tuple(map(printable, message.tags)),
         arguments=arguments,
     )
 

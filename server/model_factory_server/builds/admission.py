@@ -1,33 +1,38 @@
-"""Admission of RPCs and builds: a queue for workers, and a share for each client."""
+"""Admission of RPCs, builds and bytes: queues in which clients take turns, and a share for each client."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 
-from model_factory.errors import BusyError
-from model_factory_server.settings.server_settings import LimitSettings
+from model_factory.errors import BusyError, LimitError
+from model_factory_server.access.client_counts import ClientCounts
+from model_factory_server.builds.fair_shares import Claim, FairShares
+from model_factory_server.settings.server_settings import COPIES, LimitSettings
 
-
-@dataclass(slots=True)
-class _Share:
-    """The RPCs and builds of a client."""
-
-    slots: asyncio.Semaphore
-    """A slot for each build of the client at the same time."""
-    users: int = 0
-    """RPCs and builds with this share; an unused share is removed."""
-    rpcs: int = 0
-    """RPCs in progress."""
-    waiting: int = 0
-    """Builds of the client waiting for a worker."""
+_PROBES = 4  # received at the same time
+_PROBES_OF_CLIENT = 2
 
 
-@dataclass(slots=True)
+@contextmanager
+def _counted(rpcs: ClientCounts, client: str) -> Iterator[None]:
+    if not rpcs.add(client):
+        if rpcs.of(client) >= rpcs.most_of_client:
+            raise BusyError(
+                f"this client has {rpcs.of(client)} RPCs in progress; this server allows {rpcs.most_of_client} RPCs "
+                "per client. Remedy: try again when an RPC has ended"
+            )
+        raise BusyError(
+            f"{rpcs.total} RPCs are in progress; this server allows {rpcs.most} RPCs. Remedy: try again later"
+        )
+    try:
+        yield
+    finally:
+        rpcs.remove(client)
+
+
 class Admission:
-    """Admits RPCs and builds; for use in a single event loop.
+    """Admits RPCs, builds and bytes; for use in a single event loop.
 
     Example:
         >>> admission = Admission(LimitSettings(max_rpcs=1), workers=1)
@@ -37,19 +42,26 @@ class Admission:
         model_factory.errors.BusyError: 1 RPCs are in progress; this server allows 1 RPCs. Remedy: try again later
     """
 
-    limits: LimitSettings
-    """The operator's bounds."""
-    workers: int
-    """Number of builds at the same time."""
-    waiting: int = 0
-    """Builds of all clients waiting for a worker."""
-    rpcs: int = 0
-    """RPCs in progress, except health checks and ``GetCapabilities``."""
-    _slots: asyncio.Semaphore = field(init=False)
-    _shares: dict[str, _Share] = field(default_factory=dict)
+    def __init__(self, limits: LimitSettings, workers: int) -> None:
+        self.limits = limits
+        """The operator's bounds."""
+        self._rpcs = ClientCounts(limits.max_rpcs, limits.max_rpcs_per_client)
+        self._probes = ClientCounts(limits.max_rpcs, limits.max_rpcs_per_client)
+        self._workers = FairShares(workers, limits.max_builds_per_client or workers)
+        # Two halves: a request may wait for a build of hours, and a response must never wait for requests.
+        half, half_of_client = limits.max_held_bytes // 2, limits.effective_max_client_held_bytes // 2
+        self.requests = FairShares(half, half_of_client)
+        """Memory for requests."""
+        self.responses = FairShares(half, half_of_client)
+        """Memory for responses."""
+        # Probes need no token: untrusted peers must not delay the requests of clients.
+        largest = COPIES * limits.max_request_bytes
+        self._probe_requests = FairShares(_PROBES * largest, _PROBES_OF_CLIENT * largest)
 
-    def __post_init__(self) -> None:
-        self._slots = asyncio.Semaphore(self.workers)
+    @property
+    def waiting(self) -> int:
+        """Builds of all clients waiting for a worker."""
+        return self._workers.waiting
 
     @contextmanager
     def rpc(self, client: str) -> Iterator[None]:
@@ -58,78 +70,62 @@ class Admission:
         Raises:
             BusyError: too many RPCs are in progress already.
         """
-        with self._share(client) as share:
-            if share.rpcs >= self.limits.max_rpcs_per_client:
-                raise BusyError(
-                    f"this client has {share.rpcs} RPCs in progress; this server allows "
-                    f"{self.limits.max_rpcs_per_client} RPCs per client. Remedy: try again when an RPC has ended"
-                )
-            if self.rpcs >= self.limits.max_rpcs:
-                raise BusyError(
-                    f"{self.rpcs} RPCs are in progress; this server allows {self.limits.max_rpcs} RPCs. "
-                    "Remedy: try again later"
-                )
-            share.rpcs += 1
-            self.rpcs += 1
-            try:
-                yield
-            finally:
-                share.rpcs -= 1
-                self.rpcs -= 1
+        with _counted(self._rpcs, client):
+            yield
+
+    @contextmanager
+    def probe(self, client: str) -> Iterator[None]:
+        """Count a health check or a similar RPC, in a count of its own; otherwise like :meth:`rpc`."""
+        with _counted(self._probes, client):
+            yield
 
     @asynccontextmanager
-    async def worker(self, client: str) -> AsyncIterator[None]:
+    async def worker(self, claim: Claim) -> AsyncIterator[None]:
         """Wait for a worker, and hold the worker inside the block.
-
-        The client's own slot is acquired first, and a build waiting for this slot takes no worker from other clients.
 
         Raises:
             BusyError: too many builds wait already.
         """
-        with self._share(client) as share:
-            async with self._slot(share):
-                yield
-
-    @asynccontextmanager
-    async def _slot(self, share: _Share) -> AsyncIterator[None]:
-        if share.slots.locked() or self._slots.locked():
-            self._check_queue(share)
-        share.waiting += 1
-        self.waiting += 1
-        try:
-            await share.slots.acquire()
-            try:
-                await self._slots.acquire()
-            except BaseException:
-                share.slots.release()
-                raise
-        finally:
-            share.waiting -= 1
-            self.waiting -= 1
-        try:
+        if self._workers.must_wait(claim):
+            self._check_queue(claim)
+        async with self._workers.hold(claim):
             yield
-        finally:
-            self._slots.release()
-            share.slots.release()
 
-    @contextmanager
-    def _share(self, client: str) -> Iterator[_Share]:
-        share = self._shares.setdefault(client, _Share(asyncio.Semaphore(self._max_builds_per_client())))
-        share.users += 1
-        try:
-            yield share
-        finally:
-            share.users -= 1
-            if not share.users:
-                del self._shares[client]
+    async def request(self, client: str, *, is_probe: bool = False) -> Claim:
+        """Wait for the bytes of the largest request of a client; shrink the claim to the bytes of the request.
 
-    def _max_builds_per_client(self) -> int:
-        return min(self.limits.max_builds_per_client or self.workers, self.workers)
+        End the claim with :meth:`Claim.release`.
+        """
+        claim = Claim(client, COPIES * self.limits.max_request_bytes)
+        await (self._probe_requests if is_probe else self.requests).acquire(claim)
+        return claim
 
-    def _check_queue(self, share: _Share) -> None:
-        if share.waiting >= self.limits.max_queue_per_client:
+    async def response(self, client: str, size: int) -> Claim:
+        """Wait for the bytes of a response of a client; end the claim with :meth:`Claim.release`.
+
+        Raises:
+            LimitError: the response is larger than the share of one client.
+        """
+        claim = Claim(client, COPIES * size)
+        if claim.amount > self.responses.per_client:
+            raise LimitError(
+                f"the response has {size} bytes; this server holds responses of at most "
+                f"{self.responses.per_client // COPIES} bytes for one client. Remedy: request fewer "
+                "components at once, or raise --max-client-held-bytes of the server"
+            )
+        await self.responses.acquire(claim)
+        return claim
+
+    @property
+    def has_waiting_responses(self) -> bool:
+        """Whether responses wait for memory."""
+        return self.responses.waiting > 0
+
+    def _check_queue(self, claim: Claim) -> None:
+        waiting = min(self._workers.waiting_of(client) for client in claim.clients)
+        if waiting >= self.limits.max_queue_per_client:
             raise BusyError(
-                f"this client has {share.waiting} builds waiting; this server allows "
+                f"this client has {waiting} builds waiting; this server allows "
                 f"{self.limits.max_queue_per_client} waiting builds per client. Remedy: try again after a build"
             )
         if self.waiting >= self.limits.max_queue:

@@ -10,25 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from model_factory.config import ResolvedConfig
 from model_factory.digest import digest_of
 from model_factory.documents import FORMAT, encode_document
 from model_factory.identity import BuildReference
 from model_factory_server.backends.identity import BackendIdentity
+from model_factory_server.builds.checked_config import CheckedConfig
 from model_factory_server.worker.files.read_files import ReadFile, encode_files
 
 
-def architecture_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str) -> str:
+def architecture_key(backend: BackendIdentity, config: CheckedConfig, dtype: str) -> str:
     """Return the key of descriptor and programs, which do not depend on the seed."""
     return _key("architecture", backend, config, dtype)
 
 
-def outline_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str) -> str:
+def outline_key(backend: BackendIdentity, config: CheckedConfig, dtype: str) -> str:
     """Return the key of an outline: a descriptor made without tensors, and without a source bundle."""
     return _key("outline", backend, config, dtype)
 
 
-def build_key(backend: BackendIdentity, config: ResolvedConfig, dtype: str, seed: int) -> str:
+def build_key(backend: BackendIdentity, config: CheckedConfig, dtype: str, seed: int) -> str:
     """Return the key of a whole build; ``seed`` is the component's own. Equal keys mean equal bytes."""
     return _key("build", backend, config, dtype, seed)
 
@@ -56,6 +56,6 @@ def final_key(base_key: str, files: Sequence[ReadFile]) -> str:
     return digest_of(encode_document(["files", base_key, encode_files(files)])) if files else base_key
 
 
-def _key(kind: str, backend: BackendIdentity, config: ResolvedConfig, *rest: object) -> str:
+def _key(kind: str, backend: BackendIdentity, config: CheckedConfig, *rest: object) -> str:
     identity = [kind, FORMAT, backend.name, backend.code_digest, backend.torch_version, backend.device_kind]
     return digest_of(encode_document([*identity, config.digest, config.order_digest, *rest]))

@@ -5,7 +5,6 @@ Imports no torch.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Generic
 
@@ -18,6 +17,7 @@ from model_factory_server.builds.build_records import (
     Record,
     encode_record,
 )
+from model_factory_server.builds.fair_shares import FairThreads
 from model_factory_server.builds.keys import final_key, reads_key
 from model_factory_server.worker.files.read_files import FileDigests, ReadFile, decode_paths
 
@@ -42,18 +42,19 @@ class RecordStore:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._digests = FileDigests()
+        self._threads = FairThreads("records", 4)
 
     async def look_up(self, base_key: str, record_type: type[Record]) -> Lookup[Record]:
         """Return the final key of a base key, and the record if the store has all blobs of the record."""
-        return await asyncio.to_thread(self._look_up, base_key, record_type)
+        return await self._threads.run(self._look_up, base_key, record_type)
 
     async def put(self, base_key: str, record: BuildRecord | DescriptionRecord | ProgramRecord) -> None:
         """Store a record, and the paths read by its job."""
-        await asyncio.to_thread(self._put, base_key, record)
+        await self._threads.run(self._put, base_key, record)
 
     async def is_current(self, files: tuple[ReadFile, ...]) -> bool:
         """Whether files still have the content read by a job."""
-        return set(await asyncio.to_thread(self._digests.current, [file.path for file in files])) == set(files)
+        return set(await self._threads.run(self._digests.current, [file.path for file in files])) == set(files)
 
     def _look_up(self, base_key: str, record_type: type[Record]) -> Lookup[Record]:
         key = final_key(base_key, self._digests.current(self._read_paths(base_key)))

@@ -9,7 +9,6 @@ from typing import Generic
 
 from model_factory import errors
 from model_factory.blocks import SELF_CHECK_CONFIG, Block
-from model_factory.config import ResolvedConfig, parse_config
 from model_factory.config.request import component_seed
 from model_factory.documents import encode_document
 from model_factory.identity import BuildReference
@@ -23,6 +22,8 @@ from model_factory_server.builds.build_records import (
     files_agree,
     merge_files,
 )
+from model_factory_server.builds.checked_config import CheckedConfig
+from model_factory_server.builds.fair_shares import Claim
 from model_factory_server.builds.in_flight import InFlightJobs, Work, ignore_stages
 from model_factory_server.builds.keys import architecture_key, build_key, call_key, final_key, outline_key
 from model_factory_server.builds.record_store import Lookup, RecordStore
@@ -49,7 +50,7 @@ _OWN_JOB_SECONDS = 60.0  # the server's own jobs get at least this time: the ope
 class BuildRequest:
     """A requested component."""
 
-    config: ResolvedConfig
+    config: CheckedConfig
     """The component's config."""
     dtype: str
     """Dtype of the floating tensors; empty: unchanged."""
@@ -85,10 +86,10 @@ class BuildResult:
 class DescribeResult:
     """The architecture of a component."""
 
-    descriptor: bytes
+    descriptor: Blob
     """The module tree."""
-    programs: bytes
-    """The recorded forwards; empty where the request did not include portability."""
+    programs: Blob | None
+    """The recorded forwards; ``None`` where the request did not include portability."""
     refused: Mapping[str, str]
     """Why modules cannot be sent, by path; the empty path is the whole model."""
     source: Blob | None
@@ -135,7 +136,7 @@ class BuildService:
         current_rpc().builds.append(lookup.key)
         self._metrics.lookups.labels(self._lookup_outcome(lookup)).inc()
         work = functools.partial(self._build, request, lookup.base_key, own_seed)
-        kept = await self._found_or_made("build", lookup, work, on_stage=on_stage)
+        kept = await self._found_or_made("build", lookup, work, client=request.client, on_stage=on_stage)
         on_stage(Stage.DONE)
         architecture = architecture_key(self._backend, request.config, request.dtype)
         return BuildResult(
@@ -157,8 +158,8 @@ class BuildService:
         """
         record = (await self._description(request, portability=portability)).record
         return DescribeResult(
-            descriptor=self._read(record.descriptor),
-            programs=b"" if record.programs is None else self._read(record.programs),
+            descriptor=record.descriptor,
+            programs=record.programs,
             refused=record.refused,
             source=record.source,
             files=record.files,
@@ -172,7 +173,7 @@ class BuildService:
         path: str,
         call: bytes,
         training: Mapping[str, bool],
-    ) -> bytes:
+    ) -> Blob:
         """Return the program of a module for a call.
 
         Args:
@@ -203,14 +204,14 @@ class BuildService:
         )
         lookup = await self._records.look_up(call_key(built, request.dtype, path, call, training), ProgramRecord)
         work = functools.partial(self._record, request, lookup.base_key, task)
-        program = await self._found_or_made("record", lookup, work)
+        program = await self._found_or_made("record", lookup, work, client=request.client)
         if not files_agree(description.record.files, program.record.files):
             raise errors.OutdatedBuildError(_OTHER_ARCHITECTURE)
-        return self._read(program.record.programs)
+        return program.record.programs
 
-    async def blocks(self) -> tuple[Block, ...]:
-        """Return every block that configs may name, sorted by name."""
-        return await self._in_flight.join_or_start("list", "list", self._list)
+    async def blocks(self, client: str) -> tuple[Block, ...]:
+        """Return every block that configs may name, sorted by name; the job uses the share of ``client``."""
+        return await self._in_flight.join_or_start("list", "list", self._list, client)
 
     async def warm_up(self) -> None:
         """Construct, record, verify and store a small block, even if the store has the block already.
@@ -218,12 +219,12 @@ class BuildService:
         Raises:
             ServerError: this server cannot build: because of the backend, a plug-in, a limit or the store.
         """
-        config = parse_config(encode_document(dict(SELF_CHECK_CONFIG)))
+        config = CheckedConfig.parse(encode_document(dict(SELF_CHECK_CONFIG)))
         request = BuildRequest(config=config, dtype="", client="", seconds=_OWN_JOB_SECONDS)
         key = build_key(self._backend, request.config, "", 0)
         work = functools.partial(self._build, request, key, 0, uses_known=False)
         try:
-            await self._in_flight.join_or_start("warm_up", key, work)
+            await self._in_flight.join_or_start("warm_up", key, work, request.client)
         except errors.ModelFactoryError as error:
             raise errors.ServerError(f"the warm-up build failed, so this server cannot build: {error}") from error
 
@@ -247,17 +248,26 @@ class BuildService:
         base_key = make_key(self._backend, request.config, request.dtype)
         lookup = await self._records.look_up(base_key, DescriptionRecord)
         work = functools.partial(self._describe, request, base_key, portability=portability)
-        return await self._found_or_made("describe", lookup, work, in_flight_key=f"describe {lookup.key}")
+        return await self._found_or_made(
+            "describe", lookup, work, in_flight_key=f"describe {lookup.key}", client=request.client
+        )
 
     async def _build(
-        self, request: BuildRequest, base_key: str, seed: int, on_stage: StageCallback, *, uses_known: bool = True
+        self,
+        request: BuildRequest,
+        base_key: str,
+        seed: int,
+        on_stage: StageCallback,
+        claim: Claim,
+        *,
+        uses_known: bool = True,
     ) -> BuildRecord:
         """Build a component; the documents of an earlier build under another seed are used with ``uses_known``."""
         architecture = architecture_key(self._backend, request.config, request.dtype)
         known = (await self._records.look_up(architecture, DescriptionRecord)).record if uses_known else None
         blobs = None if known is None else known.architecture
         task = BuildTask(config=request.config.wire, seed=seed, dtype=request.dtype, known=blobs)
-        result = await self._run(request, task, BuildOutput.from_document, on_stage)
+        result = await self._run(request, task, BuildOutput.from_document, on_stage, claim)
         files = result.files
         if known is None or blobs is None:
             await self._records.put(architecture, DescriptionRecord.from_build(result.output, files))
@@ -270,36 +280,43 @@ class BuildService:
         return record
 
     async def _describe(
-        self, request: BuildRequest, base_key: str, on_stage: StageCallback, *, portability: bool
+        self, request: BuildRequest, base_key: str, on_stage: StageCallback, claim: Claim, *, portability: bool
     ) -> DescriptionRecord:
         task = DescribeTask(config=request.config.wire, dtype=request.dtype, portability=portability)
-        result = await self._run(request, task, DescribeOutput.from_document, on_stage)
+        result = await self._run(request, task, DescribeOutput.from_document, on_stage, claim)
         record = DescriptionRecord.from_output(result.output, result.files)
         if not record.refused:  # refusals depend on limits, and limits belong to no key
             await self._records.put(base_key, record)
         return record
 
     async def _record(
-        self, request: BuildRequest, base_key: str, task: RecordTask, on_stage: StageCallback
+        self, request: BuildRequest, base_key: str, task: RecordTask, on_stage: StageCallback, claim: Claim
     ) -> ProgramRecord:
-        result = await self._run(request, task, RecordOutput.from_document, on_stage)
+        result = await self._run(request, task, RecordOutput.from_document, on_stage, claim)
         record = ProgramRecord.from_output(result.output, result.files)
         await self._records.put(base_key, record)
         return record
 
-    async def _list(self, on_stage: StageCallback) -> tuple[Block, ...]:
-        result = await self._pool.run(ListTask(), ListOutput.from_document, on_stage, seconds=_OWN_JOB_SECONDS)
+    async def _list(self, on_stage: StageCallback, claim: Claim) -> tuple[Block, ...]:
+        result = await self._pool.run(
+            ListTask(), ListOutput.from_document, on_stage, claim=claim, seconds=_OWN_JOB_SECONDS
+        )
         return result.output.blocks
 
     async def _run(
-        self, request: BuildRequest, task: Task, decode: Callable[[object], Output], on_stage: StageCallback
+        self,
+        request: BuildRequest,
+        task: Task,
+        decode: Callable[[object], Output],
+        on_stage: StageCallback,
+        claim: Claim,
     ) -> JobResult[Output]:
         """Run a task in a worker.
 
         Raises:
             _FilesChangedError: a file changed while the job read the file.
         """
-        result = await self._pool.run(task, decode, on_stage, client=request.client, seconds=request.seconds)
+        result = await self._pool.run(task, decode, on_stage, claim=claim, seconds=request.seconds)
         if any(file.digest == CHANGED for file in result.files):
             raise _FilesChangedError(_FILES_CHANGE)
         return result
@@ -311,6 +328,7 @@ class BuildService:
         work: Work[Record],
         *,
         in_flight_key: str = "",
+        client: str,
         on_stage: StageCallback = ignore_stages,
     ) -> _Kept[Record]:
         """Return the found record, or the record made by ``work``; ``work`` is repeated while files change.
@@ -320,22 +338,18 @@ class BuildService:
         if lookup.record is not None:
             return _Kept(key=lookup.key, record=lookup.record)
 
-        async def look_up_again(report: StageCallback) -> Record:
+        async def look_up_again(report: StageCallback, claim: Claim) -> Record:
             # An equal job may have ended after the lookup, before this coroutine went on.
             stored = (await self._records.look_up(lookup.base_key, lookup.record_type)).record
-            return await work(report) if stored is None else stored
+            return await work(report, claim) if stored is None else stored
 
         for _ in range(_MAX_ATTEMPTS):
             try:
-                record = await self._in_flight.join_or_start(kind, in_flight_key or lookup.key, look_up_again, on_stage)
+                record = await self._in_flight.join_or_start(
+                    kind, in_flight_key or lookup.key, look_up_again, client, on_stage
+                )
             except _FilesChangedError:
                 continue
             if await self._records.is_current(record.files):
                 return _Kept(key=final_key(lookup.base_key, record.files), record=record)
         raise errors.BuildError(_FILES_CHANGE)
-
-    def _read(self, blob: Blob) -> bytes:
-        data = self._store.read(blob)
-        if data is None:
-            raise errors.StoreError(f"blob {blob.digest} vanished from the store. Remedy: send the request again")
-        return data

@@ -22,6 +22,8 @@ from model_factory.limits import MAX_DOCUMENT_BYTES
 from model_factory.store import Store
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builds.admission import Admission
+from model_factory_server.builds.current_fork_server import CurrentForkServer
+from model_factory_server.builds.fair_shares import Claim
 from model_factory_server.builds.fork_server import ForkServer, WorkerProcess
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.settings.server_settings import Settings
@@ -29,6 +31,7 @@ from model_factory_server.worker.files.read_files import ReadFile
 from model_factory_server.worker.messages import (
     BlobsEvicted,
     ErrorLogged,
+    FileStored,
     JobDone,
     JobFailed,
     StageEntered,
@@ -72,7 +75,10 @@ class WorkerPool:
         self._threads = ThreadPoolExecutor(max_workers=settings.workers, thread_name_prefix="worker")
         self._processes: set[WorkerProcess] = set()
         self._warnings: set[str] = set()
-        self._fork_server = ForkServer(settings.isolation.allows_variable, with_gpus=backend.device_kind != "cpu")
+        allows_variable, with_gpus = settings.isolation.allows_variable, backend.device_kind != "cpu"
+        self._fork_server = CurrentForkServer(
+            lambda: ForkServer(allows_variable, with_gpus=with_gpus), metrics.fork_server_replacements.inc
+        )
 
     @property
     def queued(self) -> int:
@@ -89,6 +95,7 @@ class WorkerPool:
         for process in list(self._processes):
             process.end()
         self._threads.shutdown(wait=True)
+        self._fork_server.close()
 
     async def run(
         self,
@@ -96,7 +103,7 @@ class WorkerPool:
         decode: Callable[[object], Output],
         on_stage: StageCallback,
         *,
-        client: str = "",
+        claim: Claim,
         seconds: float = 0.0,
     ) -> JobResult[Output]:
         """Run a task in a worker; after a cancellation the process is killed before this method returns.
@@ -105,36 +112,47 @@ class WorkerPool:
             task: What to do.
             decode: Reads the document of the task's output.
             on_stage: Called with every stage.
-            client: The client with the share of workers for this job.
+            claim: The claim of the job's clients on a worker.
             seconds: Time for the job; a longer limit of the operator applies instead.
 
         Raises:
             BusyError: too many jobs wait already.
             ModelFactoryError: the job failed.
         """
+        seconds = max(seconds, self._settings.limits.build_timeout)
+        while True:
+            await self._fork_server.wait_for(claim.clients)  # first, so that no worker is held meanwhile
+            async with self._admission.worker(claim):
+                if self._fork_server.is_ready_for(claim.clients):
+                    done = await self._run(task, on_stage, claim, seconds)
+                    return JobResult(decode(done.output), done.files)
+
+    async def _run(self, task: Task, on_stage: StageCallback, claim: Claim, seconds: float) -> JobDone:
+        """Run a task in a new worker."""
         loop = asyncio.get_running_loop()
 
         def on_stage_in_loop(stage: Stage) -> None:
             loop.call_soon_threadsafe(on_stage, stage)
 
-        seconds = max(seconds, self._settings.limits.build_timeout)
-        async with self._admission.worker(client):
-            receiver, sender = self._fork_server.context.Pipe(duplex=False)  # here, so that waiting jobs have no pipe
-            process = WorkerProcess(self._fork_server, self._job(task), sender)
-            self._processes.add(process)
-            # In the context of this RPC, so that log lines of the thread name the RPC.
-            context = contextvars.copy_context()
-            attend = functools.partial(self._attend, process, receiver, sender, on_stage_in_loop, seconds)
-            attending = loop.run_in_executor(self._threads, context.run, attend)
-            # After a cancellation the thread fails together with its process, and nobody reads the error.
-            attending.add_done_callback(lambda future: future.cancelled() or future.exception())
-            try:
-                done = await asyncio.shield(attending)
-            except asyncio.CancelledError:
-                process.end()
-                await asyncio.wait({attending})
-                raise
-        return JobResult(decode(done.output), done.files)
+        fork_server = self._fork_server.get()
+        process = WorkerProcess(fork_server, self._job(task))
+        self._processes.add(process)
+        # In the context of this RPC, so that log lines of the thread name the RPC.
+        context = contextvars.copy_context()
+        attend = functools.partial(self._attend, process, on_stage_in_loop, seconds)
+        attending = loop.run_in_executor(self._threads, context.run, attend)
+        # After a cancellation the thread fails together with its process, and nobody reads the error.
+        attending.add_done_callback(lambda future: future.cancelled() or future.exception())
+        try:
+            return await asyncio.shield(attending)
+        except asyncio.CancelledError:
+            process.end()
+            await asyncio.wait({attending})
+            raise
+        finally:
+            if process.crashed:
+                self._fork_server.note_crash(fork_server, claim.clients)
+            self._fork_server.replace_if_ended()
 
     def _job(self, task: Task) -> Job:
         cores = len(os.sched_getaffinity(0))
@@ -149,30 +167,18 @@ class WorkerPool:
             threads=max(1, cores // self._settings.workers),
         )
 
-    def _attend(
-        self,
-        process: WorkerProcess,
-        receiver: Connection,
-        sender: Connection,
-        on_stage: StageCallback,
-        seconds: float,
-    ) -> JobDone:
+    def _attend(self, process: WorkerProcess, on_stage: StageCallback, seconds: float) -> JobDone:
         """Start a worker and read its messages until its end; runs in a thread."""
         killer = threading.Timer(seconds + _EXIT_SECONDS, process.end)  # for a worker stopped within a message
         killer.start()
         try:
-            with receiver:
-                with sender:
-                    started = process.start()
-                if not started:
-                    raise errors.ServerError("the server ended before this job began")
+            with process.start() as connection:
                 try:
-                    done = self._read_messages(receiver, on_stage, seconds)
-                except EOFError:
-                    raise _error_of_dead_worker(
-                        process.wait(_EXIT_SECONDS), self._settings.limits.build_cpu_timeout
-                    ) from None
-                process.exited_cleanly = True
+                    done = self._read_messages(process, connection, on_stage, seconds)
+                except (EOFError, ConnectionError):
+                    raise self._error_of(process) from None
+                if process.wait(_EXIT_SECONDS) != 0:
+                    raise self._error_of(process)
                 return done
         finally:
             killer.cancel()
@@ -181,7 +187,12 @@ class WorkerPool:
             with suppress(OSError):  # the next sweep removes the rest
                 self._store.sweep()
 
-    def _read_messages(self, receiver: Connection, on_stage: StageCallback, seconds: float) -> JobDone:
+    def _error_of(self, process: WorkerProcess) -> errors.ModelFactoryError:
+        return _error_of_dead_worker(process.wait(_EXIT_SECONDS), self._settings.limits.build_cpu_timeout)
+
+    def _read_messages(
+        self, process: WorkerProcess, receiver: Connection, on_stage: StageCallback, seconds: float
+    ) -> JobDone:
         """Read messages up to the last message, and return the last message.
 
         Raises:
@@ -190,7 +201,7 @@ class WorkerPool:
             ModelFactoryError: the job failed.
         """
         deadline = time.monotonic() + seconds
-        while receiver.poll(max(0.0, deadline - time.monotonic())):
+        while process.has_message(receiver, max(0.0, deadline - time.monotonic())):
             match decode_message(receiver.recv_bytes(MAX_DOCUMENT_BYTES)):
                 case JobDone() as done:
                     return done
@@ -200,6 +211,8 @@ class WorkerPool:
                     on_stage(stage)
                 case BlobsEvicted(size):
                     self._note_evicted(size)
+                case FileStored(size):
+                    self._store.grow(size)
                 case WarningRaised(text):
                     self._warn(text)
                 case ErrorLogged(text):

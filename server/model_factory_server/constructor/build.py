@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from model_factory.config import ConfigPath, ModelConfig
-from model_factory.errors import ConfigError
+from model_factory.errors import ConfigError, FormatError
 from model_factory.program.ir import ModuleCall, OpCall, Program, Step
 from model_factory.program.runtime.graph_model import GRAPH_MODULES, GraphModel, plugin_op_child
+from model_factory.program.runtime.step_compiler import compile_step
 from model_factory_server.constructor.instantiate import instantiate_module
 from model_factory_server.constructor.permissions import Permissions
 from model_factory_server.constructor.registry import Registry
@@ -84,7 +85,12 @@ def _resolve_call(step: Step, registry: Registry, modules: dict[str, nn.Module],
     kwargs = {key: (*path[:-1], "kwargs", key) for key in step.kwargs}
     plugin = registry.plugin_op(step.name)
     if plugin is None:
-        return replace(step, name=registry.resolve_op(step.name, path, kwargs))
+        found = replace(step, name=registry.resolve_op(step.name, path, kwargs))
+        try:
+            compile_step(found)
+        except FormatError as error:
+            raise ConfigError(str(error), path=path) from None
+        return found
     plugin.check_arguments(step.args, kwargs, path)
     child = add_op(modules, step.name, plugin.call)
     return ModuleCall(path=child, args=step.args, kwargs=step.kwargs, out=step.out)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from model_factory.config import ModelConfig
+from model_factory.descriptor.call_checks import call_check
+from model_factory.descriptor.stock import stock_type
 from model_factory.errors import CallSignatureError, ConfigError, GraphExecutionError, plain_text
 from model_factory.program.call_signature import call_signature, rebuild_arguments
 from model_factory.program.forward_signature import ForwardSignature
@@ -66,10 +68,11 @@ def noted_calls(blocks: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
     seen: list[Any] = []
 
     def note(path: str, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given, leaves = call_signature(ForwardSignature.of(block.forward).bind(args, kwargs))
+        bound = ForwardSignature.of(block.forward).bind(args, kwargs)
+        given, leaves = call_signature(bound)
         if (key := (path, given, [(leaf.shape, leaf.dtype) for leaf in leaves])) not in seen:
             seen.append(key)
-            calls.append((path, rebuild_arguments(given, [leaf.detach().clone() for leaf in leaves])))
+            calls.append((path, rebuild_arguments(given, [leaf.detach().clone() for leaf in leaves], bound)))
 
     hooks = [
         block.register_forward_pre_hook(
@@ -88,7 +91,7 @@ def _run(model: nn.Module, signature: Mapping[str, Any]) -> None:
     device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
     inputs = {name: _example(value, device) for name, value in signature.items()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _checked_calls(model):
             model(**inputs)
     except CallSignatureError:
         raise
@@ -97,6 +100,19 @@ def _run(model: nn.Module, signature: Mapping[str, Any]) -> None:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         text = f"{kind}{plain_text(error)}{notes}"
         raise ConfigError(f"the model does not run on these examples: {text}", path=("signature",)) from error
+
+
+@contextmanager
+def _checked_calls(model: nn.Module) -> Iterator[None]:
+    """Check the arguments of torch modules whose kernels trust arguments, as a trainer does."""
+    found = [(module, stock_type(module)) for module in model.modules()]
+    checks = [(module, call_check(cls, module)) for module, cls in found if cls is not None]
+    hooks = [module.register_forward_pre_hook(check, with_kwargs=True) for module, check in checks if check]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

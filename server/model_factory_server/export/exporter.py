@@ -20,10 +20,11 @@ from model_factory.program.runtime.lookup import get_module
 from model_factory_server.export.called_blocks import called_blocks, calls_inside, example_calls, method_calls
 from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.example_inputs import Call, calls_of_blocks
+from model_factory_server.export.kinds.recorded_kinds import RecordedKinds
 from model_factory_server.export.named_errors import named
 from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.export.portable_methods import as_forward
-from model_factory_server.export.record.recorder import record_modes
+from model_factory_server.export.record.recording import Assigned
 from model_factory_server.export.record.sample_inputs import REFUSED_CALL
 from model_factory_server.export.restored_after import restored_after
 from model_factory_server.export.source.bundling import Root
@@ -34,7 +35,6 @@ from model_factory_server.export.source.source_modules import (
     source_classes,
     verify_sources,
 )
-from model_factory_server.export.verify.verifier import verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,9 @@ class _Export:
         self._classes: dict[nn.Module, SourceClass] = {}
         self._programs: list[tuple[str, RecordedProgram]] = []
         self._done: set[str] = set()
+        self._assigned = Assigned()
+        self._kinds = RecordedKinds(model, self._assigned)
+        self._decided: list[tuple[str, str, Mapping[str, Any], RecordedProgram]] = []
 
     def portable(self) -> ExportedModel:
         descriptor = self._describe()  # refuses modules that are not portable before the first recording
@@ -124,9 +127,14 @@ class _Export:
         if self._classes:  # modules below are now called by source code
             blocks, calls = self._called()
             self._record(blocks, calls)
-            descriptor = describe(self._model, self._classes, refused=self._refused)
-            named_tensors(self._model, descriptor)
-        programs = tuple(item for item in self._programs if get_module(self._model, item[0]) not in self._classes)
+            descriptor = self._describe_again()
+        self._record_other_branches()
+        self._refuse_read()
+        if self._assigned.attributes:
+            descriptor = self._describe_again()
+        called = tuple(item for item in self._programs if get_module(self._model, item[0]) not in self._classes)
+        inner = self._kinds.inner_programs(called)
+        programs = (*called, *(item for item in inner if item not in called))
         sources = bundle_sources(self._classes, self._roots)
         if sources is not None:
             descriptor = replace(descriptor, bundle=sources.ref)
@@ -144,6 +152,19 @@ class _Export:
         if not reasons:
             named_tensors(self._model, described)
         return described
+
+    def _describe_again(self) -> Descriptor:
+        """Describe the model with its source classes, and without attributes that forwards assign."""
+        left_out = self._assigned.attributes
+        found = describe(self._model, self._classes, refused=self._refused, left_out=left_out)
+        named_tensors(self._model, found)
+        return found
+
+    def _refuse_read(self) -> None:
+        try:
+            self._assigned.refuse_read()
+        except NotPortableError as error:
+            self._refuse("", named("", self._model, error))
 
     def _called(self) -> tuple[dict[str, nn.Module], list[Call]]:
         blocks = dict(called_blocks(self._model, self._classes))
@@ -185,7 +206,7 @@ class _Export:
     def _record_one(self, path: str, block: nn.Module, method: str, arguments: Mapping[str, Any]) -> None:
         view = as_forward(block, method)
         try:
-            recordings = record_modes(view, arguments)
+            recordings = self._kinds.record_with_sizes(view, arguments)
         except CallSignatureError as error:
             if not _accepts(view, arguments):
                 raise
@@ -194,10 +215,29 @@ class _Export:
                 f"the forward runs on real tensors, but not on the symbolic sizes of a recording: {detail}"
             ) from error
         for recorded in recordings:
-            program = replace(recorded, method=method)
-            if (path, program) not in self._programs:
-                verify(view, recorded, arguments)
-                self._programs.append((path, program))
+            self._add(path, method, recorded)
+        self._decided += [(path, method, arguments, item) for item in recordings if item.program.outcomes()]
+
+    def _add(self, path: str, method: str, recorded: RecordedProgram) -> None:
+        """Add a program, unless the program was added before."""
+        program = (path, replace(recorded, method=method))
+        if program not in self._programs:
+            self._programs.append(program)
+
+    def _record_other_branches(self) -> None:
+        """Record outcomes of decisions that no example takes: a trainer without permission sends no outcomes."""
+        for path, method, arguments, first in self._decided:
+            known = [
+                item
+                for at, item in self._programs
+                if (at, item.method, item.call_signature) == (path, method, first.call_signature)
+            ]
+            block = get_module(self._model, path)
+            if block in self._classes:
+                continue
+            view = as_forward(block, method)
+            for recorded in self._kinds.other_branches(view, first, arguments, known):
+                self._add(path, method, recorded)
 
     def _refuse(self, path: str, error: BuildError | CallSignatureError) -> None:
         if self._refused is None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from model_factory.errors import NotPortableError
 from model_factory.program.recorded_program import FORWARD
-from model_factory.program.runtime.program_module import ProgramModule
+from model_factory.program.runtime.program_module import is_free
 
 PORTABLE_METHODS = "portable_methods"
 """The class attribute with the names, for example ``("encode", "decode")``."""
@@ -38,7 +38,7 @@ def declared_methods(module: nn.Module, where: str) -> tuple[str, ...]:
                 f"{where}: {PORTABLE_METHODS} names {name!r}, which is not a method of the class. Remedy: "
                 "correct the name"
             )
-        if hasattr(ProgramModule, name):
+        if not is_free(name):
             raise NotPortableError(
                 f"{where}: {PORTABLE_METHODS} names {name!r}, a name that rebuilt modules have already. Remedy: rename "
                 "the method; forward is portable without being named"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from model_factory.errors import NotPortableError
 from model_factory_server.export.torch_private import version
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_CACHE = functools._lru_cache_wrapper  # noqa: SLF001  there is no other name
 _INTERNALS = frozenset(nn.Module().__dict__)
 _CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 
@@ -154,6 +157,45 @@ def writes_to_parameter(path: str) -> NotPortableError:
 def _is_writable(tensor: torch.Tensor) -> bool:
     """Whether torch can write to a tensor; not to an expanded tensor, with several elements in the same memory."""
     return all(stride or size == 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+@contextmanager
+def caches_cleared_after(module: nn.Module) -> Iterator[None]:
+    """Clear the caches of ``functools.lru_cache`` afterwards, if the forward has added entries: tensors of a recording.
+
+    Caches on the classes of the modules below ``module``, and in the Python modules of the classes and beside, are
+    found.
+
+    Example:
+        >>> with caches_cleared_after(nn.Linear(2, 2)):
+        ...     pass
+    """
+    before = [(cache, cache.cache_info().misses) for cache in _caches(module)]
+    try:
+        yield
+    finally:
+        for cache, misses in before:
+            if cache.cache_info().misses != misses:
+                cache.cache_clear()
+
+
+def _caches(module: nn.Module) -> Iterator[Any]:
+    kinds = {cls for item in module.modules() for cls in type(item).__mro__}
+    classes = [vars(cls) for cls in kinds if cls.__module__.partition(".")[0] not in {"torch", "builtins"}]
+    functions = [item for table in classes for item in table.values() if isinstance(item, FunctionType)]
+    homes = {id(item.__globals__): item.__globals__ for item in functions}
+    beside = {
+        id(vars(item)): vars(item)
+        for home in homes.values()
+        for item in tuple(home.values())
+        if isinstance(item, ModuleType) and _package(item.__name__) == _package(str(home.get("__name__")))
+    }
+    tables = [dict(table) for table in (*classes, *(homes | beside).values())]
+    yield from {id(value): value for table in tables for value in table.values() if type(value) is _CACHE}.values()
+
+
+def _package(name: str) -> str:
+    return name.partition(".")[0]
 
 
 @contextmanager

@@ -1,16 +1,15 @@
 """The table of everything replaced in torch and Python while a forward is recorded.
 
-:func:`patch_torch` applies the table. Each row has the function for the replacement, and the reason. Outside a
-recording, another patch exists: ``trace.einsum.use_recorded_orders`` fixes the order of ``torch.einsum`` while a
-program is verified.
+:func:`patch_torch` applies the table. Each row has the function for the replacement, and the reason.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +18,21 @@ from unittest.mock import patch
 import torch
 from torch import nn
 from torch.amp.autocast_mode import autocast
-from torch.autograd import Function
 from torch.autograd.grad_mode import enable_grad, no_grad, set_grad_enabled
+from torch.utils.checkpoint import CheckpointFunction
 
 from model_factory.errors import NotPortableError
+from model_factory.program.runtime.caller_modes import AUTOCAST, AUTOCAST_DTYPE, GRAD, INFERENCE
+from model_factory.program.torch_names import torch_dtype
+from model_factory_server.export.conditions.arrays import converting
+from model_factory_server.export.conditions.message_texts import is_in_message
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv
-from model_factory_server.export.torch_private import FakeTensor, fake_tensors
+from model_factory_server.export.torch_private import FakeTensor, fake_tensors, function_base, recorded_number
 from model_factory_server.export.trace.mode_calls import refuse_mode_read
 from model_factory_server.export.trace.tape import Tape
 
 _Replace = Callable[[Any], Any]
+_NUMBERS: Mapping[Any, Callable[[Any], Any]] = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +58,29 @@ def patch_torch(tape: Tape) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for item in patch_table(tape):
-            replacement = item.replace(getattr(item.owner, item.name))
-            stack.enter_context(patch.object(item.owner, item.name, replacement))
+            replacement = item.replace(getattr(item.owner, item.name, None))
+            stack.enter_context(patch.object(item.owner, item.name, replacement, create=True))
         stack.enter_context(_only_torch_draws())
         yield
 
 
 def patch_table(tape: Tape) -> list[Patch]:
     """Return the table for a recording."""
-    return [*_hiding(tape.shape_env), *_noting(tape), *_modes(tape), *_mode_reads()]
+    return [*_hiding(tape.shape_env), *_noting(tape), *_modes(tape), *_mode_reads(tape)]
 
 
 def _hiding(env: DecisionShapeEnv) -> list[Patch]:
     """Patches to hide the recording from the forward."""
     return [
         Patch(fake_tensors, "FakeTensor", lambda _: _hidden_class(env), "libraries run other code on fake tensors"),
-        Patch(torch.SymInt, "__str__", lambda original: _size_text(env, original), "a size's text is its number"),
-        Patch(torch.SymInt, "__repr__", lambda original: _size_text(env, original), "a size's text is its number"),
+        *(
+            Patch(kind, name, functools.partial(_text, env, number), "a size's text is its number")
+            for kind, number in _NUMBERS.items()
+            for name in ("__str__", "__repr__", "__format__")
+        ),
+        Patch(torch.SymInt, "sqrt", lambda _: torch.sym_sqrt, "NumPy takes the root of an object by the method"),
         Patch(math, "sqrt", _symbolic_sqrt, "the root of a size depends on the size"),
-        Patch(Function, "apply", _refuse_functions, "programs have no backward of their own"),
+        Patch(function_base, "apply", _refuse_functions, "programs have no backward of their own"),
     ]
 
 
@@ -83,7 +91,12 @@ def _noting(tape: Tape) -> list[Patch]:
         Patch(nn.Module, "named_parameters", tape.reads.note_parameters, "sizes of parameters may be read"),
         Patch(nn.Module, "__getattr__", tape.reads.note_entries, "parameters, buffers and children may be absent"),
         Patch(nn.Module, "__getattribute__", tape.reads.note_attributes, "attributes of torch modules are conditions"),
+        Patch(nn.Module, "__setattr__", tape.reads.note_assignments, "an attribute read after its assignment is new"),
         Patch(torch, "finfo", tape.dtypes.note_limits, "limits follow the dtype of a value"),
+        *(
+            Patch(torch, name, converting, "a NumPy array among the arguments is an input of the program")
+            for name in ("from_numpy", "as_tensor", "asarray", "tensor")
+        ),
     ]
 
 
@@ -94,26 +107,38 @@ def _modes(tape: Tape) -> list[Patch]:
     return [
         *(Patch(region, begins, modes.begin_grad_region, grad) for region, begins in sets_mode),
         *(Patch(region, "__exit__", modes.end_grad_region, grad) for region, _ in sets_mode),
-        Patch(autocast, "__init__", modes.make_autocast, "torch disables autocast for a missing GPU"),
         Patch(autocast, "__enter__", modes.enter_autocast, "a region without autocast is two steps"),
         Patch(autocast, "__exit__", modes.leave_autocast, "a region without autocast is two steps"),
     ]
 
 
-def _mode_reads() -> list[Patch]:
-    """Patches of functions whose results can differ on the trainer."""
-    names = {
-        torch: (
-            *("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled"),
-            *("get_autocast_dtype", "get_autocast_gpu_dtype"),
-        ),
-        torch.distributed: ("is_initialized", "get_rank", "get_world_size"),
+def _mode_reads(tape: Tape) -> list[Patch]:
+    """Patches of functions whose results can differ on the trainer: the caller's modes, and other processes."""
+    modes, why = tape.modes, "the mode of the caller is a condition"
+
+    def autocast(device_type: str = "cuda") -> str:
+        return f"{AUTOCAST}{device_type}"
+
+    def autocast_dtype(device_type: str = "cuda") -> str:
+        return f"{AUTOCAST_DTYPE}{device_type}"
+
+    asked: dict[str, tuple[Callable[..., str], Callable[[Any], Any]]] = {
+        "is_grad_enabled": (lambda: GRAD, bool),
+        "is_inference_mode_enabled": (lambda: INFERENCE, bool),
+        "is_autocast_enabled": (autocast, bool),
+        "is_autocast_cpu_enabled": (lambda: autocast("cpu"), bool),
+        "get_autocast_dtype": (autocast_dtype, torch_dtype),
+        "get_autocast_gpu_dtype": (autocast_dtype, torch_dtype),
     }
+    others = ("is_initialized", "get_rank", "get_world_size")
     return [
-        Patch(owner, name, refuse_mode_read(f"{owner.__name__}.{name}"), "the result can differ on the trainer")
-        for owner, of_owner in names.items()
-        for name in of_owner
-        if hasattr(owner, name)  # torch.distributed is empty in builds of torch without it
+        Patch(FakeTensor, "device", functools.partial(modes.note_devices, tape.shape_env), why),
+        *(Patch(torch, name, modes.ask(*how), why) for name, how in asked.items() if hasattr(torch, name)),
+        *(
+            Patch(torch.distributed, name, refuse_mode_read(f"torch.distributed.{name}"), "the result can differ")
+            for name in others
+            if hasattr(torch.distributed, name)  # torch.distributed is empty in builds of torch without it
+        ),
     ]
 
 
@@ -127,14 +152,19 @@ def _hidden_class(env: DecisionShapeEnv) -> type:
     return Hidden("FakeTensor", (), {})
 
 
-def _size_text(env: DecisionShapeEnv, original: Callable[[Any], str]) -> Callable[[Any], str]:
-    """Return a ``__str__`` for sizes. The forward's own code gets the number, and decides by the number.
+def _text(env: DecisionShapeEnv, number: Callable[[Any], Any], original: Callable[..., str]) -> Callable[..., str]:
+    """Return a text method for sizes. The forward's own code gets the number, and decides by the number.
 
-    A size still has no hash, as in torch: einops needs sizes without a hash, and caches with size keys keep symbols.
+    In a message the text decides nothing. A size still has no hash, as in torch: einops needs sizes without a hash, and
+    caches with size keys keep symbols.
     """
 
-    def text(size: torch.SymInt) -> str:
-        return str(int(size)) if env.in_forward else original(size)
+    def text(size: Any, *spec: str) -> str:
+        if not env.in_forward:
+            return original(size, *spec)
+        if is_in_message(sys._getframe(1)):  # noqa: SLF001  there is no other way
+            return format(recorded_number(size), *spec)
+        return format(number(size), *spec)
 
     return text
 
@@ -147,12 +177,20 @@ def _symbolic_sqrt(original: Callable[[Any], float]) -> Callable[[Any], Any]:
     return sqrt
 
 
-def _refuse_functions(original: Callable[..., Any]) -> Any:
-    """Return an ``apply`` for torch's own functions only, for example activation checkpointing."""
+def _refuse_functions(_original: Any) -> Any:
+    """Return an ``apply`` for torch's own functions only, for example activation checkpointing.
+
+    ``Function.apply`` calls the replacement, so a function bound before, as in ``scan = Scan.apply``, is refused too.
+    """
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if cls is CheckpointFunction:
+            raise NotPortableError(
+                "the forward calls torch.utils.checkpoint with use_reentrant=True, whose results have gradients only "
+                "if an argument has gradients. Remedy: use_reentrant=False"
+            )
         if cls.__module__.partition(".")[0] == "torch":
-            return original.__func__(cls, *args, **kwargs)  # type: ignore[attr-defined]
+            return super(function_base, cls).apply(*args, **kwargs)
         raise NotPortableError(
             f"the forward calls {cls.__module__}.{cls.__qualname__}, an autograd.Function, and programs have no "
             "backward of their own. Remedy: write the function with torch's ops; a straight-through gradient is "

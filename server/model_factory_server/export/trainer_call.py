@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.stock import is_stock
-from model_factory.errors import FormatError, GraphExecutionError, NotPortableError
-from model_factory.program.example_call import ExampleCall
+from model_factory.descriptor.stock_checks import check_stock_module
+from model_factory.errors import CallSignatureError, FormatError, GraphExecutionError, NotPortableError
+from model_factory.program.call_signature import CallSignature, call_signature, in_kinds_of, rebuild_arguments
+from model_factory.program.example_call import ExampleCall, is_integral
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.recorded_program import FORWARD, Read, RecordedProgram, is_plain
 from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.lookup import find_module, get_module
 from model_factory.wording import listed
 from model_factory_server.export.called_blocks import is_lazy
+from model_factory_server.export.kinds.recorded_kinds import RecordedKinds
 from model_factory_server.export.named_errors import naming
 from model_factory_server.export.portable_methods import as_forward, declared_methods
-from model_factory_server.export.record.recorder import record, record_modes
-from model_factory_server.export.verify.verifier import verify
+from model_factory_server.export.record.annotated_classes import with_annotated_classes
 
 _NUMBERS = (bool, int, float)
 
@@ -31,8 +34,11 @@ def record_call(
     path: str,
     call: ExampleCall,
     training: Mapping[str, bool],
-) -> RecordedProgram:
+) -> Programs:
     """Record and verify a method of the block at ``path`` for a call on a trainer.
+
+    The block's own program is the first, or programs, if the method asks for a mode of the caller. Programs of the
+    blocks inside follow.
 
     Args:
         model: The model, as built on the server.
@@ -49,10 +55,25 @@ def record_call(
         >>> class Double(nn.Module):
         ...     def forward(self, x):
         ...         return 2 * x
-        >>> recorded = record_call(Double(), "", ExampleCall(arguments={"x": torch.ones(3)}), {"": True})
-        >>> recorded.program.inputs
-        ('x',)
+        >>> programs = record_call(Double(), "", ExampleCall(arguments={"x": torch.ones(3)}), {"": True})
+        >>> [(path, recorded.program.inputs) for path, recorded in programs]
+        [('', ('x',))]
     """
+    kinds = RecordedKinds(model)
+    programs: Programs = tuple((path, item) for item in _record_call(model, path, call, training, kinds))
+    return (*programs, *_inside(path, kinds.inner_programs(programs)))
+
+
+def _inside(path: str, programs: Programs) -> Programs:
+    """The programs of blocks below ``path``; a shared block with a first path elsewhere is recorded later."""
+    below = f"{path}." if path else ""
+    return tuple((at, item) for at, item in programs if at.startswith(below))
+
+
+def _record_call(
+    model: nn.Module, path: str, call: ExampleCall, training: Mapping[str, bool], kinds: RecordedKinds
+) -> list[RecordedProgram]:
+    """Record the programs of the block itself."""
     try:
         block = get_module(model, path)
     except GraphExecutionError as error:
@@ -65,22 +86,96 @@ def record_call(
         raise FormatError(f"{path} ({type(block).__name__}) declares no method {call.method!r}")
     block = as_forward(block, call.method)
     with naming(path, block):
-        arguments = call.arguments
+        arguments = with_annotated_classes(block.forward, call.arguments)
         _check_arguments(block, arguments)
         if is_lazy(block):
             _materialise(block, arguments)
         _set_flags(block, training)
         _set_attributes(block, call.reads)
         if call.outcomes or len({module.training for module in block.modules()}) > 1:
-            recorded = record(block, arguments, call.outcomes)
+            found = kinds.record_as_is(block, arguments, call.outcomes)
         else:
-            recorded = next(
+            found = [
                 item
-                for item in record_modes(block, arguments)
+                for item in kinds.record_with_sizes(block, arguments)
                 if all(get_module(block, relative).training == flag for relative, flag in item.training)
-            )
-        verify(block, recorded, arguments)
-        return replace(recorded, method=call.method)
+            ]
+        return [replace(recorded, method=call.method, call_signature=_as_given(recorded, call)) for recorded in found]
+
+
+def record_programs(model: nn.Module, path: str, call: ExampleCall, training: Mapping[str, bool]) -> Programs:
+    """Record and verify every program that a trainer needs for a call; more than one for a call without values.
+
+    A call without values gets a program for each choice of truth values in the arguments, and for each branch of
+    decisions by truth values; a program for a choice that the forward refuses is left out.
+
+    Raises:
+        NotPortableError: the method cannot be recorded for this call.
+        CallSignatureError: the method refuses the call.
+        FormatError: the model has no block at ``path``, or the call has an unknown method or other arguments.
+
+    Example:
+        >>> from model_factory.program.example_call import decode_call, encode_call_without_values
+        >>> class Scale(nn.Module):
+        ...     def forward(self, x, twice):
+        ...         return 2 * x if twice else x
+        >>> call = decode_call(encode_call_without_values({"x": torch.ones(3), "twice": True}))
+        >>> [item.call_signature[1][1] for _, item in record_programs(Scale(), "", call, {"": True})]
+        [('const', 'bool', False), ('const', 'bool', True)]
+    """
+    if not call.without_values:
+        return record_call(model, path, call, training)
+    kinds = RecordedKinds(model)
+    found: list[RecordedProgram] = []
+    errors: list[CallSignatureError | NotPortableError] = []
+    for arguments in (call.arguments, *call.others):
+        try:
+            found += _record_with_integers(model, path, replace(call, arguments=arguments), training, kinds)
+        except (CallSignatureError, NotPortableError) as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    programs = tuple((path, item) for index, item in enumerate(found) if item not in found[:index])
+    return (*programs, *_inside(path, kinds.inner_programs(programs)))
+
+
+def _record_with_integers(
+    model: nn.Module, path: str, call: ExampleCall, training: Mapping[str, bool], kinds: RecordedKinds
+) -> list[RecordedProgram]:
+    """Record a call with integers 0 and 1; if the forward refuses these integers, with ones, or with zeros.
+
+    Raises:
+        NotPortableError: the method cannot be recorded for this call.
+        CallSignatureError: the method refuses the call.
+    """
+    refusal: CallSignatureError | None = None
+    for arguments in _with_integers(call.arguments):
+        try:
+            found = _record_call(model, path, replace(call, arguments=arguments), training, kinds)
+        except CallSignatureError as error:
+            refusal = refusal or error
+            continue
+        block = as_forward(get_module(model, path), call.method)
+        others = kinds.other_branches(block, found[0], with_annotated_classes(block.forward, arguments))
+        named = [replace(item, method=call.method, call_signature=_as_given(item, call)) for item in others]
+        return [*found, *named]
+    assert refusal is not None
+    raise refusal
+
+
+def _as_given(recorded: RecordedProgram, call: ExampleCall) -> CallSignature:
+    """Return the signature of a program for the trainer's records, recorded with records of the annotated classes."""
+    return in_kinds_of(recorded.call_signature, call_signature(call.arguments)[0])
+
+
+def _with_integers(arguments: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield arguments, then arguments with all integers 1 and with all integers 0."""
+    yield arguments
+    signature, leaves = call_signature(arguments)
+    if any(map(is_integral, leaves)):
+        for value in (1, 0):
+            filled = [torch.full_like(leaf, value) if is_integral(leaf) else leaf for leaf in leaves]
+            yield rebuild_arguments(signature, filled, arguments)
 
 
 def _set_flags(block: nn.Module, training: Mapping[str, bool]) -> None:
@@ -91,7 +186,7 @@ def _set_flags(block: nn.Module, training: Mapping[str, bool]) -> None:
 
 
 def _set_attributes(block: nn.Module, reads: Sequence[Read]) -> None:
-    """Set attributes of torch modules to the values on the trainer."""
+    """Set attributes of torch modules to the values on the trainer, as far as torch can be trusted with the values."""
     for path, name, value in reads:
         module = find_module(block, path)
         before = None if module is None else module.__dict__.get(name)
@@ -100,6 +195,7 @@ def _set_attributes(block: nn.Module, reads: Sequence[Read]) -> None:
                 f"{path}.{name} cannot be set to {value!r}: not an attribute of a torch module, or of another type"
             )
         module.__dict__[name] = value
+        check_stock_module(module)
 
 
 def _is_alike(before: Any, value: Any) -> bool:

@@ -9,6 +9,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from model_factory.wording import is_printable, printable, printable_lines
 from model_factory_server.observe.rpc_context import current_rpc
 from model_factory_server.settings.server_settings import JSON
 
@@ -58,10 +59,10 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         # One line is one event: no message can imitate another line.
-        head, *rest = super().format(record).splitlines() or [""]
+        head, separator, rest = printable_lines(super().format(record)).partition("\n")
         values = _fields_of(record)
         extra = "".join(f" {name}={_text(value)}" for name, value in values.items() if name not in _IN_MESSAGE)
-        return "\n".join([head + extra, *(f"    {line}" for line in rest)])
+        return head + extra + separator + rest
 
 
 class _JsonFormatter(logging.Formatter):
@@ -75,13 +76,15 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)  # ASCII only: no control sequences or Unicode line breaks
+        # ASCII only: no control sequences or Unicode line breaks. JSON leaves one control character.
+        return json.dumps(line, default=str).replace("\x7f", "\\u007f")
 
 
 def _text(value: object) -> str:
     if isinstance(value, list):
-        return ",".join(str(item)[:_SHORT] for item in value)
-    if isinstance(value, dict):
-        return ",".join(f"{name}:{item}" for name, item in value.items())
-    text = str(value)
-    return text if text.isprintable() and not _TO_QUOTE & set(text) else json.dumps(text)
+        text = ",".join(str(item)[:_SHORT] for item in value)
+    elif isinstance(value, dict):
+        text = ",".join(f"{name}:{item}" for name, item in value.items())
+    else:
+        text = str(value)
+    return text if is_printable(text) and not _TO_QUOTE & set(text) else printable(json.dumps(text))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,7 +18,6 @@ from prometheus_client import (
     Gauge,
     Histogram,
     disable_created_metrics,
-    start_http_server,
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.process_collector import ProcessCollector
@@ -26,9 +25,7 @@ from prometheus_client.registry import Collector
 
 from model_factory.errors import ServerError
 from model_factory_server.observe.gpu import GpuCollector
-
-if TYPE_CHECKING:
-    from wsgiref.simple_server import WSGIServer
+from model_factory_server.observe.metrics_server import MetricsServer
 
 _RPC = ("grpc_type", "grpc_service", "grpc_method")
 _RPC_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
@@ -47,6 +44,17 @@ class Workers(Protocol):
     @property
     def running(self) -> int:
         """Number of running workers."""
+
+
+class Shares(Protocol):
+    """A capacity that is shared among clients, in bytes."""
+
+    capacity: int
+    """The whole amount."""
+    free: int
+    """Amount that nobody holds."""
+    waiting: int
+    """Number of waiting claims."""
 
 
 class Metrics:
@@ -95,6 +103,19 @@ class Metrics:
             "Bytes of blobs evicted from the store.",
             registry=registry,
         )
+        self.damaged_blobs = Counter(
+            "model_factory_store_damaged_blobs",
+            "Blobs that a client reported as damaged, that the disk had changed, and that are removed.",
+            registry=registry,
+        )
+        self.fork_server_replacements = Counter(
+            "model_factory_fork_server_replacements",
+            "Fork servers started in the place of another one: after a crash of a worker, or after the process's end.",
+            registry=registry,
+        )
+        self._add_gauges(registry)
+
+    def _add_gauges(self, registry: CollectorRegistry) -> None:
         self.serving = Gauge(
             "model_factory_serving", "1 while the health status is SERVING, else 0.", registry=registry
         )
@@ -107,6 +128,15 @@ class Metrics:
         self._queued = Gauge("model_factory_queue_jobs", "Jobs waiting for a worker.", registry=registry)
         self._workers = Gauge("model_factory_workers", "Running workers.", registry=registry)
         self._slots = Gauge("model_factory_worker_slots", "Maximum number of workers.", registry=registry)
+        self._held_bytes = Gauge(
+            "model_factory_held_bytes", "Memory held for messages of clients.", ("kind",), registry=registry
+        )
+        self._max_held_bytes = Gauge(
+            "model_factory_max_held_bytes", "Upper bound of the memory for messages.", ("kind",), registry=registry
+        )
+        self._waiting = Gauge(
+            "model_factory_waiting_messages", "Messages waiting for memory.", ("kind",), registry=registry
+        )
         self._connections = Gauge("model_factory_connections", "Open connections of clients.", registry=registry)
         self._max_connections = Gauge(
             "model_factory_max_connections", "Maximum number of open connections of clients.", registry=registry
@@ -117,7 +147,7 @@ class Metrics:
             ("version", "backend", "torch_version", "device_kind"),
             registry=registry,
         )
-        self._server: WSGIServer | None = None
+        self._server: MetricsServer | None = None
         ProcessCollector(registry=registry)
         GpuCollector.add_to(registry)
 
@@ -131,6 +161,12 @@ class Metrics:
         self._workers.set_function(lambda: workers.running)
         self._slots.set(slots)
         self.registry.register(_StoreCollector(store))
+
+    def watch_memory(self, kind: str, shares: Shares) -> None:
+        """Read the memory held for messages of a kind, ``requests`` or ``responses``, at every scrape."""
+        self._held_bytes.labels(kind).set_function(lambda: shares.capacity - shares.free)
+        self._max_held_bytes.labels(kind).set(shares.capacity)
+        self._waiting.labels(kind).set_function(lambda: shares.waiting)
 
     def watch_certificate(self, expiry: Callable[[], float]) -> None:
         """Read the expiry of the certificate in use at every scrape."""
@@ -156,7 +192,7 @@ class Metrics:
         """
         host, _, port = listen.rpartition(":")
         try:
-            self._server, _thread = start_http_server(int(port), host.strip("[]"), self.registry)
+            self._server = MetricsServer.start(host.strip("[]"), int(port), self.registry)
         except (OSError, ValueError, OverflowError) as error:
             raise ServerError(
                 f"cannot serve metrics on {listen}: {error}. Remedy: choose another --metrics-listen"
@@ -166,8 +202,7 @@ class Metrics:
     def close(self) -> None:
         """Stop serving."""
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.stop()
 
 
 def _connections_to(port: int) -> int:

@@ -25,6 +25,8 @@ class RpcContext:
     """Address of the client, as gRPC writes addresses."""
     identity: str = ""
     """Authenticated name of the client; empty without authentication."""
+    client: str = ""
+    """The client whose shares the RPC uses: the identity, else the address."""
     component: str = ""
     """Component at fault, if the RPC fails because of a component."""
     builds: list[str] = field(default_factory=list)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import re
 import time
@@ -11,17 +10,19 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from model_factory.errors import AccessError, ModelFactoryError
-from model_factory.v1 import wire
+from model_factory.errors import AccessError, FormatError, ModelFactoryError
+from model_factory.v1 import service_pb2, wire
 from model_factory_server.access.authenticator import Authenticator, identity_of
 from model_factory_server.observe.logs import fields
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.rpc_context import RpcContext, enter_rpc
 from model_factory_server.observe.spans import Span, Traces
+from model_factory_server.rpc.reception import Reception
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("model_factory_server.access")
@@ -31,6 +32,10 @@ Handler = Any
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
+SERVICE: str = service_pb2.DESCRIPTOR.services_by_name["ModelFactoryService"].full_name
+"""Name of the service, with its package."""
+
+_CAPABILITIES = "GetCapabilities"
 _QUIET_SERVICES = frozenset({"grpc.health.v1.Health"})  # called every few seconds: logged at the debug level
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{8,64}")
 _MAX_ERROR = 4000  # characters of an error in a log line: the error may quote a client's text
@@ -40,10 +45,11 @@ _STATUS_OF = {code.value[0]: code for code in grpc.StatusCode}
 class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """Wraps the handlers of all methods."""
 
-    def __init__(self, metrics: Metrics, traces: Traces, authenticator: Authenticator) -> None:
+    def __init__(self, metrics: Metrics, traces: Traces, authenticator: Authenticator, reception: Reception) -> None:
         self._metrics = metrics
         self._traces = traces
         self._authenticator = authenticator
+        self._reception = reception
 
     async def intercept_service(
         self,
@@ -67,31 +73,50 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
             token_holder = self._authenticator.token_holder(method.service, method.metadata)
         except AccessError as error:
             return self._refusing(method, error)
-        behaviour = getattr(handler, method.arity)
+        behaviour, decode = getattr(handler, method.arity), handler.request_deserializer or _unchanged
+        encode = handler.response_serializer or _unchanged
 
-        async def respond(request: Any, context: Context) -> Any:
+        async def respond(_requests: Any, context: Context) -> bytes:
             async with self._observed(method, context, token_holder):
-                response = await behaviour(self._counted(request, method), context)
-                if not method.streams_responses:
+                with self._reception.admitted(context, is_probe=method.is_probe):
+                    response = await behaviour(await self._request(method, decode, context), context)
                     self._metrics.sent.labels(*method.labels).inc()
-                return response
+                    return cast("bytes", encode(response))
 
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with (
-                self._observed(method, context, token_holder),
-                aclosing(behaviour(self._counted(request, method), context)) as responses,
-            ):
-                sent = self._metrics.sent.labels(*method.labels)
-                async for response in responses:
-                    sent.inc()
-                    yield response
+        async def stream(_requests: Any, context: Context) -> AsyncIterator[bytes]:
+            async with self._observed(method, context, token_holder):
+                with self._reception.admitted(context, is_probe=method.is_probe):
+                    sent = self._metrics.sent.labels(*method.labels)
+                    request = (
+                        self._requests(method, decode, context)
+                        if method.streams_requests
+                        else await self._request(method, decode, context)
+                    )
+                    async with aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            sent.inc()
+                            yield encode(response)
 
-        make_handler = getattr(grpc, f"{method.arity}_rpc_method_handler")
-        return make_handler(
-            stream if inspect.isasyncgenfunction(behaviour) else respond,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        # A request stream is read by the handler; a single request would be received before the handler is called.
+        if method.streams_responses:
+            return grpc.stream_stream_rpc_method_handler(stream)
+        return grpc.stream_unary_rpc_method_handler(respond)
+
+    async def _request(self, method: _Method, decode: Callable[[bytes], Any], context: Context) -> Any:
+        """Receive the request of an RPC.
+
+        Raises:
+            FormatError: the request cannot be decoded.
+        """
+        data = await self._reception.receive(context, method.name, is_probe=method.is_probe)
+        self._metrics.received.labels(*method.labels).inc()
+        return _decoded(decode, data)
+
+    async def _requests(self, method: _Method, decode: Callable[[bytes], Any], context: Context) -> AsyncIterator[Any]:
+        """Yield the requests of a stream."""
+        async for data in self._reception.receive_each(context):
+            self._metrics.received.labels(*method.labels).inc()
+            yield _decoded(decode, data)
 
     def _refusing(self, method: _Method, error: AccessError) -> Handler:
         """Return a handler that refuses the RPC. As a stream, its request messages are never read."""
@@ -101,20 +126,6 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
                 raise error
 
         return grpc.stream_stream_rpc_method_handler(refuse)
-
-    def _counted(self, request: Any, method: _Method) -> Any:
-        """Return the request, or the stream of requests, with received messages counted."""
-        received = self._metrics.received.labels(*method.labels)
-        if not method.streams_requests:
-            received.inc()
-            return request
-
-        async def requests() -> AsyncIterator[Any]:
-            async for item in request:
-                received.inc()
-                yield item
-
-        return requests()
 
     @asynccontextmanager
     async def _observed(self, method: _Method, context: Context, token_holder: str = "") -> AsyncIterator[None]:
@@ -201,10 +212,26 @@ class _Method:
         return "_".join("stream" if streams else "unary" for streams in (self.streams_requests, self.streams_responses))
 
     @property
+    def is_probe(self) -> bool:
+        """Whether the RPC belongs to health, reflection or capabilities, which have a count of their own."""
+        return self.service != SERVICE or self.name == _CAPABILITIES
+
+    @property
     def labels(self) -> tuple[str, str, str]:
         """Labels of the metrics: type, service and method."""
         types = {"unary_unary": "unary", "unary_stream": "server_stream", "stream_unary": "client_stream"}
         return types.get(self.arity, "bidi_stream"), self.service, self.name
+
+
+def _unchanged(message: Any) -> Any:
+    return message
+
+
+def _decoded(decode: Callable[[bytes], Any], data: bytes) -> Any:
+    try:
+        return decode(data)
+    except DecodeError:
+        raise FormatError("the request is not a message of this method. Remedy: use the published protocol") from None
 
 
 def _status_of(context: Context) -> str:

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from model_factory.config import ConfigBounds, ResolvedConfig, parse_config
 from model_factory.errors import FormatError, LimitError, RangeError
 from model_factory.identity import BuildReference
 from model_factory.store import Blob
 from model_factory.v1 import blob_pb2, build_pb2, program_pb2, wire
-from model_factory.wording import quoted
+from model_factory.wording import is_printable, quoted
 from model_factory_server.builds.service import BuildRequest
 from model_factory_server.observe.rpc_context import at_component
+from model_factory_server.parsing.config_parser import ConfigParser
 from model_factory_server.settings.server_settings import LimitSettings
 
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 _MAX_NAME_BYTES = 255
 
-# Parsing the largest config takes seconds. The threads are few, because each takes time from the event loop.
-_PARSERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="parser")
-
 
 async def read_components(
-    components: Sequence[build_pb2.Component], dtype: str, client: str, limits: LimitSettings
+    components: Sequence[build_pb2.Component], dtype: str, client: str, limits: LimitSettings, parser: ConfigParser
 ) -> dict[str, BuildRequest]:
-    """Check the components of a request and parse their configs in threads; return the build requests by name.
+    """Check the components of a request and parse their configs; return the build requests by name.
 
     Raises:
         FormatError: a name, the dtype or the JSON is malformed, or no component is named.
@@ -38,16 +33,15 @@ async def read_components(
     if len(components) > limits.max_components:
         raise LimitError(f"a request has at most {limits.max_components} components, got {len(components)}")
     _check_dtype(dtype)
-    loop = asyncio.get_running_loop()
     requests: dict[str, BuildRequest] = {}
     for component in components:
         name = component.name
-        if not 0 < len(name.encode()) <= _MAX_NAME_BYTES or not name.isprintable() or name in requests:
+        if not 0 < len(name.encode()) <= _MAX_NAME_BYTES or not is_printable(name) or name in requests:
             raise FormatError(
                 f"component names are unique, printable and have 1 to {_MAX_NAME_BYTES} bytes, got {quoted(name)}"
             )
         with at_component(name):
-            config = await loop.run_in_executor(_PARSERS, _parse_config, component.config_json, limits)
+            config = await parser.parse(component.config_json, client)
         requests[name] = BuildRequest(config=config, dtype=dtype, client=client)
     return requests
 
@@ -99,13 +93,6 @@ def requested_length(request: blob_pb2.ReadBlobRequest, blob: Blob) -> int:
             f"bytes. Remedy: an offset from 0 to {blob.size}, and a limit of 0 or more"
         )
     return min(request.limit_bytes or blob.size, blob.size - request.offset_bytes)
-
-
-def _parse_config(data: bytes, limits: LimitSettings) -> ResolvedConfig:
-    bounds = ConfigBounds(
-        max_bytes=limits.max_config_bytes, max_values=limits.max_values, max_nesting=limits.max_nesting
-    )
-    return parse_config(data, bounds)
 
 
 def _check_dtype(dtype: str) -> None:

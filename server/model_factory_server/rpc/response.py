@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 
 from model_factory.blocks import Block
 from model_factory.documents import FORMAT
+from model_factory.errors import StoreError
 from model_factory.limits import MIB
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
@@ -18,6 +19,9 @@ from model_factory_server.worker.stages import Stage
 
 INLINE_BYTES = MIB
 """Size limit of a blob inside a manifest."""
+
+MAX_INLINE_BYTES = 16 * MIB
+"""Size limit of all blobs inside a manifest; clients read the other blobs like weights."""
 
 _STAGES = {
     Stage.QUEUED: build_pb2.BUILD_STAGE_QUEUED,
@@ -58,36 +62,72 @@ def progress(component: str, stage: Stage, seconds: float) -> build_pb2.BuildMod
     return build_pb2.BuildModelsResponse(progress=message)
 
 
+def inline_blobs(builds: Mapping[str, BuildResult]) -> list[Blob]:
+    """Return the small blobs of builds, for the manifest: each once, and not more than fit into a message."""
+    blobs: list[Blob] = []
+    left = MAX_INLINE_BYTES
+    for built in builds.values():
+        for blob in (built.descriptor, built.programs):
+            if blob.size <= min(INLINE_BYTES, left) and blob not in blobs:
+                blobs.append(blob)
+                left -= blob.size
+    return blobs
+
+
 def manifest(
-    builds: Mapping[str, BuildResult], store: Store, backend: BackendIdentity
+    builds: Mapping[str, BuildResult], inline: Sequence[Blob], store: Store, backend: BackendIdentity
 ) -> build_pb2.BuildModelsResponse:
-    """Return the manifest of builds, with small blobs inline.
+    """Return the manifest of builds, with some blobs inline; a blob that was evicted meanwhile is left out.
 
     Raises:
         StoreError: a blob cannot be read.
     """
-    small: dict[str, bytes] = {}
-    for built in builds.values():
-        for blob in (built.descriptor, built.programs):
-            if blob.size <= INLINE_BYTES and blob.digest not in small:
-                small[blob.digest] = store.read(blob) or b""
+    found = {blob: data for blob in inline if (data := store.read(blob)) is not None}
     message = build_pb2.Manifest(
         components=[_built_component(name, built) for name, built in builds.items()],
-        inline_blobs=[
-            build_pb2.InlineBlob(digest=wire.to_digest(Blob(digest, len(data))), data=data)
-            for digest, data in small.items()
-        ],
+        inline_blobs=[build_pb2.InlineBlob(digest=wire.to_digest(blob), data=data) for blob, data in found.items()],
         identity=wire.to_identity(backend.public),
     )
     return build_pb2.BuildModelsResponse(manifest=message)
 
 
-def described_component(name: str, described: DescribeResult) -> build_pb2.DescribedComponent:
-    """Return the message of a described component."""
+class EvictedError(StoreError):
+    """A document was evicted from the store after its job, before it was read."""
+
+
+def read(store: Store, blob: Blob) -> bytes:
+    """Return the content of a blob for a response.
+
+    Raises:
+        EvictedError: the blob is gone.
+    """
+    data = store.read(blob)
+    if data is None:
+        raise EvictedError(
+            "the result was evicted from the store before it was read. Remedy: send the request again, or raise the "
+            "bound"
+        )
+    return data
+
+
+def described_size(described: Mapping[str, DescribeResult]) -> int:
+    """Return the size of the documents of described components."""
+    return sum(
+        item.descriptor.size + (item.programs.size if item.programs else 0) + sum(map(len, item.refused.values()))
+        for item in described.values()
+    )
+
+
+def described_component(name: str, described: DescribeResult, store: Store) -> build_pb2.DescribedComponent:
+    """Return the message of a described component.
+
+    Raises:
+        EvictedError: a document is gone.
+    """
     return build_pb2.DescribedComponent(
         name=name,
-        descriptor_json=described.descriptor,
-        programs_json=described.programs,
+        descriptor_json=read(store, described.descriptor),
+        programs_json=b"" if described.programs is None else read(store, described.programs),
         refused=described.refused,
     )
 

@@ -7,35 +7,38 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 from model_factory.errors import MissingBlobError
-from model_factory.store import Store
+from model_factory.limits import KIB
+from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
 from model_factory_server.backends.identity import BackendIdentity
-from model_factory_server.builds.admission import Admission
-from model_factory_server.builds.service import BuildRequest, BuildResult, BuildService
+from model_factory_server.builds.fair_shares import FairThreads
+from model_factory_server.builds.service import BuildRequest, BuildResult, BuildService, DescribeResult
 from model_factory_server.observe.metrics import Metrics
-from model_factory_server.observe.rpc_context import at_component, current_rpc
+from model_factory_server.observe.rpc_context import at_component
+from model_factory_server.parsing.config_parser import ConfigParser
 from model_factory_server.rpc import response
+from model_factory_server.rpc.blob_checks import BlobChecks
 from model_factory_server.rpc.blob_stream import read_chunks
+from model_factory_server.rpc.reception import Context, Reception, client_of
 from model_factory_server.rpc.request import (
     check_module_call,
     read_build_reference,
     read_components,
     requested_length,
 )
-from model_factory_server.rpc.stalled_peers import stall_timer, start_stall_timer
+from model_factory_server.rpc.stalled_peers import stall_timer
 from model_factory_server.settings.server_settings import Settings
 from model_factory_server.worker.stages import Stage
 
-if TYPE_CHECKING:
-    import grpc
-
 T = TypeVar("T")
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+R = TypeVar("R")
+
+_LARGE_BYTES = 256 * KIB  # of documents, which a thread reads: reading and hashing must not delay other requests
 
 
 class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
@@ -46,16 +49,20 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         settings: Settings,
         store: Store,
         builds: BuildService,
-        admission: Admission,
+        reception: Reception,
+        parser: ConfigParser,
         backend: BackendIdentity,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._store = store
         self._builds = builds
-        self._admission = admission
+        self._reception = reception
+        self._parser = parser
+        self._threads = FairThreads("blobs", 4)
         self._backend = backend
         self._metrics = metrics
+        self._checks = BlobChecks(store, metrics)
 
     async def GetCapabilities(  # noqa: N802
         self, request: capabilities_pb2.GetCapabilitiesRequest, context: Context
@@ -67,75 +74,108 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         self, request: capabilities_pb2.ListBlocksRequest, context: Context
     ) -> capabilities_pb2.ListBlocksResponse:
         """See service.proto."""
-        with self._admitted(context):
-            blocks = await self._builds.blocks()
-            return capabilities_pb2.ListBlocksResponse(blocks=[response.block(item) for item in blocks])
+        blocks = await self._builds.blocks(client_of(context))
+        listed = capabilities_pb2.ListBlocksResponse(blocks=[response.block(item) for item in blocks])
+        await self._reception.reserve(context, listed.ByteSize())
+        return listed
 
     async def DescribeModels(  # noqa: N802
         self, request: build_pb2.DescribeModelsRequest, context: Context
     ) -> build_pb2.DescribeModelsResponse:
         """See service.proto."""
-        with self._admitted(context) as client:
-            components = await read_components(request.components, request.dtype, client, self._settings.limits)
-            described = await _gather(
-                {
-                    name: self._builds.describe(component, portability=request.portability)
-                    for name, component in components.items()
-                }
-            )
-            return build_pb2.DescribeModelsResponse(
-                components=[response.described_component(name, item) for name, item in described.items()]
-            )
+        components = await self._read(request.components, request.dtype, context)
+
+        async def describe_all() -> dict[str, DescribeResult]:
+            work = {
+                name: self._builds.describe(item, portability=request.portability) for name, item in components.items()
+            }
+            return await _gather(work)
+
+        def respond(described: dict[str, DescribeResult]) -> build_pb2.DescribeModelsResponse:
+            messages = [response.described_component(name, item, self._store) for name, item in described.items()]
+            return build_pb2.DescribeModelsResponse(components=messages)
+
+        return await self._with_documents(context, describe_all, response.described_size, respond)
 
     async def BuildModels(  # noqa: N802
         self, request: build_pb2.BuildModelsRequest, context: Context
     ) -> AsyncIterator[build_pb2.BuildModelsResponse]:
         """See service.proto."""
-        with self._admitted(context) as client:
-            components = await read_components(request.components, request.dtype, client, self._settings.limits)
-            events: asyncio.Queue[build_pb2.BuildModelsResponse | None] = asyncio.Queue()
-            building = asyncio.create_task(self._build_all(components, request.seed, events))
-            building.add_done_callback(lambda _task: events.put_nowait(None))
-            try:
-                while (event := await events.get()) is not None:
-                    with self._sending(context):
-                        yield event
-                manifest = response.manifest(await building, self._store, self._backend)
+        components = await self._read(request.components, request.dtype, context)
+        events: asyncio.Queue[build_pb2.BuildModelsResponse | None] = asyncio.Queue()
+        building = asyncio.create_task(self._build_all(components, request.seed, events))
+        building.add_done_callback(lambda _task: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
                 with self._sending(context):
-                    yield manifest
-            finally:
-                building.cancel()
+                    yield event
+            builds = await building
+            inline = response.inline_blobs(builds)
+            await self._reception.reserve(context, sum(blob.size for blob in inline))
+            with self._sending(context):
+                yield response.manifest(builds, inline, self._store, self._backend)
+        finally:
+            building.cancel()
 
     async def RecordProgram(  # noqa: N802
         self, request: program_pb2.RecordProgramRequest, context: Context
     ) -> program_pb2.RecordProgramResponse:
         """See service.proto."""
-        with self._admitted(context) as client:
-            components = await read_components([request.component], request.dtype, client, self._settings.limits)
-            check_module_call(request, self._settings.limits)
-            reference = read_build_reference(request)
-            ((name, component),) = components.items()
+        components = await self._read([request.component], request.dtype, context)
+        check_module_call(request, self._settings.limits)
+        reference = read_build_reference(request)
+        ((name, component),) = components.items()
+
+        async def record() -> Blob:
             with at_component(name):
-                programs = await self._builds.record(
+                return await self._builds.record(
                     component, name, reference, request.module_path, request.call_json, dict(request.training)
                 )
-            return program_pb2.RecordProgramResponse(programs_json=programs)
+
+        def respond(programs: Blob) -> program_pb2.RecordProgramResponse:
+            return program_pb2.RecordProgramResponse(programs_json=response.read(self._store, programs))
+
+        return await self._with_documents(context, record, lambda programs: programs.size, respond)
 
     async def ReadBlob(  # noqa: N802
         self, request: blob_pb2.ReadBlobRequest, context: Context
     ) -> AsyncIterator[bytes]:
         """See service.proto. Yields serialised messages."""
-        with self._admitted(context):
-            blob = wire.from_digest(request.digest)
-            file = await asyncio.to_thread(self._store.open, blob)
-            if file is None:
-                raise MissingBlobError(f"this store has no blob {blob.digest}. Remedy: build again")
-            with file:
-                length = requested_length(request, blob)
-                async for message in read_chunks(file.fileno(), request.offset_bytes, length):
-                    self._metrics.blob_bytes.inc(len(wire.chunk_of(message)))
-                    with self._sending(context):
-                        yield message
+        blob = wire.from_digest(request.digest)
+        if request.verify:
+            await self._checks.check(blob)
+        file = await self._threads.run(self._store.open, blob)
+        if file is None:
+            raise MissingBlobError(f"this store has no blob {blob.digest}. Remedy: build again")
+        with file:
+            length = requested_length(request, blob)
+            memory = self._reception.memory(context)
+            async for message in read_chunks(file.fileno(), request.offset_bytes, length, memory):
+                self._metrics.blob_bytes.inc(len(wire.chunk_of(message)))
+                with self._sending(context):
+                    yield message
+
+    async def _with_documents(
+        self, context: Context, find: Callable[[], Awaitable[T]], size: Callable[[T], int], respond: Callable[[T], R]
+    ) -> R:
+        """Return a response with documents from the store, again if a document was evicted after it was found."""
+        for is_last in (False, False, True):
+            found = await find()
+            claim = await self._reception.reserve(context, size(found))
+            try:
+                if size(found) > _LARGE_BYTES:
+                    return await self._threads.run(respond, found)
+                return respond(found)
+            except response.EvictedError:
+                claim.release()
+                if is_last:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _read(
+        self, components: Sequence[build_pb2.Component], dtype: str, context: Context
+    ) -> dict[str, BuildRequest]:
+        return await read_components(components, dtype, client_of(context), self._settings.limits, self._parser)
 
     async def _build_all(
         self,
@@ -157,29 +197,6 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
     def _sending(self, context: Context) -> AbstractContextManager[None]:
         """Guard the sending of a message: a client that does not receive the message loses its connection."""
         return stall_timer(context.peer(), self._settings.connections.stall_timeout)
-
-    @contextmanager
-    def _admitted(self, context: Context) -> Iterator[str]:
-        """Count an RPC against the limits of its client; yield the name of the client.
-
-        The RPC counts until gRPC is done: the response of a unary method is sent after the method has returned.
-
-        Raises:
-            BusyError: too many RPCs are in progress.
-        """
-        client = _client_of(context)
-        until_done = ExitStack()
-        until_done.enter_context(self._admission.rpc(client))
-        context.add_done_callback(lambda _context: until_done.close())  # type: ignore[arg-type]  # wrong stubs
-        yield client
-        until_done.callback(start_stall_timer(context.peer(), self._settings.connections.stall_timeout).cancel)
-
-
-def _client_of(context: Context) -> str:
-    """Return the client for limits: the authenticated identity, else the address without its port."""
-    peer = context.peer()
-    address = peer.rpartition(":")[0] if peer.startswith(("ipv4:", "ipv6:")) else peer
-    return current_rpc().identity or address
 
 
 async def _gather(work: Mapping[str, Coroutine[Any, Any, T]]) -> dict[str, T]:

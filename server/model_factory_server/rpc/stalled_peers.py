@@ -1,4 +1,4 @@
-"""Closes the connection of a stalled client. gRPC's Python API has no function for this."""
+"""Closes connections of stalled clients, and excess connections. gRPC's Python API has no functions for this."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import asyncio
 import ipaddress
 import logging
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote
+
+from model_factory_server.access.networks import network_of
+
+_CHECK_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +54,50 @@ def close_peer_connection(peer: str) -> bool:
     wanted = _parse_peer(peer)
     if wanted is None:
         return False
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(OSError), _borrowed_socket(int(entry.name)) as connection:  # most descriptors are not sockets
-            is_internet = connection.family in {socket.AF_INET, socket.AF_INET6}
-            if is_internet and _remote_address(connection) == wanted:
-                connection.shutdown(socket.SHUT_RDWR)
-                return True
+    for connection in _connections():
+        if _remote_address(connection) == wanted:
+            _shut_down(connection)
+            return True
     return False
+
+
+async def close_excess_connections(port: int, most: int) -> None:
+    """Keep at most ``most`` connections to ``port`` from one network, checked every second, until cancelled.
+
+    A network is an IPv4 address, or a /64 network of IPv6.
+    """
+    while True:
+        await asyncio.sleep(_CHECK_SECONDS)
+        for address, count in (await asyncio.to_thread(_close_excess, port, most)).items():
+            log.warning(
+                "closed %d connections of %s: --max-connections-per-address allows %d connections", count, address, most
+            )
+
+
+def _close_excess(port: int, most: int) -> dict[str, int]:
+    """Close excess connections; return the number of closed connections by address."""
+    found: Counter[str] = Counter()
+    for connection in _connections():
+        if connection.getsockname()[1] == port:
+            address = network_of(connection.getpeername()[0])
+            found[address] += 1
+            if found[address] > most:
+                _shut_down(connection)
+    return {address: count - most for address, count in found.items() if count > most}
+
+
+def _connections() -> Iterator[socket.socket]:
+    """Yield the connected internet sockets of this process, in the order of their descriptors."""
+    for number in sorted(int(entry.name) for entry in Path("/proc/self/fd").iterdir()):
+        with suppress(OSError), _borrowed_socket(number) as connection:  # most descriptors are not sockets
+            if connection.family in {socket.AF_INET, socket.AF_INET6}:
+                connection.getpeername()
+                yield connection
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with suppress(OSError):  # the peer was first
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _remote_address(connection: socket.socket) -> tuple[str, int]:

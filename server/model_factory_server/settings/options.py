@@ -19,7 +19,7 @@ import yaml
 
 from model_factory.config.syntax.plain_data import to_plain
 from model_factory.config.syntax.yaml_tree import parse_yaml
-from model_factory.environment import WORDS
+from model_factory.environment import WORDS, empty_access_variable
 from model_factory.errors import ConfigError, ServerError
 from model_factory.limits import KIB, MIB
 from model_factory.wording import nearest
@@ -68,6 +68,8 @@ class Option:
     """Largest allowed number."""
     group: str
     """Heading in the help."""
+    needs_text: bool
+    """Whether an empty variable is an error; an empty variable of another option counts as unset."""
     field_path: tuple[str, ...]
     """Names of the dataclass fields from the root to the option."""
 
@@ -94,6 +96,8 @@ class Option:
             >>> next(options_of(Cache)).parse("64MiB")
             67108864
         """
+        if self.needs_text and not text.strip():
+            raise ValueError(empty_access_variable(self.name))
         if self.kind is bool:
             if text.lower() not in WORDS:
                 raise ValueError(f"{text!r} is not one of {', '.join(WORDS)}")
@@ -141,6 +145,7 @@ def setting(
     choices: Sequence[str] = (),
     minimum: float | None = None,
     maximum: float | None = None,
+    needs_text: bool = False,
 ) -> Any:
     """Make the dataclass field of an option.
 
@@ -152,6 +157,7 @@ def setting(
         choices: Allowed texts.
         minimum: Smallest allowed number.
         maximum: Largest allowed number.
+        needs_text: Whether an empty variable is an error.
     """
     declaration = {
         "text": text,
@@ -160,6 +166,7 @@ def setting(
         "choices": tuple(choices),
         "minimum": minimum,
         "maximum": maximum,
+        "needs_text": needs_text,
     }
     return dataclasses.field(default=default, metadata={_DECLARATION: declaration})
 
@@ -201,7 +208,8 @@ def read_file(path: Path) -> dict[str, tuple[Any, str]]:
         tree = parse_yaml(data.decode(), str(path))
     except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ServerError(f"cannot read the settings in {path}: {error}") from None
-    return {key: (to_plain(node), str(node.place)) for key, node in tree.entries.items()}
+    blank = _blank_keys(data.decode())
+    return {key: ("" if key in blank else to_plain(node), str(node.place)) for key, node in tree.entries.items()}
 
 
 def gather(
@@ -238,10 +246,12 @@ def gather(
     for name, option in by_name.items():
         if name in flags:
             found[name] = (flags[name], option.flag)
-        elif variables.get(option.variable):  # empty counts as unset: compose files set empty variables
+        elif variables.get(option.variable) or (option.needs_text and option.variable in variables):
+            # An empty variable of any other option counts as unset: compose files set empty variables.
             found[name] = (_checked(option, variables[option.variable], option.variable), option.variable)
         elif name in content:
             value, source = content[name]
+            value = None if value == "" and not option.needs_text else value
             found[name] = (_checked(option, value, f"{source}: {name}"), source)
         else:
             found[name] = (option.default, DEFAULT)
@@ -289,6 +299,13 @@ def listing(options: Sequence[Option], values: Mapping[str, tuple[Any, str]]) ->
     return "\n".join(lines)
 
 
+def _blank_keys(text: str) -> set[str]:
+    """Return the keys without any text as value: not even ``null``."""
+    root = yaml.compose(text, yaml.SafeLoader)
+    entries = root.value if isinstance(root, yaml.MappingNode) else ()
+    return {key.value for key, node in entries if node.value == "" and node.style is None}
+
+
 def _option(field: dataclasses.Field[Any], hint: Any, group: str, field_path: tuple[str, ...]) -> Option:
     declaration = field.metadata[_DECLARATION]
     is_list = getattr(hint, "__origin__", None) is tuple
@@ -307,6 +324,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, group: str, field_path: tu
         choices=declaration["choices"],
         minimum=declaration["minimum"],
         maximum=declaration["maximum"],
+        needs_text=declaration["needs_text"],
         group=group,
         field_path=field_path,
     )

@@ -29,6 +29,11 @@ _WORKER_VARIABLES = frozenset(
 )
 _WORKER_PREFIXES = ("CUDA_", "NVIDIA_", "CUBLAS_", "CUDNN_", "OMP_", "MKL_", "KMP_", "TORCH_", "TORCHINDUCTOR_")
 
+COPIES = 3
+"""Copies of a message in memory at the same time, at most: in gRPC, encoded, and decoded."""
+
+_LARGEST_MESSAGES = 2 * 2 * COPIES  # two of the largest requests fit into the half for requests
+
 TEXT, JSON = LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -127,8 +132,8 @@ class LimitSettings:
     max_blob_bytes: int = setting(65 * 1024 * MIB, "size of one file written by a build", minimum=MIB)
     max_store_bytes: int | None = setting(
         None,
-        "size of the store's blobs; before writing weights, the least recently used blobs are evicted, except blobs "
-        "in use; unlimited by default",
+        "size of the store's blobs and records, where a file counts with at least 16 KiB; the least recently used "
+        "files are evicted, except blobs in use; unlimited by default",
         minimum=MIB,
     )
     max_memory_bytes: int | None = setting(
@@ -145,7 +150,35 @@ class LimitSettings:
     max_queue_per_client: int = setting(512, "builds of one client waiting for a worker", minimum=0)
     max_rpcs: int = setting(512, "RPCs in progress, including streams of blobs", minimum=1)
     max_rpcs_per_client: int = setting(128, "RPCs in progress of one client", minimum=1)
+    max_held_bytes: int = setting(
+        1024 * MIB,
+        "memory of the server process for requests and responses in progress; further RPCs wait in turn",
+        minimum=MIB,
+    )
+    max_client_held_bytes: int | None = setting(
+        None,
+        "memory of the server process for requests and responses of one client; half of the memory for all clients by "
+        f"default, at least {_LARGEST_MESSAGES} times the largest request",
+        minimum=MIB,
+    )
     max_connections: int = setting(2048, "open connections of all clients, including health probes", minimum=1)
+    max_connections_per_address: int | None = setting(
+        None, "open connections from one address, checked every second; unlimited by default, for proxies", minimum=1
+    )
+
+    def __post_init__(self) -> None:
+        needed = _LARGEST_MESSAGES * self.max_request_bytes
+        if not needed <= self.effective_max_client_held_bytes <= self.max_held_bytes:
+            raise ServerError(
+                f"--max-client-held-bytes must be from {_LARGEST_MESSAGES} x --max-request-bytes = {needed} to "
+                f"--max-held-bytes = {self.max_held_bytes}, got {self.effective_max_client_held_bytes}. Remedy: change "
+                "one of the three settings"
+            )
+
+    @property
+    def effective_max_client_held_bytes(self) -> int:
+        """The memory for requests and responses of one client."""
+        return self.max_held_bytes // 2 if self.max_client_held_bytes is None else self.max_client_held_bytes
 
     @property
     def effective_max_weights_bytes(self) -> int:
@@ -157,17 +190,22 @@ class LimitSettings:
 class AccessSettings:
     """Access to the server."""
 
-    tls_cert: Path | None = setting(None, "the server's certificate chain in PEM; read again after changes")
-    tls_key: Path | None = setting(None, "private key of the certificate, in PEM")
+    tls_cert: Path | None = setting(
+        None, "the server's certificate chain in PEM; read again after changes", needs_text=True
+    )
+    tls_key: Path | None = setting(None, "private key of the certificate, in PEM", needs_text=True)
     tls_client_ca: Path | None = setting(
-        None, "certificate authorities in PEM; only clients with a certificate from these authorities may connect"
+        None,
+        "certificate authorities in PEM; only clients with a certificate from these authorities may connect",
+        needs_text=True,
     )
     tokens: Path | None = setting(
         None,
         "file with lines from 'model-factory token', read again after changes; only clients with a token are served",
+        needs_text=True,
     )
     allow_plaintext: bool = setting(
-        False, "listen beyond this machine without TLS, for example behind an encrypting mesh"
+        False, "listen beyond this machine without TLS, for example behind an encrypting mesh", needs_text=True
     )
 
 
@@ -184,7 +222,10 @@ class ConnectionSettings:
         maximum=50.0,
     )
     stall_timeout: float = setting(
-        120.0, "time for a client to receive a message, else the client is disconnected", minimum=1.0
+        120.0,
+        "time for a client to send a request, to get memory for a message, or to receive a message; a client that "
+        "does not receive is disconnected",
+        minimum=1.0,
     )
 
 

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from model_factory.config import ResolvedConfig
-from model_factory.errors import LimitError
+from model_factory.descriptor.stock import is_stock
+from model_factory.descriptor.stock_checks import check_stock_module
+from model_factory.errors import ConfigError, FormatError, LimitError
 from model_factory.limits import MIB
+from model_factory.program.runtime.graph_model import GRAPH_MODULES
 from model_factory.program.torch_names import torch_dtype
 from model_factory_server.backends import Backend
 from model_factory_server.export.example_inputs import materialise
@@ -65,8 +68,28 @@ def construct(backend: Backend, config: ResolvedConfig, seed: int, device_kind: 
     torch.manual_seed(seed)
     with torch.device(device_kind):
         model = backend.construct(config)
+        _check_stock_modules(model, config)  # before the first forward
         materialise(model, config.model)
+    _check_stock_modules(model, config)
     return model
+
+
+def _check_stock_modules(model: nn.Module, config: ResolvedConfig) -> None:
+    """Check the attributes and tensors of every torch module that kernels trust.
+
+    Raises:
+        ConfigError: an attribute or tensor is wrong; the error has the place in the config, where known.
+    """
+    for name, module in model.named_modules():
+        try:
+            if is_stock(module):
+                check_stock_module(module)
+        except FormatError as error:
+            _, _, below = name.partition(f"{GRAPH_MODULES}.")
+            part, _, path = below.partition(".")
+            raise ConfigError(
+                f"{path and f'{path}: '}{error}", path=config.model.module_paths.get(part, ("model",))
+            ) from error
 
 
 def plan_model(

@@ -8,14 +8,17 @@ and torch.
 from __future__ import annotations
 
 import signal
+import sys
 import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 import torch
 
-from model_factory.environment import keep_variables
+from model_factory.cli.output import PrintableStream
+from model_factory.environment import keep_variables, use_temporary_folder
 from model_factory.errors import BuildError, LimitError, LocatedError, ModelFactoryError, ServerError, plain_text
+from model_factory.wording import printable_lines
 from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.worker import sandbox
 from model_factory_server.worker.files.file_guard import GUARD
@@ -58,6 +61,7 @@ def main(job: Job, connection: Connection, forking_faults: Sequence[str]) -> Non
     def send(message: Message) -> None:
         connection.send_bytes(encode_message(message))
 
+    sys.stdout = sys.stderr = PrintableStream(2)  # a block, or a warning of torch, may quote a config
     if not _enter_sandbox(job):
         send(WarningRaised(_NETWORK_REACHABLE))
     if forking_faults:
@@ -67,12 +71,14 @@ def main(job: Job, connection: Connection, forking_faults: Sequence[str]) -> Non
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
     try:
         GUARD.watch(job.backend, job.store)
+        if job.temporary is not None:
+            use_temporary_folder(job.temporary)
         output = _run(job, send)
         done = encode_message(JobDone(output.to_document(), GUARD.finish()))
     except Exception as raised:  # noqa: BLE001  whatever the operator's code raises is an error of the job
         error = _explained(raised)
         if _is_internal(error):
-            send(ErrorLogged(_encodable("".join(traceback.format_exception(error))[-_LOG_CHARACTERS:])))
+            send(ErrorLogged(printable_lines("".join(traceback.format_exception(error))[-_LOG_CHARACTERS:])))
         send(_failure(error))
     else:
         connection.send_bytes(done)
@@ -100,7 +106,7 @@ def _enter_sandbox(job: Job) -> bool:
 
     The kernel, or the seccomp profile of a container, may refuse a network namespace.
     """
-    sandbox.die_with_parent()
+    sandbox.adopt_orphans()
     sandbox.lead_own_group()
     keep_variables(job.isolation.allows_variable)
     sandbox.limit_resources(
@@ -111,7 +117,10 @@ def _enter_sandbox(job: Job) -> bool:
     # CUDA reserves address space by the hundred GiB, so with CUDA only the operator's own limit applies.
     if job.limits.max_memory_bytes or job.device_kind == "cpu":
         sandbox.limit_memory(job.limits.max_memory_bytes or sandbox.node_memory())
-    return job.isolation.worker_network or job.backend.hub.allow_download or sandbox.leave_network()
+    network = job.isolation.worker_network or job.backend.hub.allow_download
+    restricted = sandbox.enter_namespaces(network=network)
+    sandbox.drop_privileges()
+    return network or restricted
 
 
 def _explained(error: Exception) -> Exception:
@@ -136,9 +145,9 @@ def _failure(error: Exception) -> JobFailed:
     if is_out_of_memory(error):
         return JobFailed(LimitError.__name__, f"the build needs more {_exceeded_memory(error)}")
     if isinstance(error, LocatedError):
-        return JobFailed(type(error).__name__, _encodable(plain_text(error.reason)), tuple(error.path))
+        return JobFailed(type(error).__name__, plain_text(error.reason), tuple(error.path))
     if isinstance(error, ModelFactoryError):
-        return JobFailed(type(error).__name__, _encodable(plain_text(error)))
+        return JobFailed(type(error).__name__, plain_text(error))
     return JobFailed(ServerError.__name__, WORKER_FAILED.format(type(error).__name__))
 
 
@@ -149,8 +158,3 @@ def _exceeded_memory(error: Exception) -> str:
         f"than the {sandbox.allowed_memory()} bytes of memory that this server allows, including the memory that every "
         "worker starts with"
     )
-
-
-def _encodable(text: str) -> str:
-    """Return text without lone surrogates, Python's substitutes for undecodable bytes in file names."""
-    return text.encode(errors="backslashreplace").decode()

@@ -31,6 +31,14 @@ class BlobsEvicted:
 
 
 @dataclass(frozen=True, slots=True)
+class FileStored:
+    """A file is about to appear in the store."""
+
+    size: int
+    """In bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class ErrorLogged:
     """Text for the server's log: the traceback of an error."""
 
@@ -76,7 +84,7 @@ class JobDone:
     """Files read by the job."""
 
 
-Message = StageEntered | BlobsEvicted | ErrorLogged | WarningRaised | JobFailed | JobDone
+Message = StageEntered | BlobsEvicted | FileStored | ErrorLogged | WarningRaised | JobFailed | JobDone
 
 SendMessage = Callable[[Message], None]
 """Sends a message to the server."""
@@ -94,6 +102,8 @@ def encode_message(message: Message) -> bytes:
             parts: list[object] = ["stage", stage.value]
         case BlobsEvicted(size):
             parts = ["evicted", size]
+        case FileStored(size):
+            parts = ["stored", size]
         case ErrorLogged(text):
             parts = ["log", text]
         case WarningRaised(text):
@@ -150,6 +160,7 @@ def _decode_done(body: object) -> JobDone:
 _DECODERS: dict[str, Callable[[object], Message]] = {
     "stage": _decode_stage,
     "evicted": lambda body: BlobsEvicted(expect_type(body, int)),
+    "stored": lambda body: FileStored(expect_type(body, int)),
     "log": lambda body: ErrorLogged(expect_str(body)),
     "warning": lambda body: WarningRaised(expect_str(body)),
     "error": _decode_failure,

@@ -20,8 +20,6 @@ import torch
 import torch.fx.experimental.validator
 from torch import nn
 
-# multiprocessing imports the server's main script, and so this module, in each worker.
-import model_factory.cli.main  # noqa: F401
 from model_factory.environment import only_variables
 from model_factory_server.constructor import default_registry
 from model_factory_server.export.torch_private import FakeTensorMode
@@ -49,9 +47,13 @@ def forking_faults() -> list[str]:
     return faults
 
 
-def run_job(job: Job, sender: Connection) -> None:
-    """Do a job in a fork of this process; see :func:`model_factory_server.worker.main.main`."""
-    main.main(job, sender, FAULTS)
+def run_job(connection: Connection) -> None:
+    """Receive a job from the server and do the job, in a fork of this process.
+
+    See :func:`model_factory_server.worker.main.main`.
+    """
+    job: Job = connection.recv()
+    main.main(job, connection, FAULTS)
 
 
 def _open_files() -> list[str]:

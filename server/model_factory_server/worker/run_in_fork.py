@@ -9,7 +9,7 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from typing import TypeVar
 
-from model_factory_server.worker.sandbox import die_with_parent
+from model_factory_server.worker.sandbox import CRASHES, die_with
 
 T = TypeVar("T")
 
@@ -19,7 +19,8 @@ _DONE, _NO_MEMORY, _DIED = "done", "no memory", "died"
 def run_in_fork(work: Callable[[], T], seconds: float) -> T | None:
     """Call ``work`` in a fork and return its result, a picklable object; ``None`` if ``work`` failed or the fork died.
 
-    For processes with one thread and without a CUDA context. Child processes of the fork are killed at the end.
+    For processes with one thread and without a CUDA context. Child processes of the fork are killed at the end. A
+    signal that shows an error in the fork ends this process as well: the server has to know of every crash.
 
     Raises:
         TimeoutError: ``work`` took longer than ``seconds``, or used up the processor time of this process.
@@ -30,10 +31,10 @@ def run_in_fork(work: Callable[[], T], seconds: float) -> T | None:
         42
     """
     receiver, sender = Pipe(duplex=False)
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
         try:
-            die_with_parent()
+            die_with(parent)
             os.setpgid(0, 0)  # a process group of its own, in the session of this process
             sender.send((_DONE, work()))
         except MemoryError:
@@ -48,6 +49,9 @@ def run_in_fork(work: Callable[[], T], seconds: float) -> T | None:
     finally:
         receiver.close()
         status = _kill_group(child)
+    if status in CRASHES:
+        signal.signal(status, signal.SIG_DFL)
+        os.kill(os.getpid(), status)
     match reply:
         case (str(kind), result) if kind == _DONE:
             value: T = result

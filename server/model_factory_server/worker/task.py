@@ -101,3 +101,5 @@ class Job:
     """Limits on the surroundings of the process: variables, network, open files."""
     threads: int
     """Kernel threads of torch: few enough for workers side by side."""
+    temporary: Path | None = None
+    """Folder of the job's temporary files, removed after the job; ``None``: the folder of this machine."""

@@ -99,7 +99,11 @@ class Tells(nn.Module):
 
     def environment(self, _address: str) -> str:
         initial = Path("/proc/self/environ").read_bytes().decode(errors="replace")
-        return f"{dict(os.environ)} {initial} {Path(f'/proc/{os.getppid()}/environ').read_bytes()!r}"
+        try:
+            parent = repr(Path(f"/proc/{os.getppid()}/environ").read_bytes())
+        except PermissionError as error:
+            parent = type(error).__name__
+        return f"{dict(os.environ)} {initial} {parent}"
 
     def network(self, address: str) -> str:
         host, _, port = address.rpartition(":")

@@ -71,7 +71,7 @@ class Figures:
     processes: int
     """Below it, those that have ended and nobody has waited for included."""
     staged: int
-    """Files and folders in the store's staging, locks and scratch; the server's own folder is one."""
+    """Files and folders in the store's staging, locks and scratch."""
     stored: int
     """Blobs and records: they are there to stay."""
 

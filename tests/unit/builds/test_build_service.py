@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from model_factory.config import parse_config
 from model_factory.store import Store
 from model_factory_server.backends.identity import BackendIdentity
+from model_factory_server.builds.admission import Admission
+from model_factory_server.builds.checked_config import CheckedConfig
+from model_factory_server.builds.fair_shares import Claim
 from model_factory_server.builds.service import BuildRequest, BuildResult, BuildService
 from model_factory_server.builds.worker_pool import JobResult, WorkerPool
 from model_factory_server.observe.metrics import Metrics
 from model_factory_server.observe.spans import Traces
+from model_factory_server.settings.server_settings import LimitSettings
 from model_factory_server.worker.outputs import BuildOutput
-from model_factory_server.worker.task import ArchitectureBlobs
+from model_factory_server.worker.task import ArchitectureBlobs, BuildTask
 
-CONFIG = parse_config(b'{"schema_version":1,"model":{"sequential":{"layers":[{"_type_":"nn.ReLU"}]}}}')
+CONFIG = CheckedConfig.parse(b'{"schema_version":1,"model":{"sequential":{"layers":[{"_type_":"nn.ReLU"}]}}}')
 BACKEND = BackendIdentity(
     name="builtin", version="", code_digest="0" * 64, torch_version="2.8", device_kind="cpu", code_stamp=""
 )
@@ -77,3 +81,54 @@ def test_a_lookup_that_returns_after_the_build_causes_no_second_build(
     assert pool.jobs == 1
     assert first.weights == second.weights
     assert first.key == second.key
+
+
+class BusyPool:
+    """A worker pool with shares; a job ends when its event is set."""
+
+    def __init__(self, store: Store, admission: Admission) -> None:
+        self._store = store
+        self._admission = admission
+        self.go = asyncio.Event()
+        self.running: list[bytes] = []
+
+    async def run(self, task: BuildTask, *_: Any, claim: Claim, **__: Any) -> JobResult[BuildOutput]:
+        async with self._admission.worker(claim):
+            self.running.append(task.config)
+            if task.config == CONFIG.wire:
+                await self.go.wait()
+        put = self._store.put
+        architecture = ArchitectureBlobs(
+            descriptor=put(b"descriptor"), programs=put(b"programs"), source=None, placement=None
+        )
+        return JobResult(BuildOutput(architecture=architecture, weights=put(b"weights")), ())
+
+
+def test_a_joined_build_takes_the_best_share_of_its_clients(tmp_path: Path) -> None:
+    """A client at its bound has queued a build; another client joins the build, and need not wait for the first."""
+    other = CheckedConfig.parse(b'{"schema_version":1,"model":{"sequential":{"layers":[{"_type_":"nn.Tanh"}]}}}')
+    queued = BuildRequest(config=other, dtype="", client="greedy")
+
+    async def scenario() -> None:
+        store = Store(tmp_path)
+        admission = Admission(LimitSettings(max_builds_per_client=1), 2)
+        pool = BusyPool(store, admission)
+        service = BuildService(store, BACKEND, cast("WorkerPool", pool), Metrics(), Traces())
+
+        def build(request: BuildRequest, client: str) -> asyncio.Task[BuildResult]:
+            return asyncio.create_task(service.build(replace(request, client=client), "m", 1, lambda _stage: None))
+
+        tasks = [build(REQUEST, "greedy")]
+        async with asyncio.timeout(10):
+            while not pool.running:  # noqa: ASYNC110  of the service under test, which sets no event
+                await asyncio.sleep(0.01)
+            tasks.append(build(queued, "greedy"))
+            while not admission.waiting:  # noqa: ASYNC110  the same
+                await asyncio.sleep(0.01)
+            await build(queued, "modest")
+        assert not tasks[0].done()
+        assert (await tasks[1]).weights
+        pool.go.set()
+        await tasks[0]
+
+    asyncio.run(scenario())

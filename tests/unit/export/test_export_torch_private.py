@@ -68,22 +68,22 @@ def test_a_missing_attribute_is_named_with_torch_s_version(monkeypatch: pytest.M
 
 def tape() -> Tape:
     shape_env = DecisionShapeEnv()
-    return Tape(shape_env, SymbolTable(shape_env), nn.Module(), ())
+    return Tape(shape_env, SymbolTable(shape_env), nn.Module(), (), make_fake=torch.clone)
 
 
 def test_every_patch_is_applied_and_undone() -> None:
     table = patch_table(tape())
     assert len({(item.owner, item.name) for item in table}) == len(table)
-    before = [inspect.getattr_static(item.owner, item.name) for item in table]
+    before = [inspect.getattr_static(item.owner, item.name, None) for item in table]
     inside = []
 
     def fail_inside() -> None:
         with patch_torch(tape()):
-            inside.extend(inspect.getattr_static(item.owner, item.name) for item in table)
+            inside.extend(inspect.getattr_static(item.owner, item.name, None) for item in table)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail_inside()
     assert all(item.why for item in table)
     assert all(patched is not original for patched, original in zip(inside, before, strict=True))
-    assert [inspect.getattr_static(item.owner, item.name) for item in table] == before
+    assert [inspect.getattr_static(item.owner, item.name, None) for item in table] == before

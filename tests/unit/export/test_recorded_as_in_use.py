@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from matrix.portability import rebuilt_with_programs
 from model_factory import CallSignatureError, NotPortableError
@@ -274,6 +275,21 @@ class OwnGradient(Block):
         return StraightThrough.apply(self.linear(x))
 
 
+limited_gradient = StraightThrough.apply  # bound before a recording
+
+
+class OwnBoundGradient(Block):
+    """The verification has small gradients, and would not notice the limit."""
+
+    def forward(self, x: Tensor) -> Any:
+        return limited_gradient(self.linear(x))
+
+
+class CheckpointsReentrantly(Block):
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(self.linear, x, use_reentrant=True) * checkpoint(self.linear, x, use_reentrant=False)
+
+
 class MovesATarget(Block):
     def __init__(self) -> None:
         super().__init__()
@@ -397,11 +413,6 @@ class WarmsUpOnProbabilities(WarmsUp):
         return functional.binary_cross_entropy(self.linear(x).sigmoid(), target) * min(1, self._step / 10)
 
 
-class AsksForTheDtypeOfAutocast(Block):
-    def forward(self, x: Tensor) -> Any:
-        return self.linear(x).to(torch.get_autocast_dtype(device_type="cpu"))
-
-
 class WritesToItsCallersDict(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         batch["image"] = batch["image"] / 255
@@ -424,6 +435,8 @@ class AppendsToItsCallersList(nn.Module):
     ("block", "reason"),
     [
         (OwnGradient, "StraightThrough, an autograd.Function"),
+        (OwnBoundGradient, "StraightThrough, an autograd.Function"),
+        (CheckpointsReentrantly, "use_reentrant=True, whose results have gradients only if an argument has gradients"),
         (WritesToItsCallersDict, r"writes to its caller's argument batch, .* batch = dict\(batch\)"),
         (AppendsToItsCallersList, r"writes to its caller's argument frames\['all'\]"),
         (MovesATarget, "writes to the parameter 'target.weight'"),
@@ -440,7 +453,6 @@ class AppendsToItsCallersList(nn.Module):
         (WarmsUpOnProbabilities, "keeps a value in _step"),
         (MovesATargetAtOnce, "writes to the parameter 'target.weight'"),
         (MovesATargetAsOut, "writes to the parameter 'target.weight'"),
-        (AsksForTheDtypeOfAutocast, r"calls torch.get_autocast_dtype\(\)"),
     ],
 )
 def test_they_are_refused(block: type[nn.Module], reason: str) -> None:

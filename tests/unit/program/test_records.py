@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from model_factory import NotPortableError
 from model_factory.errors import FormatError
 from model_factory.program.codec.values import decode_value, encode_value
 from model_factory.program.ir import Fields, Ref
-from model_factory.program.runtime.named_results import Record, RecordTuple
+from model_factory.program.runtime.named_results import Record, RecordObject, RecordTuple
 from support.compare import assert_same
 
 
@@ -147,7 +148,12 @@ def test_keys_of_mappings_stay_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [Record({"a": torch.ones(2), "b": None}), RecordTuple(("a", "b"), (torch.ones(2), 1))]
+    "record",
+    [
+        Record({"a": torch.ones(2), "b": None}),
+        RecordTuple(("a", "b"), (torch.ones(2), 1)),
+        RecordObject({"a": torch.ones(2), "b": 1}),
+    ],
 )
 def test_records_are_copied_pickled_and_mapped(record: Any) -> None:
     for same in (copy.deepcopy(record), pickle.loads(pickle.dumps(record))):  # noqa: S301  written here
@@ -168,6 +174,89 @@ class ReturnsACache(Block):
         return {"action": self.layer(x), "state": [Prediction(x, Cache())]}  # type: ignore[arg-type]
 
 
+class KeysAndValues:
+    """As language models keep for the next token: attributes, and methods that the rebuilt model has not."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self._window = torch.ones(1)
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=-2)
+        self.values = values if self.values is None else torch.cat([self.values, values], dim=-2)
+        self.dtype, self.device = keys.dtype, keys.device
+        return self.keys, self.values
+
+
+class Caches:
+    def __init__(self, layers: int) -> None:
+        self.layers = [KeysAndValues() for _ in range(layers)]
+        self.offloading = False
+
+    def __iter__(self) -> Iterator[KeysAndValues]:
+        return iter(self.layers)
+
+
+class ReturnsObjects(Block):
+    def forward(self, x: Tensor, caches: Caches | None = None) -> Prediction:
+        caches = caches or Caches(2)
+        for layer in caches.layers:
+            keys, values = layer.update(self.layer(x), x * 2)
+            x = (x @ keys.transpose(-1, -2)) @ values
+        return Prediction(x, parts=caches)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_an_object_has_its_attributes(training: bool) -> None:
+    torch.manual_seed(0)
+    rebuilt, original, _ = pair(ReturnsObjects)
+    for size in (2, 5, 1):
+        x = torch.randn(size, 4)
+        ours, theirs = rebuilt.train(training)(x), original.train(training)(x)
+        assert type(ours.parts) is RecordObject
+        assert ours.parts.offloading is False
+        for mine, other in zip(ours.parts.layers, theirs.parts.layers, strict=True):
+            assert_same(mine.keys, other.keys)
+            assert_same(mine.values, other.values)
+            assert mine.dtype == other.dtype
+        gradients = []
+        for module, result in ((rebuilt, ours), (original, theirs)):
+            module.zero_grad()
+            (result.action.sum() + result.parts.layers[1].keys.square().sum()).backward()
+            gradients.append([item.grad for item in module.parameters()])
+        assert_same(*gradients)
+    with pytest.raises(AttributeError, match="no attribute 'update'; it has keys, values, dtype, device, and no meth"):
+        ours.parts.layers[0].update(x, x)
+    with pytest.raises(AttributeError, match="no attribute '_window'"):
+        _ = ours.parts.layers[0]._window
+
+
+class Endless:
+    def __init__(self) -> None:
+        self.inner = self
+
+
+class ReturnsEndless(Block):
+    def forward(self, x: Tensor) -> Any:
+        return [self.layer(x), Endless()]
+
+
+class Owner:
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+
+class ReturnsItself(Block):
+    def forward(self, x: Tensor) -> Any:
+        return [self.layer(x), Owner(self)]
+
+
+class ReturnsADistribution(Block):
+    def forward(self, x: Tensor) -> Any:
+        return torch.distributions.Normal(self.layer(x), 1.0)
+
+
 @dataclass
 class Critic:
     values: Tensor
@@ -181,6 +270,9 @@ class HidesAMethod(Block):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
+        (ReturnsEndless, r"returns a test_records\.Endless in \[1\](\.inner)+, which is not plain data"),
+        (ReturnsItself, r"returns a test_records\.ReturnsItself in \[1\]\.module, which is not plain data"),
+        (ReturnsADistribution, r"returns a torch\.distributions\.normal\.Normal, which is not plain data"),
         (
             ReturnsACache,
             r"returns a test_records\.Cache in \['state'\]\[0\]\.log_std, which is not plain data\. Remedy",
@@ -197,11 +289,16 @@ def test_results_outside_plain_data_are_refused_by_name(block: type[Block], mess
 
 
 def test_records_are_plain_data_and_checked() -> None:
-    for fields in (Fields(("a", "b"), (Ref("v0"), None)), Fields(("a",), ((Ref("v0"), 1),), is_tuple=True)):
+    for fields in (Fields(("a", "b"), (Ref("v0"), None)), Fields(("a",), ((Ref("v0"), 1),), "named_tuple")):
         assert decode_value(encode_value(fields)) == fields
     for bad in ({"record": [["a", 1], ["a", 2]]}, {"record": [[1, 1]]}, {"named_tuple": {"a": 1}}, {"record": [["a"]]}):
         with pytest.raises(FormatError):
             decode_value(bad)
+    public = Fields(("keys", "values"), (Ref("v0"), None), "object")
+    assert decode_value(encode_value(public)) == public
+    for name in ("__array_interface__", "__class__", "_window", "a b", ""):
+        with pytest.raises(FormatError, match="names of attributes are public"):
+            decode_value({"object": [[name, 1]]})
     hostile = Record({"__class__": torch.ones(1), "_absent": 1, "__reduce__": 2})
     assert type(hostile) is Record
     assert hostile.__class__ is Record

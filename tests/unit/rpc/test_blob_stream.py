@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,17 @@ import pytest
 from model_factory.limits import BLOB_CHUNK_BYTES
 from model_factory.v1 import wire
 from model_factory_server.rpc.blob_stream import read_chunks
+
+
+class Unbounded:
+    """Memory without a bound."""
+
+    is_scarce = False
+    chunk_bytes = BLOB_CHUNK_BYTES
+
+    @asynccontextmanager
+    async def reserved(self, _size: int) -> AsyncIterator[None]:
+        yield
 
 
 @pytest.fixture
@@ -46,7 +59,8 @@ def test_uncached_pages_are_read_from_the_disk(file: Any, cold: tuple[threading.
 
     async def read() -> bytes:
         length = file.seek(0, os.SEEK_END) - 10
-        return b"".join([bytes(wire.chunk_of(message)) async for message in read_chunks(file.fileno(), 10, length)])
+        messages = read_chunks(file.fileno(), 10, length, Unbounded())
+        return b"".join([bytes(wire.chunk_of(message)) async for message in messages])
 
     assert asyncio.run(read()) == Path(file.name).read_bytes()[10:]
 
@@ -56,7 +70,7 @@ def test_a_client_disconnects_while_the_disk_is_read(file: Any, cold: tuple[thre
     begun, go = cold
 
     async def leave() -> None:
-        reading = asyncio.ensure_future(anext(read_chunks(file.fileno(), 0, 2000)))
+        reading = asyncio.ensure_future(anext(read_chunks(file.fileno(), 0, 2000, Unbounded())))
         assert await asyncio.to_thread(begun.wait, 20)
         reading.cancel()
         await asyncio.sleep(0.05)

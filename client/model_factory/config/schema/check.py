@@ -9,7 +9,8 @@ from model_factory.config.schema.model_config import ModelConfig, Settings
 from model_factory.config.schema.sequential import read_sequential
 from model_factory.config.schema.signature_examples import read_signature
 from model_factory.config.syntax.cursor import Cursor
-from model_factory.config.syntax.nodes import MapNode
+from model_factory.config.syntax.nodes import ConfigPath, MapNode, Node, Scalar
+from model_factory.limits import MAX_INTEGER
 
 SCHEMA_VERSION = 1
 """The version of the language that this package reads."""
@@ -37,7 +38,33 @@ def check(tree: MapNode) -> ModelConfig:
     settings = Settings() if settings_at is None else _read_settings(settings_at)
     model = _read_model(config.entry("model"), settings)
     signature = config.get("signature")
-    return model if signature is None else replace(model, signature=read_signature(signature, model.inputs))
+    if signature is not None:
+        model = replace(model, signature=read_signature(signature, model.inputs))
+    _check_integers(config)
+    return model
+
+
+def _check_integers(config: Cursor) -> None:
+    """Refuse integers that overflow in torch, which multiplies sizes. Free keys, like notes, may hold any integer."""
+    for key in TOP_LEVEL_KEYS:
+        value = config.get(key)
+        path = None if value is None else _path_of_large(value.node)
+        if path is not None:
+            at = config.nearest((key, *path))
+            raise at.error(
+                f"the integer {at.scalar_value()} is too large; integers of a config lie between -{MAX_INTEGER} and "
+                f"{MAX_INTEGER}, the bounds included. Remedy: a smaller number, or a float (1.0e+12)"
+            )
+
+
+def _path_of_large(node: Node) -> ConfigPath | None:
+    """Return the path from a node to the first integer over the bound."""
+    if isinstance(node, Scalar):
+        is_large = type(node.value) is int and not -MAX_INTEGER <= node.value <= MAX_INTEGER
+        return () if is_large else None
+    children = node.entries.items() if isinstance(node, MapNode) else enumerate(node.items)
+    found = ((key, _path_of_large(child)) for key, child in children)
+    return next(((key, *path) for key, path in found if path is not None), None)
 
 
 def _read_model(at: Cursor, settings: Settings) -> ModelConfig:

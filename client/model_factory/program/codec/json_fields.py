@@ -53,3 +53,11 @@ def expect_items(data: Json, count: int) -> list[Json]:
 def expect_pairs(data: Json) -> list[list[Json]]:
     """Return a list of lists of two items."""
     return [expect_items(entry, 2) for entry in expect_list(data)]
+
+
+def expect_paths(data: Json) -> list[str]:
+    """Return a list of different paths of modules."""
+    paths = [expect_type(path, str) for path in expect_list(data)]
+    if len(set(paths)) != len(paths):
+        raise FormatError("a path of a module is given twice")
+    return paths

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Iterable, Mapping
 
-from model_factory.documents import expect_str, expect_type
-from model_factory.errors import FormatError
+from model_factory.documents import expect_name, expect_str, expect_type
+from model_factory.errors import FormatError, safe_text
 from model_factory.limits import MAX_STEPS
 from model_factory.program.codec.json_fields import Json, exact_fields, expect_items, expect_list, expect_pairs
 from model_factory.program.codec.signatures import decode_call_signature, encode_call_signature
@@ -13,6 +15,7 @@ from model_factory.program.codec.values import decode_expression, decode_value, 
 from model_factory.program.ir import (
     Argument,
     AttributeRead,
+    Constant,
     Guard,
     ModuleCall,
     OpCall,
@@ -44,6 +47,8 @@ def _encode_step(step: Step) -> Json:
             args, kwargs, out = step.args, step.kwargs, step.out
         case AttributeRead():
             out = step.out
+        case Constant():
+            args, out = (list(step.shape), base64.b64encode(step.data).decode()), step.out
         case Guard():
             args = (step.value, step.outcome)
         case Require():
@@ -79,18 +84,46 @@ def _decode_step(data: Json) -> Step:
     if kind == "module":
         return ModuleCall(path=target, args=args, kwargs=kwargs, out=out)
     if kind == "op":
+        _check_texts([args, kwargs])
         return OpCall(name=target, args=args, kwargs=kwargs, out=out)
     if kind == "attr" and not args and not kwargs and isinstance(out, str):
         return AttributeRead(path=target, out=out)
+    if kind == "constant" and not kwargs and isinstance(out, str):
+        return _decode_constant(target, args, out)
     if not kwargs and out == "":
         match kind, target, args:
             case ("guard", "bool", (value, bool() as outcome)):
                 return Guard(value=value, outcome=outcome)
+            case ("guard", "assert", (value, True)):
+                return Guard(value=value, outcome=True, asserts=True)
             case ("guard", "int", (value, int() as outcome)) if not isinstance(outcome, bool):
                 return Guard(value=value, outcome=outcome)
             case ("require", "", (Size() as condition,)):
                 return Require(condition=condition)
     raise FormatError(f"a program makes a call of unknown kind: {call!r}")
+
+
+def _decode_constant(dtype: str, args: tuple[Argument, ...], out: str) -> Constant:
+    match args:
+        case (list() as shape, str() as text):
+            try:
+                data = base64.b64decode(text, validate=True)
+            except binascii.Error as error:
+                raise FormatError(f"the values of a constant are not written in base 64: {error}") from None
+            return Constant(dtype=dtype, shape=tuple(expect_type(size, int) for size in shape), data=data, out=out)
+    raise FormatError("a constant has sizes and values")
+
+
+def _check_texts(value: Argument) -> None:
+    """Refuse unprintable texts among the arguments of an op: torch's errors quote the texts unescaped."""
+    if isinstance(value, str):
+        expect_name(value)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_texts(item)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_texts([key, item])
 
 
 def _decode_out(data: Json) -> Out:
@@ -114,6 +147,8 @@ def encode_recorded(recorded: RecordedProgram) -> Json:
         "reads": encode_reads(recorded.reads),
         "absent": list(recorded.absent),
         "shared": [list(pair) for pair in recorded.shared],
+        "inlined": [list(entry) for entry in recorded.inlined],
+        "modes": [list(mode) for mode in recorded.modes],
         "program": encode_program(recorded.program),
         "method": recorded.method,
     }
@@ -127,6 +162,8 @@ _RECORDED_KEYS = (
     "reads",
     "absent",
     "shared",
+    "inlined",
+    "modes",
     "program",
     "method",
 )
@@ -143,6 +180,10 @@ def decode_recorded(data: Json) -> RecordedProgram:
         reads=decode_reads(fields["reads"]),
         absent=tuple(expect_str(path) for path in expect_list(fields["absent"])),
         shared=tuple((expect_str(path), expect_str(other)) for path, other in expect_pairs(fields["shared"])),
+        inlined=tuple(
+            (expect_str(path), safe_text(expect_str(reason))) for path, reason in expect_pairs(fields["inlined"])
+        ),
+        modes=tuple((expect_str(name), expect_type(value, bool, str)) for name, value in expect_pairs(fields["modes"])),
         program=decode_program(fields["program"]),
         method=expect_str(fields["method"]),
     )

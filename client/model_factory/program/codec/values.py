@@ -13,6 +13,7 @@ from typing import Any
 
 from model_factory.documents import expect_str, expect_type, mapping, named_float
 from model_factory.errors import FormatError
+from model_factory.program.bounds import bounded_integer
 from model_factory.program.call_signature import CONSTANT_TYPES
 from model_factory.program.codec.json_fields import Json, expect_axis, expect_items, expect_list, expect_pairs, tagged
 from model_factory.program.ir import (
@@ -23,6 +24,7 @@ from model_factory.program.ir import (
     Expr,
     Expression,
     Fields,
+    FieldsKind,
     LimitOf,
     Rank,
     Ref,
@@ -41,8 +43,10 @@ def encode_value(value: Argument) -> Json:  # noqa: C901, PLR0912  one arm per k
         >>> encode_value([Ref("x"), (1, 2.5), slice(None, 3, None)])
         [{'ref': 'x'}, {'tuple': [1, 2.5]}, {'slice': [None, 3, None]}]
     """
-    if value is None or type(value) in {bool, int, str}:
+    if value is None or type(value) in {bool, str}:
         return value
+    if type(value) is int:
+        return bounded_integer(value)
     if type(value) is float:
         return value if math.isfinite(value) else {"float": repr(value)}
     if type(value) is list:
@@ -69,7 +73,7 @@ def encode_value(value: Argument) -> Json:  # noqa: C901, PLR0912  one arm per k
         return {"device": True}
     if isinstance(value, Fields):
         entries = [[name, encode_value(item)] for name, item in zip(value.names, value.values, strict=True)]
-        return {"named_tuple" if value.is_tuple else "record": entries}
+        return {value.kind: entries}
     raise FormatError(f"a {type(value).__module__}.{type(value).__qualname__} cannot be written in a program")
 
 
@@ -79,8 +83,10 @@ def decode_value(data: Json) -> Argument:
     Raises:
         FormatError: the data is malformed.
     """
-    if data is None or isinstance(data, bool | int | float | str):
+    if data is None or isinstance(data, bool | float | str):
         return data
+    if isinstance(data, int):
+        return bounded_integer(data)
     if isinstance(data, list):
         return [decode_value(item) for item in data]
     kind, body = tagged(data)
@@ -100,13 +106,13 @@ def encode_expression(expr: Expression) -> Json:
         return {"ref": expr.name}
     if isinstance(expr, Expr):
         return {"op": [expr.op, *[encode_expression(arg) for arg in expr.args]]}
-    return expr
+    return bounded_integer(expr) if isinstance(expr, int) else expr
 
 
 def decode_expression(data: Json) -> Expression:
     """The inverse of :func:`encode_expression`."""
     if isinstance(data, int | float):
-        return data
+        return bounded_integer(data) if isinstance(data, int) else data
     kind, body = tagged(data)
     if kind == "dim":
         name, axis = expect_items(body, 2)
@@ -130,11 +136,19 @@ def _decode_slice(body: Json) -> slice:
     return slice(start, stop, step)
 
 
-def _decode_fields(body: Json, *, is_tuple: bool) -> Fields:
+def _decode_fields(body: Json, kind: FieldsKind) -> Fields:
     entries = mapping(
         ((expect_str(name), decode_value(item)) for name, item in expect_pairs(body)), "a field of a record"
     )
-    return Fields(tuple(entries), tuple(entries.values()), is_tuple)
+    return Fields(tuple(entries), tuple(entries.values()), kind)
+
+
+def _decode_object(body: Json) -> Fields:
+    """Decode an object with attributes; a private attribute could speak for the object, as ``__array_interface__``."""
+    fields = _decode_fields(body, "object")
+    if private := [name for name in fields.names if not name.isidentifier() or name.startswith("_")]:
+        raise FormatError(f"an object has the attribute {private[0]!r}; names of attributes are public")
+    return fields
 
 
 _VALUES: Mapping[str, Callable[[Json], Argument]] = {
@@ -149,6 +163,7 @@ _VALUES: Mapping[str, Callable[[Json], Argument]] = {
     "dtype_of": lambda body: DtypeOf(expect_str(body)),
     "limit_of": lambda body: LimitOf(*map(expect_str, expect_items(body, 2))),
     "device": lambda _body: Device(),
-    "record": lambda body: _decode_fields(body, is_tuple=False),
-    "named_tuple": lambda body: _decode_fields(body, is_tuple=True),
+    "record": lambda body: _decode_fields(body, "record"),
+    "named_tuple": lambda body: _decode_fields(body, "named_tuple"),
+    "object": _decode_object,
 }

@@ -7,13 +7,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from model_factory.errors import FormatError
+from model_factory.errors import CallSignatureError, FormatError
 from model_factory.program.call_signature import CallSignature, has_any, leaf_names, match_call_signature
 from model_factory.program.expressions import Env, compile_expression, expression_names, shape_key
 from model_factory.program.ir import OWN, Outcome, step_text
 from model_factory.program.recorded_program import RecordedProgram
-from model_factory.program.runtime.interpreter import Runner
-from model_factory.program.runtime.lookup import get_module, get_tensor, has_read, is_absent, is_shared, own_shape
+from model_factory.program.runtime.caller_modes import check_mode, mode_value
+from model_factory.program.runtime.interpreter import Runner, device_of
+from model_factory.program.runtime.lookup import (
+    find_module,
+    get_module,
+    get_tensor,
+    has_read,
+    inlined_change,
+    is_absent,
+    is_shared,
+    own_shape,
+)
 from model_factory.program.torch_names import torch_dtype
 
 
@@ -59,6 +69,8 @@ class CompiledProgram:
         """Whether the program has guards."""
         self.dtypes = [(name, torch_dtype(dtype)) for name, dtype in recorded.dtypes]
         """Required dtypes, by tensor name."""
+        for name, value in recorded.modes:
+            check_mode(name, value)
         self._names = leaf_names(recorded.call_signature)
         self._size_conditions = [compile_expression(condition) for condition in recorded.size_conditions]
         sized = {name for condition in recorded.size_conditions for name in expression_names(condition)}
@@ -97,10 +109,33 @@ class CompiledProgram:
         kept = match_call_signature(self.recorded.call_signature, call.signature)
         return None if kept is None else [call.tensors[index] for index in kept]
 
+    def check_inlined(self, module: nn.Module, where: str) -> None:
+        """Check that nothing was put on a block whose inside is a part of the program, since it would have no effect.
+
+        Raises:
+            CallSignatureError: a block was replaced or wrapped, or has hooks.
+        """
+        for path, reason in self.recorded.inlined:
+            change = inlined_change(find_module(module, path))
+            if change:
+                raise CallSignatureError(
+                    f"{where}: the block {path!r} {change}, without effect: the inside of the block is a part of its "
+                    f"caller's program, since {reason}. Remedy: use the caller or the layers inside the block instead"
+                )
+
+    def _accepts_modes(self, module: nn.Module, given: list[torch.Tensor]) -> bool:
+        if not self.recorded.modes:
+            return True
+        device = device_of(module, given)
+        inputs = dict(zip(self._names, given, strict=True))
+        return all(mode_value(name, device, inputs) == value for name, value in self.recorded.modes)
+
     def accepts(self, module: nn.Module, call: Call) -> bool:
         """Whether the program may replace the forward of ``module`` for a call: every condition holds."""
         given = self.tensors_of(call)
         if given is None:
+            return False
+        if not self._accepts_modes(module, given):
             return False
         for path, training in self.recorded.training:
             if get_module(module, path).training != training:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from keyword import iskeyword
 from typing import Any
 
 from torch import nn
 
 from model_factory.errors import CallSignatureError, GraphExecutionError
+from model_factory.program.forward_signature import ForwardParameter, ForwardSignature
 from model_factory.program.ir import ModuleCall, OpCall, Program, Step, step_text
 from model_factory.program.ops import short_op
+from model_factory.program.recorded_program import FORWARD
 from model_factory.program.runtime.interpreter import Runner
-from model_factory.wording import nearest, quoted
+from model_factory.program.runtime.signed_class import signed_class
+from model_factory.wording import nearest, printable, quoted, shortened
 
 GRAPH_MODULES = "graph_modules"
 """Name of the child that holds a graph's modules."""
@@ -46,11 +50,18 @@ class GraphModel(nn.Module):
 
     def __init__(self, program: Program, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.inputs: list[str] = list(program.inputs)
         self.graph_modules = nn.ModuleDict()
         # Written to the table: the method of nn.ModuleDict refuses "keys", "type" and other good names.
         self.graph_modules._modules.update(modules)  # noqa: SLF001
-        self.runner = Runner(program)
+        self._initialise(Runner(program))
+
+    def _initialise(self, runner: Runner) -> None:
+        """Set the class and the program of an instance with or without modules."""
+        self.inputs: list[str] = list(runner.program.inputs)
+        self.runner = runner
+        if type(self) is GraphModel and all(name.isidentifier() and not iskeyword(name) for name in self.inputs):
+            signature = ForwardSignature(tuple(ForwardParameter(name, "positional") for name in self.inputs))
+            self.__class__ = signed_class(GraphModel, "GraphModel", {FORWARD: signature})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the steps.
@@ -62,6 +73,12 @@ class GraphModel(nn.Module):
                 step's ``out``; for a result, the message has the step's number and call.
         """
         return self.runner.run(self, self._bind(args, kwargs), on_error=self._step_failed)
+
+    def run_method(
+        self, _method: str, _signature: ForwardSignature, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the forward, for a class with a signature."""
+        return GraphModel.forward(self, *args, **kwargs)
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         if len(args) > len(self.inputs):
@@ -86,7 +103,7 @@ class GraphModel(nn.Module):
         where = f"step {index} ({_config_call(self.runner.program.steps[index])})"
         if type(error) in _REFUSALS:
             raise type(error)(f"{where}: {error}") from error
-        _add_note(error, f"in {where} of a graph")
+        _add_note(error, printable(shortened(f"in {where} of a graph")))
 
 
 def plugin_op_child(name: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from model_factory.errors import FormatError
+from model_factory.program.bounds import check_result
 from model_factory.program.expressions import Env, shape_key
 from model_factory.program.ir import (
     OWN,
@@ -75,7 +76,7 @@ class Runner:
         for name, index in _last_uses(program, used).items():
             self._dead[index].append(name)
         self._result = compile_argument(program.result)
-        self._uses_device = any(isinstance(part, Device) for some in parts for part in some)
+        self._uses_device = any(isinstance(part, Device) for some in [*parts, parts_of_result] for part in some)
         self._sets_modes = any(map(sets_modes, program.steps))
         if any(isinstance(step, Guard) for step in program.steps):  # another program may finish the run
             self._uses_device = self._sets_modes = True
@@ -112,7 +113,7 @@ class Runner:
         if self._measured:
             self._measure(env)
         if self._uses_device:
-            env[DEVICE] = _device(module, values)
+            env[DEVICE] = device_of(module, values)
         if not self._sets_modes:
             return self._interpret(env, on_error, other_branch)
         modes = env[CALLER_MODES] = CallerModes()
@@ -129,9 +130,13 @@ class Runner:
         other_branch: Callable[[int, Outcome], tuple[Runner, list[Any]]] | None,
         start: int = 0,
     ) -> Any:
+        is_compiling = torch.compiler.is_compiling()  # a compiler makes the checks conditions of the compiled code
         for index, action in enumerate(self._actions[start:] if start else self._actions, start):
             try:
-                self._stores[index](env, action(env))
+                value = action(env)
+                if not is_compiling:
+                    check_result(value)
+                self._stores[index](env, value)
             except BranchMissError as error:
                 if other_branch is None:
                     raise
@@ -159,7 +164,7 @@ class Runner:
                 env[shape_key(name)] = shape_of(env, name)
 
 
-def _device(module: nn.Module, values: list[Any]) -> torch.device:
+def device_of(module: nn.Module, values: list[Any]) -> torch.device:
     """Return the device of the first tensor input, else of the module's first tensor."""
     for value in values:
         if isinstance(value, torch.Tensor):

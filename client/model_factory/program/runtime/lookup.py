@@ -14,6 +14,10 @@ from model_factory.program.recorded_program import TABLES, Read, is_plain
 
 _MISSING: Any = object()
 PARAMETRIZATIONS = "parametrizations"
+RUNS_PROGRAMS = "_runs_programs"
+"""Attribute of the classes of modules whose forward is a recorded program."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def get_module(root: nn.Module, path: str) -> nn.Module:
@@ -81,6 +85,15 @@ def plain_read(value: Any) -> Any:
     return tuple(value) if isinstance(value, dict | torch.Size) else value
 
 
+def join_path(owner: str, path: str) -> str:
+    """Return the path from a root, of a module at ``path`` below ``owner``.
+
+    >>> join_path("body", "0"), join_path("", "0"), join_path("body", "")
+    ('body.0', '0', 'body')
+    """
+    return f"{owner}.{path}" if owner and path else owner or path
+
+
 def is_shared(root: nn.Module, path: str, other: str) -> bool:
     """Whether two paths lead to the same module or tensor."""
     return _find(root, path) is _find(root, other)
@@ -100,6 +113,28 @@ def is_absent(root: nn.Module, path: str) -> bool:
     owner, _, name = path.rpartition(".")
     module = find_module(root, owner)
     return module is not None and getattr(module, name, None) is None
+
+
+def inlined_change(module: nn.Module | None) -> str:
+    """Return the change of a block that a caller's program passes over, or an empty text.
+
+    Example:
+        >>> layer = nn.ReLU()
+        >>> inlined_change(layer)
+        'was replaced by a ReLU'
+    """
+    if module is None:
+        return "was removed"
+    if not getattr(module, RUNS_PROGRAMS, False):
+        return f"was replaced by a {type(module).__name__}"
+    for table in _HOOKS:
+        if getattr(module, table):
+            return "has a hook"
+    if "forward" in module.__dict__:
+        return "has another forward"
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return "was compiled"
+    return ""
 
 
 def own_shape(root: nn.Module, name: str) -> torch.Size:

@@ -1,7 +1,8 @@
 """Results with named fields.
 
 The class of a result stays on the server. The client gets plain data with the same field names: a :class:`Record` for
-a dataclass, an ``OrderedDict`` or a ``ModelOutput`` of transformers, and a :class:`RecordTuple` for a named tuple.
+a dataclass, an ``OrderedDict`` or a ``ModelOutput`` of transformers, a :class:`RecordTuple` for a named tuple, and a
+:class:`RecordObject` for another object.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from model_factory.program.torch_private import register_pytree_node
+from model_factory.program.torch_private import MappingKey, register_pytree_node
 
 
 class Record(OrderedDict[str, Any]):
@@ -87,16 +88,57 @@ class RecordTuple(tuple[Any, ...]):
         return f"{type(self).__name__}({items})"
 
 
-# So that DistributedDataParallel and torch.func find the tensors inside.
+class RecordObject:
+    """An object with the attributes of a model's own object, and without methods.
+
+    Example:
+        >>> cache = RecordObject({"keys": 1, "values": 2})
+        >>> cache.keys, cache.values
+        (1, 2)
+        >>> cache
+        RecordObject(keys=1, values=2)
+    """
+
+    def __init__(self, fields: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> None:
+        vars(self).update(fields)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"the result of a rebuilt model has no attribute {name!r}; it has {', '.join(vars(self))}, and no methods"
+        )
+
+    def __repr__(self) -> str:
+        return f"RecordObject({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+# So that DistributedDataParallel, torch.func and torch.export find the tensors inside.
 register_pytree_node(
     Record,
     lambda record: (list(record.fields().values()), tuple(record.fields())),
     lambda values, names: Record(zip(names, values, strict=True)),
     serialized_type_name="model_factory.Record",
+    flatten_with_keys_fn=lambda record: (
+        [(MappingKey(name), value) for name, value in record.fields().items()],
+        tuple(record.fields()),
+    ),
 )
 register_pytree_node(
     RecordTuple,
     lambda record: (list(record), record._fields),
     lambda values, names: RecordTuple(names, values),
     serialized_type_name="model_factory.RecordTuple",
+    flatten_with_keys_fn=lambda record: (
+        [(MappingKey(name), value) for name, value in zip(record._fields, record, strict=True)],
+        record._fields,
+    ),
+)
+register_pytree_node(
+    RecordObject,
+    lambda record: (list(vars(record).values()), tuple(vars(record))),
+    lambda values, names: RecordObject(zip(names, values, strict=True)),
+    serialized_type_name="model_factory.RecordObject",
+    flatten_with_keys_fn=lambda record: (
+        [(MappingKey(name), value) for name, value in vars(record).items()],
+        tuple(vars(record)),
+    ),
 )

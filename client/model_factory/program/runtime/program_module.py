@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType, MethodType
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import nn
 
 from model_factory.errors import CallSignatureError, FormatError
 from model_factory.limits import MAX_BRANCHES
-from model_factory.program.call_signature import call_signature, call_signature_text, changing_number, under_autocast
+from model_factory.program.arguments.differences import changing_number
+from model_factory.program.call_signature import call_signature, call_signature_text, under_autocast
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import Outcome
 from model_factory.program.recorded_program import FORWARD, Read, RecordedProgram
 from model_factory.program.runtime.compiled_program import BranchPoint, Call, CompiledProgram
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import changed_reads, find_module
+from model_factory.program.runtime.signed_class import signed_class
+from model_factory.program.torch_private import outside_of_jit_trace, outside_of_traces
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_untraced: Callable[[_Function], _Function] = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    reason="this call of a remotely built module has no program yet, and code compiled as one graph records none. "
+    "Remedy: make the same call once before, without torch.compile, or record the call at the build with "
+    "example_inputs() (docs/portability.md)"
+)
 
 
 class ProgramRecorder(Protocol):
@@ -37,6 +47,7 @@ class ProgramRecorder(Protocol):
         outcomes: tuple[Outcome, ...] = (),
         method: str = FORWARD,
         reads: Sequence[Read] = (),
+        defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> RecordedProgram:
         """Return a program for a call of the module at ``path``.
 
@@ -48,6 +59,7 @@ class ProgramRecorder(Protocol):
             outcomes: Outcomes of the first guards of the call.
             method: Method of the call.
             reads: Current attributes of torch modules below the module.
+            defaults: Arguments with values that the server knows, by name: defaults, constants of the config.
 
         Raises:
             CallSignatureError: no program can be made.
@@ -55,22 +67,13 @@ class ProgramRecorder(Protocol):
         ...
 
 
-class _DeclaredMethod:
-    """Function of a declared method, bound by ``MethodType``."""
-
-    def __init__(self, name: str, signature: ForwardSignature) -> None:
-        self.__name__ = name
-        self.signature = signature
-
-    def __call__(self, module: ProgramModule, *args: Any, **kwargs: Any) -> Any:
-        return module.run_method(self.__name__, self.signature, args, kwargs)
-
-
 class ProgramModule(nn.Module):
     """A module without its class: real children and parameters, with recorded programs for its forward.
 
     Declared methods of the class have programs, too. A call without a program is sent to ``recorder``.
     """
+
+    _runs_programs = True
 
     def __init__(
         self,
@@ -92,22 +95,27 @@ class ProgramModule(nn.Module):
         programs: Sequence[CompiledProgram],
         frozen: tuple[str, ...] = (),
         declared_methods: Mapping[str, ForwardSignature] = MappingProxyType({}),
+        constants: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Set the attributes of a bare instance; see ``ProgramNode`` for ``frozen`` and ``declared_methods``.
+        """Set the class and attributes of a bare instance; see ``ProgramNode`` for ``frozen`` and ``declared_methods``.
+
+        ``constants`` are arguments that the config itself gives, by name: the server knows their values.
 
         Raises:
-            FormatError: a declared method would hide a method of ``nn.Module``.
+            FormatError: a declared method would hide a method of ``nn.Module``, or Python allows no such parameters.
         """
         for name in declared_methods:
-            if not name.isidentifier() or hasattr(ProgramModule, name):
+            if not name.isidentifier() or not is_free(name):
                 raise FormatError(f"a {type_name} cannot have a method {name!r} of its own")
-        self._declared_methods = {name: _DeclaredMethod(name, item) for name, item in declared_methods.items()}
+        self.__class__ = signed_class(type(self), type_name, {FORWARD: signature, **declared_methods})
+        self._declared_methods = dict(declared_methods)
         self._type_name = type_name
         self._signature = signature
         self._path = path
         self._recorder = recorder
         self._programs = list(programs)
         self._frozen = frozen
+        self._constants = dict(constants)
         self._has_warned = False
 
     def train(self, mode: bool = True) -> Self:
@@ -117,9 +125,6 @@ class ProgramModule(nn.Module):
             if path and (module := find_module(self, path)) is not None:
                 module.eval()
         return self
-
-    def _get_name(self) -> str:
-        return self._type_name
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program for the signature of the call.
@@ -135,15 +140,11 @@ class ProgramModule(nn.Module):
     ) -> Any:
         """Run the program for a call of a method; raises as :meth:`forward` does."""
         arguments = signature.bind(args, kwargs, method)
-        called, tensors = call_signature(arguments)
-        call = Call(method, called, tensors, arguments)
-        for compiled in self._programs:
-            if compiled.accepts(self, call):
-                break
-        else:
-            compiled = self._learn(call)
+        call, compiled = outside_of_jit_trace(self._choose, method, arguments)
         if compiled.dtypes:
             self._warn_of_autocast(call)
+        if compiled.recorded.inlined:
+            compiled.check_inlined(self, self._where(call))
         values = compiled.tensors_of(call)
         assert values is not None
         if not compiled.decides:
@@ -162,16 +163,20 @@ class ProgramModule(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             declared = self.__dict__.get("_declared_methods", {})
-            if name in declared:
-                return MethodType(declared[name], self)
             raise AttributeError(
                 f"{self.__dict__.get('_type_name')!r} object has no attribute {name!r}: the module was built remotely, "
                 f"with only the forward and the declared methods of its class ({', '.join(declared) or 'none'}). "
                 "Remedy: name the method in the class's portable_methods on the server (docs/portability.md)"
             ) from None
 
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self._declared_methods]  # type: ignore[no-untyped-call]
+    def _choose(self, method: str, arguments: dict[str, Any]) -> tuple[Call, CompiledProgram]:
+        """Return a call and the program for the call."""
+        signature, tensors = call_signature(arguments)
+        call = Call(method, signature, tensors, arguments)
+        for compiled in self._programs:
+            if compiled.accepts(self, call):
+                return call, compiled
+        return call, self._learn(call)
 
     def _other_branch(self, point: BranchPoint, call: Call) -> CompiledProgram:
         """Return a program to continue a run after a guard with another outcome."""
@@ -180,8 +185,13 @@ class ProgramModule(nn.Module):
                 return other
         return self._learn(call, point)
 
+    @_untraced
     def _learn(self, call: Call, point: BranchPoint | None = None) -> CompiledProgram:
         """Get a program for a call; after a guard, a program to continue the run."""
+        with outside_of_traces():
+            return self._known_or_recorded(call, point)
+
+    def _known_or_recorded(self, call: Call, point: BranchPoint | None) -> CompiledProgram:
         if self._recorder is None:
             raise CallSignatureError(
                 f"{self._where(call)} has no program for the call ({call_signature_text(call.signature)}) and no "
@@ -212,12 +222,21 @@ class ProgramModule(nn.Module):
             )
         reads = changed_reads(self, [read for item in self._programs for read in item.recorded.reads])
         flags, dtype = _training_flags(self), _floating_dtype(self)
+        is_forward = call.method == FORWARD
+        signature = self._signature if is_forward else self._declared_methods[call.method]
+        defaults = signature.defaults | self._constants if is_forward else signature.defaults
         while True:
             changed = [(*key, value) for key, value in reads.items()]
-            recorded = recorder.record(self._path, call.arguments, flags, dtype, outcomes, call.method, changed)
+            recorded = recorder.record(
+                *(self._path, call.arguments, flags, dtype, outcomes, call.method, changed), defaults=defaults
+            )
             compiled = CompiledProgram(recorded)
             if self._fits(compiled, call, point):
                 return compiled
+            others = map(CompiledProgram, recorder.known(self._path) if recorded.modes else ())
+            other = next((item for item in others if self._fits(item, call, point)), None)
+            if other is not None:  # recorded for another mode of the caller
+                return other
             more = changed_reads(self, recorded.reads)
             if all(key in reads and reads[key] == value for key, value in more.items()):
                 raise CallSignatureError(
@@ -250,6 +269,16 @@ class ProgramModule(nn.Module):
                 "the server records a program for each. Remedy: pass the number as a tensor, torch.tensor(number)",
                 stacklevel=7,  # the call of the module
             )
+
+
+def is_free(name: str) -> bool:
+    """Whether a method of a class can have a name on a rebuilt module.
+
+    Example:
+        >>> is_free("encode"), is_free("train"), is_free("__len__")
+        (True, False, False)
+    """
+    return not (hasattr(ProgramModule, name) or name.startswith("__"))
 
 
 def _training_flags(module: nn.Module) -> tuple[tuple[str, bool], ...]:

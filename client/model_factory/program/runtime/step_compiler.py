@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from model_factory.errors import CallSignatureError, FormatError, GraphExecutionError
-from model_factory.program.checked_ops import CHECKED_MODULES, CHECKED_OPS, check_call
+from model_factory.program.checked_ops import CHECKED_OPS, with_out
 from model_factory.program.expressions import Env, Evaluate, compile_expression, expression_text, shape_key
 from model_factory.program.ir import (
     FLOAT_LIMITS,
     Argument,
     AttributeRead,
+    Constant,
     Device,
     DtypeOf,
     Fields,
@@ -36,10 +36,11 @@ from model_factory.program.ir import (
     out_names,
 )
 from model_factory.program.ops import AUTOCAST_KINDS, OPS, SET_AUTOCAST_ENABLED, SET_GRAD_ENABLED
+from model_factory.program.runtime.constants import constant_tensor
 from model_factory.program.runtime.lookup import get_module, get_tensor
-from model_factory.program.runtime.named_results import Record, RecordTuple
+from model_factory.program.runtime.named_results import Record, RecordObject, RecordTuple
 from model_factory.program.torch_names import torch_const
-from model_factory.program.torch_private import set_grad_enabled
+from model_factory.program.torch_private import assert_async, outside_of_jit_trace, set_grad_enabled
 
 # Keys of an environment for the module of the run, the device, and the caller's modes. Tuples, since a program could
 # use any text as a name.
@@ -48,6 +49,9 @@ DEVICE = ("device",)
 CALLER_MODES = ("caller modes",)
 
 _LISTS = (list, tuple)
+_OTHER_DEVICES = frozenset(
+    "fpga hip hpu ideep ipu lazy maia meta mkldnn mps mtia opencl opengl privateuseone ve vulkan xla xpu".split()
+)
 _PLAIN = (bool, int, float, str)
 
 Action = Callable[[Env], Any]
@@ -104,28 +108,55 @@ def compile_step(step: Step) -> Action:
             return _compile_op_call(step)
         case AttributeRead(path=path):
             return lambda env: _present(get_tensor(env[SELF], path), path)
+        case Constant():
+            constant = constant_tensor(step)
+            return lambda _env: constant.clone()  # a later step may write to the tensor
         case Guard():
-            return _compile_guard(compile_argument(step.value), step.outcome)
+            decide = _compile_guard(compile_argument(step.value), step.outcome)
+            return _compile_assert(compile_argument(step.value), decide) if step.asserts else decide
         case Require(condition=condition):
             return _compile_requirement(compile_argument(condition), expression_text(condition.expr))
 
 
 def _compile_module_call(step: ModuleCall) -> Action:
     path, args, kwargs = step.path, [*map(compile_argument, step.args)], _compile_kwargs(step.kwargs)
-    return lambda env: _call_module(
-        get_module(env[SELF], path), [arg(env) for arg in args], {name: arg(env) for name, arg in kwargs.items()}
+    return lambda env: get_module(env[SELF], path)(
+        *[arg(env) for arg in args], **{name: arg(env) for name, arg in kwargs.items()}
     )
 
 
 def _compile_op_call(step: OpCall) -> Action:
+    _check_texts((step.args, step.kwargs))
     args, kwargs = [*map(compile_argument, step.args)], _compile_kwargs(step.kwargs)
     function = CHECKED_OPS.get(step.name) or OPS.get(step.name)
     if function is None:
         raise FormatError(f"a program calls the unknown op {step.name!r}")
+    if "names" in kwargs:
+        raise FormatError(f"a program names axes in a call of {step.name}; tensors of programs have no named axes")
+    if step.name == SET_AUTOCAST_ENABLED and (kwargs or tuple(step.args) not in ((), (False,))):
+        raise FormatError(f"a program calls {step.name} to turn autocast on; a program may only turn autocast off")
+    function = with_out(function, kwargs)
     if step.name in _RESTORES and not args:
         restore = _RESTORES[step.name]
         return lambda env: restore(env[CALLER_MODES])
     return lambda env: function(*[arg(env) for arg in args], **{name: arg(env) for name, arg in kwargs.items()})
+
+
+def _check_texts(argument: Argument) -> None:
+    """Refuse names of devices, except of CPU and GPU. A kernel would read a tensor that has no memory.
+
+    Raises:
+        FormatError: an argument of an op names another device.
+    """
+    if isinstance(argument, str):
+        if argument.partition(":")[0] in _OTHER_DEVICES:
+            raise FormatError(f"a program names the device {argument!r}; allowed: {', '.join(AUTOCAST_KINDS)}")
+    elif isinstance(argument, _LISTS):
+        for item in argument:
+            _check_texts(item)
+    elif isinstance(argument, Mapping):
+        for item in argument.values():
+            _check_texts(item)
 
 
 def _compile_kwargs(kwargs: Mapping[str, Argument]) -> dict[str, Evaluate]:
@@ -136,12 +167,6 @@ def _present(tensor: torch.Tensor | None, path: str) -> torch.Tensor:
     if tensor is None:
         raise CallSignatureError(f"the recorded forward uses the parameter or buffer {path!r}, which is now None")
     return tensor
-
-
-def _call_module(module: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    if isinstance(module, CHECKED_MODULES):
-        check_call(module, args, kwargs)
-    return module(*args, **kwargs)
 
 
 def _compile_guard(value: Evaluate, wanted: Outcome) -> Action:
@@ -155,10 +180,21 @@ def _compile_guard(value: Evaluate, wanted: Outcome) -> Action:
     return check
 
 
+def _compile_assert(value: Evaluate, decide: Action) -> Action:
+    def check(env: Env) -> None:
+        condition = value(env)
+        if torch.compiler.is_compiling() and isinstance(condition, torch.Tensor):
+            assert_async(condition, "a condition that the forward asserts is false")
+        else:
+            decide(env)
+
+    return check
+
+
 def _compile_requirement(holds: Evaluate, text: str) -> Action:
     def check(env: Env) -> None:
         try:
-            is_true = holds(env)
+            is_true = outside_of_jit_trace(lambda: bool(holds(env)))
         except FormatError:  # another rank
             is_true = False
         if not is_true:
@@ -202,9 +238,10 @@ def compile_argument(argument: Argument) -> Evaluate:  # noqa: C901, PLR0912  on
         return lambda env: tuple([item(env) for item in items])
     if isinstance(argument, Fields):
         names, values = argument.names, compile_argument(argument.values)
-        if argument.is_tuple:
+        if argument.kind == "named_tuple":
             return lambda env: RecordTuple(names, values(env))
-        return lambda env: Record(zip(names, values(env), strict=True))
+        make = Record if argument.kind == "record" else RecordObject
+        return lambda env: make(zip(names, values(env), strict=True))
     if isinstance(argument, Mapping):
         entries = {key: compile_argument(item) for key, item in argument.items()}
         return lambda env: {key: item(env) for key, item in entries.items()}

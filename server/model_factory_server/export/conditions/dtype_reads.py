@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -68,7 +69,12 @@ class DtypeReads:
         return ReadDtype(name, tuple(values)) if values else TorchConst(name)
 
     def number(self, number: float) -> float | ReadLimit:
-        """Return a number argument: a constant, or possibly a limit, also if computed, for example ``-max``."""
+        """Return a number argument: a constant, or possibly a limit, also if computed, for example ``-max``.
+
+        Every NaN is one object, so that programs with NaN equal each other.
+        """
+        if math.isnan(number):
+            return math.nan
         read = self._limits.get(id(number))
         equal = (limit for limit in reversed(self._limits.values()) if limit.number == number)
         return read or next(equal, number)
@@ -88,10 +94,16 @@ class DtypeReads:
         return noted_finfo
 
 
-def _names_precision(frame: FrameType | None) -> bool:
-    """Whether the innermost code outside torch and this package names dtypes, or reads sizes of dtypes."""
+def frame_of_forward(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame outside of torch and this package: code of the forward."""
     while frame is not None and frame.f_code.co_filename.startswith(_NOT_OF_FORWARDS):
         frame = frame.f_back
+    return frame
+
+
+def _names_precision(frame: FrameType | None) -> bool:
+    """Whether the innermost code outside torch and this package names dtypes, or reads sizes of dtypes."""
+    frame = frame_of_forward(frame)
     if frame is None:
         return False
     names, texts = frame.f_code.co_names, [text for text in frame.f_code.co_consts if type(text) is str]

@@ -7,7 +7,9 @@ So each number read from a torch module is noted with the program, and a call wi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,10 +17,13 @@ from torch import nn
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.program.recorded_program import TABLES, is_plain
-from model_factory.program.runtime.lookup import plain_read
+from model_factory.program.runtime.lookup import join_path, plain_read
 
-_TRAINING = "training"
+TRAINING = "training"
+ALL = "__dict__"
+_LIBRARIES = ("torch", "model_factory", "model_factory_server")
 _ENTRIES = ("_parameters", "_buffers", "_modules")
+_INTERNALS = frozenset(nn.Module().__dict__) - {TRAINING}
 
 
 class ModuleReads:
@@ -38,6 +43,11 @@ class ModuleReads:
         """Paths of parameters, buffers and children read as ``None`` or missing."""
         self.flags: dict[str, None] = {}
         """Paths of torch modules whose training flag was read."""
+        self.read_first: set[tuple[str, str]] = set()
+        """Class and name of attributes of custom modules, read before an assignment in the same run."""
+        self._assigned: set[tuple[int, str]] = set()
+        self.custom: dict[tuple[str, str], None] = {}
+        """Attributes of custom modules: module path and name; ``__dict__`` is every attribute."""
         self._paths: Mapping[nn.Module, str] = {module: path for path, module in root.named_modules()}
         self._stock = {module for module in self._paths if is_stock(module)}
         self._is_forward = is_forward
@@ -50,8 +60,10 @@ class ModuleReads:
             try:
                 value = original(module, name)
             except AttributeError:
-                if self._is_forward() and module in self._paths:  # hasattr, or getattr with a default
-                    self.absent[self._path_of(module, name)] = None
+                if self._is_forward():  # hasattr, or getattr with a default
+                    self._note_first_read(module, name)
+                    if module in self._paths:
+                        self.absent[self._path_of(module, name)] = None
                 raise
             return self._note_entry(module, name, value) if self._is_forward() else value
 
@@ -62,11 +74,33 @@ class ModuleReads:
 
         def get_attribute(module: nn.Module, name: str) -> Any:
             value = original(module, name)
-            if (name[:1] != "_" or name in TABLES) and self._is_forward():
-                self._note_attribute(module, name, value)
+            if (name not in _INTERNALS or name in TABLES) and self._is_forward():
+                if name != ALL:
+                    self._note_first_read(module, name)
+                    self._note_attribute(module, name, value)
+                elif not _is_library(sys._getframe(1)):  # noqa: SLF001  torch's own lookups use the table
+                    self.custom[self._paths.get(module, ""), name] = None
             return value
 
         return get_attribute
+
+    def note_assignments(self, original: Callable[..., None]) -> Callable[..., None]:
+        """Return a replacement for ``nn.Module.__setattr__``."""
+
+        def set_attribute(module: nn.Module, name: str, value: Any) -> None:
+            original(module, name, value)
+            self._assigned.add((id(object.__getattribute__(module, ALL)), name))
+
+        return set_attribute
+
+    def _note_first_read(self, module: nn.Module, name: str) -> None:
+        table = object.__getattribute__(module, ALL)
+        if name not in _ENTRIES and (id(table), name) not in self._assigned and module not in self._stock:
+            self.read_first.add((class_of(module), name))
+
+    def add_of_inner(self, path: str, reads: Iterable[tuple[str, str]]) -> None:
+        """Note the attributes that the own program of the inner block at ``path`` depends on."""
+        self.custom.update(((join_path(path, inner), name), None) for inner, name in reads)
 
     def note_parameters(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """Return a replacement for ``nn.Module.named_parameters``."""
@@ -96,12 +130,29 @@ class ModuleReads:
 
     def _note_attribute(self, module: nn.Module, name: str, value: Any) -> None:
         path = self._paths.get(module)
-        if path is None or module not in self._stock or name not in module.__dict__:
+        if path is None or name not in object.__getattribute__(module, ALL):
             return
-        if name == _TRAINING:
+        if module not in self._stock:
+            if name not in _INTERNALS:
+                self.custom[path, name] = None
+        elif name == TRAINING:
             self.flags[path] = None
-        elif is_plain(noted := plain_read(value)):
+        elif (name[:1] != "_" or name in TABLES) and is_plain(noted := plain_read(value)):
             self.attributes[path, name] = noted
+
+
+def class_of(module: nn.Module) -> str:
+    """Name of a module's class, also of a view of the module for a method.
+
+    Example:
+        >>> class_of(nn.ReLU())
+        'ReLU'
+    """
+    return type(module).__name__.partition(".")[0]
+
+
+def _is_library(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _LIBRARIES
 
 
 def shared_paths(root: nn.Module, used: Iterable[str]) -> tuple[tuple[str, str], ...]:

@@ -6,7 +6,7 @@ the program holds for any width. So a fake result of a torch module has symbols 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,12 +31,34 @@ def with_sizes(tensor: torch.Tensor, symbol: Callable[[int, Any], Any | None]) -
     if all(size is None for size in found):
         return tensor
     sizes = [old if new is None else new for old, new in zip(tensor.shape, found, strict=True)]
+    return empty_in_order(sizes, _by_stride(tensor), tensor.dtype, tensor.device)
+
+
+def empty_in_order(
+    sizes: Sequence[Any], order: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Return a tensor without gaps in memory; ``order`` has the axes from the innermost in memory to the outermost.
+
+    Example:
+        >>> empty_in_order((2, 3), (0, 1), torch.float32, torch.device("cpu")).stride()
+        (1, 2)
+    """
     strides: list[Any] = [1] * len(sizes)
     step: Any = 1
-    for axis in _by_stride(tensor):
+    for axis in order:
         strides[axis] = step
         step = step * sizes[axis]
-    return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device)
+    return torch.empty_strided(sizes, strides, dtype=dtype, device=device)
+
+
+def memory_order(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """Return the axes from the innermost in memory to the outermost; None for a tensor with gaps in memory.
+
+    Example:
+        >>> memory_order(torch.zeros(2, 3)), memory_order(torch.zeros(2, 3)[:, :1])
+        ((1, 0), None)
+    """
+    return tuple(_by_stride(tensor)) if _is_dense(tensor) else None
 
 
 def plain_axes(tensor: torch.Tensor) -> list[int]:

@@ -132,12 +132,20 @@ class DecisionShapeEnv(ShapeEnv):
             self.decisions.append(decided)
         return value
 
+    def guard_or_defer_runtime_assert(  # type: ignore[override]  # torch caches the results
+        self, orig_expr: Any, *_args: Any, **_kwargs: Any
+    ) -> bool:
+        """Decide the condition of ``torch._check``: torch would add a check for later, which programs do not have."""
+        return bool(self.evaluate_expr(orig_expr))
+
 
 class SymbolTable:
     """The meaning of each symbol: a size of an input, parameter or result, or a number from a step."""
 
-    def __init__(self, shape_env: DecisionShapeEnv) -> None:
+    def __init__(self, shape_env: DecisionShapeEnv, *, fixes_sizes: bool = False) -> None:
+        """Begin without symbols; with ``fixes_sizes``, every size is a number, and a condition of the program."""
         self._shape_env = shape_env
+        self._fixes_sizes = fixes_sizes
         self._meaning: dict[sympy.Symbol, Dim | Ref] = {}
         self._sizes: dict[str, int] = {}
         self._ones: list[Expr] = []
@@ -150,11 +158,13 @@ class SymbolTable:
             if isinstance(size, torch.SymInt):
                 self._meaning.setdefault(formula(size), Dim(name, axis))
                 self._sizes[str(formula(size))] = recorded_size(size)
-            elif size == 1:
-                self._ones.append(Expr("eq", (Dim(name, axis), 1)))
+            elif size == 1 or (self._fixes_sizes and size):  # the call signature contains sizes of 0
+                self._ones.append(Expr("eq", (Dim(name, axis), size)))
 
     def own(self, path: str, fake: torch.Tensor) -> torch.Tensor:
         """Return a fake parameter or buffer with symbolic sizes, for reads by the forward."""
+        if self._fixes_sizes:
+            return fake
 
         def symbol(axis: int, size: Any) -> Any:
             return self._symbol(f"{path}_{axis}_own", size, Dim(f"{OWN}{path}", axis))
@@ -177,14 +187,63 @@ class SymbolTable:
         found: Any = self._shape_env.create_symintnode(symbol, hint=hint, source=source)
         return found  # type: ignore[no-any-return]
 
-    def add_given(self, name: str, axis: int, size: int | torch.SymInt) -> torch.SymInt:
+    def add_given(self, name: str, axis: int, size: int | torch.SymInt) -> torch.SymInt | None:
         """Return a symbol for a size of ``name``, the result of a layer; ``size`` is the recorded layer's.
 
-        After the layer is replaced, the symbol is the new layer's size.
+        Without symbols, return None. After the layer is replaced, the symbol is the new layer's size.
         """
+        if self._fixes_sizes:
+            return None
         found = self._symbol(f"{name}_{axis}_given", recorded_size(size), Dim(name, axis))
         self._given[formula(found)] = formula(size) if isinstance(size, torch.SymInt) else sympy.Integer(size)
         return found
+
+    def add_inner(self, name: str, axis: int, size: Any) -> int | torch.SymInt:
+        """Return the size of ``name``, the result of an inner block; ``size`` is a formula of sizes before the call.
+
+        After the block is replaced, the symbol is the new block's size. Sizes of 0 and 1 stay numbers.
+        """
+        if size.is_Integer and int(size) in {0, 1}:
+            return int(size)
+        found = self._symbol(f"{name}_{axis}_given", self._number(size), Dim(name, axis))
+        self._given[formula(found)] = size
+        return found
+
+    def require(self, condition: Any) -> None:
+        """Add a condition on sizes, a formula, to the conditions of the recording."""
+        if condition not in {sympy.true, sympy.false} and condition not in self._shape_env.decisions:
+            self._shape_env.decisions.append(condition)
+
+    def _number(self, expr: Any) -> int:
+        numbers = {symbol: sympy.Integer(self._sizes[str(symbol)]) for symbol in expr.free_symbols}
+        return int(expr.xreplace(numbers))
+
+    def in_inputs(self, expr: Any) -> Any | None:
+        """Return a formula in sizes of inputs only, with numbers for sizes of layers; None for a size from values."""
+        while given := expr.free_symbols & self._given.keys():
+            expr = expr.xreplace({symbol: self._given[symbol] for symbol in given})
+        own = {symbol for symbol in expr.free_symbols if self._is_own(symbol)}
+        expr = expr.xreplace({symbol: sympy.Integer(self._sizes[str(symbol)]) for symbol in own})
+        is_known = all(symbol in self._meaning and str(symbol) in self._sizes for symbol in expr.free_symbols)
+        return expr if is_known else None
+
+    def _is_own(self, symbol: Any) -> bool:
+        meaning = self._meaning.get(symbol)
+        return isinstance(meaning, Dim) and meaning.name.startswith(OWN)
+
+    def inputs(self) -> dict[Any, Dim]:
+        """Return the symbols of the inputs' sizes, with their meanings."""
+        return {
+            symbol: meaning
+            for symbol, meaning in self._meaning.items()
+            if isinstance(meaning, Dim) and str(symbol) in self._sizes and symbol not in self._given
+            if not self._is_own(symbol)
+        }
+
+    def input_conditions(self) -> list[Any]:
+        """The conditions of the recording as formulas in sizes of inputs; conditions on own tensors are left out."""
+        kept = (known for expr in self._shape_env.conditions() if (known := self._known_before(expr)) is not None)
+        return [expr for item in kept if (expr := self.in_inputs(item)) not in {None, sympy.true}]
 
     def skip_requirements(self) -> None:
         """Drop the new conditions on sizes of layers' results: a torch module makes the same checks at run time."""
@@ -200,6 +259,8 @@ class SymbolTable:
     def add_value(self, name: str, value: torch.SymInt | torch.SymFloat | torch.SymBool) -> None:
         """Register the number returned by a step, for example ``x.item()``."""
         symbol = formula(value)
+        if isinstance(symbol, sympy.Eq) and symbol.rhs == 1:  # the item of a bool tensor, as torch writes it
+            symbol = symbol.lhs
         if isinstance(symbol, sympy.Symbol):
             self._meaning.setdefault(symbol, Ref(name))
 

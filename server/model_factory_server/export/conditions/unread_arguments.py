@@ -9,10 +9,19 @@ value of another kind, above all None, does not fit, since ``is None`` and ``isi
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from typing import Any
 
-from model_factory.program.call_signature import ArgumentSignature, CallSignature, Unreadable, any_of_kind
+from model_factory.program.arguments.kinds import CLOSED, Parts, put_together, take_apart
+from model_factory.program.arguments.unreadable import Unreadable
+from model_factory.program.call_signature import (
+    TENSORS,
+    ArgumentSignature,
+    CallSignature,
+    any_of_kind,
+    parts_of,
+    with_parts,
+)
 
 Place = tuple[str | int, ...]
 """The place of a part of a call's arguments: the name of the argument, then keys and indices."""
@@ -40,17 +49,13 @@ def _candidates(argument: ArgumentSignature, place: Place, unread: Container[Pla
         case "const":
             if type(argument[2]) in {int, float, str}:
                 yield place
-        case "nan" | "object":
+        case "nan" | "object" | "numpy":
             yield place
-        case "dict":
-            for key, item in argument[1]:
+        case "list" | "tuple" if all(tensor in unread for tensor, _ in _tensor_places([(place, argument)])):
+            yield place
+        case kind if kind not in CLOSED:
+            for key, item in parts_of(argument) or ():
                 yield from _candidates(item, (*place, key), unread)
-        case "list" | "tuple":
-            if all(tensor in unread for tensor, _ in _tensor_places([(place, argument)])):
-                yield place
-            else:
-                for index, item in enumerate(argument[1]):
-                    yield from _candidates(item, (*place, index), unread)
 
 
 def tensor_places(signature: CallSignature) -> Iterator[tuple[Place, str]]:
@@ -61,11 +66,9 @@ def tensor_places(signature: CallSignature) -> Iterator[tuple[Place, str]]:
 def _tensor_places(pending: list[tuple[Place, ArgumentSignature]]) -> Iterator[tuple[Place, str]]:
     while pending:
         place, argument = pending.pop()
-        if argument[0] == "tensor":
+        if argument[0] in TENSORS:
             yield place, ".".join(map(str, place))
-        elif argument[0] in {"dict", "list", "tuple"}:
-            entries = argument[1] if argument[0] == "dict" else enumerate(argument[1])
-            pending += [((*place, key), item) for key, item in entries]
+        pending += [((*place, key), item) for key, item in parts_of(argument) or ()]
 
 
 def without(signature: CallSignature, places: Container[Place]) -> CallSignature:
@@ -76,19 +79,12 @@ def without(signature: CallSignature, places: Container[Place]) -> CallSignature
 def _without(argument: ArgumentSignature, place: Place, places: Container[Place]) -> ArgumentSignature:
     if place in places:
         return any_of_kind(argument)
-    match argument[0]:
-        case "dict":
-            return ("dict", tuple((key, _without(item, (*place, key), places)) for key, item in argument[1]))
-        case "list" | "tuple":
-            return (
-                argument[0],
-                tuple(_without(item, (*place, index), places) for index, item in enumerate(argument[1])),
-            )
-    return argument
+    parts = parts_of(argument)
+    return argument if parts is None else with_parts(argument, [_without(i, (*place, k), places) for k, i in parts])
 
 
 def with_use_noting(
-    arguments: dict[str, Any], places: Container[Place], note: Callable[[Place], None]
+    arguments: dict[str, Any], places: Collection[Place], note: Callable[[Place], None]
 ) -> dict[str, Any]:
     """Return arguments with an object at each of ``places`` that calls ``note`` with the place when used.
 
@@ -101,15 +97,15 @@ def with_use_noting(
     return {name: _with_noting(value, (name,), places, note) for name, value in arguments.items()}
 
 
-def _with_noting(value: Any, place: Place, places: Container[Place], note: Callable[[Place], None]) -> Any:
+def _with_noting(value: Any, place: Place, places: Collection[Place], note: Callable[[Place], None]) -> Any:
     if place in places:
         # An Unreadable refuses every use already.
         return value if type(value) is Unreadable else UseNoting(value, functools.partial(note, place))
-    if type(value) is dict:
-        return {key: _with_noting(item, (*place, key), places, note) for key, item in value.items()}
-    if type(value) in {list, tuple}:
-        return type(value)(_with_noting(item, (*place, index), places, note) for index, item in enumerate(value))
-    return value
+    parts = take_apart(value)
+    if parts is None or not any(item[: len(place)] == place for item in places):
+        return value
+    entries = [(key, _with_noting(item, (*place, key), places, note)) for key, item in parts.entries]
+    return put_together(Parts(parts.kind, entries, parts.detail), value)
 
 
 class UseNoting:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -13,8 +12,7 @@ from torch.nn.utils import parametrize
 from model_factory.descriptor.attributes import described, settable
 from model_factory.descriptor.stock import stock_attributes
 from model_factory.errors import FormatError, NotPortableError
-from model_factory.program.codec.values import encode_value
-from model_factory.program.forward_signature import ForwardParameter, ForwardSignature
+from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.runtime.program_module import ProgramModule
 
 _INTERNALS = frozenset(nn.Module().__dict__)
@@ -90,24 +88,3 @@ def tensor_attributes(tensor: torch.Tensor, name: str) -> dict[str, Any]:
                 "attribute on the rebuilt tensor"
             ) from None
     return attributes
-
-
-def portable_signature(method: Callable[..., Any]) -> ForwardSignature:
-    """The signature of a method. A default is left out unless it is plain data, so the argument becomes required.
-
-    Example:
-        >>> def forward(x, mask=object()): ...
-        >>> [item.required for item in portable_signature(forward).parameters]
-        [True, True]
-    """
-    return ForwardSignature(
-        tuple(_with_portable_default(parameter) for parameter in ForwardSignature.of(method).parameters)
-    )
-
-
-def _with_portable_default(parameter: ForwardParameter) -> ForwardParameter:
-    try:
-        encode_value(parameter.default)
-    except FormatError:
-        return ForwardParameter(parameter.name, parameter.kind)
-    return parameter

@@ -6,7 +6,7 @@ order of the walk, parents before children. Shared modules and tied tensors are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -33,7 +33,6 @@ from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.lookup import get_module
 from model_factory_server.export.describe.attributes import (
     module_attributes,
-    portable_signature,
     program_attributes,
     real_class,
 )
@@ -54,6 +53,7 @@ def describe(
     sources: Mapping[nn.Module, SourceClass] = MappingProxyType({}),
     bundle: Blob | None = None,
     refused: dict[str, str] | None = None,
+    left_out: Container[tuple[int, str]] = (),
 ) -> Descriptor:
     """Describe a module and everything below.
 
@@ -62,6 +62,8 @@ def describe(
         sources: Modules of the model to be sent as source code, with their classes.
         bundle: The bundle with these classes; ``None`` without source code.
         refused: If given, receives the reason for each refused module, by path, and no error is raised.
+        left_out: Attributes of custom modules without a place in the descriptor: ``id`` of the module's ``__dict__``,
+            and name.
 
     Raises:
         NotPortableError: a module or tensor is not portable; the message names the module, the fault and a remedy.
@@ -70,7 +72,7 @@ def describe(
         >>> [node.type for node in describe(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).modules]
         ['nn.Sequential', 'nn.Linear', 'nn.ReLU']
     """
-    walk = _Walk(sources, Refusals(refused))
+    walk = _Walk(sources, Refusals(refused), left_out)
     walk.add_module(module, "")
     tensors = walk.tensors.finish()
     nodes = tuple(node for node in walk.modules if node is not None)
@@ -111,8 +113,11 @@ def planned_tensors(module: nn.Module, descriptor: Descriptor) -> dict[str, torc
 class _Walk:
     """Walks a model once and makes the tables of its descriptor."""
 
-    def __init__(self, sources: Mapping[nn.Module, SourceClass], refusals: Refusals) -> None:
+    def __init__(
+        self, sources: Mapping[nn.Module, SourceClass], refusals: Refusals, left_out: Container[tuple[int, str]]
+    ) -> None:
         self._sources = sources
+        self._left_out = left_out
         self._refusals = refusals
         self._positions: dict[int, int] = {}  # by id of the module
         self.modules: list[ModuleNode | None] = []
@@ -171,14 +176,16 @@ class _Walk:
         }
 
     def _program_node(self, tables: dict[str, Any], module: nn.Module, path: str, where: str) -> ProgramNode:
-        node = ProgramNode(type=type(module).__name__, signature=portable_signature(module.forward), **tables)
+        node = ProgramNode(type=real_class(module).__name__, signature=ForwardSignature.of(module.forward), **tables)
         with self._refusals.noted(path):
             methods = declared_methods(module, where)
+            found = program_attributes(module, methods, where).items()
+            kept = {name: value for name, value in found if (id(module.__dict__), name) not in self._left_out}
             return replace(
                 node,
-                attributes=self._with_tensors(program_attributes(module, methods, where), path),
+                attributes=self._with_tensors(kept, path),
                 frozen=frozen_modules(module, where),
-                declared_methods=tuple((name, portable_signature(getattr(module, name))) for name in methods),
+                declared_methods=tuple((name, ForwardSignature.of(getattr(module, name))) for name in methods),
             )
         return node
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from model_factory.descriptor.weights import DTYPES
 from model_factory.errors import NotPortableError
+from model_factory_server.export.restored_after import attributes_restored_after
 
 REFUSED_CLASSES: Mapping[str, str] = {
     "torch.nn.parallel.data_parallel.DataParallel": (
@@ -103,9 +105,40 @@ def refuse_methods(module: nn.Module, where: str) -> None:
         )
     for name, remedy in _METHODS.items():
         if getattr(type(module), name) is not getattr(nn.Module, name) or name in module.__dict__:
+            if name == "_save_to_state_dict" and _saves_as_torch(module):
+                continue
             raise NotPortableError(
                 f"{where} overrides {name}(), and the rebuilt module would lack the override. Remedy: {remedy}"
             )
+
+
+def _saves_as_torch(module: nn.Module) -> bool:
+    """Whether a module's own ``_save_to_state_dict`` has the result of torch's."""
+    own, torchs = OrderedDict[str, Any](), OrderedDict[str, Any]()
+    try:
+        module._save_to_state_dict(own, "", keep_vars=True)
+        nn.Module._save_to_state_dict(module, torchs, "", keep_vars=True)
+    except Exception:  # noqa: BLE001  the operator's code may raise any error
+        return False
+    return _is_same_state(own, torchs)
+
+
+def _is_same_state(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return list(one) == list(other) and all(one[name] is other[name] for name in one)
+
+
+def _may_be_left_behind(module: nn.Module, table: str, hook: Any) -> bool:
+    """Whether a hook for loading has no effect on a state dict of this model: such hooks convert older state dicts."""
+    if table != "_load_state_dict_pre_hooks":
+        return False
+    try:
+        state = module.state_dict(keep_vars=True)
+        before = dict(state)
+        with attributes_restored_after(module):
+            hook(state, "", {}, True, [], [], [])
+    except Exception:  # noqa: BLE001  the operator's code may raise any error
+        return False
+    return _is_same_state(before, state)
 
 
 def refuse_slots(cls: type[nn.Module], where: str) -> None:
@@ -125,12 +158,14 @@ def refuse_slots(cls: type[nn.Module], where: str) -> None:
 def refuse_hooks(module: nn.Module, where: str, restored: Collection[Any]) -> None:
     """Refuse hooks, except hooks ``restored`` by the rebuild.
 
+    A hook that converts older state dicts is left behind.
+
     Raises:
         NotPortableError: the module has another hook.
     """
     for table in _HOOKS:
         for hook in getattr(module, table).values():
-            if not any(hook is item for item in restored):
+            if not any(hook is item for item in restored) and not _may_be_left_behind(module, table, hook):
                 home = str(getattr(hook, "__module__", ""))
                 remedy = _HOOK_REMEDIES.get(home, "register the hook on the rebuilt module")
                 raise NotPortableError(

@@ -57,7 +57,7 @@ def _merge(*parts: Any) -> Any:
         args, kwargs = (_merge(*(getattr(part, name) for part in parts)) for name in ("args", "kwargs"))
         return replace(first, args=args, kwargs=kwargs)
     if isinstance(first, Fields):
-        _check_equal((part.names, part.is_tuple) for part in parts)
+        _check_equal((part.names, part.kind) for part in parts)
         return replace(first, values=_merge(*(part.values for part in parts)))
     if isinstance(first, list | tuple):
         _check_equal(map(len, parts))
@@ -83,9 +83,9 @@ def _merge_dtypes(*parts: ReadDtype | TorchConst) -> TorchConst | DtypeOf:
 
 
 def _merge_numbers(*parts: ReadLimit | float) -> float | LimitOf:
-    numbers = {repr(part.number if isinstance(part, ReadLimit) else part) for part in parts}  # NaN differs from NaN
-    if len(numbers) == 1:
-        return float(numbers.pop())
+    numbers = [part.number if isinstance(part, ReadLimit) else part for part in parts]
+    if len(set(map(repr, numbers))) == 1:  # NaN differs from NaN
+        return numbers[0]
     limits = {part.limit if isinstance(part, ReadLimit) else "" for part in parts}
     if len(limits) > 1:
         raise DtypeDecidesError

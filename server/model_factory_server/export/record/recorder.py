@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -21,10 +22,11 @@ from model_factory.program.expressions import expression_names
 from model_factory.program.ir import AttributeRead, ModuleCall, Outcome, Program
 from model_factory.program.recorded_program import RecordedProgram
 from model_factory_server.export.conditions.dtype_reads import HALVES
-from model_factory_server.export.conditions.module_reads import shared_paths
+from model_factory_server.export.conditions.module_reads import ALL, TRAINING, shared_paths
 from model_factory_server.export.conditions.unread_arguments import Place, candidates, tensor_places, without
+from model_factory_server.export.record.caller_modes import Modes, in_modes_of_callers, is_only_on_gpu
 from model_factory_server.export.record.merge_dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
-from model_factory_server.export.record.recording import Recording, run_if_possible
+from model_factory_server.export.record.recording import Kinds, Recording, run_if_possible
 from model_factory_server.export.record.sample_inputs import outcome_on, takes_branch
 from model_factory_server.export.restored_after import attributes_restored_after
 from model_factory_server.export.trace.decisions import UndecidedError
@@ -33,11 +35,14 @@ _MAX_SINGLE_RUNS = 8
 """Maximum number of a call's constants to test for reads separately."""
 
 
-def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome] = ()) -> RecordedProgram:
+def record(
+    module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome] = (), kinds: Kinds | None = None
+) -> RecordedProgram:
     """Record ``module`` for the call signature of ``arguments`` (real tensors, bound to its forward's parameters).
 
     The module's training flags become a condition of the program. ``outcomes`` are the outcomes of the first decisions
-    by values; other decisions turn out as on inputs like ``arguments``.
+    by values; other decisions turn out as on inputs like ``arguments``. With ``kinds``, inner blocks get programs of
+    their own.
 
     Raises:
         NotPortableError: the forward cannot be recorded as a program.
@@ -51,12 +56,26 @@ def record(module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[O
         >>> [step.name for step in record(Double(), {"x": torch.ones(3)}).program.steps]
         ['torch.Tensor.mul']
     """
-    recording, program = _run_decided(module, arguments, outcomes)
-    return _accept_any_at(_settled(recording, program), _unread(recording, program))
+    return record_as_is(module, arguments, outcomes, kinds)[0]
 
 
-def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
-    """Record in eval and in train mode; return one program if the modes do not differ. Training flags are restored.
+def record_as_is(
+    module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome] = (), kinds: Kinds | None = None
+) -> list[RecordedProgram]:
+    """Record as :func:`record`; the same program for a GPU may follow, if the forward asks for the device."""
+
+    def in_modes(modes: Modes) -> list[RecordedProgram]:
+        recording, program = _run_decided(module, arguments, outcomes, kinds, modes)
+        return [_accept_any_at(_settled(recording, program), _unread(recording, program))]
+
+    first, *others = in_modes_of_callers(in_modes)
+    return [first, *(item for item in others if is_only_on_gpu(item) and replace(item, modes=first.modes) == first)]
+
+
+def record_modes(module: nn.Module, arguments: Mapping[str, Any], kinds: Kinds | None = None) -> list[RecordedProgram]:
+    """Record in eval and in train mode, and in each mode of the caller that the forward asks for.
+
+    Modes without a difference have one program. Training flags are restored.
 
     Example:
         >>> import torch
@@ -66,8 +85,19 @@ def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Record
         >>> [recorded.training for recorded in record_modes(Double(), {"x": torch.ones(3)})]
         [()]
     """
+    return in_modes_of_callers(lambda modes: _record_both(module, arguments, kinds, modes))
+
+
+def _record_both(
+    module: nn.Module, arguments: Mapping[str, Any], kinds: Kinds | None, modes: Modes
+) -> list[RecordedProgram]:
+    """Record in eval and in train mode."""
     with attributes_restored_after(module):
-        evaluating, evaluated = _run_decided(module.eval(), arguments)
+        module.eval()  # an own train() may return nothing
+        evaluating, evaluated = _run_decided(module, arguments, (), kinds, modes)
+        if _is_for_both_modes(evaluating):
+            program = _settled(evaluating, evaluated)
+            return [_accept_any_at(replace(program, training=()), _unread(evaluating, evaluated))]
         # Usually neither mode nor dtype matters: one more run, with another mode and another dtype, shows both.
         module.train()
         other = evaluating.again(evaluating.other_dtype)
@@ -76,7 +106,7 @@ def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Record
             unread = _unread(other, trained)
             module.eval()
             return [_accept_any_at(both, unread, _unread(evaluating, evaluated))]
-        training, native = _run_alike(module, arguments, evaluating.tape.decisions.taken)
+        training, native = _run_alike(module, arguments, evaluating.tape.decisions.taken, kinds, modes)
         if training.tape.decisions.taken != evaluating.tape.decisions.taken:
             trained = None
         second = _accept_any_at(_settled(training, native, trained), _unread(training, native))
@@ -84,6 +114,16 @@ def record_modes(module: nn.Module, arguments: Mapping[str, Any]) -> list[Record
         first = _accept_any_at(_settled(evaluating, evaluated), _unread(evaluating, evaluated))
     alike = replace(first, training=())
     return [alike] if alike == replace(second, training=()) else [first, second]
+
+
+def _is_for_both_modes(evaluating: Recording) -> bool:
+    """Whether a recording in eval mode has read no training flag. The verification runs in both modes.
+
+    A ``train()`` of the class changes training flags only: a block with another one is refused before.
+    """
+    tape = evaluating.tape
+    names = {name for _, name in tape.reads.custom}
+    return not tape.decisions.taken and not tape.reads.flags and names.isdisjoint({TRAINING, ALL})
 
 
 def _for_both(evaluating: Recording, evaluated: Program, other: Recording, trained: Program) -> RecordedProgram | None:
@@ -136,8 +176,15 @@ def _conditions(*recordings: Recording) -> dict[str, Any]:
         for step in recording.tape.steps
         if isinstance(step, ModuleCall | AttributeRead)
     )
-    reads = tuple((*key, value) for key, value in attributes.items())
-    return {"reads": reads, "absent": tuple(absent), "shared": shared_paths(recordings[0].module, used)}
+    inlined = {path: reason for recording in recordings for path, reason in recording.tape.inlined.items()}
+    modes = {name: value for recording in recordings for name, value in recording.tape.modes.noted.items()}
+    return {
+        "reads": tuple((*key, value) for key, value in attributes.items()),
+        "absent": tuple(absent),
+        "shared": shared_paths(recordings[0].module, used),
+        "inlined": tuple(inlined.items()),
+        "modes": tuple(sorted(modes.items())),
+    }
 
 
 def _settled(first: Recording, program: Program, other: Program | None = None) -> RecordedProgram:
@@ -189,14 +236,18 @@ def training_flags(module: nn.Module, read: Container[str] = ()) -> tuple[tuple[
 
 
 def _run_decided(
-    module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome] = ()
+    module: nn.Module,
+    arguments: Mapping[str, Any],
+    outcomes: Sequence[Outcome] = (),
+    kinds: Kinds | None = None,
+    modes: Modes = MappingProxyType({}),
 ) -> tuple[Recording, Program]:
     """Record; run once more for each decision by values without a given outcome."""
     given, refusing = len(outcomes), -1
     fixes_ones = False
     refusal: CallSignatureError | None = None  # from the branch that the call itself takes
     while True:
-        recording = Recording(module, arguments, None, outcomes, fixes_ones=fixes_ones)
+        recording = Recording(module, arguments, None, outcomes, fixes_ones=fixes_ones, kinds=kinds, assumed=modes)
         try:
             return recording, recording.run()
         except UndecidedError as undecided:
@@ -216,11 +267,11 @@ def _run_decided(
 
 
 def _run_alike(
-    module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome]
+    module: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome], kinds: Kinds | None, modes: Modes
 ) -> tuple[Recording, Program]:
     """As :func:`_run_decided`, with the outcomes of another mode if the arguments lead to them in this mode, too."""
-    recording = Recording(module, arguments, None, outcomes)
+    recording = Recording(module, arguments, None, outcomes, kinds=kinds, assumed=modes)
     program = run_if_possible(recording) if outcomes else None
     if program is not None and takes_branch(module, settle_dtypes(program), recording.leaves):
         return recording, program
-    return _run_decided(module, arguments)
+    return _run_decided(module, arguments, (), kinds, modes)

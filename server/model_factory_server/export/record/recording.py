@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError, NotPortableError, refused_call
+from model_factory.program.arguments.kinds import Parts, take_apart
 from model_factory.program.call_signature import call_signature, leaf_names, rebuild_arguments
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import Outcome, Program
+from model_factory.program.runtime.caller_modes import GRAD, REQUIRES_GRAD, modes_entered
 from model_factory.program.runtime.lookup import get_module
 from model_factory.program.torch_names import torch_name
+from model_factory_server.export.conditions.arrays import TracedArray
+from model_factory_server.export.conditions.inner_blocks import (
+    InnerBlocks,
+    InnerCall,
+    InnerKinds,
+    UnknownInnerCallError,
+)
+from model_factory_server.export.conditions.result_forms import ResultForm, result_form
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.export.conditions.unread_arguments import Place, with_use_noting
 from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.export.record.merge_dtypes import settle_dtypes
 from model_factory_server.export.record.sample_inputs import REFUSED_CALL
-from model_factory_server.export.restored_after import tensors_as
+from model_factory_server.export.restored_after import caches_cleared_after, tensors_as
 from model_factory_server.export.torch_patches import patch_torch
 from model_factory_server.export.torch_private import (
     ConstantSource,
     DataDependentOutputException,
     DimDynamic,
     DynamicOutputShapeException,
-    FakeTensorMode,
     GuardOnDataDependentSymNode,
     StatelessSymbolicContext,
     size_oblivious,
 )
+from model_factory_server.export.trace.constants import NotingFakeMode
 from model_factory_server.export.trace.decisions import DecidesByValuesError, UndecidedError
 from model_factory_server.export.trace.error_texts import foreign_tensor
 from model_factory_server.export.trace.results import portable_output
@@ -45,6 +58,71 @@ _BY_VALUES = (
     DecidesByValuesError,
 )
 _REMEDY = "decide with torch.where, or by an argument of the forward, so that the forward is the same for all values"
+
+
+@dataclass(slots=True)
+class Assigned:
+    """Attributes that the forwards of a model assign, and that no forward reads before."""
+
+    attributes: dict[tuple[int, str], str] = field(default_factory=dict)
+    """Class, by ``id`` of the module's ``__dict__`` and name of the attribute."""
+    read: set[str] = field(default_factory=set)
+    """Names of attributes of custom modules that a run has read before an assignment."""
+    private: set[tuple[str, str]] = field(default_factory=set)
+    """Class and name of attributes with private names that a run has assigned."""
+    private_read: set[tuple[str, str]] = field(default_factory=set)
+    """Class and name of attributes with private names that a run has read, and not assigned.
+
+    A run that reads and assigns is compared with a second call of its kind when its program is verified.
+    """
+
+    def refuse_read(self) -> None:
+        """Refuse an attribute that a forward reads before an assignment: programs assign no attributes.
+
+        Names count, not modules: equal blocks are recorded once, and a method may read what another has assigned.
+
+        Raises:
+            NotPortableError: a forward assigns the attribute, and a forward reads the attribute.
+
+        Example:
+            >>> Assigned({(1, "last"): "Block"}).refuse_read()
+        """
+        for (_, name), cls in self.attributes.items():
+            if name in self.read:
+                raise NotPortableError(
+                    f"the forward assigns {cls}.{name}, which a forward reads at its next call, and programs assign no "
+                    "attributes. Remedy: update a buffer in place"
+                )
+        for cls, name in sorted(self.private & self.private_read):
+            raise NotPortableError(
+                f"the forward assigns {cls}.{name}, which a forward reads in a call of another kind, and programs "
+                "assign no attributes. Remedy: update a buffer in place"
+            )
+
+
+class Kinds(InnerKinds, Protocol):
+    """Kinds of blocks; see ``export.kinds``."""
+
+    fixes_sizes: bool
+    """Whether all sizes are conditions of the program, and not symbols."""
+    assigned: Assigned | None
+    """Receives the attributes that forwards assign; with None, such a forward is refused."""
+
+    def learn(self, recording: Recording, call: InnerCall) -> None:
+        """Record an inner block for a call without a known form; otherwise note the reason against a recording."""
+        ...
+
+    def learn_dtype(self, recording: Recording, calls: Sequence[InnerCall]) -> None:
+        """Note forms of results in another dtype: each unknown call of a recorded block would begin the run anew."""
+        ...
+
+    def are_alike(self, recording: Recording) -> bool:
+        """Whether every inner block in use does as the recorded block of the same kind does."""
+        ...
+
+    def note(self, recording: Recording, form: ResultForm | str) -> None:
+        """Note the form of a recorded block's result, or the reason against a form."""
+        ...
 
 
 class Recording:
@@ -58,7 +136,9 @@ class Recording:
         outcomes: Sequence[Outcome] = (),
         *,
         fixes_ones: bool = False,
-        noting: Container[Place] = (),
+        noting: Collection[Place] = (),
+        kinds: Kinds | None = None,
+        assumed: Mapping[str, bool | str] = MappingProxyType({}),
     ) -> None:
         """Prepare a run.
 
@@ -69,22 +149,43 @@ class Recording:
             outcomes: Given outcomes of the first decisions by values.
             fixes_ones: Make sizes of 1 conditions of the program, and not symbols.
             noting: Places of constants whose use is noted in ``used``.
+            kinds: Source of programs for inner blocks; None records the inside of every custom block.
+            assumed: Modes of the caller, besides the usual modes.
         """
         self.module = module
         self.signature = ForwardSignature.of(module.forward)
         self.call_signature, self.leaves = call_signature(arguments)
         self.names = leaf_names(self.call_signature)
-        self.shape_env = DecisionShapeEnv()
-        self.symbols = SymbolTable(self.shape_env)
-        self.tape = Tape(self.shape_env, self.symbols, module, self.names, outcomes)
+        self.dtype = dtype
+        """Floating dtype of inputs and parameters; ``None``: their own dtypes."""
+        self.arguments = arguments
+        """The call."""
+        self.assumed = assumed
         self.used: set[Place] = set()
         """Places of ``noting`` with a use."""
-        self._fake_mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=False)
-        self._fake_mode.cache_enabled = False  # entries have symbols as keys, and every recording has new symbols
-        self._arguments = arguments
-        self._dtype = dtype
+        self._outcomes = outcomes
         self._noting = noting
+        self._kinds = kinds
+        self._fixes_sizes = kinds is not None and kinds.fixes_sizes
         self._fixed_sizes = {0, 1} if fixes_ones else {0}  # the call signature contains sizes of 0
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.shape_env = DecisionShapeEnv()
+        self.symbols = SymbolTable(self.shape_env, fixes_sizes=self._fixes_sizes)
+        inner = None if self._kinds is None else InnerBlocks(self._kinds, self.arguments)
+        self._fake_mode = NotingFakeMode(shape_env=self.shape_env, allow_non_fake_inputs=False)
+        self._fake_mode.cache_enabled = False  # entries have symbols as keys, and every recording has new symbols
+        self.tape = Tape(
+            *(self.shape_env, self.symbols, self.module, self.names, self._outcomes, inner, self.dtype),
+            make_fake=partial(self._fake_mode.from_tensor, static_shapes=True),
+        )
+        self.tape.modes.assumed = self.assumed
+        self.tape.module_calls.may_assign = self._kinds is not None and self._kinds.assigned is not None
+        self._fake_mode.tape = self.tape
+        self.used.clear()
+        self.inputs: list[torch.Tensor] = []
+        """Fake tensors of the arguments, in order."""
         self._fakes: dict[int, torch.Tensor] = {}
 
     @property
@@ -102,10 +203,18 @@ class Recording:
         entries += [first] if (first := next(parameters, None)) else []
         return tuple((name, torch_name(tensor.dtype)) for name, tensor in entries)
 
-    def again(self, dtype: torch.dtype | None, noting: Container[Place] = ()) -> Recording:
+    def again(self, dtype: torch.dtype | None, noting: Collection[Place] = ()) -> Recording:
         """Prepare another run of the same call with the same decisions."""
-        decisions, fixes_ones = self.tape.decisions.taken, 1 in self._fixed_sizes
-        return Recording(self.module, self._arguments, dtype, decisions, fixes_ones=fixes_ones, noting=noting)
+        other = Recording(
+            *(self.module, self.arguments, dtype, self.tape.decisions.taken),
+            fixes_ones=1 in self._fixed_sizes,
+            noting=noting,
+            kinds=self._kinds,
+            assumed=self.assumed,
+        )
+        if self._kinds is not None and self.tape.inner_blocks is not None and dtype not in {None, self.dtype}:
+            self._kinds.learn_dtype(other, [call.in_dtype(dtype) for call in self.tape.inner_blocks.used])
+        return other
 
     def unread_among(self, places: set[Place], program: Program) -> set[Place] | None:
         """Return the places of ``places`` with constants unread by the run, with ``program`` as result.
@@ -113,7 +222,7 @@ class Recording:
         The forward runs again with use-noting objects. Returns ``None`` if the runs differ without a noted use.
         """
         while places:
-            other = self.again(self._dtype, places)
+            other = self.again(self.dtype, places)
             found = run_if_possible(other)
             if not other.used:
                 same = found is not None and settle_dtypes(found) == settle_dtypes(program)
@@ -122,43 +231,73 @@ class Recording:
         return places
 
     def run(self) -> Program:
-        """Run the forward.
+        """Run the forward; again after an inner block has been recorded.
 
         Raises:
             UndecidedError: the forward has reached a decision by values without a given outcome.
             NotPortableError: the forward cannot be recorded as a program.
             CallSignatureError: the forward refuses the call.
         """
+        while True:
+            try:
+                program = self._run()
+            except UnknownInnerCallError as unknown:
+                assert self._kinds is not None
+                self._kinds.learn(self, unknown.call)
+                self._prepare()
+                continue
+            if self._kinds is None or self._kinds.are_alike(self):
+                return program
+            self._prepare()
+
+    def _run(self) -> Program:
         with size_oblivious():  # only the forward's own decisions distinguish size 1
             fake_arguments = self._fake_arguments()
             with _containers_unchanged(fake_arguments, self.signature):
                 result = self._run_forward(fake_arguments)
         returned = self.tape.argument(portable_output(result))  # adds a step for a returned parameter
+        if self._kinds is not None:
+            self._note_assigned()
+            self._kinds.note(self, result_form(result, self.inputs, self.names, self.symbols))
         return Program(inputs=self.names, steps=tuple(self.tape.steps), result=returned)
 
+    def _note_assigned(self) -> None:
+        assert self._kinds is not None
+        if self._kinds.assigned is not None:
+            calls, read, assigned = self.tape.module_calls, self.tape.reads.read_first, self._kinds.assigned
+            assigned.attributes |= calls.assigned
+            assigned.read |= {name for _, name in read}
+            assigned.private |= calls.private
+            assigned.private_read |= {item for item in read - calls.private if item[1].startswith("_")}
+
     def _fake_arguments(self) -> dict[str, Any]:
-        fakes = [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
-        arguments = rebuild_arguments(self.call_signature, fakes, self._arguments)
+        self.inputs = [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
+        arguments = rebuild_arguments(self.call_signature, self.inputs, self.arguments, make_array=TracedArray)
         return with_use_noting(arguments, self._noting, self.used.add) if self._noting else arguments
 
     def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
         # Contiguous: an input's memory layout must not appear in the sizes of the program.
-        kinds = [DimDynamic.STATIC if size in self._fixed_sizes else DimDynamic.DYNAMIC for size in leaf.shape]
+        kinds = [
+            DimDynamic.STATIC if self._fixes_sizes or size in self._fixed_sizes else DimDynamic.DYNAMIC
+            for size in leaf.shape
+        ]
         context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
         # The source's name determines the names and order of symbols, so that every recording has the same symbols.
         source = ConstantSource(name)
         fake: torch.Tensor = self._fake_mode.from_tensor(
-            leaf.detach().contiguous(), source=source, symbolic_context=context
+            self._in_dtype(leaf.detach().contiguous()), source=source, symbolic_context=context
         )
         self.symbols.add_input(name, fake)
-        fake = self._in_dtype(fake)
+        if self.assumed.get(f"{REQUIRES_GRAD}{name}"):
+            with self._fake_mode:
+                fake = fake.requires_grad_().clone()  # no leaf of autograd: a forward may write to an input
         self.tape.know(fake, name)
         return fake
 
     def _fake_own(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a fake for a tensor of the module; the same fake for the same tensor."""
         if id(tensor) not in self._fakes:
-            fake = self._in_dtype(self._fake_mode.from_tensor(tensor, static_shapes=True))
+            fake: torch.Tensor = self._fake_mode.from_tensor(self._in_dtype(tensor), static_shapes=True)
             if not is_stock(get_module(self.module, path.rpartition(".")[0])):  # in torch's modules: once read
                 with self._fake_mode:
                     fake = self.symbols.own(path, fake)
@@ -166,16 +305,24 @@ class Recording:
             self.tape.attributes[id(fake)] = path
         return self._fakes[id(tensor)]
 
-    def _in_dtype(self, fake: torch.Tensor) -> torch.Tensor:
-        if self._dtype is None or not fake.is_floating_point():
-            return fake
-        with self._fake_mode:
-            return fake.detach().to(self._dtype).requires_grad_(fake.requires_grad)
+    def _in_dtype(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return an empty tensor in the dtype of the recording for a floating tensor: a fake tensor has no values."""
+        if self.dtype is None or not tensor.is_floating_point():
+            return tensor
+        # Memory without a write takes no room. A cast of the fake tensor takes ten times as long.
+        return torch.empty_like(tensor, dtype=self.dtype, requires_grad=tensor.requires_grad)
 
     def _run_forward(self, arguments: dict[str, Any]) -> Any:
         fakes = tensors_as(self.module, self._fake_own)
         try:
-            with torch.enable_grad(), fakes, self._fake_mode, patch_torch(self.tape), self.tape.recording():
+            with (
+                caches_cleared_after(self.module),
+                modes_entered({GRAD: True, **self.assumed}.items()),
+                fakes,
+                self._fake_mode,
+                patch_torch(self.tape),
+                self.tape.recording(),
+            ):
                 result = self.signature.call(self.module, arguments)
         except _BY_VALUES as error:
             raise NotPortableError(
@@ -195,6 +342,8 @@ class Recording:
             text = self.symbols.with_sizes(str(error))
             raise refused_call(f"{REFUSED_CALL}{_user_line(error)}: {type(error).__name__}: {text}", error) from error
         self._raise_undecided()
+        if self.tape.inner_blocks is not None and self.tape.inner_blocks.unknown is not None:  # caught by a bare except
+            raise self.tape.inner_blocks.unknown
         return result
 
     def _raise_undecided(self) -> None:
@@ -216,23 +365,24 @@ def _containers_unchanged(arguments: Mapping[str, Any], signature: ForwardSignat
     """Refuse a forward that writes to a list or dict of its caller, since programs do not."""
     own = {item.name for item in signature.parameters if item.kind in {"var_positional", "var_keyword"}}
     pending = [(name, value, name not in own) for name, value in arguments.items()]
-    before: list[tuple[str, Any, Any]] = []
+    before: list[tuple[str, Any, Parts]] = []
     while pending:
         where, value, is_callers = pending.pop()
-        if type(value) in {dict, list, tuple}:
-            entries = value.items() if isinstance(value, dict) else enumerate(value)
-            pending += [(f"{where}[{key!r}]", item, True) for key, item in entries]
+        parts = take_apart(value)
+        if parts is not None:
+            pending += [(f"{where}[{key!r}]", item, True) for key, item in parts.entries]
             if is_callers and not isinstance(value, tuple):
-                before.append((where, value, value.copy()))
+                before.append((where, value, parts))
     yield
-    for where, value, copy in before:
-        old, new = (list(item.items()) if isinstance(item, dict) else list(enumerate(item)) for item in (copy, value))
+    for where, value, parts in before:
+        after = take_apart(value)
+        old, new = parts.entries, () if after is None else after.entries
         if len(old) != len(new) or any(
             one[0] != other[0] or one[1] is not other[1] for one, other in zip(old, new, strict=True)
         ):
             raise NotPortableError(
                 f"the forward writes to its caller's argument {where}, and programs write to tensors only. Remedy: "
-                f"copy the {type(value).__name__} first, as in batch = dict(batch)"
+                f"copy the {type(value).__name__} first, as in batch = dict(batch) or copy.copy(batch)"
             )
 
 

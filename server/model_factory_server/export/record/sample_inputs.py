@@ -26,7 +26,7 @@ REFUSED_CALL = "the forward refused the call"
 VERIFY_SEED = 20
 """The first seed for random numbers of a forward."""
 
-_Sample = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+_Sample = Callable[[torch.Tensor, Sequence[int], torch.Generator], torch.Tensor]
 
 
 def outcome_on(module: nn.Module, undecided: UndecidedError, examples: Sequence[torch.Tensor]) -> Outcome:
@@ -74,8 +74,12 @@ def unreached_branch() -> NotPortableError:
     )
 
 
-def sample_inputs(examples: Sequence[torch.Tensor], shapes: Sequence[Sequence[int]]) -> Iterator[list[torch.Tensor]]:
+def sample_inputs(
+    examples: Sequence[torch.Tensor], shapes: Sequence[Sequence[int]], seed: int = VERIFY_SEED
+) -> Iterator[list[torch.Tensor]]:
     """Yield inputs of given sizes with dtypes and ranges of ``examples``: normal values first, then others, then mixed.
+
+    Equal arguments give equal inputs: programs must not depend on the seed of a build.
 
     Example:
         >>> first = next(sample_inputs([torch.ones(2)], [[3]]))
@@ -83,33 +87,41 @@ def sample_inputs(examples: Sequence[torch.Tensor], shapes: Sequence[Sequence[in
         torch.Size([3])
     """
     kinds = [_FLOATING if example.is_floating_point() or example.is_complex() else _INTEGRAL for example in examples]
-    for index in range(max(map(len, kinds), default=1)):
-        yield [kind[index % len(kind)](like, shape) for kind, like, shape in zip(kinds, examples, shapes, strict=True)]
-    chosen = random.Random(VERIFY_SEED)  # noqa: S311  the same kinds every time
-    for _ in range(MAX_MIXED_SAMPLES):
-        yield [chosen.choice(kind)(like, shape) for kind, like, shape in zip(kinds, examples, shapes, strict=True)]
+    numbers = torch.Generator(device="cpu").manual_seed(seed)
+    chosen = random.Random(seed)  # noqa: S311  the same kinds every time
+    most = max(map(len, kinds), default=1)
+    for index in range(most + MAX_MIXED_SAMPLES):
+        makers = [kind[index % len(kind)] if index < most else chosen.choice(kind) for kind in kinds]
+        yield [
+            make(like, shape, numbers).to(like.device)
+            for make, like, shape in zip(makers, examples, shapes, strict=True)
+        ]
 
 
-def _normal(scale: float) -> _Sample:
-    return lambda like, shape: torch.randn(tuple(shape), dtype=like.dtype, device=like.device) * scale
+def _normal(scale: float, signed: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> _Sample:
+    return lambda like, shape, numbers: signed(torch.randn(tuple(shape), dtype=like.dtype, generator=numbers)) * scale
 
 
-def _between(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+def _between(like: torch.Tensor, shape: Sequence[int], numbers: torch.Generator) -> torch.Tensor:
     low, high = _range(like)
-    return low + (high - low) * torch.rand(tuple(shape), dtype=like.dtype, device=like.device)
+    return low + (high - low) * _uniform(like, shape, numbers)
 
 
-def _integers(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+def _uniform(like: torch.Tensor, shape: Sequence[int], numbers: torch.Generator) -> torch.Tensor:
+    return torch.rand(tuple(shape), dtype=like.dtype, generator=numbers)
+
+
+def _integers(like: torch.Tensor, shape: Sequence[int], numbers: torch.Generator) -> torch.Tensor:
     low, high = _range(like)
-    return torch.randint(int(low), int(high) + 1, tuple(shape), device=like.device).to(like.dtype)
+    return torch.randint(int(low), int(high) + 1, tuple(shape), generator=numbers).to(like.dtype)
 
 
 def _filled(end: int) -> _Sample:
-    return lambda like, shape: torch.full(tuple(shape), _range(like)[end], dtype=like.dtype, device=like.device)
+    return lambda like, shape, _numbers: torch.full(tuple(shape), _range(like)[end], dtype=like.dtype)
 
 
 def _constant(value: float) -> _Sample:
-    return lambda like, shape: torch.full(tuple(shape), value, dtype=like.dtype, device=like.device)
+    return lambda like, shape, _numbers: torch.full(tuple(shape), value, dtype=like.dtype)
 
 
 def _range(like: torch.Tensor) -> tuple[float, float]:
@@ -124,9 +136,7 @@ def _range(like: torch.Tensor) -> tuple[float, float]:
 
 _FLOATING: Sequence[_Sample] = (
     *(_normal(1.0), _between, _normal(0.1), _normal(10.0), _normal(100.0), _normal(1000.0)),
-    lambda like, shape: torch.randn(tuple(shape), dtype=like.dtype, device=like.device).abs(),
-    lambda like, shape: -torch.randn(tuple(shape), dtype=like.dtype, device=like.device).abs(),
-    lambda like, shape: torch.rand(tuple(shape), dtype=like.dtype, device=like.device),
+    *(_normal(1.0, torch.abs), _normal(-1.0, torch.abs), _uniform),
     *(_filled(0), _filled(1), _constant(0.0), _constant(1.0)),
 )
 _INTEGRAL: Sequence[_Sample] = (_integers, _filled(1), _filled(0))

@@ -56,8 +56,8 @@ class ValueDecisions:
         self.undecided: UndecidedError | None = None
         """The first decision without a given outcome."""
 
-    def decide(self, kind: GuardKind, condition: Argument) -> Outcome:
-        """Add a guard on ``condition`` and return its outcome.
+    def decide(self, kind: GuardKind, condition: Argument, *, asserts: bool = False) -> Outcome:
+        """Add a guard on ``condition`` and return its outcome; ``asserts`` is whether False is an error.
 
         Raises:
             UndecidedError: the outcome is not given.
@@ -76,7 +76,7 @@ class ValueDecisions:
         if type(outcome) is not _TYPES[kind]:
             raise NotPortableError(f"the forward decides by a {kind}, and the call has the outcome {outcome!r}")
         self.taken.append(outcome)
-        self._steps.append(Guard(value=condition, outcome=outcome))
+        self._steps.append(Guard(value=condition, outcome=outcome, asserts=asserts and outcome is True))
         return outcome
 
     def decide_number(self, expr: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Grad and autocast modes in a forward: regions with another mode become steps, and reads of a mode are refused.
+"""Grad and autocast modes in a forward: regions with another mode become steps, and reads of a mode are conditions.
 
 A region ends with the mode before the region. If the mode before was the caller's, the step at the end has no
 argument, since a trainer may call in another mode than the recorded one. ``export.torch_patches`` installs the
@@ -8,17 +8,28 @@ replacements of this module.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 from typing import Any
+
+import torch
 
 from model_factory.errors import NotPortableError
 from model_factory.program.ir import OpCall, Step
-from model_factory.program.ops import SET_AUTOCAST_ENABLED
+from model_factory.program.ops import AUTOCAST_KINDS, SET_AUTOCAST_ENABLED
+from model_factory.program.runtime.caller_modes import AUTOCAST, GRAD, IS_CUDA, REQUIRES_GRAD, mode_value
+from model_factory_server.export.conditions.symbols import DecisionShapeEnv
+from model_factory_server.export.torch_private import wants_autocast
 
 AUTOCAST_REFUSAL = (
     "the forward changes the autocast mode, and programs run in the caller's mode. Remedy: turn autocast on around the "
     "call of the model"
 )
+GPU = torch.device("cuda", 0)
+"""The device of every tensor, in a run for a trainer with a GPU. The recording itself stays on the CPU."""
+Ask = Callable[..., Any]
+
+_GPU_NAMES = (GPU.type, str(GPU))
 _MAY_READ_MODES = frozenset({"torch", "model_factory", "model_factory_server"})
 """Packages whose code may read modes."""
 
@@ -26,20 +37,81 @@ _MAY_READ_MODES = frozenset({"torch", "model_factory", "model_factory_server"})
 class ModeCalls:
     """Adds changes of the autocast mode to the steps of a tape, and marks steps back to the caller's grad mode."""
 
-    def __init__(self, steps: list[Step], is_paused: Callable[[], bool]) -> None:
-        """Add to ``steps``, unless ``is_paused()``."""
+    def __init__(self, steps: list[Step], is_paused: Callable[[], bool], is_forward: Callable[[], bool]) -> None:
+        """Add to ``steps``, unless ``is_paused()``; a grad region is one of torch's own unless ``is_forward()``."""
         self._steps = steps
         self._is_paused = is_paused
+        self._is_forward = is_forward
         self._grad_is_callers = True
         self._without_autocast = 0
+        self.assumed: Mapping[str, bool | str] = {}
+        """Answers about modes of the caller, in the place of the present modes."""
+        self.noted: dict[str, bool | str] = {}
+        """Modes of the caller, read by the forward."""
+
+    def read(self, name: str) -> bool | str:
+        """Return a mode of the caller, and make the mode a condition of the program.
+
+        Inside a region of the forward with another mode, the mode is the region's, and no condition.
+        """
+        value = mode_value(name, torch.device("cpu"))
+        if (name == GRAD and not self._grad_is_callers) or (name.startswith(AUTOCAST) and self._without_autocast):
+            return value
+        return self.noted.setdefault(name, self.assumed.get(name, value))
+
+    def device(self, found: torch.device) -> torch.device:
+        """Return the device of the caller's tensors, for a tensor of the recording on the device ``found``."""
+        return GPU if self.read(IS_CUDA) else found
+
+    def note_devices(self, env: DecisionShapeEnv, original: property) -> property:
+        """Return a replacement for the device of a fake tensor: the forward's own code gets the caller's device."""
+
+        def device(tensor: torch.Tensor) -> torch.device:
+            found: torch.device = original.__get__(tensor)
+            return self.device(found) if env.in_forward and not self._is_paused() else found
+
+        return property(device)
+
+    def on_cpu(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a torch call with the CPU in the place of the caller's GPU."""
+        if not self.assumed.get(IS_CUDA) or func is torch.device:
+            return args, kwargs
+        return tuple(map(_without_gpu, args)), {key: _without_gpu(value) for key, value in kwargs.items()}
+
+    def note_requires_grad(self, inputs: Iterable[str], *, computed: bool) -> None:
+        """Make conditions of everything that decides whether a value from ``inputs`` requires gradients."""
+        for name in inputs:
+            self.read(f"{REQUIRES_GRAD}{name}")
+        if computed:
+            self.noted.setdefault(GRAD, self.assumed.get(GRAD, True))
+
+    def ask(self, mode: Callable[..., str], convert: Callable[[Any], Any]) -> Callable[[Ask], Ask]:
+        """Return a function to replace a function of torch that returns a mode.
+
+        Args:
+            mode: Returns the name of the mode, for the arguments of a call.
+            convert: Returns the function's result for a value of the mode.
+        """
+
+        def replace(original: Ask) -> Ask:
+            def asked(*args: Any, **kwargs: Any) -> Any:
+                if self._is_paused() or _is_allowed(sys._getframe(1)):  # noqa: SLF001  there is no other way
+                    return original(*args, **kwargs)
+                return convert(self.read(mode(*args, **kwargs)))
+
+            return asked
+
+        return replace
 
     def begin_grad_region(self, begin: Callable[..., Any]) -> Callable[..., Any]:
         """Return a replacement for the method at the beginning of a region with another grad mode."""
 
         def wrapped(region: Any, *args: Any, **kwargs: Any) -> Any:
-            region.ends_with_callers = self._grad_is_callers and not self._is_paused()
+            region.ends_with_callers = self._grad_is_callers and self._is_forward()
             result = begin(region, *args, **kwargs)
-            self._grad_is_callers = self._grad_is_callers and self._is_paused()
+            self._grad_is_callers = self._grad_is_callers and not self._is_forward()
             return result
 
         return wrapped
@@ -58,24 +130,12 @@ class ModeCalls:
 
         return wrapped
 
-    def make_autocast(self, make: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a replacement for ``autocast.__init__`` to note the wanted state, before torch changes the state."""
-
-        def wrapped(
-            region: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: bool | None = None
-        ) -> None:
-            region.is_wanted = enabled
-            make(region, device_type, dtype, enabled, cache_enabled)
-
-        return wrapped
-
     def enter_autocast(self, enter: Callable[..., Any]) -> Callable[..., Any]:
         """Return a replacement for ``autocast.__enter__``; only a region without autocast is recorded."""
 
         def wrapped(region: Any) -> Any:
             if not self._is_paused():
-                # The region of a decorator was made before the recording; on a CPU torch leaves the wanted state alone.
-                if getattr(region, "is_wanted", region._enabled or region.device != "cpu"):  # noqa: SLF001
+                if wants_autocast(region):
                     raise NotPortableError(AUTOCAST_REFUSAL)
                 self._without_autocast += 1
                 if self._without_autocast == 1:
@@ -101,13 +161,16 @@ class ModeCalls:
         self._steps.append(OpCall(name=SET_AUTOCAST_ENABLED, args=args, out=f"v{len(self._steps)}"))
 
 
+def _is_allowed(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _MAY_READ_MODES
+
+
 def refuse_mode_read(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a function to limit the function ``name`` to callers in torch and this package."""
 
     def replace(read: Callable[..., Any]) -> Callable[..., Any]:
         def ask_if_allowed(*args: Any, **kwargs: Any) -> Any:
-            caller = str(sys._getframe(1).f_globals.get("__name__", ""))  # noqa: SLF001  there is no other way
-            if caller.partition(".")[0] not in _MAY_READ_MODES:
+            if not _is_allowed(sys._getframe(1)):  # noqa: SLF001  there is no other way
                 raise NotPortableError(
                     f"the forward calls {name}(), and the result can differ on the trainer. Remedy: pass the result "
                     "as an argument of the forward"
@@ -117,3 +180,14 @@ def refuse_mode_read(name: str) -> Callable[[Callable[..., Any]], Callable[..., 
         return ask_if_allowed
 
     return replace
+
+
+def _without_gpu(value: Any) -> Any:
+    """The CPU in the place of the GPU."""
+    is_gpu = value.type == GPU.type if isinstance(value, torch.device) else type(value) is str and value in _GPU_NAMES
+    return torch.device("cpu") if is_gpu else value
+
+
+def autocast_state() -> tuple[Any, ...]:
+    """The present autocast modes of all kinds of devices."""
+    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in AUTOCAST_KINDS)

@@ -1,8 +1,10 @@
-"""Calls of modules in a recording: a torch module becomes a step; the inside of other modules is recorded."""
+"""Calls of modules in a recording.
+
+A call of a torch module, or of a custom block that can stand alone, is a step. The inside of other modules is recorded.
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,10 @@ from torch import nn
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import NotPortableError
 from model_factory.program.ir import Dim, Expr, ModuleCall, Rank, Size
+from model_factory.program.ops import AUTOCAST_KINDS
+from model_factory_server.export.conditions.inner_blocks import InnerCall
+from model_factory_server.export.conditions.module_reads import class_of
+from model_factory_server.export.conditions.result_forms import ResultForm, TensorForm, fake_tensor
 from model_factory_server.export.conditions.symbolic_sizes import plain_axes, with_sizes
 from model_factory_server.export.torch_private import enable_python_dispatcher
 from model_factory_server.export.trace.error_texts import hidden_in
@@ -21,11 +27,25 @@ if TYPE_CHECKING:
     from model_factory_server.export.trace.tape import Tape
 
 
+_BUFFERS = "_buffers."
+_INTERNALS = frozenset(nn.Module().__dict__)
+_UNREAD = "; if no forward reads the attribute, define example_inputs(), so that the build records the forward"
+_UNSEEN = (
+    "; if no other call reads the attribute, define example_inputs(), so that the build records every kind of call"
+)
+
+
 class ModuleCalls:
     """Adds calls of modules to a tape."""
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
+        self.may_assign = False
+        """Whether a forward may assign attributes."""
+        self.private: set[tuple[str, str]] = set()
+        """Class and name of attributes with a private name that a forward has assigned."""
+        self.assigned: dict[tuple[int, str], str] = {}
+        """Class, by ``id`` of a module's ``__dict__`` and name of an attribute that its forward has assigned."""
 
     def record_call(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Return a replacement for ``nn.Module.__call__``; see ``export.torch_patches``."""
@@ -33,8 +53,15 @@ class ModuleCalls:
         def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if self._tape.paused:
                 return call(module, *args, **kwargs)
+            args, kwargs = self._tape.constants.with_fakes((args, kwargs))
             if is_stock(module):
                 return self._record(call, module, args, kwargs)
+            path = self._tape.paths.get(module)
+            if path:
+                found = self._find_inner(module, path, args, kwargs)
+                if not isinstance(found, str):
+                    return self._record_inner(*found, args, kwargs)
+                self._tape.inlined[path] = found
             return self._enter(call, module, args, kwargs)
 
         return recorded_call
@@ -50,7 +77,8 @@ class ModuleCalls:
             kwargs={key: self._tape.argument(arg) for key, arg in kwargs.items()},
         )
         with self._tape.no_recording():
-            result = result_by_rule(module, args, kwargs)
+            is_cast = any(torch.is_autocast_enabled(kind) for kind in AUTOCAST_KINDS)  # the rules keep the dtype
+            result = None if is_cast else result_by_rule(module, args, kwargs)
             if result is None:
                 with enable_python_dispatcher():
                     result = call(module, *args, **kwargs)
@@ -75,9 +103,52 @@ class ModuleCalls:
         with self._tape.no_recording():
             return self._tape.store(step, result, with_symbols)
 
+    def _find_inner(
+        self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[InnerCall, ResultForm] | str:
+        """Return the call of a block with a program of its own, or the reason to record the inside of the block."""
+        if self._tape.inner_blocks is None:
+            return "programs of inner blocks are not recorded"
+        if any(torch.is_autocast_enabled(kind) for kind in AUTOCAST_KINDS):
+            return "the form of its result is known without autocast only"
+        with self._tape.no_recording():
+            return self._tape.inner_blocks.find(module, path, args, kwargs, self._tape.dtype)
+
+    def _record_inner(self, inner: InnerCall, form: ResultForm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Add a call of a block with a program of its own. The result is new, also where the block returns an input."""
+        tape = self._tape
+        tape.sizes.add_new()
+        step = ModuleCall(
+            path=inner.path,
+            args=tuple(tape.argument(arg) for arg in args),
+            kwargs={key: tape.argument(arg) for key, arg in kwargs.items()},
+        )
+        tape.reads.add_of_inner(inner.path, tape.inner_blocks.reads(inner.block) if tape.inner_blocks else ())
+        described: dict[int, tuple[TensorForm, list[Any]]] = {}  # by id of a tensor in the result without names
+
+        def describe(tensor: TensorForm, sizes: list[Any]) -> torch.Tensor:
+            unnamed = torch.empty(0)
+            described[id(unnamed)] = (tensor, sizes)
+            return unnamed
+
+        def with_symbols(name: str, unnamed: torch.Tensor) -> torch.Tensor:
+            tensor, sizes = described[id(unnamed)]
+            made = fake_tensor(tensor, [tape.symbols.add_inner(name, axis, size) for axis, size in enumerate(sizes)])
+            ones = [Expr("eq", (Dim(name, axis), int(made.shape[axis]))) for axis in plain_axes(made)]
+            tape.sizes.note_result(name, [Expr("eq", (Rank(name), made.dim()))], ones)
+            return made
+
+        with tape.no_recording():
+            form.require(inner.shapes, tape.symbols)
+            tape.symbols.skip_requirements()  # the inner program has the conditions
+            return tape.store(step, form.result(inner.shapes, tape.symbols, describe), with_symbols)
+
     def _enter_foreign(self, call: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Record the inside of a torch module without tensors from outside the block."""
-        if any(True for _ in itertools.chain(module.parameters(), module.buffers())):
+        """Record the inside of a torch module without tensors from outside the block.
+
+        The forward may have made a container of the block's own modules, for example ``self.net[:-1]``.
+        """
+        if self._has_foreign_tensors(module):
             hidden = ", ".join(repr(path) for path in hidden_in(self._tape.root, nn.Module))
             hint = f"; modules are hidden in the plain attribute {hidden}" if hidden else ""
             raise NotPortableError(
@@ -86,21 +157,48 @@ class ModuleCalls:
             )
         return self._enter(call, module, args, kwargs)
 
+    def _has_foreign_tensors(self, module: nn.Module) -> bool:
+        pending = [module]
+        while pending:
+            item = pending.pop()
+            if item in self._tape.paths:
+                continue
+            if any(tensor is not None for tensor in (*item._parameters.values(), *item._buffers.values())):  # noqa: SLF001
+                return True
+            pending.extend(item.children())
+        return False
+
     def _enter(self, call: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = _plain_state(module)
+        before, private = _plain_state(module), _private_state(module)
         result = call(module, *args, **kwargs)
         after = _plain_state(module)
+        for name, value in _private_state(module).items():
+            if value is not private.get(name, None):
+                if not self.may_assign:
+                    raise _assigns(module, name, _UNSEEN)
+                self.private.add((class_of(module), name))
         changed = sorted(
             key for key in before.keys() | after.keys() if before.get(key, None) is not after.get(key, None)
         )
-        if changed:
-            where = f"{type(module).__name__}.{changed[0]}"
-            raise NotPortableError(
-                f"the forward assigns {where}, and programs assign no attributes. Remedy: update a buffer in place"
-            )
+        for name in changed:
+            is_buffer = name.startswith(_BUFFERS)
+            if is_buffer or not self.may_assign:
+                raise _assigns(module, name, "" if is_buffer else _UNREAD)
+            self.assigned[id(module.__dict__), name] = class_of(module)
         return result
+
+
+def _assigns(module: nn.Module, name: str, remedy: str) -> NotPortableError:
+    return NotPortableError(
+        f"the forward assigns {class_of(module)}.{name}, and programs assign no attributes. Remedy: update a buffer in "
+        f"place{remedy}"
+    )
+
+
+def _private_state(module: nn.Module) -> dict[str, Any]:
+    return {key: value for key, value in module.__dict__.items() if key.startswith("_") and key not in _INTERNALS}
 
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:
     own = {key: value for key, value in module.__dict__.items() if not key.startswith("_")}
-    return own | {f"_buffers.{key}": value for key, value in module._buffers.items()}  # noqa: SLF001
+    return own | {f"{_BUFFERS}{key}": value for key, value in module._buffers.items()}  # noqa: SLF001

@@ -6,15 +6,20 @@ import dataclasses
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 import torch
+from torch import nn
 
 from model_factory.errors import NotPortableError
 from model_factory.program.call_signature import CONSTANT_TYPES
-from model_factory.program.runtime.named_results import Record, RecordTuple
+from model_factory.program.runtime.named_results import Record, RecordObject, RecordTuple
 from model_factory_server.export.torch_private import pytree
 
+_MAX_DEPTH = 32
+"""Objects in attributes of each other; an object that holds itself has no end."""
+_PYTHON_CLASS = 1 << 9  # the flag of classes that are made by a class statement
 _PLAIN = (
     *(torch.Tensor, torch.Size, torch.SymInt, torch.SymFloat, torch.SymBool, torch.dtype, torch.device),
     *(bool, int, float, str, type(None)),
@@ -22,7 +27,7 @@ _PLAIN = (
 
 
 def portable_output(value: Any, where: str = "") -> Any:
-    """Return a result with dataclasses and named tuples as records, and mappings as dicts.
+    """Return a result with dataclasses and named tuples as records, mappings as dicts, objects by their attributes.
 
     Raises:
         NotPortableError: the result contains another kind of object; the message names the field.
@@ -48,10 +53,27 @@ def portable_output(value: Any, where: str = "") -> Any:
         }
         is_record = isinstance(value, OrderedDict) and all(isinstance(key, str) for key in entries)
         return Record(entries) if is_record else entries
+    if isinstance(value, RecordObject):
+        return value
+    if _is_of_attributes(value) and where.count(".") < _MAX_DEPTH:
+        attributes = {name: item for name, item in vars(value).items() if not name.startswith("_")}
+        return RecordObject({name: portable_output(item, f"{where}.{name}") for name, item in attributes.items()})
     raise NotPortableError(
         f"the forward returns a {type(value).__module__}.{type(value).__qualname__}"
         f"{f' in {where}' if where else ''}, which is not plain data. Remedy: return tensors, numbers, texts and None, "
-        "in lists, tuples, mappings, dataclasses and named tuples"
+        "in lists, tuples, mappings, dataclasses, named tuples and public attributes of objects"
+    )
+
+
+def _is_of_attributes(value: Any) -> bool:
+    """Whether an object's attributes are all of the object: no module, no function, nothing of torch's own."""
+    kinds = type(value).__mro__[:-1]  # without ``object``
+    return (
+        all(kind.__flags__ & _PYTHON_CLASS and not getattr(kind, "__slots__", ()) for kind in kinds)
+        and not isinstance(value, nn.Module | Enum | type)
+        and not callable(value)
+        and kinds[0].__module__.partition(".")[0] not in {"torch", "model_factory", "model_factory_server"}
+        and any(not name.startswith("_") for name in getattr(value, "__dict__", ()))
     )
 
 

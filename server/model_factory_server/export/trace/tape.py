@@ -6,8 +6,9 @@ are symbols, and arguments of later steps contain the symbols as expressions.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,18 +18,28 @@ from torch.overrides import TorchFunctionMode
 
 from model_factory.errors import NotPortableError
 from model_factory.program.ir import AttributeRead, Device, ModuleCall, OpCall, Outcome, Ref, Step
-from model_factory.program.ops import AUTOCAST_KINDS, OPS, einsum
+from model_factory.program.ops import OPS, REQUIRE_GRAD
+from model_factory.program.runtime.caller_modes import IS_CUDA
+from model_factory_server.export.conditions.asserts import is_asserted
 from model_factory_server.export.conditions.dtype_reads import DtypeReads
+from model_factory_server.export.conditions.inner_blocks import InnerBlocks
+from model_factory_server.export.conditions.message_texts import is_forward_in_message
 from model_factory_server.export.conditions.module_reads import ModuleReads
 from model_factory_server.export.conditions.size_requirements import SizeRequirements
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.export.restored_after import writes_to_parameter
-from model_factory_server.export.torch_private import enable_python_dispatcher, is_all_true, memory_id
+from model_factory_server.export.torch_private import (
+    FakeTensor,
+    check_function,
+    enable_python_dispatcher,
+    memory_id,
+    without_fakes,
+)
 from model_factory_server.export.trace.arguments import ArgumentWriter
+from model_factory_server.export.trace.constants import Constants
 from model_factory_server.export.trace.decisions import DecidesByValuesError, ValueDecisions
-from model_factory_server.export.trace.einsum import contraction_order
 from model_factory_server.export.trace.error_texts import foreign_tensor, function_text
-from model_factory_server.export.trace.mode_calls import AUTOCAST_REFUSAL, ModeCalls
+from model_factory_server.export.trace.mode_calls import AUTOCAST_REFUSAL, ModeCalls, autocast_state
 from model_factory_server.export.trace.module_calls import ModuleCalls
 from model_factory_server.export.trace.op_kinds import (
     COMPOSITES,
@@ -43,10 +54,15 @@ from model_factory_server.export.trace.op_kinds import (
     SIZE_PROPERTIES,
     SIZE_READS,
     SQUEEZES,
+    TEXT_METHODS,
     VALUE_METHODS,
+    VALUE_READS,
+    WRITES,
 )
+from model_factory_server.export.trace.rewrites import as_recorded
 
 _Convert = Callable[[str, torch.Tensor], torch.Tensor]  # (name of a step's result, tensor) -> tensor for the forward
+_PROPERTY_METHODS = ("__get__", "__set__")
 _OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(list(OPS.items()))}
 
 
@@ -60,6 +76,10 @@ class Tape(TorchFunctionMode):
         root: nn.Module,
         inputs: tuple[str, ...],
         outcomes: Sequence[Outcome] = (),
+        inner: InnerBlocks | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        make_fake: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         """Make an empty tape.
 
@@ -69,12 +89,20 @@ class Tape(TorchFunctionMode):
             root: The module with the forward.
             inputs: Names of the program's inputs.
             outcomes: Given outcomes of the first decisions by values, in order.
+            inner: Inner blocks that may become steps; None records the inside of every custom block.
+            dtype: Floating dtype of the recording, if other than the module's own.
+            make_fake: Returns a fake tensor for a tensor.
         """
         super().__init__()
+        self.inner_blocks = inner
+        self.dtype = dtype
+        self.inlined: dict[str, str] = {}
+        """Reason for each custom block without a step of its own, by path."""
         self.shape_env = shape_env
         self.symbols = symbols
         self.root = root
         self.inputs = inputs
+        self.make_fake = make_fake
         self.steps: list[Step] = []
         self.attributes: dict[int, str] = {}
         """``id`` of a parameter, buffer or plain tensor -> path."""
@@ -85,15 +113,18 @@ class Tape(TorchFunctionMode):
         self.decisions = ValueDecisions(inputs, self.steps, symbols, outcomes)
         self.sizes = SizeRequirements(symbols, self.steps)
         self.module_calls = ModuleCalls(self)
-        self.modes = ModeCalls(self.steps, lambda: self.paused > 0)
+        self.modes = ModeCalls(self.steps, lambda: self.paused > 0, self._is_forward)
         self.reads = ModuleReads(root, self._is_forward, self._with_symbolic_sizes)
         self.argument = ArgumentWriter(self._name_of, symbols, self.dtypes).write
         """Writes a run-time value as a step's argument."""
         shape_env.decide_by_value = self.decisions.decide_number
+        self.constants = Constants(self)
+        self.tensors: dict[str, torch.Tensor] = {}
+        """Tensors by name, kept alive, since the id of a deleted tensor is used again."""
         self._names: dict[int, str] = {}  # id of a tensor -> name in the program
         self._symbolic: dict[int, torch.Tensor] = {}  # id of a parameter -> the parameter with symbolic sizes
-        self._alive: list[Any] = []  # keeps tensors alive, since the id of a deleted tensor is used again
-        self._autocast = _autocast_state()
+        self._alive: list[Any] = []
+        self._autocast = autocast_state()
 
     def _is_forward(self) -> bool:
         return not self.paused and self.shape_env.in_forward
@@ -101,31 +132,32 @@ class Tape(TorchFunctionMode):
     def know(self, tensor: torch.Tensor, name: str) -> None:
         """Note the name of a tensor in the program."""
         self._names[id(tensor)] = name
-        self._alive.append(tensor)
+        self.tensors[name] = tensor
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record torch calls while this is entered; ``torch_patches.patch_torch`` adds calls of modules."""
+        self._autocast = autocast_state()
         with self.shape_env.run_by(forward=True), self:
             yield
             self.sizes.add_new()
+        self.constants.check_unchanged()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in KERNELS:
-            with self.shape_env.in_kernel():
-                return self._run(func, args, kwargs)
-        if name in COMPOSITES:
-            with enable_python_dispatcher():
-                return self._run(func, args, kwargs)
-        return self._run(func, args, kwargs)
+        with ExitStack() as stack:
+            if name in KERNELS:
+                stack.enter_context(self.shape_env.in_kernel())
+            if name in COMPOSITES:
+                stack.enter_context(enable_python_dispatcher())
+            return self._run(func, args, kwargs)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.paused:
             return func(*args, **kwargs)
         with self.shape_env.run_by(forward=False):
-            return self._record(func, args, kwargs)
+            return self._record(func, *self.modes.on_cpu(func, args, kwargs))
 
     def _read_sizes(self, tensor: torch.Tensor) -> None:
         """Note a read of sizes or rank of a tensor."""
@@ -158,29 +190,67 @@ class Tape(TorchFunctionMode):
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.sizes.add_new()
-        func, kwargs = _as_recorded(func, args, kwargs)
+        func, args, kwargs = self.constants.from_numpy(func, *self.constants.with_fakes((args, kwargs)))
+        with self.shape_env.run_by(forward=True):  # an order of contraction is a decision by sizes
+            func, args, kwargs = as_recorded(func, args, kwargs)
+        if func is torch.device:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         self.sizes.touched.update(self._names[id(arg)] for arg in args if id(arg) in self._names)
-        if name == "__get__":
-            return self._read_property(func, args)
+        if name in _PROPERTY_METHODS:
+            return self._set_property(func, args) if name == "__set__" else self._read_property(func, args)
         if func is torch.Tensor.__iter__:
             return iter(torch.unbind(args[0]))
         if name in SIZE_METHODS or name in SIZE_ARITHMETIC:
             if name in SIZE_READS:
                 self._read_sizes(args[0])
             return func(*args, **kwargs)
-        if name in DECISIONS:
-            return self.decisions.decide(DECISIONS[name], Ref(self._name_of(args[0])))
-        if name in DECIDING_OPS and func in _OP_NAMES:
-            return self._decide_by_op(_OP_NAMES[func], args, kwargs)
-        if name in VALUE_METHODS:
-            raise DecidesByValuesError
-        if func is torch.Tensor.type and len(args) == 2 and isinstance(args[1], torch.dtype):
-            return self._record_op(torch.Tensor.to, "to", args, kwargs)
-        if name in DTYPE_METHODS or (func is torch.Tensor.type and len(args) == 1 and not kwargs):
+        if name in VALUE_READS and (known := self.constants.value_of(args[0])) is not None:
+            with self.no_recording(), without_fakes():
+                return func(known, *args[1:], **kwargs)
+        if name == "__contains__":
+            found = self._record_op(torch.eq, "eq", args, kwargs)
+            return self.decisions.decide("bool", Ref(self._name_of(self._record_op(torch.any, "any", (found,), {}))))
+        if self._reads_values(func, name):
+            return self._decide(func, name, args, kwargs)
+        if name in DTYPE_METHODS or func is torch.Tensor.type:
             self.dtypes.note(args[0].dtype, self._name_of(args[0]))
             return func(*args, **kwargs)
         return self._record_op(func, name, args, kwargs)
+
+    @staticmethod
+    def _reads_values(func: Any, name: str) -> bool:
+        """Whether a call brings values of tensors to the forward."""
+        return (
+            name in (*DECISIONS, *TEXT_METHODS, *VALUE_METHODS)
+            or func is check_function
+            or (name in DECIDING_OPS and func in _OP_NAMES)
+        )
+
+    def _decide(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make a guard of a call that brings values of tensors to the forward.
+
+        Raises:
+            DecidesByValuesError: the value cannot be a guard.
+        """
+        if func is check_function:
+            return self._check(*args, **kwargs)
+        if name in DECISIONS:
+            asserts = name == "__bool__" and is_asserted(sys._getframe(1))  # noqa: SLF001  there is no other way
+            return self.decisions.decide(DECISIONS[name], Ref(self._name_of(args[0])), asserts=asserts)
+        if name in DECIDING_OPS:
+            return self._decide_by_op(_OP_NAMES[func], args, kwargs)
+        if name in TEXT_METHODS and is_forward_in_message():
+            return "a tensor"
+        raise DecidesByValuesError
+
+    def _check(self, condition: Any, message: str) -> None:
+        """Check a condition on sizes or values, as ``torch._assert`` does."""
+        if isinstance(condition, torch.Tensor):
+            condition = self.decisions.decide("bool", Ref(self._name_of(condition)), asserts=True)
+        with self.shape_env.run_by(forward=True):
+            if not condition:
+                raise AssertionError(message)
 
     def _decide_by_op(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         out = f"v{len(self.steps)}"
@@ -189,11 +259,15 @@ class Tape(TorchFunctionMode):
         return self.decisions.decide("bool", Ref(out))
 
     def _read_property(self, getter: Any, args: tuple[Any, ...]) -> Any:
-        owner = getter.__self__
-        name = getattr(owner, "fget", owner).__name__
+        name = _property_name(getter)
         if name in DTYPE_PROPERTIES:
             self.dtypes.note(args[0].dtype, self._name_of(args[0]))
             return getter(*args)
+        if name in {IS_CUDA, "device"}:
+            return self.modes.read(name) if name == IS_CUDA else self.modes.device(getter(*args))
+        if name == "requires_grad" and (inputs := self.constants.origins_of(own := self._name_of(args[0]))) is not None:
+            self.modes.note_requires_grad(inputs, computed=own not in self.inputs)
+            return getter(*args)  # a fake input requires gradients as assumed
         if name in SIZE_PROPERTIES:
             if name in SIZE_READS:
                 self._read_sizes(args[0])
@@ -205,6 +279,17 @@ class Tape(TorchFunctionMode):
             "as an argument of the forward"
         )
 
+    def _set_property(self, setter: Any, args: tuple[Any, ...]) -> None:
+        """Name a tensor anew, with gradients from here on; no other property may be set."""
+        name, of_tensor = self._name_of(args[0]), _property_name(setter)
+        if name in self.inputs or of_tensor != "requires_grad" or args[1] is not True:
+            raise NotPortableError(
+                f"the forward sets {of_tensor} of {f'the argument {name}' if name in self.inputs else 'a tensor'}. "
+                "Remedy: a new tensor, for example with detach()"
+            )
+        setter(*args)
+        self.store(OpCall(name=REQUIRE_GRAD, args=(Ref(name),)), args[0])
+
     def _record_op(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = _OP_NAMES.get(func)
         if op is None:
@@ -212,7 +297,7 @@ class Tape(TorchFunctionMode):
                 f"the forward calls {function_text(func)}, which is not in the table of ops. Remedy: use another "
                 "function of torch, or add the op (CONTRIBUTING.md)"
             )
-        if _autocast_state() != self._autocast:  # set by a function, not by torch.autocast
+        if autocast_state() != self._autocast:  # set by a function, not by torch.autocast
             raise NotPortableError(AUTOCAST_REFUSAL)
         if name in SQUEEZES:
             self._fix_squeezed(args, kwargs)
@@ -230,13 +315,14 @@ class Tape(TorchFunctionMode):
 
     def _check_written(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse an op that writes to a parameter's memory, even through ``.data``, which autograd does not notice."""
-        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
+        in_place = name in WRITES or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
         out = kwargs.get("out")
         written = [args[0] if args else kwargs.get("input")] if in_place else []
         written += out if isinstance(out, tuple | list) else [out]
         memory = {memory_id(item) for item in written if isinstance(item, torch.Tensor)}
         if not memory:
             return
+        self.constants.note_write(memory)
         for path, parameter in self.root.named_parameters(remove_duplicate=False):
             symbolic = self._symbolic.get(id(parameter), parameter)
             if not memory.isdisjoint({memory_id(item) for item in (parameter, symbolic)}):
@@ -279,12 +365,18 @@ class Tape(TorchFunctionMode):
         self.steps.append(OpCall(name="getitem", args=(Ref(name), self.argument(key)), out=item_name))
         return self._name_result(item, item_name, convert)
 
+    def known_name(self, tensor: torch.Tensor) -> str | None:
+        """Return the name of a tensor without a step for the tensor; ``None`` for a tensor without a name."""
+        return self._names.get(id(tensor))
+
     def _name_of(self, tensor: torch.Tensor) -> str:
         known = self._names.get(id(tensor))
         if known is not None:
             self.sizes.touched.add(known)
             return known
         path = self.attributes.get(id(tensor))
+        if path is None and not isinstance(tensor, FakeTensor):
+            return self._name_of(self.constants.fake(tensor))
         if path is None:
             raise NotPortableError(foreign_tensor(self.root))
         name = f"v{len(self.steps)}"
@@ -301,14 +393,7 @@ def _like(container: Any, items: list[Any]) -> Any:
     return container._make(items) if hasattr(container, "_make") else type(container)(items)
 
 
-def _as_recorded(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the program's function and keyword arguments in the place of a torch call."""
-    if func is is_all_true:
-        return torch.all, kwargs
-    if func is torch.einsum:
-        return einsum, {"path": contraction_order(*args)}
-    return func, kwargs
-
-
-def _autocast_state() -> tuple[Any, ...]:
-    return tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in AUTOCAST_KINDS)
+def _property_name(method: Any) -> str:
+    """Name of the property with ``method`` as getter or setter."""
+    owner = method.__self__
+    return str(getattr(owner, "fget", owner).__name__)

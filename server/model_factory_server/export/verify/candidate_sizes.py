@@ -17,8 +17,9 @@ from model_factory.program.recorded_program import RecordedProgram
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import own_shape
 from model_factory.program.runtime.step_compiler import BranchMissError
-from model_factory_server.export.record.sample_inputs import sample_inputs
-from model_factory_server.export.restored_after import tensors_as
+from model_factory_server.export.out_of_memory import is_out_of_memory
+from model_factory_server.export.record.sample_inputs import VERIFY_SEED, sample_inputs
+from model_factory_server.export.restored_after import generators_seeded, restored_after
 from model_factory_server.export.verify.runs import Shapes, run_once
 
 
@@ -28,7 +29,8 @@ def candidate_shapes(
     """Yield sizes for a verification; the example's own sizes only if no other sizes are allowed.
 
     First all free sizes are increased by 1 together, then all free sizes are 1. If ``accepts`` or a guard of the
-    program refuses the sizes together, each group of equal sizes is changed alone.
+    program refuses the sizes together, sizes that are refused alone are kept; if the rest is refused together, each
+    group of equal sizes is changed alone.
     """
     names = leaf_names(recorded.call_signature)
     sizes = {
@@ -48,7 +50,9 @@ def candidate_shapes(
         env = own | {shape_key(name): shape for name, shape in zip(names, shapes, strict=True)}
         return all(guard(env) for guard in guards) and accepts(shapes)
 
-    free = [group for group in _free_groups(recorded, sizes) if allowed(changed([group], _larger))]
+    free = _free_groups(recorded, sizes)
+    if not allowed(changed(free, _larger)):
+        free = [group for group in free if allowed(changed([group], _larger))]
     if not free:
         yield example
     for change in (_larger, _one):
@@ -64,38 +68,34 @@ def acceptance_of(
 ) -> Callable[[Shapes], bool]:
     """Return a function of sizes: whether the forward accepts the sizes.
 
-    The function runs the forward on the meta device, at little cost, or on sample inputs if the forward needs real
-    tensors. With decisions by values, the function runs the program instead; a program stops at a decision for another
-    branch.
+    The function runs the forward on sample inputs, which takes less time than a run on the meta device. With decisions
+    by values, the function runs the program instead; a program stops at a decision for another branch.
     """
     signature = ForwardSignature.of(module.forward)
-    on_meta: dict[int, torch.Tensor] = {}
-
-    def to_meta(_path: str, tensor: torch.Tensor) -> torch.Tensor:
-        return on_meta.setdefault(id(tensor), tensor.to("meta"))
 
     def call(leaves: list[torch.Tensor]) -> Any:
         return signature.call(module, rebuild_arguments(recorded.call_signature, leaves, arguments))
 
-    def accepts_samples(shapes: Shapes) -> bool:
-        leaves = next(sample_inputs(examples, shapes), [])
-        forward = partial(Runner(recorded.program).run, module) if recorded.program.outcomes() else call
-        run = run_once(forward, module, leaves)
-        return not isinstance(run, Exception) or isinstance(run, BranchMissError)
+    forward = partial(Runner(recorded.program).run, module) if recorded.program.outcomes() else call
 
     def accepts(shapes: Shapes) -> bool:
-        leaves = [
-            torch.empty(shape, dtype=example.dtype, device="meta")
-            for example, shape in zip(examples, shapes, strict=True)
-        ]
+        leaves = next(sample_inputs(examples, shapes), [])
         try:
-            with torch.no_grad(), tensors_as(module, to_meta):
-                signature.call(module, rebuild_arguments(recorded.call_signature, leaves, arguments))
-        except Exception:  # noqa: BLE001  the operator's code may raise any error
+            with generators_seeded(VERIFY_SEED), restored_after(module), torch.no_grad():
+                forward(leaves)
+        except BranchMissError:
+            return True
+        except Exception as error:  # the operator's code may raise any error
+            if is_out_of_memory(error):
+                raise
             return False
         return True
 
-    return accepts if accepts([list(example.shape) for example in examples]) else accepts_samples
+    def accepts_with_gradients(shapes: Shapes) -> bool:
+        run = run_once(forward, module, next(sample_inputs(examples, shapes), []))
+        return not isinstance(run, Exception) or isinstance(run, BranchMissError)
+
+    return accepts if accepts([list(example.shape) for example in examples]) else accepts_with_gradients
 
 
 def _larger(size: int) -> int:

@@ -31,13 +31,15 @@ def verify_rebuilt(original: nn.Module, rebuilt: nn.Module, arguments: Mapping[s
 
     def run(module: nn.Module) -> Exception | Run:
         def call(leaves: list[torch.Tensor]) -> Any:
-            return signature.call(module, rebuild_arguments(given, leaves))
+            return signature.call(module, rebuild_arguments(given, leaves, arguments))
 
         return run_once(call, module, examples, writes_parameters=True)
 
     with attributes_restored_after(original), attributes_restored_after(rebuilt):
         for mode in (False, True):
-            expected, actual = run(original.train(mode)), run(rebuilt.train(mode))
+            original.train(mode)  # an own train() may return nothing
+            rebuilt.train(mode)
+            expected, actual = run(original), run(rebuilt)
             if isinstance(expected, Exception):
                 continue
             if isinstance(actual, Exception):

@@ -40,12 +40,16 @@ def run_once(
     seed: int = VERIFY_SEED,
     *,
     writes_parameters: bool = False,
+    with_input_gradients: bool = True,
 ) -> Exception | Run:
     """Run once from a seed, with gradients, and return the results or the error. The module is restored.
 
+    Without ``with_input_gradients``, the inputs get no gradients, as data gets no gradients in a training.
     ``writes_parameters`` is whether the forward may write to parameters, as modules sent as source code may.
     """
-    inputs = [leaf.detach().clone().requires_grad_(leaf.is_floating_point()) for leaf in leaves]
+    inputs = [
+        leaf.detach().clone().requires_grad_(with_input_gradients and leaf.is_floating_point()) for leaf in leaves
+    ]
     given = [item.clone() for item in inputs]  # not leaves of autograd, since a forward may write to its inputs
     plain = plain_tensors(module)
     parameters = [item for item in [*module.parameters(), *plain.values()] if item.requires_grad]

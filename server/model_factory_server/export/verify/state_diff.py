@@ -45,6 +45,32 @@ def changed(state: State) -> Iterator[tuple[str, Any, Any]]:
                 yield name.format(key), one, other
 
 
+def contents_of(module: nn.Module) -> dict[str, Any]:
+    """The identities of a module's attributes, and of entries of containers, by path.
+
+    Example:
+        >>> class Layer(nn.Module):
+        ...     pass
+        >>> layer = Layer()
+        >>> layer.cache = {}
+        >>> before = contents_of(layer)
+        >>> layer.cache = {}
+        >>> contents_of(layer) == before
+        True
+    """
+    containers = {id(item): path for path, item in plain_containers(module)}
+    found: dict[str, Any] = {
+        f"{path}.{name}": id(value)
+        for path, item in module.named_modules()
+        for name, value in item.__dict__.items()
+        if id(value) not in containers
+    }
+    for path, container in plain_containers(module):
+        entries = _entries(container).items()
+        found[path] = [(key, id(value)) for key, value in entries if id(value) not in containers]
+    return found
+
+
 def _values(table: Any) -> Iterable[Any]:
     return itertools.chain.from_iterable(table.items()) if isinstance(table, dict) else table
 

@@ -7,38 +7,41 @@ CPU, within float tolerance on other devices.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from model_factory.errors import NotPortableError, refused_call
-from model_factory.program.call_signature import call_signature, match_call_signature, rebuild_arguments
+from model_factory.program.call_signature import call_signature, leaf_names, match_call_signature, rebuild_arguments
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import ModuleCall
-from model_factory.program.recorded_program import RecordedProgram
+from model_factory.program.recorded_program import FORWARD, RecordedProgram
+from model_factory.program.runtime.caller_modes import REQUIRES_GRAD, modes_entered
+from model_factory.program.runtime.compiled_program import Call as ProgramCall
+from model_factory.program.runtime.compiled_program import CompiledProgram
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import get_module
 from model_factory.program.runtime.step_compiler import BranchMissError
+from model_factory_server.export.record.caller_modes import is_only_on_gpu
 from model_factory_server.export.record.sample_inputs import (
     REFUSED_CALL,
     VERIFY_SEED,
     sample_inputs,
     unreached_branch,
 )
-from model_factory_server.export.restored_after import attributes_restored_after
-from model_factory_server.export.trace.einsum import use_recorded_orders
+from model_factory_server.export.restored_after import attributes_restored_after, restored_after
 from model_factory_server.export.trace.results import portable_output
 from model_factory_server.export.verify.candidate_sizes import acceptance_of, candidate_shapes
 from model_factory_server.export.verify.runs import Call, Run, Shapes, compare_runs, run_once
-from model_factory_server.export.verify.state_diff import changed, state_of
+from model_factory_server.export.verify.state_diff import changed, contents_of, state_of
 
 
 def verify(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any]) -> None:
     """Compare ``recorded`` with the forward of ``module``, at sizes allowed by the guards.
 
-    Training flags and buffers are restored.
+    Training flags and buffers are restored. A program for a GPU alone equals another that is verified.
 
     Raises:
         NotPortableError: the program differs from the forward, or could not be run.
@@ -52,8 +55,63 @@ def verify(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str,
         >>> arguments = {"x": torch.ones(3)}
         >>> verify(Double(), record(Double(), arguments), arguments)
     """
-    with attributes_restored_after(module), _shallow_stacks(module, recorded), use_recorded_orders(recorded.program):
+    if is_only_on_gpu(recorded):
+        return
+    with attributes_restored_after(module), _shallow_stacks(module, recorded):
         _verify_modes(module, recorded, arguments)
+
+
+def reproduces(module: nn.Module, programs: Sequence[RecordedProgram], arguments: Mapping[str, Any]) -> bool:
+    """Whether the programs of another module of the same kind do as ``module`` does, in one run on ``arguments``.
+
+    Example:
+        >>> from model_factory_server.export.record.recorder import record
+        >>> class Scale(nn.Module):
+        ...     def __init__(self, factor):
+        ...         super().__init__()
+        ...         self.factor = factor
+        ...     def forward(self, x):
+        ...         return self.factor * x
+        >>> arguments = {"x": torch.ones(3)}
+        >>> programs = [record(Scale(2), arguments)]
+        >>> reproduces(Scale(2), programs, arguments), reproduces(Scale(3), programs, arguments)
+        (True, False)
+    """
+    given, leaves = call_signature(arguments)
+    call = ProgramCall(FORWARD, given, leaves, dict(arguments))
+    for recorded in programs:
+        if not CompiledProgram(recorded).accepts(module, call):
+            continue
+        original, replay = _calls(module, recorded, arguments)
+        examples = _examples(recorded, arguments)
+        with suppress(NotPortableError):
+            agreed = _agree(original, replay, module, examples, VERIFY_SEED, iter([examples]))
+            if agreed is not None:
+                return agreed
+    return False
+
+
+def _calls(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any]) -> tuple[Call, Call]:
+    """The original forward and the program, as functions of the program's tensors."""
+    signature, runner = ForwardSignature.of(module.forward), Runner(recorded.program)
+
+    frozen = {f"{REQUIRES_GRAD}{name}": index for index, name in enumerate(leaf_names(recorded.call_signature))}
+
+    def with_gradients(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+        detached = {frozen[name] for name, value in recorded.modes if name in frozen and value is False}
+        return [leaf.detach() if index in detached else leaf for index, leaf in enumerate(leaves)]
+
+    def original(leaves: list[torch.Tensor]) -> Any:
+        leaves = with_gradients(leaves)
+        given = rebuild_arguments(recorded.call_signature, leaves, arguments)
+        with modes_entered(recorded.modes):
+            return portable_output(signature.call(module, given))
+
+    def replay(leaves: list[torch.Tensor]) -> Any:
+        with modes_entered(recorded.modes):
+            return runner.run(module, with_gradients(leaves))
+
+    return original, replay
 
 
 @contextmanager
@@ -92,7 +150,8 @@ def _verify_modes(module: nn.Module, recorded: RecordedProgram, arguments: Mappi
     )
     _verify_mode(module, recorded, examples, candidates, arguments)
     if not recorded.training:
-        _verify_mode(module.train(), recorded, examples, candidates, arguments)
+        module.train()
+        _verify_mode(module, recorded, examples, candidates, arguments)
 
 
 def _examples(recorded: RecordedProgram, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -110,21 +169,14 @@ def _verify_mode(
     candidates: Sequence[Shapes],
     arguments: Mapping[str, Any],
 ) -> None:
-    signature = ForwardSignature.of(module.forward)
-    runner = Runner(recorded.program)
-
-    def original(leaves: list[torch.Tensor]) -> Any:
-        return portable_output(signature.call(module, rebuild_arguments(recorded.call_signature, leaves, arguments)))
-
-    def replay(leaves: list[torch.Tensor]) -> Any:
-        return runner.run(module, leaves)
-
+    original, replay = _calls(module, recorded, arguments)
     example_shapes = [list(leaf.shape) for leaf in examples]
     decides = bool(recorded.program.outcomes())
     verified = 0
     for shapes in [*candidates, *([example_shapes] if decides else [])]:
         for seed, leaves in enumerate(_inputs(examples, shapes, decides), VERIFY_SEED):
-            others = sample_inputs(examples, example_shapes if shapes != example_shapes else candidates[0])
+            of_others = example_shapes if shapes != example_shapes else candidates[0]
+            others = sample_inputs(examples, of_others, VERIFY_SEED + 1)
             agreed = _agree(original, replay, module, leaves, seed, others)
             if agreed is not None:
                 verified += agreed
@@ -165,8 +217,13 @@ def _agree(
     if isinstance(actual, BranchMissError):
         return None
     expected = run_once(original, module, leaves, seed)
+    if isinstance(expected, Exception):  # the forward may refuse inputs with gradients
+        without = run_once(original, module, leaves, seed, with_input_gradients=False)
+        if isinstance(without, Run):
+            expected, actual = without, run_once(replay, module, leaves, seed, with_input_gradients=False)
     alike = compare_runs(expected, actual, [list(leaf.shape) for leaf in leaves])
     if isinstance(expected, Run) and expected.changed_attribute:
+        _check_new_weights(expected.changed_attribute, original, replay, module, leaves)
         flipped = [leaf.flip(0) if leaf.dim() else leaf for leaf in leaves]
         for second, of_other_sizes in ((flipped, False), (next(others, leaves), True)):
             counted: list[str] = []
@@ -174,9 +231,51 @@ def _agree(
             replayed = run_once(_twice(replay, module, [], second), module, leaves, seed)
             if isinstance(replayed, BranchMissError) or (of_other_sizes and isinstance(twice, Exception)):
                 continue  # a changed attribute may fit only calls of the same sizes
+            if isinstance(twice, Run) and _is_cache_until_train(original, module, leaves):
+                # Gradients of two calls meet inside the cache; without gradients, the cache has no effect.
+                twice = run_once(torch.no_grad()(_twice(original, module, counted, second)), module, leaves, seed)
+                replayed = run_once(torch.no_grad()(_twice(replay, module, [], second)), module, leaves, seed)
             counts = bool(counted) and not of_other_sizes  # a number that changes with the size is not a counter
             _compare_second_calls(next(iter(counted), expected.changed_attribute), twice, replayed, counts=counts)
     return alike
+
+
+def _check_new_weights(
+    attribute: str, original: Call, replay: Call, module: nn.Module, leaves: Sequence[torch.Tensor]
+) -> None:
+    """Refuse a value that is kept over a step of training: the next call would have a value of the old weights."""
+    evaluates = not any(item.training for item in module.modules())
+
+    def with_new_weights(call: Call) -> Call:
+        def both(given: list[torch.Tensor]) -> list[Any]:
+            first = call(given)
+            if evaluates:
+                module.train()
+            for parameter in module.parameters():
+                if parameter.is_floating_point():
+                    parameter.mul_(0.5)
+            if evaluates:
+                module.eval()
+            return [first, call([leaf.clone() for leaf in leaves])]
+
+        return torch.no_grad()(both)
+
+    runs = [run_once(with_new_weights(call), module, leaves, writes_parameters=True) for call in (original, replay)]
+    if not isinstance(runs[1], BranchMissError):
+        _compare_second_calls(attribute, runs[0], runs[1], counts=False)
+
+
+def _is_cache_until_train(call: Call, module: nn.Module, leaves: Sequence[torch.Tensor]) -> bool:
+    """Whether a call in eval mode keeps values that a call of ``train()`` drops again."""
+    if any(item.training for item in module.modules()):
+        return False
+    before = contents_of(module)
+    with restored_after(module), torch.random.fork_rng(), torch.no_grad():
+        call([leaf.detach().clone() for leaf in leaves])
+        is_kept = contents_of(module) != before
+        module.train()
+        module.eval()
+        return is_kept and contents_of(module) == before
 
 
 def _twice(call: Call, module: nn.Module, counted: list[str], others: Sequence[torch.Tensor]) -> Call:

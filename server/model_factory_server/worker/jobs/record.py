@@ -10,7 +10,7 @@ from model_factory.errors import OutdatedBuildError
 from model_factory.program.example_call import decode_call
 from model_factory.store import Blob
 from model_factory_server.export.describe.describe import describe
-from model_factory_server.export.trainer_call import record_call
+from model_factory_server.export.trainer_call import record_programs
 from model_factory_server.worker.jobs.workspace import Workspace, cast, source_classes_of
 from model_factory_server.worker.outputs import RecordOutput
 from model_factory_server.worker.stages import Stage
@@ -31,8 +31,8 @@ def record_module(task: RecordTask, workspace: Workspace) -> RecordOutput:
     _check_descriptor(task, workspace, model)
     cast(model, task.dtype)  # the trainer can have cast the module since the build
     workspace.enter(Stage.RECORDING)
-    recorded = record_call(model, task.path, call, dict(task.training))
-    return RecordOutput(programs=workspace.store.put(encode_programs(((task.path, recorded),))))
+    programs = record_programs(model, task.path, call, dict(task.training))
+    return RecordOutput(programs=workspace.store.put(encode_programs(programs)))
 
 
 def _check_descriptor(task: RecordTask, workspace: Workspace, model: nn.Module) -> None:

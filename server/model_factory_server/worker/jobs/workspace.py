@@ -21,7 +21,7 @@ from model_factory_server.export.describe.describe import describe
 from model_factory_server.export.exporter import ExportedModel, export_model
 from model_factory_server.export.source.bundling import Root
 from model_factory_server.worker.construction import ModelPlan, check_size, construct, plan_model, size_of
-from model_factory_server.worker.messages import SendMessage, StageEntered
+from model_factory_server.worker.messages import FileStored, SendMessage, StageEntered
 from model_factory_server.worker.stages import Stage
 from model_factory_server.worker.task import ArchitectureBlobs, Job
 from model_factory_server.worker.weights_placement import Placement
@@ -55,6 +55,7 @@ class Workspace:
         self.send = send
         self.backend = load_backend(job.backend)
         self.store = Store(job.store, job.limits.max_store_bytes, setting="--store")
+        self.store.on_growth = lambda size: send(FileStored(size))  # the server counts the files of all workers
 
     @property
     def shared_roots(self) -> tuple[Root, ...]:
@@ -125,7 +126,7 @@ class Workspace:
         return ArchitectureBlobs(
             descriptor=put(encode_descriptor(exported.descriptor)),
             programs=put(encode_programs(exported.programs)),
-            source=None if exported.sources is None else put(exported.sources.bundle),
+            source=None if exported.sources is None else put(exported.sources.bundle, is_private=True),
             placement=None if placement is None else put(placement.encode()),
         )
 

@@ -1,0 +1,106 @@
+"""Example calls of the blocks inside a block, found by a run of the block on its own example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_factory.descriptor.stock import is_stock
+from model_factory.errors import CallSignatureError
+from model_factory.program.call_signature import CallSignature, call_signature, rebuild_arguments
+from model_factory.program.forward_signature import ForwardSignature
+from model_factory_server.export.restored_after import generators_seeded, restored_after
+from model_factory_server.export.verify.state_diff import changed, state_of
+
+_SEED = 11
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleOfBlock:
+    """A call of a block inside another block."""
+
+    block: nn.Module
+    """The called block."""
+    signature: CallSignature
+    """Signature of the call."""
+    tensors: tuple[torch.Tensor, ...]
+    """Tensors of the call, in order."""
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Sizes of the tensors, in order."""
+        return [tuple(tensor.shape) for tensor in self.tensors]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments by name."""
+        return rebuild_arguments(self.signature, [tensor.clone() for tensor in self.tensors])
+
+
+def inner_examples(block: nn.Module, arguments: Mapping[str, Any]) -> list[ExampleOfBlock]:
+    """Run a block in its present mode, and return the calls of custom blocks inside; the block is restored.
+
+    Example:
+        >>> class Double(nn.Module):
+        ...     def forward(self, x):
+        ...         return 2 * x
+        >>> class Outer(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.inner = Double()
+        ...     def forward(self, x):
+        ...         return self.inner(x)
+        >>> [example.shapes for example in inner_examples(Outer(), {"x": torch.ones(3)})]
+        [[(3,)]]
+    """
+    given, leaves = call_signature(arguments)
+    own = rebuild_arguments(given, [leaf.detach().clone() for leaf in leaves], arguments)
+    with restored_after(block), _noted(block) as found, generators_seeded(_SEED), torch.no_grad(), suppress(Exception):
+        ForwardSignature.of(block.forward).call(block, own)  # the recording of the call reports an error
+    return found
+
+
+@contextmanager
+def _noted(root: nn.Module) -> Iterator[list[ExampleOfBlock]]:
+    found: list[ExampleOfBlock] = []
+
+    def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with suppress(TypeError, CallSignatureError):
+            given, leaves = call_signature(ForwardSignature.of(block.forward).bind(args, kwargs))
+            tensors = tuple(leaf.detach() for leaf in leaves)
+            shapes = [tuple(leaf.shape) for leaf in leaves]
+            if not any(item.block is block and item.signature == given and item.shapes == shapes for item in found):
+                kept = tuple(tensor.clone() for tensor in tensors)
+                found.append(ExampleOfBlock(block=block, signature=given, tensors=kept))
+
+    blocks = [item for item in root.modules() if item is not root and not is_stock(item)]
+    hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def made_example(block: nn.Module, signature: CallSignature, like: Sequence[torch.Tensor]) -> ExampleOfBlock | None:
+    """Make an example call from dtypes and sizes; None for integers, whose range is unknown."""
+    if not all(tensor.is_floating_point() for tensor in like):
+        return None
+    numbers = torch.Generator(device="cpu").manual_seed(_SEED)
+    tensors = tuple(torch.randn(tuple(item.shape), generator=numbers).to(item.dtype) for item in like)
+    return ExampleOfBlock(block=block, signature=signature, tensors=tensors)
+
+
+def changed_state(owner: nn.Module, block: nn.Module, arguments: Mapping[str, Any]) -> str:
+    """Return the reason against a block whose call changes Python state of the block or of the owner, if any."""
+    state = state_of(owner)
+    with restored_after(owner, parameters=True), torch.random.fork_rng(), torch.no_grad(), suppress(Exception):
+        ForwardSignature.of(block.forward).call(block, arguments)
+        name = next((name for name, _, _ in changed(state)), "")
+        return f"it keeps a value in {name}, and programs keep values in buffers only" if name else ""
+    return ""

@@ -1,0 +1,392 @@
+"""Kinds of blocks in a model: each kind is recorded and verified once; other blocks of the kind are compared once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_factory.descriptor.codec import Programs
+from model_factory.descriptor.stock import is_stock
+from model_factory.errors import CallSignatureError, NotPortableError
+from model_factory.program.call_signature import CallSignature, call_signature
+from model_factory.program.ir import ModuleCall, Outcome
+from model_factory.program.recorded_program import RecordedProgram
+from model_factory.program.runtime.lookup import find_module, join_path
+from model_factory_server.export.conditions.inner_blocks import InnerCall
+from model_factory_server.export.conditions.result_forms import ResultForm
+from model_factory_server.export.kinds.alike import has_same_reads, structure
+from model_factory_server.export.kinds.inlining import Inlining
+from model_factory_server.export.kinds.inner_calls import ExampleOfBlock, changed_state, inner_examples, made_example
+from model_factory_server.export.kinds.kind import Dtypes, Flags, Kind, RecordedCall, flags_of, flags_of_modes
+from model_factory_server.export.kinds.other_branches import other_branches
+from model_factory_server.export.record.recorder import record_as_is, record_modes
+from model_factory_server.export.record.recording import Assigned, Kinds, Recording
+from model_factory_server.export.restored_after import attributes_restored_after
+from model_factory_server.export.torch_private import recorded_size
+from model_factory_server.export.trace.decisions import UndecidedError
+from model_factory_server.export.verify.verifier import reproduces, verify
+
+_Attempt = Callable[[Kinds], list[RecordedProgram]]
+"""Records and verifies a block."""
+
+
+class RecordedKinds:
+    """The kinds of the blocks of a model, and their programs.
+
+    Example:
+        >>> class Double(nn.Module):
+        ...     def forward(self, x):
+        ...         return 2 * x
+        >>> class Twice(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.first, self.second = Double(), Double()
+        ...     def forward(self, x):
+        ...         return self.second(self.first(x))
+        >>> model = Twice()
+        >>> kinds = RecordedKinds(model)
+        >>> programs = kinds.record(model, {"x": torch.ones(3)})
+        >>> [path for path, _ in kinds.inner_programs((("", programs[0]),))]
+        ['first', 'second']
+    """
+
+    fixes_sizes = False
+
+    def __init__(self, model: nn.Module, assigned: Assigned | None = None) -> None:
+        """Begin without programs; without ``assigned``, a forward may not assign attributes."""
+        self.assigned = assigned
+        self._model = model
+        self._paths = {module: path for path, module in model.named_modules()}
+        self._structures: dict[nn.Module, str] = {}
+        self._kinds: dict[str, list[Kind]] = {}
+        self._programs: dict[nn.Module, list[RecordedProgram]] = {}
+        # By id of the arguments of a recording, which the entry keeps alive:
+        self._examples: dict[int, tuple[Mapping[str, Any], list[ExampleOfBlock]]] = {}
+        self._steps = 0  # calls of inner blocks that became steps
+        self._inlining: dict[nn.Module, Inlining] = {}  # of blocks that cannot be recorded with steps for inner blocks
+        self._compared: set[tuple[nn.Module, int]] = set()  # blocks, and ids of what was recorded of their kind
+
+    def record(self, block: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
+        """Record and verify a block in both modes; inner blocks get programs of their own where possible.
+
+        Raises:
+            NotPortableError: the forward cannot be recorded.
+            CallSignatureError: the forward refuses the call.
+        """
+
+        def attempt(kinds: Kinds) -> list[RecordedProgram]:
+            recordings = record_modes(block, arguments, kinds)
+            for item in recordings:
+                verify(block, item, arguments)
+            return recordings
+
+        return self._record(block, arguments, attempt)
+
+    def record_with_sizes(self, block: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
+        """Record as :meth:`record`; if the forward does not accept symbols for sizes, record for these sizes only.
+
+        A block of a recorded kind is not recorded, but compared with the programs of the kind in both modes.
+
+        Raises:
+            NotPortableError: the forward cannot be recorded.
+            CallSignatureError: the forward refuses the call.
+        """
+        if known := self._known(block, arguments):
+            return known
+        try:
+            return self._keep(block, call_signature(arguments)[0], self.record(block, arguments))
+        except (NotPortableError, CallSignatureError) as error:
+            inlining = Inlining("the caller is recorded for single sizes", assigned=self.assigned, fixes_sizes=True)
+            if changed_state(block, block, arguments):  # the next call of other sizes may depend on the state
+                raise
+            try:
+                found = record_modes(block, arguments, inlining)
+                for item in found:
+                    verify(block, item, arguments)
+            except (NotPortableError, CallSignatureError):
+                raise error from error.__cause__
+            self._inlining[block] = inlining
+            return found
+
+    def record_as_is(
+        self, block: nn.Module, arguments: Mapping[str, Any], outcomes: Sequence[Outcome] = ()
+    ) -> list[RecordedProgram]:
+        """Record and verify a block with the present training flags, and with outcomes of the first decisions.
+
+        Raises:
+            NotPortableError: the forward cannot be recorded.
+            CallSignatureError: the forward refuses the call.
+        """
+
+        def attempt(kinds: Kinds) -> list[RecordedProgram]:
+            found = record_as_is(block, arguments, outcomes, kinds)
+            verify(block, found[0], arguments)
+            return found
+
+        return self._record(block, arguments, attempt)
+
+    def _record(self, block: nn.Module, arguments: Mapping[str, Any], attempt: _Attempt) -> list[RecordedProgram]:
+        """Record with steps for inner blocks; if that fails, with the inside of all inner blocks."""
+        self._note_structures(block)
+        steps = self._steps
+        try:
+            return attempt(self)
+        except (NotPortableError, CallSignatureError) as error:
+            if steps == self._steps:
+                raise
+            reason = str(error).partition(". Remedy: ")[0]
+            text = f"the caller cannot be recorded with programs of inner blocks: {reason}"
+            inlining = Inlining(text, assigned=self.assigned)
+        finally:
+            self._examples.pop(id(arguments), None)
+        found = attempt(inlining)
+        self._inlining[block] = inlining
+        return found
+
+    def _note_structures(self, block: nn.Module) -> None:
+        for item in block.modules():
+            if not is_stock(item) and item not in self._structures:
+                self._structures[item] = structure(item)
+
+    def _known(self, block: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
+        """Return the programs of a recorded block of the same kind, if they do as the block does in both modes."""
+        if block not in self._paths:  # a method of a block
+            return []
+        self._note_structures(block)
+        given, leaves = call_signature(arguments)
+        call = ExampleOfBlock(block=block, signature=given, tensors=tuple(leaves))
+        for kind in self._kinds_of(block):
+            for signature, programs in kind.called:
+                if kind.block is not block and signature == given and self._do_as(kind, block, programs, call):
+                    return programs
+        return []
+
+    def _do_as(self, kind: Kind, block: nn.Module, programs: list[RecordedProgram], call: ExampleOfBlock) -> bool:
+        """Whether the programs of a kind do as another block does in both modes."""
+        with attributes_restored_after(block):
+            for mode in (False, True):
+                block.train(mode)  # an own train() may return nothing
+                if not self._adopt(kind.block, block, programs, [call], inner_examples(block, call.arguments)):
+                    return False
+        return True
+
+    def _keep(
+        self, block: nn.Module, signature: CallSignature, programs: list[RecordedProgram]
+    ) -> list[RecordedProgram]:
+        """Keep the programs of a called block for other blocks of the kind, unless its forward assigns attributes."""
+        assigning = {table for table, _ in self.assigned.attributes} if self.assigned is not None else set()
+        if (
+            block not in self._paths
+            or block in self._inlining
+            or not assigning.isdisjoint(map(id, map(vars, block.modules())))
+        ):
+            return programs  # an assigned attribute is left out of each recorded module
+        self._kind(block).called.append((signature, programs))
+        return programs
+
+    def other_branches(
+        self,
+        block: nn.Module,
+        first: RecordedProgram,
+        arguments: Mapping[str, Any],
+        known: Sequence[RecordedProgram] = (),
+    ) -> Iterator[RecordedProgram]:
+        """Yield verified programs for other outcomes of the decisions by truth values of ``first``."""
+        yield from other_branches(block, first, arguments, known, self._inlining.get(block, self))
+
+    def inner_programs(self, programs: Programs) -> Programs:
+        """Return the programs of the inner blocks that ``programs`` call, also through other inner blocks."""
+        found: dict[str, list[RecordedProgram]] = {}
+        pending = list(programs)
+        while pending:
+            at, recorded = pending.pop()
+            for step in recorded.program.steps:
+                block = find_module(self._model, join_path(at, step.path)) if isinstance(step, ModuleCall) else None
+                if block is None or is_stock(block) or (path := self._paths[block]) in found:
+                    continue
+                found[path] = self._programs.get(block, [])
+                pending += [(path, item) for item in found[path]]
+        return tuple((path, item) for path in sorted(found) for item in found[path])
+
+    # What a recording needs: ``export.record.recording.Kinds``
+
+    def find(self, call: InnerCall) -> ResultForm | str | None:
+        """Return the form of a call's result, or the reason against a step, or None if nothing is known yet."""
+        if call.block not in self._structures:
+            return "it was made after the beginning of the recording"
+        found = next((form for _, _, form in self._found(call)), None)
+        self._steps += isinstance(found, ResultForm)
+        return found
+
+    def reads(self, block: nn.Module) -> frozenset[tuple[str, str]]:
+        """Return attributes of custom modules that the forward of an inner block reads: module path and name."""
+        return frozenset(name for kind in self._kinds_of(block) for name in kind.reads)
+
+    def learn(self, recording: Recording, call: InnerCall) -> None:
+        """Record an inner block for a call without a known form; otherwise note the reason against a recording."""
+        example, flags = self._example(recording, call), flags_of(call.block)
+        reason = "its arguments are known only inside the caller"
+        if example is not None:
+            try:
+                return self._learn(recording.module, call, example, flags)
+            except (NotPortableError, CallSignatureError) as error:
+                reason = str(error).partition(". Remedy: ")[0]
+        refused = RecordedCall(signature=call.signature, flags={flags}, reason=reason)
+        self._kind(call.block).recorded.insert(0, refused)
+        return None
+
+    def learn_dtype(self, recording: Recording, calls: Sequence[InnerCall]) -> None:
+        """Note the forms of results in another dtype for calls of recorded blocks, before a recording needs them."""
+        for call in calls:
+            example = self._example(recording, call)
+            if example is not None and next(self._found(call), None) is None:
+                with suppress(NotPortableError, CallSignatureError, UndecidedError):  # the call may have another dtype
+                    self._learn_other_dtype(call, example)
+
+    def _learn_other_dtype(self, call: InnerCall, example: ExampleOfBlock) -> bool:
+        for kind, recorded in self._recorded(call):
+            if any(form.holds(call.shapes) for form in recorded.forms.values() if isinstance(form, ResultForm)):
+                self._learn_dtype(kind, recorded, call, example)
+                return True
+        return False
+
+    def _learn(self, owner: nn.Module, call: InnerCall, example: ExampleOfBlock, flags: Flags) -> None:
+        if self._learn_other_dtype(call, example):
+            return
+        block, arguments = call.block, example.arguments
+        kind = self._kind(block)
+        kind.noted.clear()
+        if reason := changed_state(owner, block, arguments):
+            raise NotPortableError(reason)
+        modes = flags_of_modes(block)
+        programs = self.record(block, arguments) if flags in modes else self.record_as_is(block, arguments)
+        for first in tuple(programs):
+            if any(type(outcome) is not bool for outcome in first.program.outcomes()):
+                raise NotPortableError("it decides by a number from values")
+            programs += self.other_branches(block, first, arguments, programs)
+        both = flags in modes and all(item.training == () for item in programs)
+        for group in [set(modes)] if both else [{item} for item in {*modes, flags}]:
+            forms = [item for (given, at), item in kind.noted.items() if given == call.signature and at in group]
+            merged = {key: form for item in forms for key, form in item.items()}
+            kind.recorded.append(RecordedCall(signature=call.signature, flags=group, programs=programs, forms=merged))
+        self._add(block, programs)
+
+    def _learn_dtype(self, kind: Kind, recorded: RecordedCall, call: InnerCall, example: ExampleOfBlock) -> None:
+        """Note the form of a result in another dtype."""
+        key, noted = _dtypes(call), (call.signature, flags_of(kind.block))
+        outcomes = recorded.programs[0].program.outcomes()
+        kind.noted.clear()
+        Recording(kind.block, example.arguments, call.dtype, outcomes, kinds=self).run()
+        found = kind.noted.get(noted, {}) if noted[1] in recorded.flags else {}
+        recorded.forms |= found
+        recorded.forms.setdefault(key, "its dtypes differ from the dtypes of its own recording")
+
+    def are_alike(self, recording: Recording) -> bool:
+        """Whether every inner block in use does as the recorded block of the same kind does."""
+        alike = True
+        for call in recording.tape.inner_blocks.used if recording.tape.inner_blocks is not None else ():
+            for kind, recorded, _ in itertools.islice(self._found(call), 1):
+                key = (call.block, id(recorded))
+                if kind.block is call.block or key in self._compared:
+                    continue
+                example = self._example(recording, call)
+                _, examples = self._examples[id(recording.arguments)]
+                if example is not None and self._adopt(kind.block, call.block, recorded.programs, [example], examples):
+                    self._compared.add(key)
+                else:
+                    kind.unlike.add(call.block)
+                    alike = False
+        return alike
+
+    def _adopt(
+        self,
+        like: nn.Module,
+        block: nn.Module,
+        programs: Sequence[RecordedProgram],
+        calls: Sequence[ExampleOfBlock],
+        examples: Sequence[ExampleOfBlock],
+    ) -> bool:
+        """Give a block the programs of ``like``, a block of the same kind; return False if the block differs."""
+        if not calls or not all(reproduces(block, programs, item.arguments) for item in calls):
+            return False
+        for path in {step.path for item in programs for step in item.program.steps if isinstance(step, ModuleCall)}:
+            one, other = find_module(like, path), find_module(block, path)
+            if one is None or other is None or is_stock(one) or one is other:
+                continue
+            of_other = [item for item in examples if item.block is other]
+            if not self._adopt(one, other, self._programs.get(one, []), of_other, examples):
+                return False
+        self._add(block, programs)
+        return True
+
+    def note(self, recording: Recording, form: ResultForm | str) -> None:
+        """Note the form of a recorded block's result, or the reason against a form."""
+        block = recording.module
+        if block not in self._structures:
+            return  # a method of a block
+        kind = self._kind(block)
+        kind.reads.update(recording.tape.reads.custom)
+        key = (recording.dtype, tuple(tensor.dtype for tensor in recording.inputs))
+        forms = kind.noted.setdefault((recording.call_signature, flags_of(block)), {})
+        before = forms.setdefault(key, form)
+        if isinstance(before, ResultForm) and isinstance(form, ResultForm) and before.form != form.form:
+            forms[key] = "its result has another form for other values"
+
+    def _add(self, block: nn.Module, programs: Sequence[RecordedProgram]) -> None:
+        known = self._programs.setdefault(block, [])
+        known += [item for item in programs if item not in known]
+
+    def _kinds_of(self, block: nn.Module) -> list[Kind]:
+        """The kinds of a block, first the block's own."""
+        kinds = self._kinds.get(self._structures[block], [])
+        return sorted(
+            (
+                kind
+                for kind in kinds
+                if kind.block is block or (block not in kind.unlike and has_same_reads(kind.block, block, kind.reads))
+            ),
+            key=lambda kind: kind.block is not block,
+        )
+
+    def _kind(self, block: nn.Module) -> Kind:
+        """The kind whose recorded block is ``block``."""
+        kinds = self._kinds.setdefault(self._structures[block], [])
+        found = next((kind for kind in kinds if kind.block is block), None)
+        if found is None:
+            kinds.append(found := Kind(block=block))
+        return found
+
+    def _recorded(self, call: InnerCall) -> Iterator[tuple[Kind, RecordedCall]]:
+        flags = flags_of(call.block)
+        for kind in self._kinds_of(call.block):
+            for recorded in kind.recorded:
+                if recorded.signature == call.signature and flags in recorded.flags:
+                    yield kind, recorded
+
+    def _found(self, call: InnerCall) -> Iterator[tuple[Kind, RecordedCall, ResultForm | str]]:
+        key = _dtypes(call)
+        for kind, recorded in self._recorded(call):
+            form = recorded.reason or recorded.forms.get(key)
+            if isinstance(form, str) or (form is not None and form.holds(call.shapes)):
+                yield kind, recorded, form
+
+    def _example(self, recording: Recording, call: InnerCall) -> ExampleOfBlock | None:
+        """A real call like an inner call of a recording."""
+        key = id(recording.arguments)
+        if key not in self._examples:
+            self._examples[key] = (recording.arguments, inner_examples(recording.module, recording.arguments))
+        shapes = [tuple(map(recorded_size, shape)) for shape in call.shapes]
+        for example in self._examples[key][1]:
+            if example.block is call.block and example.signature == call.signature and example.shapes == shapes:
+                return example
+        like = [torch.empty(shape, dtype=tensor.dtype) for shape, tensor in zip(shapes, call.tensors, strict=True)]
+        return made_example(call.block, call.signature, like)
+
+
+def _dtypes(call: InnerCall) -> Dtypes:
+    return (call.dtype, tuple(tensor.dtype for tensor in call.tensors))

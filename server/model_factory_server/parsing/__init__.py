@@ -1,0 +1,1 @@
+"""Parsing of configs of untrusted peers, in processes of their own."""

@@ -1,0 +1,62 @@
+"""Blocks whose calls have names, defaults and records."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Batch:
+    """Observations and a mask."""
+
+    obs: Tensor
+    mask: Tensor | None = None
+
+
+class Goals(nn.Module):
+    """Reads an optional argument; has a method for trainers."""
+
+    portable_methods = ("encode",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, obs: Tensor, goal: Tensor | None = None, *, scale: float = 2.0) -> Tensor:
+        y = self.layer(obs) * scale
+        return y if goal is None else y + goal
+
+    def encode(self, obs: Tensor, act: Any = torch.relu) -> Tensor:
+        return act(self.layer(obs))
+
+
+class Batches(nn.Module):
+    """Takes a record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, batch: Batch) -> Batch:
+        assert isinstance(batch, Batch)
+        y = self.layer(batch.obs)
+        return Batch(y if batch.mask is None else y * batch.mask, batch.mask)
+
+
+class Arrays(nn.Module):
+    """Takes an array of NumPy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, obs: Any) -> Tensor:
+        return self.layer(torch.as_tensor(obs, dtype=torch.float32))
+
+
+def register(registry: Any) -> None:
+    """Register the blocks under their names."""
+    for block in (Goals, Batches, Arrays):
+        registry.register_module(f"calling.{block.__name__}", block)
