@@ -142,17 +142,17 @@ def record_programs(model: nn.Module, path: str, call: ExampleCall, training: Ma
 def _record_with_integers(
     model: nn.Module, path: str, call: ExampleCall, training: Mapping[str, bool], kinds: RecordedKinds
 ) -> list[RecordedProgram]:
-    """Record a call with integers 0 and 1; if the forward refuses these integers, with ones, or with zeros.
+    """Record a call with integers 0 and 1; if that fails, with ones, or with zeros.
 
     Raises:
         NotPortableError: the method cannot be recorded for this call.
         CallSignatureError: the method refuses the call.
     """
-    refusal: CallSignatureError | None = None
+    refusal: CallSignatureError | NotPortableError | None = None
     for arguments in _with_integers(call.arguments):
         try:
             found = _record_call(model, path, replace(call, arguments=arguments), training, kinds)
-        except CallSignatureError as error:
+        except (CallSignatureError, NotPortableError) as error:  # for zeros alone, samples are zeros, too
             refusal = refusal or error
             continue
         block = as_forward(get_module(model, path), call.method)

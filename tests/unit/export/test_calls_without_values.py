@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -94,3 +95,20 @@ def test_kinds_without_a_constant_are_refused(kind: Any) -> None:
     document = {"call_signature": [["x", {"any": kind}]], "tensors": [], "without_values": True}
     with pytest.raises(FormatError):
         decode_call(encode_document(document))
+
+
+class Lengths(nn.Module):
+    """Refuses a length of 0 by a decision."""
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        if not torch.all(lengths > 0):
+            raise ValueError("a length of 0")
+        return lengths * 2
+
+
+@pytest.mark.parametrize("drawn", [[0, 0], [0, 1], [1, 1]])
+def test_drawn_integers_that_reach_no_result_are_replaced_by_ones(drawn: list[int]) -> None:
+    call = decode_call(encode_call_without_values({"lengths": torch.tensor([5, 2])}))
+    arguments = {"lengths": torch.tensor(drawn)}
+    (_, recorded), *_ = record_programs(Lengths(), "", replace(call, arguments=arguments), {"": True})
+    assert recorded.program.outcomes() == (True,)
