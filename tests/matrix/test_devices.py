@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from matrix.portability import rebuilt_with_programs
 from model_factory.program.runtime.caller_modes import AUTOCAST, IS_CUDA, mode_value
 from model_factory_server.export.exporter import record_model
+from model_factory_server.export.record.recording import Recording
 from support.compare import assert_same, observe
 
 WIDTH = 4
@@ -65,6 +66,26 @@ class ByResult(Block):
         return y * {"cpu": 2, "cuda": 3}[y.device.type]
 
 
+class ByHash(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * {torch.device("cpu"): 2}.get(x.device, 3)
+
+
+class ByFormat(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (2 if f"{x.device}" == "cpu" else 3)
+
+
+class ByDifference(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (2 if torch.device("cuda", 0) != x.device else 3)
+
+
+class ByCopy(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (2 if torch.device(x.device).type == "cpu" else 3)
+
+
 class FailsOnGpu(Block):
     def forward(self, x: Tensor) -> Tensor:
         assert x.device.type == "cpu"
@@ -97,6 +118,19 @@ class Passes(Block):
         return y.to(x.device.type) + torch.as_tensor([2.0], device=torch.device(x.device))
 
 
+class PassesUnread(Block):
+    """Gives a device to torch, and never looks at the device."""
+
+    def forward(self, x: Tensor) -> Any:
+        assert isinstance(x.device, torch.device)
+        if x.device != self.scale.device:
+            x = x.to(self.scale.device)
+        y = self.linear(x) + torch.arange(WIDTH, device=x.device) + torch.ones(1).to(x.device, torch.float32)
+        with torch.device(x.device):
+            y = y + torch.full((1,), 2.0) + torch.zeros_like(y, device=x.device)
+        return {"y": y, "device": y.device}
+
+
 class WithoutAutocast(Block):
     """As layers compute angles in full precision, whichever device they are on."""
 
@@ -117,7 +151,10 @@ def modes_of(block: nn.Module) -> set[Any]:
     return {recorded.modes for _, recorded in record_model(block)}
 
 
-@pytest.mark.parametrize("block", [ByType, ByDevice, ByText, ByParameter, ByBuffer, ByResult, FailsOnGpu])
+BY_DEVICE = [ByType, ByDevice, ByText, ByParameter, ByBuffer, ByResult, ByHash, ByFormat, ByDifference, ByCopy]
+
+
+@pytest.mark.parametrize("block", [*BY_DEVICE, FailsOnGpu])
 def test_a_decision_by_the_device_is_a_condition(block: type[Block]) -> None:
     assert modes_of(block()) == CPU_ALONE
     check_on_cpu(block())
@@ -128,7 +165,13 @@ def test_a_decision_of_an_inner_block_is_a_condition() -> None:
     assert programs["inner"].modes == ((IS_CUDA, False),)
 
 
-@pytest.mark.parametrize("block", [Passes, WithoutAutocast])
+def test_a_device_that_the_forward_does_not_look_at_needs_no_recording_for_a_gpu() -> None:
+    recording = Recording(PassesUnread(), {"x": tensor(2)}, None)
+    recording.run()
+    assert recording.tape.modes.noted == {}
+
+
+@pytest.mark.parametrize("block", [Passes, PassesUnread, WithoutAutocast])
 def test_a_device_that_is_passed_on_is_no_condition(block: type[Block]) -> None:
     assert modes_of(block()) == {()}
     check_on_cpu(block())

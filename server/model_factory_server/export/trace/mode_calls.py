@@ -1,4 +1,4 @@
-"""Grad and autocast modes in a forward: regions with another mode become steps, and reads of a mode are conditions.
+"""Modes of the caller in a forward: regions with another mode become steps, and reads of a mode are conditions.
 
 A region ends with the mode before the region. If the mode before was the caller's, the step at the end has no
 argument, since a trainer may call in another mode than the recorded one. ``export.torch_patches`` installs the
@@ -8,7 +8,8 @@ replacements of this module.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -29,9 +30,74 @@ GPU = torch.device("cuda", 0)
 """The device of every tensor, in a run for a trainer with a GPU. The recording itself stays on the CPU."""
 Ask = Callable[..., Any]
 
+_CPU = torch.device("cpu")
 _GPU_NAMES = (GPU.type, str(GPU))
 _MAY_READ_MODES = frozenset({"torch", "model_factory", "model_factory_server"})
 """Packages whose code may read modes."""
+
+
+class CallerDevice(str):
+    """A device with a notice of every look at the device: only a look can decide anything in the forward.
+
+    Most forwards only pass the device on, as in ``torch.arange(n, device=x.device)``. torch accepts a text as device,
+    and a subclass of ``torch.device`` is impossible, so a caller's device is a text that says to be a ``torch.device``.
+    All tensors of a caller are on the same device.
+
+    Example:
+        >>> looks = []
+        >>> device = CallerDevice(torch.device("cpu"), lambda: looks.append("look") or torch.device("cpu"))
+        >>> torch.zeros(1, device=device).device, isinstance(device, torch.device), looks
+        (device(type='cpu'), True, [])
+        >>> device.type, looks
+        ('cpu', ['look'])
+    """
+
+    _look: Callable[[], torch.device]
+
+    def __new__(cls, found: torch.device, look: Callable[[], torch.device]) -> CallerDevice:
+        """Make the device ``found`` of a recording; ``look()`` returns the caller's device."""
+        device = super().__new__(cls, found)
+        device._look = look
+        return device
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[misc]  # for isinstance alone
+        """The class for ``isinstance``."""
+        return torch.device
+
+    @property
+    def type(self) -> str:
+        """Kind of the device."""
+        return self._look().type
+
+    @property
+    def index(self) -> int | None:  # type: ignore[override]  # of a device, not of a text
+        """Number of the device."""
+        return self._look().index
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is CallerDevice or self._look() == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self._look())
+
+    def __str__(self) -> str:
+        return str(self._look())
+
+    def __repr__(self) -> str:
+        return repr(self._look())
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self._look()), spec)
+
+    def __enter__(self) -> Any:
+        return _CPU.__enter__()  # the recording stays on the CPU
+
+    def __exit__(self, *error: object) -> Any:
+        return _CPU.__exit__(*error)
 
 
 class ModeCalls:
@@ -54,19 +120,22 @@ class ModeCalls:
 
         Inside a region of the forward with another mode, the mode is the region's, and no condition.
         """
-        value = mode_value(name, torch.device("cpu"))
+        value = mode_value(name, _CPU)
         if (name == GRAD and not self._grad_is_callers) or (name.startswith(AUTOCAST) and self._without_autocast):
             return value
         return self.noted.setdefault(name, self.assumed.get(name, value))
 
-    def device(self, found: torch.device) -> torch.device:
-        """Return the device of the caller's tensors, for a tensor of the recording on the device ``found``."""
-        return GPU if self.read(IS_CUDA) else found
+    def device(self, found: torch.device) -> CallerDevice:
+        """Return the device of the caller's tensors, for a tensor of the recording on the device ``found``.
+
+        A look at the device makes the kind of the device a condition of the program.
+        """
+        return CallerDevice(found, lambda: GPU if self.read(IS_CUDA) else found)
 
     def note_devices(self, env: DecisionShapeEnv, original: property) -> property:
         """Return a replacement for the device of a fake tensor: the forward's own code gets the caller's device."""
 
-        def device(tensor: torch.Tensor) -> torch.device:
+        def device(tensor: torch.Tensor) -> torch.device | CallerDevice:
             found: torch.device = original.__get__(tensor)
             return self.device(found) if env.in_forward and not self._is_paused() else found
 
@@ -75,10 +144,11 @@ class ModeCalls:
     def on_cpu(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a torch call with the CPU in the place of the caller's GPU."""
-        if not self.assumed.get(IS_CUDA) or func is torch.device:
+        """Return the arguments of a torch call with the CPU in the place of the caller's device."""
+        if func is torch.device:
             return args, kwargs
-        return tuple(map(_without_gpu, args)), {key: _without_gpu(value) for key, value in kwargs.items()}
+        without = partial(_on_cpu, names=_GPU_NAMES if self.assumed.get(IS_CUDA) else ())
+        return tuple(map(without, args)), {key: without(value) for key, value in kwargs.items()}
 
     def note_requires_grad(self, inputs: Iterable[str], *, computed: bool) -> None:
         """Make conditions of everything that decides whether a value from ``inputs`` requires gradients."""
@@ -182,10 +252,10 @@ def refuse_mode_read(name: str) -> Callable[[Callable[..., Any]], Callable[..., 
     return replace
 
 
-def _without_gpu(value: Any) -> Any:
-    """The CPU in the place of the GPU."""
-    is_gpu = value.type == GPU.type if isinstance(value, torch.device) else type(value) is str and value in _GPU_NAMES
-    return torch.device("cpu") if is_gpu else value
+def _on_cpu(value: Any, names: Collection[str]) -> Any:
+    """The CPU in the place of the caller's device, and of a device with one of ``names``."""
+    is_name = type(value) is str or type(value) is torch.device
+    return _CPU if type(value) is CallerDevice or (is_name and str(value) in names) else value
 
 
 def autocast_state() -> tuple[Any, ...]:

@@ -39,7 +39,7 @@ from model_factory_server.export.trace.arguments import ArgumentWriter
 from model_factory_server.export.trace.constants import Constants
 from model_factory_server.export.trace.decisions import DecidesByValuesError, ValueDecisions
 from model_factory_server.export.trace.error_texts import foreign_tensor, function_text
-from model_factory_server.export.trace.mode_calls import AUTOCAST_REFUSAL, ModeCalls, autocast_state
+from model_factory_server.export.trace.mode_calls import AUTOCAST_REFUSAL, CallerDevice, ModeCalls, autocast_state
 from model_factory_server.export.trace.module_calls import ModuleCalls
 from model_factory_server.export.trace.op_kinds import (
     COMPOSITES,
@@ -194,7 +194,7 @@ class Tape(TorchFunctionMode):
         with self.shape_env.run_by(forward=True):  # an order of contraction is a decision by sizes
             func, args, kwargs = as_recorded(func, args, kwargs)
         if func is torch.device:
-            return func(*args, **kwargs)
+            return args[0] if args and type(args[0]) is CallerDevice else func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         self.sizes.touched.update(self._names[id(arg)] for arg in args if id(arg) in self._names)
         if name in _PROPERTY_METHODS:
