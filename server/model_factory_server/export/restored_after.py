@@ -132,18 +132,24 @@ def restored_after(module: nn.Module, *, parameters: bool = False) -> Iterator[N
     """
     renormed = [item.weight for item in module.modules() if isinstance(item, _EMBEDDINGS) and item.max_norm is not None]
     tensors = [*module.buffers(), *plain_tensors(module).values(), *(module.parameters() if parameters else renormed)]
-    before = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor) and _is_writable(tensor)]
-    known = {id(tensor) for tensor, _ in before}
+    before = [
+        (tensor, tensor.detach().clone(), tensor.requires_grad)
+        for tensor in tensors
+        if not is_lazy(tensor) and _is_writable(tensor)
+    ]
+    known = {id(tensor) for tensor, _, _ in before}
     versions = [(name, item, version(item)) for name, item in module.named_parameters() if id(item) not in known]
     with attributes_restored_after(module):
         try:
             yield
         finally:
             with torch.no_grad():
-                for tensor, value in before:
+                for tensor, value, requires_grad in before:
                     tensor.copy_(value)
                     if tensor.grad_fn is not None and not tensor._is_view():  # noqa: SLF001
                         tensor.detach_()  # from the graph of the values written
+                    if tensor.is_leaf:
+                        tensor.requires_grad_(requires_grad)
     for name, parameter, old_version in versions:
         if version(parameter) != old_version and not is_lazy(parameter):
             raise writes_to_parameter(name)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import math
 import random
@@ -26,6 +27,7 @@ from model_factory.program.runtime.caller_modes import AUTOCAST, AUTOCAST_DTYPE,
 from model_factory.program.torch_names import torch_dtype
 from model_factory_server.export.conditions.arrays import converting
 from model_factory_server.export.conditions.message_texts import is_in_message
+from model_factory_server.export.conditions.module_reads import is_library
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv
 from model_factory_server.export.torch_private import FakeTensor, fake_tensors, function_base, recorded_number
 from model_factory_server.export.trace.mode_calls import refuse_mode_read
@@ -80,6 +82,7 @@ def _hiding(env: DecisionShapeEnv) -> list[Patch]:
         ),
         Patch(torch.SymInt, "sqrt", lambda _: torch.sym_sqrt, "NumPy takes the root of an object by the method"),
         Patch(math, "sqrt", _symbolic_sqrt, "the root of a size depends on the size"),
+        Patch(builtins, "isinstance", _is_number, "a size is an int, a quotient of sizes a float"),
         Patch(function_base, "apply", _refuse_functions, "programs have no backward of their own"),
     ]
 
@@ -167,6 +170,19 @@ def _text(env: DecisionShapeEnv, number: Callable[[Any], Any], original: Callabl
         return format(number(size), *spec)
 
     return text
+
+
+def _is_number(original: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    """Return an ``isinstance`` with sizes as instances of ``int``, ``float`` and ``bool`` for the forward's code."""
+    examples: Mapping[type, Any] = {kind: number(0) for kind, number in _NUMBERS.items()}
+
+    def isinstance(value: Any, kinds: Any) -> bool:  # noqa: A001  the name appears in messages of errors
+        if original(value, kinds):
+            return True
+        example = examples.get(type(value))
+        return example is not None and original(example, kinds) and not is_library(sys._getframe(1))  # noqa: SLF001
+
+    return isinstance
 
 
 def _symbolic_sqrt(original: Callable[[Any], float]) -> Callable[[Any], Any]:

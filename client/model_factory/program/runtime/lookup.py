@@ -14,6 +14,9 @@ from model_factory.program.recorded_program import TABLES, Read, is_plain
 
 _MISSING: Any = object()
 PARAMETRIZATIONS = "parametrizations"
+GRADIENT = "grad"
+"""Last part of the path of a buffer's gradient, as in ``counts.grad``."""
+
 RUNS_PROGRAMS = "_runs_programs"
 """Attribute of the classes of modules whose forward is a recorded program."""
 
@@ -109,8 +112,10 @@ def _find(root: nn.Module, path: str) -> object:
 
 
 def is_absent(root: nn.Module, path: str) -> bool:
-    """Whether a dotted path leads to no parameter, buffer or child."""
+    """Whether a dotted path leads to no parameter, buffer or child, or to no gradient of a buffer."""
     owner, _, name = path.rpartition(".")
+    if name == GRADIENT and isinstance(tensor := _find(root, owner), torch.Tensor):
+        return tensor.grad is None
     module = find_module(root, owner)
     return module is not None and getattr(module, name, None) is None
 

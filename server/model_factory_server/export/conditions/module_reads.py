@@ -78,7 +78,7 @@ class ModuleReads:
                 if name != ALL:
                     self._note_first_read(module, name)
                     self._note_attribute(module, name, value)
-                elif not _is_library(sys._getframe(1)):  # noqa: SLF001  torch's own lookups use the table
+                elif not is_library(sys._getframe(1)):  # noqa: SLF001  torch's own lookups use the table
                     self.custom[self._paths.get(module, ""), name] = None
             return value
 
@@ -151,7 +151,8 @@ def class_of(module: nn.Module) -> str:
     return type(module).__name__.partition(".")[0]
 
 
-def _is_library(frame: FrameType) -> bool:
+def is_library(frame: FrameType) -> bool:
+    """Whether the code of a frame is torch's or this package's, and not a forward's."""
     return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _LIBRARIES
 
 

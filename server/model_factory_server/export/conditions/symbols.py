@@ -125,9 +125,7 @@ class DecisionShapeEnv(ShapeEnv):
             return self.decide_by_value(orig_expr)
         if self.in_forward and isinstance(orig_expr, sympy.Basic) and _is_of_sizes(orig_expr):
             decided = orig_expr if value is sympy.true or value is True else sympy.Not(orig_expr)
-            if value not in {sympy.true, sympy.false, True, False} or not isinstance(
-                orig_expr, sympy.logic.boolalg.Boolean
-            ):
+            if value not in {sympy.true, sympy.false, True, False} or not is_truth(orig_expr):
                 decided = sympy.Eq(orig_expr, value)
             self.decisions.append(decided)
         return value
@@ -137,6 +135,17 @@ class DecisionShapeEnv(ShapeEnv):
     ) -> bool:
         """Decide the condition of ``torch._check``: torch would add a check for later, which programs do not have."""
         return bool(self.evaluate_expr(orig_expr))
+
+
+def is_truth(expr: Any) -> bool:
+    """Whether a sympy expression is a truth value. A symbol is a number, though its class says both.
+
+    Example:
+        >>> number = sympy.Symbol("n", integer=True)
+        >>> is_truth(number), is_truth(number > 1), is_truth(number + 1)
+        (False, True, False)
+    """
+    return isinstance(expr, sympy.logic.boolalg.Boolean) and not expr.is_Symbol
 
 
 class SymbolTable:

@@ -96,9 +96,12 @@ def made_example(block: nn.Module, signature: CallSignature, like: Sequence[torc
     return ExampleOfBlock(block=block, signature=signature, tensors=tensors)
 
 
-def changed_state(owner: nn.Module, block: nn.Module, arguments: Mapping[str, Any]) -> str:
-    """Return the reason against a block whose call changes Python state of the block or of the owner, if any."""
-    state = state_of(owner)
+def changed_state(owner: nn.Module, block: nn.Module, arguments: Mapping[str, Any], *, attributes: bool = True) -> str:
+    """Return the reason against a block whose call changes Python state of the block or of the owner, if any.
+
+    Without ``attributes``, only entries of containers count.
+    """
+    state = state_of(owner, attributes=attributes)
     with restored_after(owner, parameters=True), torch.random.fork_rng(), torch.no_grad(), suppress(Exception):
         ForwardSignature.of(block.forward).call(block, arguments)
         name = next((name for name, _, _ in changed(state)), "")

@@ -102,7 +102,8 @@ class RecordedKinds:
             return self._keep(block, call_signature(arguments)[0], self.record(block, arguments))
         except (NotPortableError, CallSignatureError) as error:
             inlining = Inlining("the caller is recorded for single sizes", assigned=self.assigned, fixes_sizes=True)
-            if changed_state(block, block, arguments):  # the next call of other sizes may depend on the state
+            # The next call of other sizes may depend on what the forward keeps; of attributes, see ``Assigned``.
+            if changed_state(block, block, arguments, attributes=self.assigned is None):
                 raise
             try:
                 found = record_modes(block, arguments, inlining)

@@ -260,7 +260,7 @@ def _run_decided(
             fixes_ones = False  # fixed sizes of 1 did not help
             # An assertion in this branch may have failed, and the values may be random ones. Try the other branch.
             refusal = refusal or error
-            if len(outcomes) in {given, refusing} or outcomes[-1] not in {True, False}:
+            if len(outcomes) in {given, refusing} or not isinstance(outcomes[-1], bool):
                 raise refusal from refusal.__cause__
             refusing = len(outcomes)
             outcomes = (*outcomes[:-1], not outcomes[-1])

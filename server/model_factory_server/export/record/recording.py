@@ -33,6 +33,7 @@ from model_factory_server.export.conditions.inner_blocks import (
 from model_factory_server.export.conditions.result_forms import ResultForm, result_form
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.export.conditions.unread_arguments import Place, with_use_noting
+from model_factory_server.export.error_texts import foreign_tensor
 from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.export.record.merge_dtypes import settle_dtypes
 from model_factory_server.export.record.sample_inputs import REFUSED_CALL
@@ -49,7 +50,6 @@ from model_factory_server.export.torch_private import (
 )
 from model_factory_server.export.trace.constants import NotingFakeMode
 from model_factory_server.export.trace.decisions import DecidesByValuesError, UndecidedError
-from model_factory_server.export.trace.error_texts import foreign_tensor
 from model_factory_server.export.trace.results import portable_output
 from model_factory_server.export.trace.tape import Tape
 

@@ -31,6 +31,7 @@ from model_factory.program.ir import (
 from model_factory.program.runtime.constants import constant_step
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.torch_names import torch_name
+from model_factory_server.export.error_texts import foreign_tensor
 from model_factory_server.export.torch_private import (
     FakeTensor,
     FakeTensorMode,
@@ -42,7 +43,6 @@ from model_factory_server.export.torch_private import (
     pytree,
     without_fakes,
 )
-from model_factory_server.export.trace.error_texts import foreign_tensor
 from model_factory_server.export.trace.rewrites import Call
 
 if TYPE_CHECKING:

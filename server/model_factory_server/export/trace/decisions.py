@@ -9,7 +9,7 @@ import sympy
 
 from model_factory.errors import NotPortableError
 from model_factory.program.ir import Argument, Guard, GuardKind, Outcome, Program, Size, Step
-from model_factory_server.export.conditions.symbols import SymbolTable
+from model_factory_server.export.conditions.symbols import SymbolTable, is_truth
 
 MAX_DECISIONS = 64
 """Maximum number of decisions by values in a program."""
@@ -83,7 +83,7 @@ class ValueDecisions:
         """As :meth:`decide`, for a sympy expression with numbers from tensors; return a sympy value."""
         if expr not in self._numbers:
             condition = Size(self._symbols.translate(expr))
-            if isinstance(expr, sympy.logic.boolalg.Boolean):
+            if is_truth(expr):
                 self._numbers[expr] = sympy.true if self.decide("bool", condition) else sympy.false
             elif expr.is_integer:
                 self._numbers[expr] = sympy.Integer(self.decide("int", condition))

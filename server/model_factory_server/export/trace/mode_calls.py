@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from model_factory.errors import NotPortableError
 from model_factory.program.ir import OpCall, Step
 from model_factory.program.ops import AUTOCAST_KINDS, SET_AUTOCAST_ENABLED
 from model_factory.program.runtime.caller_modes import AUTOCAST, GRAD, IS_CUDA, REQUIRES_GRAD, mode_value
+from model_factory_server.export.conditions.module_reads import is_library
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv
 from model_factory_server.export.torch_private import wants_autocast
 
@@ -32,8 +32,6 @@ Ask = Callable[..., Any]
 
 _CPU = torch.device("cpu")
 _GPU_NAMES = (GPU.type, str(GPU))
-_MAY_READ_MODES = frozenset({"torch", "model_factory", "model_factory_server"})
-"""Packages whose code may read modes."""
 
 
 class CallerDevice(str):
@@ -60,8 +58,8 @@ class CallerDevice(str):
         device._look = look
         return device
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]  # for isinstance alone
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         """The class for ``isinstance``."""
         return torch.device
 
@@ -167,7 +165,7 @@ class ModeCalls:
 
         def replace(original: Ask) -> Ask:
             def asked(*args: Any, **kwargs: Any) -> Any:
-                if self._is_paused() or _is_allowed(sys._getframe(1)):  # noqa: SLF001  there is no other way
+                if self._is_paused() or is_library(sys._getframe(1)):  # noqa: SLF001  there is no other way
                     return original(*args, **kwargs)
                 return convert(self.read(mode(*args, **kwargs)))
 
@@ -231,16 +229,12 @@ class ModeCalls:
         self._steps.append(OpCall(name=SET_AUTOCAST_ENABLED, args=args, out=f"v{len(self._steps)}"))
 
 
-def _is_allowed(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _MAY_READ_MODES
-
-
 def refuse_mode_read(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a function to limit the function ``name`` to callers in torch and this package."""
 
     def replace(read: Callable[..., Any]) -> Callable[..., Any]:
         def ask_if_allowed(*args: Any, **kwargs: Any) -> Any:
-            if not _is_allowed(sys._getframe(1)):  # noqa: SLF001  there is no other way
+            if not is_library(sys._getframe(1)):  # noqa: SLF001  there is no other way
                 raise NotPortableError(
                     f"the forward calls {name}(), and the result can differ on the trainer. Remedy: pass the result "
                     "as an argument of the forward"

@@ -19,8 +19,8 @@ from model_factory_server.export.conditions.inner_blocks import InnerCall
 from model_factory_server.export.conditions.module_reads import class_of
 from model_factory_server.export.conditions.result_forms import ResultForm, TensorForm, fake_tensor
 from model_factory_server.export.conditions.symbolic_sizes import plain_axes, with_sizes
+from model_factory_server.export.error_texts import hidden_in
 from model_factory_server.export.torch_private import enable_python_dispatcher
-from model_factory_server.export.trace.error_texts import hidden_in
 from model_factory_server.export.trace.result_sizes import keeps_size, result_by_rule
 
 if TYPE_CHECKING:

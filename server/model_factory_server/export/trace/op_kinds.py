@@ -10,6 +10,8 @@ from model_factory.program.ir import GuardKind
 SIZE_METHODS = frozenset(
     ("size dim ndimension numel nelement __len__ stride storage_offset is_contiguous is_nested is_same_size").split()
 )
+# Functions of dtypes, or of the dtypes of tensors.
+DTYPE_ARITHMETIC = frozenset("promote_types result_type can_cast".split())
 DTYPE_METHODS = frozenset("is_floating_point is_complex is_signed element_size".split())
 SIZE_PROPERTIES = frozenset("shape ndim layout nbytes names is_sparse is_quantized is_nested is_meta".split())
 DTYPE_PROPERTIES = frozenset("dtype itemsize".split())
@@ -22,7 +24,11 @@ KERNELS = frozenset(
     ).split()
 )
 # Torch's C++ code for these ops makes numbers of sizes; torch's Python code, used in a recording, keeps symbols.
-COMPOSITES = frozenset("interpolate upsample bilinear pad constant_pad_nd lerp addcmul addcdiv baddbmm addbmm".split())
+COMPOSITES = frozenset(
+    (
+        "conv1d conv2d conv3d interpolate upsample bilinear pad constant_pad_nd lerp addcmul addcdiv baddbmm addbmm"
+    ).split()
+)
 # Ops that return the tensor itself if the tensor has the wanted dtype or layout already.
 MAYBE_ITSELF = frozenset("to type_as as_tensor float double half bfloat16 long int bool contiguous cpu cuda".split())
 SQUEEZES = frozenset("squeeze squeeze_".split())

@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from model_factory.errors import NotPortableError
 from model_factory.program.ir import AttributeRead, Device, ModuleCall, OpCall, Outcome, Ref, Step
-from model_factory.program.ops import OPS, REQUIRE_GRAD
-from model_factory.program.runtime.caller_modes import IS_CUDA
+from model_factory.program.ops import OPS
 from model_factory_server.export.conditions.asserts import is_asserted
 from model_factory_server.export.conditions.dtype_reads import DtypeReads
 from model_factory_server.export.conditions.inner_blocks import InnerBlocks
@@ -27,6 +26,7 @@ from model_factory_server.export.conditions.message_texts import is_forward_in_m
 from model_factory_server.export.conditions.module_reads import ModuleReads
 from model_factory_server.export.conditions.size_requirements import SizeRequirements
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
+from model_factory_server.export.error_texts import foreign_tensor, function_text
 from model_factory_server.export.restored_after import writes_to_parameter
 from model_factory_server.export.torch_private import (
     FakeTensor,
@@ -38,20 +38,16 @@ from model_factory_server.export.torch_private import (
 from model_factory_server.export.trace.arguments import ArgumentWriter
 from model_factory_server.export.trace.constants import Constants
 from model_factory_server.export.trace.decisions import DecidesByValuesError, ValueDecisions
-from model_factory_server.export.trace.error_texts import foreign_tensor, function_text
 from model_factory_server.export.trace.mode_calls import AUTOCAST_REFUSAL, CallerDevice, ModeCalls, autocast_state
 from model_factory_server.export.trace.module_calls import ModuleCalls
 from model_factory_server.export.trace.op_kinds import (
     COMPOSITES,
     DECIDING_OPS,
     DECISIONS,
-    DTYPE_METHODS,
-    DTYPE_PROPERTIES,
     KERNELS,
     MAYBE_ITSELF,
     SIZE_ARITHMETIC,
     SIZE_METHODS,
-    SIZE_PROPERTIES,
     SIZE_READS,
     SQUEEZES,
     TEXT_METHODS,
@@ -59,10 +55,10 @@ from model_factory_server.export.trace.op_kinds import (
     VALUE_READS,
     WRITES,
 )
+from model_factory_server.export.trace.properties import Properties
 from model_factory_server.export.trace.rewrites import as_recorded
 
 _Convert = Callable[[str, torch.Tensor], torch.Tensor]  # (name of a step's result, tensor) -> tensor for the forward
-_PROPERTY_METHODS = ("__get__", "__set__")
 _OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(list(OPS.items()))}
 
 
@@ -115,10 +111,11 @@ class Tape(TorchFunctionMode):
         self.module_calls = ModuleCalls(self)
         self.modes = ModeCalls(self.steps, lambda: self.paused > 0, self._is_forward)
         self.reads = ModuleReads(root, self._is_forward, self._with_symbolic_sizes)
-        self.argument = ArgumentWriter(self._name_of, symbols, self.dtypes).write
+        self.argument = ArgumentWriter(self.name_of, symbols, self.dtypes).write
         """Writes a run-time value as a step's argument."""
         shape_env.decide_by_value = self.decisions.decide_number
         self.constants = Constants(self)
+        self.properties = Properties(self)
         self.tensors: dict[str, torch.Tensor] = {}
         """Tensors by name, kept alive, since the id of a deleted tensor is used again."""
         self._names: dict[int, str] = {}  # id of a tensor -> name in the program
@@ -159,7 +156,7 @@ class Tape(TorchFunctionMode):
         with self.shape_env.run_by(forward=False):
             return self._record(func, *self.modes.on_cpu(func, args, kwargs))
 
-    def _read_sizes(self, tensor: torch.Tensor) -> None:
+    def read_sizes(self, tensor: torch.Tensor) -> None:
         """Note a read of sizes or rank of a tensor."""
         path, name = self.attributes.get(id(tensor)), self._names.get(id(tensor))
         if path is not None:
@@ -197,25 +194,22 @@ class Tape(TorchFunctionMode):
             return args[0] if args and type(args[0]) is CallerDevice else func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         self.sizes.touched.update(self._names[id(arg)] for arg in args if id(arg) in self._names)
-        if name in _PROPERTY_METHODS:
-            return self._set_property(func, args) if name == "__set__" else self._read_property(func, args)
+        if (answer := self.properties.treatment(func, name)) is not None:
+            return answer(*args, **kwargs)
         if func is torch.Tensor.__iter__:
             return iter(torch.unbind(args[0]))
         if name in SIZE_METHODS or name in SIZE_ARITHMETIC:
             if name in SIZE_READS:
-                self._read_sizes(args[0])
+                self.read_sizes(args[0])
             return func(*args, **kwargs)
         if name in VALUE_READS and (known := self.constants.value_of(args[0])) is not None:
             with self.no_recording(), without_fakes():
                 return func(known, *args[1:], **kwargs)
         if name == "__contains__":
             found = self._record_op(torch.eq, "eq", args, kwargs)
-            return self.decisions.decide("bool", Ref(self._name_of(self._record_op(torch.any, "any", (found,), {}))))
+            return self.decisions.decide("bool", Ref(self.name_of(self._record_op(torch.any, "any", (found,), {}))))
         if self._reads_values(func, name):
             return self._decide(func, name, args, kwargs)
-        if name in DTYPE_METHODS or func is torch.Tensor.type:
-            self.dtypes.note(args[0].dtype, self._name_of(args[0]))
-            return func(*args, **kwargs)
         return self._record_op(func, name, args, kwargs)
 
     @staticmethod
@@ -237,7 +231,7 @@ class Tape(TorchFunctionMode):
             return self._check(*args, **kwargs)
         if name in DECISIONS:
             asserts = name == "__bool__" and is_asserted(sys._getframe(1))  # noqa: SLF001  there is no other way
-            return self.decisions.decide(DECISIONS[name], Ref(self._name_of(args[0])), asserts=asserts)
+            return self.decisions.decide(DECISIONS[name], Ref(self.name_of(args[0])), asserts=asserts)
         if name in DECIDING_OPS:
             return self._decide_by_op(_OP_NAMES[func], args, kwargs)
         if name in TEXT_METHODS and is_forward_in_message():
@@ -247,7 +241,7 @@ class Tape(TorchFunctionMode):
     def _check(self, condition: Any, message: str) -> None:
         """Check a condition on sizes or values, as ``torch._assert`` does."""
         if isinstance(condition, torch.Tensor):
-            condition = self.decisions.decide("bool", Ref(self._name_of(condition)), asserts=True)
+            condition = self.decisions.decide("bool", Ref(self.name_of(condition)), asserts=True)
         with self.shape_env.run_by(forward=True):
             if not condition:
                 raise AssertionError(message)
@@ -257,38 +251,6 @@ class Tape(TorchFunctionMode):
         step_kwargs = {key: self.argument(arg) for key, arg in kwargs.items()}
         self.steps.append(OpCall(name=op, args=tuple(map(self.argument, args)), kwargs=step_kwargs, out=out))
         return self.decisions.decide("bool", Ref(out))
-
-    def _read_property(self, getter: Any, args: tuple[Any, ...]) -> Any:
-        name = _property_name(getter)
-        if name in DTYPE_PROPERTIES:
-            self.dtypes.note(args[0].dtype, self._name_of(args[0]))
-            return getter(*args)
-        if name in {IS_CUDA, "device"}:
-            return self.modes.read(name) if name == IS_CUDA else self.modes.device(getter(*args))
-        if name == "requires_grad" and (inputs := self.constants.origins_of(own := self._name_of(args[0]))) is not None:
-            self.modes.note_requires_grad(inputs, computed=own not in self.inputs)
-            return getter(*args)  # a fake input requires gradients as assumed
-        if name in SIZE_PROPERTIES:
-            if name in SIZE_READS:
-                self._read_sizes(args[0])
-            return getter(*args)
-        if f"torch.Tensor.{name}" in OPS:
-            return self.store(OpCall(name=f"torch.Tensor.{name}", args=(self.argument(args[0]),)), getter(*args))
-        raise NotPortableError(
-            f"the forward reads .{name} of a tensor, and the value can differ on the trainer. Remedy: pass the value "
-            "as an argument of the forward"
-        )
-
-    def _set_property(self, setter: Any, args: tuple[Any, ...]) -> None:
-        """Name a tensor anew, with gradients from here on; no other property may be set."""
-        name, of_tensor = self._name_of(args[0]), _property_name(setter)
-        if name in self.inputs or of_tensor != "requires_grad" or args[1] is not True:
-            raise NotPortableError(
-                f"the forward sets {of_tensor} of {f'the argument {name}' if name in self.inputs else 'a tensor'}. "
-                "Remedy: a new tensor, for example with detach()"
-            )
-        setter(*args)
-        self.store(OpCall(name=REQUIRE_GRAD, args=(Ref(name),)), args[0])
 
     def _record_op(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         op = _OP_NAMES.get(func)
@@ -369,14 +331,15 @@ class Tape(TorchFunctionMode):
         """Return the name of a tensor without a step for the tensor; ``None`` for a tensor without a name."""
         return self._names.get(id(tensor))
 
-    def _name_of(self, tensor: torch.Tensor) -> str:
+    def name_of(self, tensor: torch.Tensor) -> str:
+        """Return the name of a tensor; a step is added for a parameter, a buffer or a tensor of no module."""
         known = self._names.get(id(tensor))
         if known is not None:
             self.sizes.touched.add(known)
             return known
         path = self.attributes.get(id(tensor))
         if path is None and not isinstance(tensor, FakeTensor):
-            return self._name_of(self.constants.fake(tensor))
+            return self.name_of(self.constants.fake(tensor))
         if path is None:
             raise NotPortableError(foreign_tensor(self.root))
         name = f"v{len(self.steps)}"
@@ -391,9 +354,3 @@ def _like(container: Any, items: list[Any]) -> Any:
     if all(one is other for one, other in zip(container, items, strict=True)):
         return container
     return container._make(items) if hasattr(container, "_make") else type(container)(items)
-
-
-def _property_name(method: Any) -> str:
-    """Name of the property with ``method`` as getter or setter."""
-    owner = method.__self__
-    return str(getattr(owner, "fget", owner).__name__)

@@ -17,11 +17,13 @@ State = list[tuple[str, Any, Any]]
 _ABSENT = object()
 
 
-def state_of(module: nn.Module) -> State:
-    """Copy the tables of a module's attributes and containers, for :func:`changed`."""
-    attributes = [(f"{_literal(path)}.{{}}".removeprefix("."), item.__dict__) for path, item in module.named_modules()]
-    containers = [(f"{_literal(path)}[{{!r}}]", container) for path, container in plain_containers(module)]
-    return [(name, table, table.copy()) for name, table in [*attributes, *containers]]
+def state_of(module: nn.Module, *, attributes: bool = True) -> State:
+    """Copy the tables of a module's containers, and of attributes unless told otherwise, for :func:`changed`."""
+    tables = [(f"{_literal(path)}[{{!r}}]", container) for path, container in plain_containers(module)]
+    if attributes:
+        named = module.named_modules()
+        tables = [*((f"{_literal(path)}.{{}}".removeprefix("."), item.__dict__) for path, item in named), *tables]
+    return [(name, table, table.copy()) for name, table in tables]
 
 
 def changed(state: State) -> Iterator[tuple[str, Any, Any]]:
