@@ -15,9 +15,9 @@ from matrix.portability import rebuilt_with_programs
 from model_factory import NotPortableError
 from model_factory.errors import FormatError
 from model_factory.limits import MAX_CONSTANT_BYTES
+from model_factory.program.codec.constants import constant_step, constant_tensor
 from model_factory.program.codec.programs import decode_program, encode_program
 from model_factory.program.ir import Constant, OpCall, Program, Ref
-from model_factory.program.runtime.constants import constant_step, constant_tensor
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.program_module import ProgramModule
 from support.compare import assert_same, observe

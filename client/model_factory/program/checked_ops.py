@@ -225,8 +225,10 @@ def _safe_divisor(dividend: Any, divisor: Any) -> Any:
     tensors = [item for item in (dividend, divisor) if isinstance(item, torch.Tensor)]
     if not tensors or any(tensor.device.type != "cpu" for tensor in tensors):
         return divisor
+    if any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors):
+        return divisor
     kind = torch.result_type(dividend, divisor)
-    if kind.is_floating_point or kind.is_complex or not kind.is_signed:
+    if kind.is_floating_point or not kind.is_signed:
         return divisor
     overflows = torch.eq(tensors[0] if dividend is tensors[0] else torch.tensor(dividend), torch.iinfo(kind).min)
     return torch.where(overflows & (divisor == -1), 1, divisor).to(kind)

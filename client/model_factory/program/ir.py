@@ -201,7 +201,29 @@ class Require:
     """A truth value of sizes."""
 
 
-Step: TypeAlias = ModuleCall | OpCall | AttributeRead | Constant | Guard | Require
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnBackward:
+    """Step: give results a backward of their own, as a ``torch.autograd.Function`` does.
+
+    The steps before have computed the results without gradients.
+    """
+
+    inputs: tuple[Argument, ...]
+    """Tensors that receive gradients."""
+    results: tuple[Argument, ...]
+    """The results, as computed."""
+    kept: tuple[Argument, ...]
+    """Values for the backward, besides the gradients of the results."""
+    backward: Program
+    """Inputs: a gradient for each result, and the kept values. Result: a tuple with a gradient for each input."""
+    constant: tuple[int, ...] = ()
+    """Positions of results without gradients."""
+    once: bool = False
+    """Whether the backward itself has no gradients: a second differentiation is an error."""
+    out: Out = ()
+
+
+Step: TypeAlias = ModuleCall | OpCall | AttributeRead | Constant | Guard | Require | OwnBackward
 """One step of a program."""
 
 
@@ -227,6 +249,8 @@ def step_text(step: Step) -> str:
             return "guard:assert" if asserts else f"guard:{kind}"
         case Require():
             return "require"
+        case OwnBackward(once=once):
+            return "backward:once" if once else "backward"
 
 
 def step_arguments(step: Step) -> Argument:
@@ -240,6 +264,8 @@ def step_arguments(step: Step) -> Argument:
             return (step.value, step.outcome)
         case Require():
             return step.condition
+        case OwnBackward():  # the backward has the kept values only
+            return (step.inputs, step.results, step.kept)
 
 
 def out_names(step: Step) -> tuple[str, ...]:

@@ -20,11 +20,11 @@ import torch
 from torch import nn
 from torch.amp.autocast_mode import autocast
 from torch.autograd.grad_mode import enable_grad, no_grad, set_grad_enabled
-from torch.utils.checkpoint import CheckpointFunction
 
 from model_factory.errors import NotPortableError
 from model_factory.program.runtime.caller_modes import AUTOCAST, AUTOCAST_DTYPE, GRAD, INFERENCE
 from model_factory.program.torch_names import torch_dtype
+from model_factory_server.export.autograd_functions import FunctionCalls
 from model_factory_server.export.conditions.arrays import converting
 from model_factory_server.export.conditions.message_texts import is_in_message
 from model_factory_server.export.conditions.module_reads import is_library
@@ -56,7 +56,7 @@ def patch_torch(tape: Tape) -> Iterator[None]:
     """Apply the table while this is entered: a forward runs as without a recording, and ``tape`` is notified.
 
     Raises:
-        NotPortableError: the forward calls an ``autograd.Function``, or draws random numbers outside torch.
+        NotPortableError: the forward draws random numbers outside torch.
     """
     with ExitStack() as stack:
         for item in patch_table(tape):
@@ -83,7 +83,6 @@ def _hiding(env: DecisionShapeEnv) -> list[Patch]:
         Patch(torch.SymInt, "sqrt", lambda _: torch.sym_sqrt, "NumPy takes the root of an object by the method"),
         Patch(math, "sqrt", _symbolic_sqrt, "the root of a size depends on the size"),
         Patch(builtins, "isinstance", _is_number, "a size is an int, a quotient of sizes a float"),
-        Patch(function_base, "apply", _refuse_functions, "programs have no backward of their own"),
     ]
 
 
@@ -95,6 +94,7 @@ def _noting(tape: Tape) -> list[Patch]:
         Patch(nn.Module, "__getattr__", tape.reads.note_entries, "parameters, buffers and children may be absent"),
         Patch(nn.Module, "__getattribute__", tape.reads.note_attributes, "attributes of torch modules are conditions"),
         Patch(nn.Module, "__setattr__", tape.reads.note_assignments, "an attribute read after its assignment is new"),
+        Patch(function_base, "apply", FunctionCalls(tape).replace_apply, "a function has a backward of its own"),
         Patch(torch, "finfo", tape.dtypes.note_limits, "limits follow the dtype of a value"),
         *(
             Patch(torch, name, converting, "a NumPy array among the arguments is an input of the program")
@@ -191,29 +191,6 @@ def _symbolic_sqrt(original: Callable[[Any], float]) -> Callable[[Any], Any]:
         return torch.sym_sqrt(number) if is_size else original(number)
 
     return sqrt
-
-
-def _refuse_functions(_original: Any) -> Any:
-    """Return an ``apply`` for torch's own functions only, for example activation checkpointing.
-
-    ``Function.apply`` calls the replacement, so a function bound before, as in ``scan = Scan.apply``, is refused too.
-    """
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if cls is CheckpointFunction:
-            raise NotPortableError(
-                "the forward calls torch.utils.checkpoint with use_reentrant=True, whose results have gradients only "
-                "if an argument has gradients. Remedy: use_reentrant=False"
-            )
-        if cls.__module__.partition(".")[0] == "torch":
-            return super(function_base, cls).apply(*args, **kwargs)
-        raise NotPortableError(
-            f"the forward calls {cls.__module__}.{cls.__qualname__}, an autograd.Function, and programs have no "
-            "backward of their own. Remedy: write the function with torch's ops; a straight-through gradient is "
-            "x + (y - x).detach()"
-        )
-
-    return classmethod(apply)
 
 
 @contextmanager

@@ -260,31 +260,6 @@ def test_an_argument_of_nan_after_pickling() -> None:
     assert_same(again(**inputs), twin(**inputs))
 
 
-class StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(_context: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(_context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return gradient.clamp(-100, 100)
-
-
-class OwnGradient(Block):
-    def forward(self, x: Tensor) -> Any:
-        return StraightThrough.apply(self.linear(x))
-
-
-limited_gradient = StraightThrough.apply  # bound before a recording
-
-
-class OwnBoundGradient(Block):
-    """The verification has small gradients, and would not notice the limit."""
-
-    def forward(self, x: Tensor) -> Any:
-        return limited_gradient(self.linear(x))
-
-
 class CheckpointsReentrantly(Block):
     def forward(self, x: Tensor) -> Any:
         return checkpoint(self.linear, x, use_reentrant=True) * checkpoint(self.linear, x, use_reentrant=False)
@@ -434,8 +409,6 @@ class AppendsToItsCallersList(nn.Module):
 @pytest.mark.parametrize(
     ("block", "reason"),
     [
-        (OwnGradient, "StraightThrough, an autograd.Function"),
-        (OwnBoundGradient, "StraightThrough, an autograd.Function"),
         (CheckpointsReentrantly, "use_reentrant=True, whose results have gradients only if an argument has gradients"),
         (WritesToItsCallersDict, r"writes to its caller's argument batch, .* batch = dict\(batch\)"),
         (AppendsToItsCallersList, r"writes to its caller's argument frames\['all'\]"),

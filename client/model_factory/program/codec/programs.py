@@ -20,6 +20,7 @@ from model_factory.program.ir import (
     ModuleCall,
     OpCall,
     Out,
+    OwnBackward,
     Program,
     Require,
     Size,
@@ -53,9 +54,12 @@ def _encode_step(step: Step) -> Json:
             args = (step.value, step.outcome)
         case Require():
             args = (step.condition,)
+        case OwnBackward():
+            args, out = (step.inputs, step.results, step.kept, step.constant), step.out
+    backward = [encode_program(step.backward)] if isinstance(step, OwnBackward) else []
     return {
         "call": step_text(step),
-        "args": [encode_value(arg) for arg in args],
+        "args": [encode_value(arg) for arg in args] + backward,
         "kwargs": [[name, encode_value(arg)] for name, arg in kwargs.items()],
         "out": out if isinstance(out, str) else encode_value(out),
     }
@@ -77,6 +81,8 @@ def decode_program(data: Json) -> Program:
 def _decode_step(data: Json) -> Step:
     fields = exact_fields(data, "call", "args", "kwargs", "out")
     call = expect_str(fields["call"])
+    if call in {"backward", "backward:once"}:
+        return _decode_own_backward(fields, once=call == "backward:once")
     args = tuple(decode_value(arg) for arg in expect_list(fields["args"]))
     kwargs = {expect_str(name): decode_value(arg) for name, arg in expect_pairs(fields["kwargs"])}
     out = _decode_out(fields["out"])
@@ -90,17 +96,39 @@ def _decode_step(data: Json) -> Step:
         return AttributeRead(path=target, out=out)
     if kind == "constant" and not kwargs and isinstance(out, str):
         return _decode_constant(target, args, out)
-    if not kwargs and out == "":
-        match kind, target, args:
-            case ("guard", "bool", (value, bool() as outcome)):
-                return Guard(value=value, outcome=outcome)
-            case ("guard", "assert", (value, True)):
-                return Guard(value=value, outcome=True, asserts=True)
-            case ("guard", "int", (value, int() as outcome)) if not isinstance(outcome, bool):
-                return Guard(value=value, outcome=outcome)
-            case ("require", "", (Size() as condition,)):
-                return Require(condition=condition)
-    raise FormatError(f"a program makes a call of unknown kind: {call!r}")
+    condition = None if kwargs or out != "" else _decode_condition(kind, target, args)
+    if condition is None:
+        raise FormatError(f"a program makes a call of unknown kind: {call!r}")
+    return condition
+
+
+def _decode_condition(kind: str, target: str, args: tuple[Argument, ...]) -> Guard | Require | None:
+    match kind, target, args:
+        case ("guard", "bool", (value, bool() as outcome)):
+            return Guard(value=value, outcome=outcome)
+        case ("guard", "assert", (value, True)):
+            return Guard(value=value, outcome=True, asserts=True)
+        case ("guard", "int", (value, int() as outcome)) if not isinstance(outcome, bool):
+            return Guard(value=value, outcome=outcome)
+        case ("require", "", (Size() as condition,)):
+            return Require(condition=condition)
+    return None
+
+
+def _decode_own_backward(fields: Mapping[str, Json], *, once: bool) -> OwnBackward:
+    *values, program = expect_items(fields["args"], 5)
+    match [decode_value(value) for value in values], _decode_out(fields["out"]), fields["kwargs"]:
+        case [tuple() as inputs, tuple() as results, tuple() as kept, tuple() as constant], tuple() as out, []:
+            return OwnBackward(
+                inputs=inputs,
+                results=results,
+                kept=kept,
+                constant=tuple(expect_type(position, int) for position in constant),
+                backward=decode_program(program),
+                once=once,
+                out=out,
+            )
+    raise FormatError("a backward of a program has inputs, results, kept values, constant results and a program")
 
 
 def _decode_constant(dtype: str, args: tuple[Argument, ...], out: str) -> Constant:

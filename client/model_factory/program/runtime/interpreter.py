@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ _ATOMS = (Ref, Dim, Rank, str, int)
 _LISTS = (list, tuple)
 _NAMED = (Ref, DtypeOf, LimitOf)
 _SIZES = (Dim, Rank)
+_NO_MODULE = nn.Module()  # the backward of a program uses no module
 
 
 class Runner:
@@ -63,14 +65,14 @@ class Runner:
             FormatError: an op, value or constant is unknown.
         """
         self.program = program
-        parts = [_parts(step_arguments(step), []) for step in program.steps]
-        parts_of_result = _parts(program.result, [])
+        parts = [parts_of(step_arguments(step), []) for step in program.steps]
+        parts_of_result = parts_of(program.result, [])
         used = [_names(some) for some in [*parts, parts_of_result]]
         measured = [_measured(some) for some in [*parts, parts_of_result]]
         others = [[name for name in sizes if not name.startswith(OWN)] for sizes in measured]
         _check_names(program, [[*names, *sizes] for names, sizes in zip(used, others, strict=True)])
         self._measured = {name for sizes in measured for name in sizes}
-        self._actions: list[Action] = [compile_step(step) for step in program.steps]
+        self._actions: list[Action] = [compile_step(step, _compile_program) for step in program.steps]
         self._stores = [compile_store(step, self._measured) for step in program.steps]
         self._dead: list[list[str]] = [[] for _ in program.steps]  # values without a use after the step
         for name, index in _last_uses(program, used).items():
@@ -164,6 +166,10 @@ class Runner:
                 env[shape_key(name)] = shape_of(env, name)
 
 
+def _compile_program(program: Program) -> Callable[[list[Any]], Any]:
+    return partial(Runner(program).run, _NO_MODULE)
+
+
 def device_of(module: nn.Module, values: list[Any]) -> torch.device:
     """Return the device of the first tensor input, else of the module's first tensor."""
     for value in values:
@@ -174,24 +180,24 @@ def device_of(module: nn.Module, values: list[Any]) -> torch.device:
     return torch.device("cpu")
 
 
-def _parts(argument: Argument, found: list[Argument]) -> list[Argument]:
+def parts_of(argument: Argument, found: list[Argument]) -> list[Argument]:
     """Add an argument's parts to ``found``, except containers; return ``found``."""
     if isinstance(argument, _ATOMS):
         found.append(argument)
     elif isinstance(argument, Size):
-        _parts(argument.expr, found)
+        parts_of(argument.expr, found)
     elif isinstance(argument, Expr):
-        _parts(argument.args, found)
+        parts_of(argument.args, found)
     elif isinstance(argument, slice):
-        _parts((argument.start, argument.stop, argument.step), found)
+        parts_of((argument.start, argument.stop, argument.step), found)
     elif isinstance(argument, _LISTS):
         for item in argument:
-            _parts(item, found)
+            parts_of(item, found)
     elif isinstance(argument, Mapping):
         for item in argument.values():
-            _parts(item, found)
+            parts_of(item, found)
     elif isinstance(argument, Fields):
-        _parts(argument.values, found)
+        parts_of(argument.values, found)
     else:
         found.append(argument)
     return found

@@ -13,6 +13,7 @@ import torch
 
 from model_factory.errors import CallSignatureError, FormatError, GraphExecutionError
 from model_factory.program.checked_ops import CHECKED_OPS, with_out
+from model_factory.program.codec.constants import constant_tensor
 from model_factory.program.expressions import Env, Evaluate, compile_expression, expression_text, shape_key
 from model_factory.program.ir import (
     FLOAT_LIMITS,
@@ -28,6 +29,8 @@ from model_factory.program.ir import (
     OpCall,
     Out,
     Outcome,
+    OwnBackward,
+    Program,
     Ref,
     Require,
     Size,
@@ -36,9 +39,9 @@ from model_factory.program.ir import (
     out_names,
 )
 from model_factory.program.ops import AUTOCAST_KINDS, OPS, SET_AUTOCAST_ENABLED, SET_GRAD_ENABLED
-from model_factory.program.runtime.constants import constant_tensor
 from model_factory.program.runtime.lookup import get_module, get_tensor
 from model_factory.program.runtime.named_results import Record, RecordObject, RecordTuple
+from model_factory.program.runtime.own_backward import Run, own_function
 from model_factory.program.torch_names import torch_const
 from model_factory.program.torch_private import assert_async, outside_of_jit_trace, set_grad_enabled
 
@@ -95,8 +98,10 @@ def sets_modes(step: Step) -> bool:
     return isinstance(step, OpCall) and step.name in _RESTORES
 
 
-def compile_step(step: Step) -> Action:
+def compile_step(step: Step, compile_program: Callable[[Program], Run] | None = None) -> Action:
     """Return a function to run a step, with the step's result as value.
+
+    ``compile_program`` compiles the program of a backward; the steps of a config have no backward.
 
     Raises:
         FormatError: an op or an argument of the step is unknown.
@@ -116,6 +121,9 @@ def compile_step(step: Step) -> Action:
             return _compile_assert(compile_argument(step.value), decide) if step.asserts else decide
         case Require(condition=condition):
             return _compile_requirement(compile_argument(condition), expression_text(condition.expr))
+        case OwnBackward():
+            assert compile_program is not None
+            return _compile_own_backward(step, compile_program)
 
 
 def _compile_module_call(step: ModuleCall) -> Action:
@@ -204,6 +212,13 @@ def _compile_requirement(holds: Evaluate, text: str) -> Action:
             )
 
     return check
+
+
+def _compile_own_backward(step: OwnBackward, compile_program: Callable[[Program], Run]) -> Action:
+    function = own_function(step, compile_program)
+    given = [compile_argument(argument) for argument in (*step.inputs, *step.results)]
+    kept = [compile_argument(argument) for argument in step.kept]
+    return lambda env: function([value(env) for value in given], [value(env) for value in kept])
 
 
 def compile_argument(argument: Argument) -> Evaluate:  # noqa: C901, PLR0912  one arm per kind of argument

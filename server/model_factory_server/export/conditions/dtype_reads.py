@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -61,6 +61,13 @@ class DtypeReads:
         values = self._values.setdefault(dtype, {})
         values.pop(value, None)
         values[value] = None  # last, since read last
+
+    def forget(self, names: Container[str]) -> None:
+        """Forget reads of the dtypes of values, whose steps are not the forward's own."""
+        for values in self._values.values():
+            for name in [name for name in values if name in names]:
+                del values[name]
+        self._limits = {key: read for key, read in self._limits.items() if all(at not in names for at in read.values)}
 
     def dtype(self, dtype: torch.dtype) -> ReadDtype | TorchConst:
         """Return a dtype argument: a constant, or possibly the dtype of a value."""

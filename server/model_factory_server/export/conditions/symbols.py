@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -278,6 +278,10 @@ class SymbolTable:
         for axis, size in enumerate(tensor.shape):
             if isinstance(size, torch.SymInt) and has_free_unbacked_symbols(size) and formula(size).is_Symbol:
                 self._meaning.setdefault(formula(size), Dim(name, axis))
+
+    def forget(self, names: Container[str]) -> None:
+        """Forget symbols for sizes and numbers of values, whose steps are not the forward's own."""
+        self._meaning = {symbol: meaning for symbol, meaning in self._meaning.items() if meaning.name not in names}
 
     def with_sizes(self, text: str) -> str:
         """Return an error's text with the sizes of the recorded call in the place of symbols."""

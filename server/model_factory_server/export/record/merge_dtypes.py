@@ -6,7 +6,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from model_factory.program.ir import DtypeOf, Fields, Guard, LimitOf, ModuleCall, OpCall, Program, TorchConst
+from model_factory.program.ir import (
+    DtypeOf,
+    Fields,
+    Guard,
+    LimitOf,
+    ModuleCall,
+    OpCall,
+    OwnBackward,
+    Program,
+    Ref,
+    TorchConst,
+    out_names,
+    step_arguments,
+)
+from model_factory.program.runtime.interpreter import parts_of
 from model_factory_server.export.conditions.dtype_reads import ReadDtype, ReadLimit
 
 
@@ -37,6 +51,9 @@ def merge_dtypes(*recordings: Program) -> Program:
     return Program(inputs=recordings[0].inputs, steps=steps, result=_merge(*(item.result for item in recordings)))
 
 
+_EMPTY = Program(inputs=(), steps=(), result=None)
+
+
 def settle_dtypes(program: Program) -> Program:
     """Return a program with every dtype and number as a constant."""
     return merge_dtypes(program)
@@ -56,6 +73,9 @@ def _merge(*parts: Any) -> Any:
         _check_equal(replace(part, args=(), kwargs={}) for part in parts)
         args, kwargs = (_merge(*(getattr(part, name) for part in parts)) for name in ("args", "kwargs"))
         return replace(first, args=args, kwargs=kwargs)
+    if isinstance(first, OwnBackward):
+        _check_equal((replace(part, backward=_EMPTY), part.backward.inputs) for part in parts)
+        return _with_dtypes(replace(first, backward=merge_dtypes(*(part.backward for part in parts))))
     if isinstance(first, Fields):
         _check_equal((part.names, part.kind) for part in parts)
         return replace(first, values=_merge(*(part.values for part in parts)))
@@ -67,6 +87,17 @@ def _merge(*parts: Any) -> Any:
         return {key: _merge(*(part[key] for part in parts)) for key in first}
     _check_equal(parts)
     return first
+
+
+def _with_dtypes(step: OwnBackward) -> OwnBackward:
+    """Keep the values whose dtype the backward has."""
+    backward = step.backward
+    known = {*backward.inputs, *(name for inner in backward.steps for name in out_names(inner))}
+    arguments = [backward.result, *map(step_arguments, backward.steps)]
+    used = [part.name for part in parts_of(arguments, []) if isinstance(part, DtypeOf | LimitOf)]
+    more = tuple(dict.fromkeys(name for name in used if name not in known))
+    kept = (*step.kept, *map(Ref, more))
+    return replace(step, kept=kept, backward=replace(backward, inputs=(*backward.inputs, *more)))
 
 
 def _check_equal(things: Iterable[Any]) -> None:

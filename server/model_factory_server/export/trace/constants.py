@@ -16,19 +16,21 @@ from torch import tensor as make_tensor
 
 from model_factory.errors import NotPortableError
 from model_factory.limits import MAX_CONSTANT_BYTES
+from model_factory.program.codec.constants import constant_step
 from model_factory.program.ir import (
     Argument,
     AttributeRead,
     Constant,
     ModuleCall,
     OpCall,
+    OwnBackward,
     Program,
     Ref,
     Step,
     TorchConst,
     out_names,
+    step_arguments,
 )
-from model_factory.program.runtime.constants import constant_step
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.torch_names import torch_name
 from model_factory_server.export.error_texts import foreign_tensor
@@ -86,6 +88,10 @@ class Constants:
         with self._tape.no_recording():
             is_arrays = not tensor.untyped_storage().resizable()  # the memory belongs to an array of NumPy
             return self._add(tensor, outlives=is_arrays)
+
+    def forget_unnamed(self) -> None:
+        """Forget fake tensors without a name on the tape."""
+        self._fakes = {key: fake for key, fake in self._fakes.items() if self._tape.known_name(fake) is not None}
 
     def from_numpy(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """Return a call that makes a tensor, with a constant in the place of scalars and arrays of NumPy."""
@@ -148,8 +154,8 @@ class Constants:
                 continue
             if isinstance(step, ModuleCall | AttributeRead):
                 return None
-            if isinstance(step, OpCall):
-                parts = (*_parts((step.args, step.kwargs)),)
+            if isinstance(step, OpCall | OwnBackward):
+                parts = (*_parts(step_arguments(step)),)
                 found |= {part.name for part in parts if isinstance(part, Ref)}
         return [item for item in self._tape.inputs if item in found and self._tape.tensors[item].is_floating_point()]
 

@@ -53,6 +53,8 @@ class ValueDecisions:
         self._numbers: dict[Any, Any] = {}  # expression -> value
         self.taken: list[Outcome] = []
         """Outcomes so far."""
+        self.backward_of = ""
+        """The autograd function whose backward is recorded; a backward decides nothing by values."""
         self.undecided: UndecidedError | None = None
         """The first decision without a given outcome."""
 
@@ -63,6 +65,10 @@ class ValueDecisions:
             UndecidedError: the outcome is not given.
             NotPortableError: the call has too many decisions, or an outcome of another type.
         """
+        if self.backward_of:
+            raise NotPortableError(
+                f"the backward of {self.backward_of} decides by the values of a tensor. Remedy: decide with torch.where"
+            )
         if len(self.taken) == MAX_DECISIONS:
             raise NotPortableError(
                 f"the forward decides by values more than {MAX_DECISIONS} times in one call. Remedy: decide with "

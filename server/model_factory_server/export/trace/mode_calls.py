@@ -8,7 +8,8 @@ replacements of this module.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -154,6 +155,16 @@ class ModeCalls:
             self.read(f"{REQUIRES_GRAD}{name}")
         if computed:
             self.noted.setdefault(GRAD, self.assumed.get(GRAD, True))
+
+    @contextmanager
+    def of_backward(self) -> Iterator[dict[str, bool | str]]:
+        """Note modes in another table while this is entered: a backward runs later, in modes of its own."""
+        before = self.noted, self._grad_is_callers, self._without_autocast
+        self.noted, self._grad_is_callers, self._without_autocast = {}, True, 0
+        try:
+            yield self.noted
+        finally:
+            self.noted, self._grad_is_callers, self._without_autocast = before
 
     def ask(self, mode: Callable[..., str], convert: Callable[[Any], Any]) -> Callable[[Ask], Ask]:
         """Return a function to replace a function of torch that returns a mode.

@@ -109,7 +109,7 @@ class Properties:
             raise _sets(name, "a tensor")
         self._require_grad(tensor, value)
 
-    def _require_grad(self, tensor: torch.Tensor, requires_grad: Any = True) -> torch.Tensor:  # noqa: FBT002  as torch
+    def _require_grad(self, tensor: torch.Tensor, requires_grad: Any = True) -> torch.Tensor:
         """Name a tensor anew, with gradients from here on.
 
         Raises:

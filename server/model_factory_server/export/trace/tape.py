@@ -17,8 +17,14 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from model_factory.errors import NotPortableError
+<<<<<<< HEAD
 from model_factory.program.ir import AttributeRead, Device, ModuleCall, OpCall, Outcome, Ref, Step
 from model_factory.program.ops import OPS
+=======
+from model_factory.program.ir import AttributeRead, Device, ModuleCall, OpCall, Outcome, OwnBackward, Ref, Step
+from model_factory.program.ops import OPS, REQUIRE_GRAD
+from model_factory.program.runtime.caller_modes import IS_CUDA
+>>>>>>> 6eb7f2e (A torch.autograd.Function in a forward is recorded with its backward)
 from model_factory_server.export.conditions.asserts import is_asserted
 from model_factory_server.export.conditions.dtype_reads import DtypeReads
 from model_factory_server.export.conditions.inner_blocks import InnerBlocks
@@ -58,6 +64,7 @@ from model_factory_server.export.trace.op_kinds import (
 from model_factory_server.export.trace.properties import Properties
 from model_factory_server.export.trace.rewrites import as_recorded
 
+_Makes = ModuleCall | OpCall | OwnBackward
 _Convert = Callable[[str, torch.Tensor], torch.Tensor]  # (name of a step's result, tensor) -> tensor for the forward
 _OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(list(OPS.items()))}
 
@@ -118,7 +125,7 @@ class Tape(TorchFunctionMode):
         self.properties = Properties(self)
         self.tensors: dict[str, torch.Tensor] = {}
         """Tensors by name, kept alive, since the id of a deleted tensor is used again."""
-        self._names: dict[int, str] = {}  # id of a tensor -> name in the program
+        self.names: dict[int, str] = {}  # id of a tensor -> name in the program
         self._symbolic: dict[int, torch.Tensor] = {}  # id of a parameter -> the parameter with symbolic sizes
         self._alive: list[Any] = []
         self._autocast = autocast_state()
@@ -128,7 +135,7 @@ class Tape(TorchFunctionMode):
 
     def know(self, tensor: torch.Tensor, name: str) -> None:
         """Note the name of a tensor in the program."""
-        self._names[id(tensor)] = name
+        self.names[id(tensor)] = name
         self.tensors[name] = tensor
 
     @contextmanager
@@ -158,7 +165,7 @@ class Tape(TorchFunctionMode):
 
     def read_sizes(self, tensor: torch.Tensor) -> None:
         """Note a read of sizes or rank of a tensor."""
-        path, name = self.attributes.get(id(tensor)), self._names.get(id(tensor))
+        path, name = self.attributes.get(id(tensor)), self.names.get(id(tensor))
         if path is not None:
             self.sizes.read_parameter(path, tensor)
         elif name not in self.inputs:
@@ -193,9 +200,15 @@ class Tape(TorchFunctionMode):
         if func is torch.device:
             return args[0] if args and type(args[0]) is CallerDevice else func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+<<<<<<< HEAD
         self.sizes.touched.update(self._names[id(arg)] for arg in args if id(arg) in self._names)
         if (answer := self.properties.treatment(func, name)) is not None:
             return answer(*args, **kwargs)
+=======
+        self.sizes.touched.update(self.names[id(arg)] for arg in args if id(arg) in self.names)
+        if name in _PROPERTY_METHODS:
+            return self._set_property(func, args) if name == "__set__" else self._read_property(func, args)
+>>>>>>> 6eb7f2e (A torch.autograd.Function in a forward is recorded with its backward)
         if func is torch.Tensor.__iter__:
             return iter(torch.unbind(args[0]))
         if name in SIZE_METHODS or name in SIZE_ARITHMETIC:
@@ -299,7 +312,7 @@ class Tape(TorchFunctionMode):
             for axis in dims:
                 bool(tensor.shape[axis] == 1)
 
-    def store(self, step: ModuleCall | OpCall, result: Any, convert: _Convert = lambda _name, tensor: tensor) -> Any:
+    def store(self, step: _Makes, result: Any, convert: _Convert = lambda _name, tensor: tensor) -> Any:
         """Add a step and return its result, with ``convert(name, tensor)`` in the place of each tensor."""
         name = f"v{len(self.steps)}"
         if isinstance(result, tuple | list) and not isinstance(result, torch.Size):
@@ -329,11 +342,16 @@ class Tape(TorchFunctionMode):
 
     def known_name(self, tensor: torch.Tensor) -> str | None:
         """Return the name of a tensor without a step for the tensor; ``None`` for a tensor without a name."""
-        return self._names.get(id(tensor))
+        return self.names.get(id(tensor))
 
+<<<<<<< HEAD
     def name_of(self, tensor: torch.Tensor) -> str:
         """Return the name of a tensor; a step is added for a parameter, a buffer or a tensor of no module."""
         known = self._names.get(id(tensor))
+=======
+    def _name_of(self, tensor: torch.Tensor) -> str:
+        known = self.names.get(id(tensor))
+>>>>>>> 6eb7f2e (A torch.autograd.Function in a forward is recorded with its backward)
         if known is not None:
             self.sizes.touched.add(known)
             return known
