@@ -14,6 +14,8 @@ from model_factory.program.ir import Constant, OpCall, OwnBackward, Program, Ref
 Run = Callable[[list[Any]], Any]
 """Runs a program on values for the inputs."""
 
+_NUMBERS = (int, float)
+
 Apply = Callable[[Sequence[Any], Sequence[Any]], tuple[torch.Tensor, ...]]
 """Returns the results with a backward, given (the inputs and the results as computed) and the kept values."""
 
@@ -31,33 +33,39 @@ def own_function(step: OwnBackward, compile_program: Callable[[Program], Run]) -
     run = compile_program(step.backward)
     items = [*step.inputs, *step.results, *step.kept]
     first, end = len(step.inputs), len(step.inputs) + len(step.results)
+    constant, others = step.constant, [None] * (len(items) - first)
     # Each value is passed once; a compiler refuses a tensor in two places.
     places = [items.index(item) if at >= first and isinstance(item, Ref) else at for at, item in enumerate(items)]
 
-    def forward(ctx: Any, *values: Any) -> tuple[torch.Tensor, ...]:
-        made = [values[at] if at < first else _result(values[at]) for at in places[first:end]]
-        ctx.mark_non_differentiable(*[made[position] for position in step.constant])
-        saved = [*values[:first], *made, *values[end:]]
+    def forward(*values: Any) -> tuple[torch.Tensor, ...]:
+        return tuple([values[at] if at < first else _result(values[at]) for at in places[first:end]])
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*[output[position] for position in constant])
+        saved = [*inputs[:first], *output, *inputs[end:]]
         kept = [saved[at] for at in places[end:]]
         ctx.save_for_backward(*[item if isinstance(item, torch.Tensor) else None for item in kept])
-        ctx.others = [None if isinstance(item, torch.Tensor) else item for item in kept]
-        return tuple(made)
+        ctx.others = [None if isinstance(item, torch.Tensor) else _own_number(item) for item in kept]
 
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         kept = [other if item is None else item for item, other in zip(ctx.saved_tensors, ctx.others, strict=True)]
-        return (*run([*gradients, *kept]), *[None] * (len(items) - first))
+        return (*run([*gradients, *kept]), *others)
 
-    methods = {
-        "forward": staticmethod(forward),
-        "backward": staticmethod(once_differentiable(backward) if step.once else backward),
-    }
-    function: Any = type("Own", (torch.autograd.Function,), methods)
+    def forward_with_context(ctx: Any, *values: Any) -> tuple[torch.Tensor, ...]:
+        output = forward(*values)
+        setup_context(ctx, values, output)
+        return output
+
+    backwards = staticmethod(once_differentiable(backward) if step.once else backward)
+    for_compilers = {"forward": staticmethod(forward_with_context), "backward": backwards}
+    for_transforms = {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context)}  # torch.func
+    compiled: Any = type("Own", (torch.autograd.Function,), for_compilers)
+    function: Any = type("Own", (torch.autograd.Function,), {**for_transforms, "backward": backwards})
 
     def apply(given: Sequence[Any], kept: Sequence[Any]) -> tuple[torch.Tensor, ...]:
         values = [*given, *map(_without_gradient, kept)]
-        found: tuple[torch.Tensor, ...] = function.apply(
-            *[value if at == index else None for index, (value, at) in enumerate(zip(values, places, strict=True))]
-        )
+        once = [value if at == index else None for index, (value, at) in enumerate(zip(values, places, strict=True))]
+        found: tuple[torch.Tensor, ...] = (compiled if torch.compiler.is_compiling() else function).apply(*once)
         return found
 
     return apply
@@ -86,6 +94,11 @@ def _result(value: Any) -> torch.Tensor:
         raise GraphExecutionError(f"a program gives a backward to a {type(value).__name__}")
     is_view = not torch.compiler.is_compiling() and value._is_view()  # noqa: SLF001
     return value.view_as(value) if is_view else value.detach()
+
+
+def _own_number(value: Any) -> Any:
+    """Return the value; for a compiler, a number that is made inside of the function, as the compiler requires."""
+    return value * 1 if type(value) in _NUMBERS and torch.compiler.is_compiling() else value
 
 
 def _without_gradient(value: Any) -> Any:
