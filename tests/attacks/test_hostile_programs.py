@@ -19,14 +19,14 @@ from model_factory.errors import NotPortableError
 from model_factory.program import checked_ops
 from model_factory.program.checked_ops import ascending
 from model_factory.program.codec.programs import decode_program, encode_program
-from model_factory.program.ir import Expr, OpCall, Program, Ref, Size
+from model_factory.program.ir import Expr, OpCall, OwnBackward, Program, Ref, Size
 from model_factory.program.runtime.interpreter import Runner
 from model_factory_server.export.exporter import record_model
 
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def run(*steps: OpCall, **values: Any) -> Any:
+def run(*steps: OpCall | OwnBackward, **values: Any) -> Any:
     """Run steps as a program does, through its document; the last step makes the result."""
     program = Program(inputs=tuple(values), steps=steps, result=Ref(str(steps[-1].out)))
     document = json.loads(json.dumps(encode_program(program)))
@@ -298,6 +298,23 @@ def test_indices_that_change_after_the_check(name: str) -> None:
         op("torch.Tensor.fill_", Ref("alias"), 10**9, out="filled"),
         op("identity", Ref("z" if unpack else "y"), out="result"),
         **values,
+    )
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+
+
+def test_indices_that_a_backward_changes() -> None:
+    """The backward of the step runs before the gradient of the embedding."""
+    backward = Program(inputs=("g", "i"), steps=(op("torch.Tensor.fill_", Ref("i"), 10**9),), result=(Ref("g"),))
+    weight = torch.randn(5, 3, requires_grad=True)
+    result = run(
+        op("torch.nn.functional.embedding", Ref("i"), Ref("w"), out="e"),
+        op("torch.Tensor.data", Ref("i"), out="alias"),
+        op("torch.Tensor.mul", Ref("e"), 2, out="h"),
+        OwnBackward(inputs=(Ref("e"),), results=(Ref("h"),), kept=(Ref("alias"),), backward=backward, out=("result",)),
+        op("identity", Ref("result"), out="y"),
+        w=weight,
+        i=torch.tensor([[0, 1]]),
     )
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.sum().backward()
