@@ -468,6 +468,31 @@ class WithModule(Function):
         return gradient * ctx.module.bias, None
 
 
+class Checkpointed(Sign):
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():
+            again = x.detach().requires_grad_()
+            return torch.autograd.grad(again.exp(), again, gradient)[0]
+
+
+class OfAnotherTensor(Block):
+    def forward(self, x: Tensor) -> Any:
+        scale = self.linear(x).exp()
+
+        class Scale(Function):
+            @staticmethod
+            def forward(_ctx: Any, y: Tensor) -> Tensor:
+                return y * scale
+
+            @staticmethod
+            def backward(_ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+                return gradient * scale
+
+        return Scale.apply(x)
+
+
 class Refused(Block):
     def __init__(self, function: Any, *args: Any) -> None:
         super().__init__()
@@ -485,6 +510,7 @@ class Refused(Block):
         (DecidedBackward, (), "the backward of .*DecidedBackward decides by the values of a tensor"),
         (AsksForGradients, (), "the backward of .*AsksForGradients asks for the mode"),
         (RootsTwice, (), "the backward of .*RootsTwice calls .*Root, another autograd.Function"),
+        (Checkpointed, (), "requires_grad_, which is not in the table of ops"),
         (OneTooMany, (), "returns 2 gradients for 1 arguments"),
         (WithModule, ("linear",), "the backward of .*WithModule uses attr:linear.bias, which is no argument"),
     ],
@@ -492,6 +518,12 @@ class Refused(Block):
 def test_they_are_refused(function: type[Function], args: tuple[Any, ...], reason: str) -> None:
     with pytest.raises(NotPortableError, match=reason):
         rebuilt_with_programs(Refused(function, *args))
+
+
+def test_a_backward_with_a_tensor_of_the_caller_is_refused() -> None:
+    """The second gradients of the original include the tensor."""
+    with pytest.raises(NotPortableError, match="Scale uses a tensor, which is no argument of its forward"):
+        rebuilt_with_programs(OfAnotherTensor())
 
 
 def step_of_a_program() -> tuple[Program, OwnBackward]:

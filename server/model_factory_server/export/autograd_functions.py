@@ -6,7 +6,7 @@ program of its own, with a gradient of each result and the values from outside t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -80,6 +80,7 @@ class FunctionCalls:
         inputs = tuple(tape.argument(arg) for arg in args if _is_tensor(arg))
         with tape.no_recording():
             context = _Context(_name(cls), tuple(_is_tensor(arg) and _has_gradients(arg) for arg in args))
+        before = {*tape.inputs, *(name for made in tape.steps for name in out_names(made))}
         result = self._run_forward(cls, context, args)
         items = result if isinstance(result, tuple) else (result,)
         results = tuple(tape.argument(item) for item in items if _is_tensor(item))
@@ -97,7 +98,9 @@ class FunctionCalls:
         with tape.no_recording():
             given = [tape.constants.fake(item) for item in (*filter(_is_tensor, args), *filter(_is_tensor, items))]
             made = own_function(step, _unused)(given, ())
-        named = iter(tape.store(self._with_backward(step, cls, context, args, items), made))
+        step = self._with_backward(step, cls, context, args, items)
+        self._check_arguments(step, before, context.name)
+        named = iter(tape.store(step, made))
         found = tuple(next(named) if _is_tensor(item) else item for item in items)
         return found if isinstance(result, tuple) else found[0]
 
@@ -140,6 +143,17 @@ class FunctionCalls:
         self._forget(local)
         program = Program(inputs=(*step.backward.inputs, *backward.kept), steps=closed, result=result)
         return replace(step, kept=tuple(backward.kept.values()), backward=program, once=_is_once(function))
+
+    def _check_arguments(self, step: OwnBackward, before: Container[str], name: str) -> None:
+        """Refuse a backward with tensors from outside that may have gradients: second gradients would be lost."""
+        for item in step.kept:
+            if not isinstance(item, Ref) or item in (*step.inputs, *step.results) or item.name not in before:
+                continue
+            tensor = self._tape.tensors.get(item.name)
+            with self._tape.no_recording():
+                may_have_gradients = tensor is not None and _has_gradients(tensor)
+            if may_have_gradients and self._tape.constants.origins_of(item.name) != []:
+                raise NotPortableError(_foreign(name, "a tensor"))
 
     @contextmanager
     def _in_backward(self, name: str) -> Iterator[None]:
@@ -216,10 +230,7 @@ class _Backward:
         if isinstance(step, Constant):
             return step
         if not isinstance(step, OpCall):
-            raise NotPortableError(
-                f"the backward of {name} uses {step_text(step)}, which is no argument of its forward. Remedy: pass the "
-                "tensors of the module as arguments"
-            )
+            raise NotPortableError(_foreign(name, step_text(step)))
         return replace(step, args=self.argument(step.args), kwargs=self.argument(step.kwargs))
 
     def argument(self, argument: Any) -> Any:
@@ -290,6 +301,12 @@ def _is_once(function: Any) -> bool:
 
 def _name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _foreign(name: str, value: str) -> str:
+    return (
+        f"the backward of {name} uses {value}, which is no argument of its forward. Remedy: pass tensors as arguments"
+    )
 
 
 def _gradient(position: int) -> str:
