@@ -14,7 +14,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from matrix.portability import rebuilt_with_programs
+from matrix.portability import rebuilt_with_programs, with_recorder
 from model_factory import CallSignatureError, NotPortableError
 from model_factory.errors import FormatError
 from model_factory.program.codec.programs import decode_program, encode_program
@@ -282,6 +282,13 @@ def test_gradients_are_the_originals(block: type[Block]) -> None:
                 assert_same_runs(module, original, {"x": 1000 * rows(count)})
     with torch.no_grad():
         assert_same(rebuilt(rows(3)), original(rows(3)))
+
+
+def test_a_call_of_another_length_is_recorded_at_the_call() -> None:
+    original, rebuilt, recorder = with_recorder(Scans)
+    for count in (3, 4, 5, 4):
+        assert_same_runs(rebuilt, original, {"x": rows(count)})
+    assert recorder.calls == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
