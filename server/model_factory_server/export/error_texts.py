@@ -1,11 +1,18 @@
-"""Texts of errors for tensors, modules and functions unknown to programs."""
+"""Texts of errors: the path and class of the block, and tensors, modules and functions unknown to programs."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from model_factory.errors import BuildError, CallSignatureError, ModelFactoryError
+from model_factory.program.runtime.graph_model import GRAPH_MODULES
+
+_Named = TypeVar("_Named", bound=ModelFactoryError)
 
 
 def foreign_tensor(module: nn.Module, where: str = "") -> str:
@@ -46,3 +53,23 @@ def function_text(func: Any) -> str:
     """
     module = getattr(func, "__module__", None) or getattr(getattr(func, "__objclass__", None), "__name__", "torch")
     return f"{module}.{getattr(func, '__name__', func)}"
+
+
+def named(path: str, block: nn.Module, error: _Named) -> _Named:
+    """Return an error with path and class of a block before the text.
+
+    Example:
+        >>> named("graph_modules.head", nn.ReLU(), BuildError("no memory"))
+        BuildError('head (ReLU): no memory')
+    """
+    where = path.removeprefix(f"{GRAPH_MODULES}.") or "the model"
+    return type(error)(f"{where} ({type(block).__name__}): {error}")
+
+
+@contextmanager
+def naming(path: str, block: nn.Module) -> Iterator[None]:
+    """Put path and class of a block before the text of every error inside."""
+    try:
+        yield
+    except (BuildError, CallSignatureError) as error:
+        raise named(path, block, error) from error

@@ -19,9 +19,9 @@ from model_factory.program.recorded_program import FORWARD, RecordedProgram
 from model_factory.program.runtime.lookup import get_module
 from model_factory_server.export.called_blocks import called_blocks, calls_inside, example_calls, method_calls
 from model_factory_server.export.describe.describe import describe, named_tensors
+from model_factory_server.export.error_texts import named
 from model_factory_server.export.example_inputs import Call, calls_of_blocks
 from model_factory_server.export.kinds.recorded_kinds import RecordedKinds
-from model_factory_server.export.named_errors import named
 from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.export.portable_methods import as_forward
 from model_factory_server.export.record.recording import Assigned

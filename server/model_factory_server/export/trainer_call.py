@@ -21,8 +21,8 @@ from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.lookup import find_module, get_module
 from model_factory.wording import listed
 from model_factory_server.export.called_blocks import is_lazy
+from model_factory_server.export.error_texts import naming
 from model_factory_server.export.kinds.recorded_kinds import RecordedKinds
-from model_factory_server.export.named_errors import naming
 from model_factory_server.export.portable_methods import as_forward, declared_methods
 from model_factory_server.export.record.annotated_classes import with_annotated_classes
 

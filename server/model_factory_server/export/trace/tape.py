@@ -17,14 +17,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from model_factory.errors import NotPortableError
-<<<<<<< HEAD
-from model_factory.program.ir import AttributeRead, Device, ModuleCall, OpCall, Outcome, Ref, Step
-from model_factory.program.ops import OPS
-=======
 from model_factory.program.ir import AttributeRead, Device, ModuleCall, OpCall, Outcome, OwnBackward, Ref, Step
-from model_factory.program.ops import OPS, REQUIRE_GRAD
-from model_factory.program.runtime.caller_modes import IS_CUDA
->>>>>>> 6eb7f2e (A torch.autograd.Function in a forward is recorded with its backward)
+from model_factory.program.ops import OPS
 from model_factory_server.export.conditions.asserts import is_asserted
 from model_factory_server.export.conditions.dtype_reads import DtypeReads
 from model_factory_server.export.conditions.inner_blocks import InnerBlocks
@@ -200,15 +194,9 @@ class Tape(TorchFunctionMode):
         if func is torch.device:
             return args[0] if args and type(args[0]) is CallerDevice else func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-<<<<<<< HEAD
-        self.sizes.touched.update(self._names[id(arg)] for arg in args if id(arg) in self._names)
+        self.sizes.touched.update(self.names[id(arg)] for arg in args if id(arg) in self.names)
         if (answer := self.properties.treatment(func, name)) is not None:
             return answer(*args, **kwargs)
-=======
-        self.sizes.touched.update(self.names[id(arg)] for arg in args if id(arg) in self.names)
-        if name in _PROPERTY_METHODS:
-            return self._set_property(func, args) if name == "__set__" else self._read_property(func, args)
->>>>>>> 6eb7f2e (A torch.autograd.Function in a forward is recorded with its backward)
         if func is torch.Tensor.__iter__:
             return iter(torch.unbind(args[0]))
         if name in SIZE_METHODS or name in SIZE_ARITHMETIC:
@@ -344,14 +332,9 @@ class Tape(TorchFunctionMode):
         """Return the name of a tensor without a step for the tensor; ``None`` for a tensor without a name."""
         return self.names.get(id(tensor))
 
-<<<<<<< HEAD
     def name_of(self, tensor: torch.Tensor) -> str:
         """Return the name of a tensor; a step is added for a parameter, a buffer or a tensor of no module."""
-        known = self._names.get(id(tensor))
-=======
-    def _name_of(self, tensor: torch.Tensor) -> str:
         known = self.names.get(id(tensor))
->>>>>>> 6eb7f2e (A torch.autograd.Function in a forward is recorded with its backward)
         if known is not None:
             self.sizes.touched.add(known)
             return known
