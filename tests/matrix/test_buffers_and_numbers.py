@@ -91,6 +91,7 @@ class SamePadding(Block):
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")  # once, in the recording
 @pytest.mark.parametrize("block", [Average, Losses, Counts, Promotes, KeepsVersion, SamePadding])
 def test_the_rebuilt_block_does_the_same(block: type[Block], training: bool) -> None:
     original = block().train(training)
@@ -106,6 +107,7 @@ def test_a_promoted_dtype_limits_the_program_to_its_dtypes() -> None:
         rebuilt(tensor(3).to(torch.bfloat16))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")
 def test_sizes_stay_free() -> None:
     for block in (Counts, SamePadding):
         ((_, recorded),) = record_model(block())
