@@ -22,7 +22,7 @@ from torch.amp.autocast_mode import autocast
 from torch.autograd.grad_mode import enable_grad, no_grad, set_grad_enabled
 
 from model_factory.errors import NotPortableError
-from model_factory.program.runtime.caller_modes import AUTOCAST, AUTOCAST_DTYPE, GRAD, INFERENCE
+from model_factory.program.runtime.caller_modes import AUTOCAST, AUTOCAST_DTYPE, DISTRIBUTED, GRAD, INFERENCE
 from model_factory.program.torch_names import torch_dtype
 from model_factory_server.export.autograd_functions import FunctionCalls
 from model_factory_server.export.conditions.arrays import converting
@@ -133,14 +133,15 @@ def _mode_reads(tape: Tape) -> list[Patch]:
         "get_autocast_dtype": (autocast_dtype, torch_dtype),
         "get_autocast_gpu_dtype": (autocast_dtype, torch_dtype),
     }
-    others = ("is_initialized", "get_rank", "get_world_size")
+    processes = torch.distributed  # empty in builds of torch without it
+    others = [name for name in ("get_rank", "get_world_size") if hasattr(processes, name)]
     return [
         Patch(FakeTensor, "device", functools.partial(modes.note_devices, tape.shape_env), why),
         *(Patch(torch, name, modes.ask(*how), why) for name, how in asked.items() if hasattr(torch, name)),
+        Patch(processes, "is_initialized", modes.ask(lambda: DISTRIBUTED, bool), why),
         *(
-            Patch(torch.distributed, name, refuse_mode_read(f"torch.distributed.{name}"), "the result can differ")
+            Patch(processes, name, refuse_mode_read(f"torch.distributed.{name}"), "the result can differ")
             for name in others
-            if hasattr(torch.distributed, name)  # torch.distributed is empty in builds of torch without it
         ),
     ]
 

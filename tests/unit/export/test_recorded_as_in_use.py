@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -292,14 +292,6 @@ class SkipsSeldom(Block):
         return x if random.random() < 1e-6 else self.linear(x)
 
 
-class GathersIfDistributed(Block):
-    def forward(self, x: Tensor) -> Any:
-        y = self.linear(x)
-        if distributed.is_initialized():
-            distributed.all_reduce(y)
-        return y
-
-
 class RemembersItsState(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -414,7 +406,6 @@ class AppendsToItsCallersList(nn.Module):
         (AppendsToItsCallersList, r"writes to its caller's argument frames\['all'\]"),
         (MovesATarget, "writes to the parameter 'target.weight'"),
         (SkipsSeldom, "random numbers from Python's random"),
-        (GathersIfDistributed, r"calls torch.distributed.is_initialized\(\)"),
         (RemembersItsState, "keeps a value in _state that changes the next call"),
         (RemembersInADict, r"keeps a value in states\['all'\]\[\d\] that changes the next call"),
         (OnceByRemoval, r"keeps a value in state\['first'\]"),

@@ -21,6 +21,9 @@ INFERENCE = "inference"
 IS_CUDA = "is_cuda"
 """Whether the tensors of the call are on a GPU of NVIDIA, and not on the CPU; other kinds of devices are neither."""
 
+DISTRIBUTED = "distributed"
+"""Whether the process is one of several processes of ``torch.distributed``."""
+
 AUTOCAST = "autocast "
 """Prefix of a kind of device: whether autocast is on."""
 
@@ -43,7 +46,7 @@ def check_mode(name: str, value: bool | str) -> None:
         >>> check_mode(GRAD, True)
     """
     prefix, _, kind = name.rpartition(" ")
-    is_flag = name in {GRAD, INFERENCE, IS_CUDA} or name.startswith(REQUIRES_GRAD)
+    is_flag = name in {GRAD, INFERENCE, IS_CUDA, DISTRIBUTED} or name.startswith(REQUIRES_GRAD)
     if is_flag or (f"{prefix} " == AUTOCAST and kind in _KINDS):
         if isinstance(value, bool):
             return
@@ -67,6 +70,8 @@ def mode_value(
         return torch.is_grad_enabled()
     if name == INFERENCE:
         return torch.is_inference_mode_enabled()
+    if name == DISTRIBUTED:
+        return torch.distributed.is_available() and torch.distributed.is_initialized()
     if name == IS_CUDA:
         return {"cpu": False, "cuda": True}.get(device.type, device.type)  # no program is recorded for other kinds
     if name.startswith(REQUIRES_GRAD):

@@ -123,19 +123,20 @@ class CompiledProgram:
                     f"caller's program, since {reason}. Remedy: use the caller or the layers inside the block instead"
                 )
 
-    def _accepts_modes(self, module: nn.Module, given: list[torch.Tensor]) -> bool:
+    def other_modes(self, module: nn.Module, given: list[torch.Tensor]) -> tuple[str, ...]:
+        """Return the caller's modes that differ from the program's, for tensors as in :meth:`tensors_of`."""
         if not self.recorded.modes:
-            return True
+            return ()
         device = device_of(module, given)
         inputs = dict(zip(self._names, given, strict=True))
-        return all(mode_value(name, device, inputs) == value for name, value in self.recorded.modes)
+        return tuple(name for name, value in self.recorded.modes if mode_value(name, device, inputs) != value)
 
     def accepts(self, module: nn.Module, call: Call) -> bool:
         """Whether the program may replace the forward of ``module`` for a call: every condition holds."""
         given = self.tensors_of(call)
         if given is None:
             return False
-        if not self._accepts_modes(module, given):
+        if self.other_modes(module, given):
             return False
         for path, training in self.recorded.training:
             if get_module(module, path).training != training:

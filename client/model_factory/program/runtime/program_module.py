@@ -239,9 +239,15 @@ class ProgramModule(nn.Module):
                 return other
             more = changed_reads(self, recorded.reads)
             if all(key in reads and reads[key] == value for key, value in more.items()):
+                modes = compiled.other_modes(self, compiled.tensors_of(call) or call.tensors)
+                reason = (
+                    f"the forward asks for {' and '.join(modes)}, and programs hold for the other answer only. Remedy: "
+                    "pass the answer as an argument of the forward"
+                    if modes
+                    else "a layer or parameter has been replaced. Remedy: build from a config with the new layer"
+                )
                 raise CallSignatureError(
-                    f"{self._where(call)}: the server's program does not fit the call ({given}): a layer or parameter "
-                    "has been replaced. Remedy: build from a config with the new layer"
+                    f"{self._where(call)}: the server's program does not fit the call ({given}): {reason}"
                 )
             reads |= more
 

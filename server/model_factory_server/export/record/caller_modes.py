@@ -1,7 +1,8 @@
 """Records a forward in several modes of the caller, if the forward asks for a mode.
 
-A forward may ask whether gradients or autocast are on, or for the device of a tensor. The answer is a condition of the
-program, unless the programs for both answers are equal. A device is the CPU or a GPU.
+A forward may ask whether gradients or autocast are on, whether there are several processes, or for the device of a
+tensor. The answer is a condition of the program, unless the programs for both answers are equal. A device is the CPU or
+a GPU.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from dataclasses import replace
 
 from model_factory.errors import CallSignatureError, NotPortableError
 from model_factory.program.recorded_program import Mode, RecordedProgram
-from model_factory.program.runtime.caller_modes import AUTOCAST, GRAD, IS_CUDA, REQUIRES_GRAD
+from model_factory.program.runtime.caller_modes import AUTOCAST, DISTRIBUTED, GRAD, IS_CUDA, REQUIRES_GRAD
 
 MAX_RECORDED_MODES = 16
 """Maximum number of combinations of modes to record a call in."""
 
-_RECORDED = frozenset({GRAD, IS_CUDA, f"{AUTOCAST}cpu", f"{AUTOCAST}cuda"})
-_ONLY_ON_GPU = frozenset({(IS_CUDA, True), (f"{AUTOCAST}cuda", True)})
-"""Modes that cannot be verified on a CPU: only an equality with a verified program counts."""
+_RECORDED = frozenset({GRAD, IS_CUDA, DISTRIBUTED, f"{AUTOCAST}cpu", f"{AUTOCAST}cuda"})
+_ONLY_ELSEWHERE = frozenset({(IS_CUDA, True), (f"{AUTOCAST}cuda", True), (DISTRIBUTED, True)})
+"""Modes that one process on a CPU cannot verify: only an equality with a verified program counts."""
 
 Modes = Mapping[str, bool | str]
 
@@ -49,20 +50,20 @@ def in_modes_of_callers(record: Callable[[Modes], list[RecordedProgram]]) -> lis
         found += [item for item in more if item not in found]
         pending += [others for item in more for others in _others(item.modes, modes)]
     merged = _merged(found)
-    verifiable = [replace(item, modes=()) for item in merged if not is_only_on_gpu(item)]
-    return [item for item in merged if not is_only_on_gpu(item) or replace(item, modes=()) in verifiable]
+    verifiable = [replace(item, modes=()) for item in merged if not is_only_elsewhere(item)]
+    return [item for item in merged if not is_only_elsewhere(item) or replace(item, modes=()) in verifiable]
 
 
-def is_only_on_gpu(recorded: RecordedProgram) -> bool:
-    """Whether a program is for a GPU alone, and equals a program that is verified on a CPU.
+def is_only_elsewhere(recorded: RecordedProgram) -> bool:
+    """Whether a program is for a GPU or for several processes alone, where nothing can be verified.
 
     Example:
         >>> from model_factory.program.ir import Program
         >>> program = Program(inputs=(), steps=(), result=1)
-        >>> is_only_on_gpu(RecordedProgram(call_signature=(), program=program, modes=((IS_CUDA, True),)))
+        >>> is_only_elsewhere(RecordedProgram(call_signature=(), program=program, modes=((IS_CUDA, True),)))
         True
     """
-    return not _ONLY_ON_GPU.isdisjoint(recorded.modes)
+    return not _ONLY_ELSEWHERE.isdisjoint(recorded.modes)
 
 
 def _others(modes: Iterable[Mode], assumed: Modes) -> Iterator[Modes]:

@@ -24,7 +24,7 @@ from model_factory.program.recorded_program import RecordedProgram
 from model_factory_server.export.conditions.dtype_reads import HALVES
 from model_factory_server.export.conditions.module_reads import ALL, TRAINING, shared_paths
 from model_factory_server.export.conditions.unread_arguments import Place, candidates, tensor_places, without
-from model_factory_server.export.record.caller_modes import Modes, in_modes_of_callers, is_only_on_gpu
+from model_factory_server.export.record.caller_modes import Modes, in_modes_of_callers, is_only_elsewhere
 from model_factory_server.export.record.merge_dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
 from model_factory_server.export.record.recording import Kinds, Recording, run_if_possible
 from model_factory_server.export.record.sample_inputs import outcome_on, takes_branch
@@ -69,7 +69,7 @@ def record_as_is(
         return [_accept_any_at(_settled(recording, program), _unread(recording, program))]
 
     first, *others = in_modes_of_callers(in_modes)
-    return [first, *(item for item in others if is_only_on_gpu(item) and replace(item, modes=first.modes) == first)]
+    return [first, *(item for item in others if is_only_elsewhere(item) and replace(item, modes=first.modes) == first)]
 
 
 def record_modes(module: nn.Module, arguments: Mapping[str, Any], kinds: Kinds | None = None) -> list[RecordedProgram]:

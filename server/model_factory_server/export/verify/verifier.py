@@ -24,7 +24,7 @@ from model_factory.program.runtime.compiled_program import CompiledProgram
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import get_module
 from model_factory.program.runtime.step_compiler import BranchMissError
-from model_factory_server.export.record.caller_modes import is_only_on_gpu
+from model_factory_server.export.record.caller_modes import is_only_elsewhere
 from model_factory_server.export.record.sample_inputs import (
     REFUSED_CALL,
     VERIFY_SEED,
@@ -55,7 +55,7 @@ def verify(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str,
         >>> arguments = {"x": torch.ones(3)}
         >>> verify(Double(), record(Double(), arguments), arguments)
     """
-    if is_only_on_gpu(recorded):
+    if is_only_elsewhere(recorded):
         return
     with attributes_restored_after(module), _shallow_stacks(module, recorded):
         _verify_modes(module, recorded, arguments)
