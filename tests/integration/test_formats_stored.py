@@ -79,6 +79,7 @@ def check_blob(store: Path, kind: str, digest: str, size: int) -> None:
         check("source-bundle" if kind == "source" else kind, path.read_bytes())
 
 
+@pytest.mark.slow
 def test_every_kept_document_and_every_sent_call_is_valid(
     server_of_all: ServerProcess,
     data: Path,

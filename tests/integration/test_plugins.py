@@ -135,6 +135,7 @@ def test_bad_plugin_fails_the_start(plugin_folder: Path, tmp_path: Path) -> None
     assert str(plugin_folder) not in ended.stderr.rpartition("error: ")[2]
 
 
+@pytest.mark.slow
 def test_changed_plugin_is_noticed(
     plugin_folder: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote
 ) -> None:

@@ -104,6 +104,7 @@ def on_disk(store: Path) -> tuple[int, int]:
     return sum(item.st_blocks * 512 for item in found), len(found)
 
 
+@pytest.mark.slow
 def test_descriptions_and_records_obey_the_bound(start_server: Callable[..., ServerProcess], tmp_path: Path) -> None:
     """Each description is a blob and a record; a repeated request finds the result, or has the result made again."""
     server = start_server(None, "--max-store-bytes", str(SMALL_BOUND))
