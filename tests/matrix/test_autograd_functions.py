@@ -517,7 +517,7 @@ class Refused(Block):
         (DecidedBackward, (), "the backward of .*DecidedBackward decides by the values of a tensor"),
         (AsksForGradients, (), "the backward of .*AsksForGradients asks for the mode"),
         (RootsTwice, (), "the backward of .*RootsTwice calls .*Root, another autograd.Function"),
-        (Checkpointed, (), "requires_grad_, which is not in the table of ops"),
+        (Checkpointed, (), "torch.autograd.grad, which is not in the table of ops"),
         (OneTooMany, (), "returns 2 gradients for 1 arguments"),
         (WithModule, ("linear",), "the backward of .*WithModule uses attr:linear.bias, which is no argument"),
     ],

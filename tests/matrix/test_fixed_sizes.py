@@ -116,7 +116,7 @@ def test_each_size_has_a_program(block: type[nn.Module], training: bool) -> None
     assert recorder.calls <= len(sizes)
 
 
-@pytest.mark.parametrize("block", [CachedMethod, AsksForInt, GridOfSizes])
+@pytest.mark.parametrize("block", [CachedMethod, GridOfSizes])
 def test_no_program_runs_at_other_sizes(block: type[nn.Module]) -> None:
     rebuilt = rebuilt_with_programs(block())
     rebuilt(tensor(2, 6))

@@ -81,6 +81,14 @@ def build(name: str, case: Case) -> nn.Module:
         return case.build(name)
 
 
+def thinned(cases: list[Any]) -> list[Any]:
+    """Every third case; the others are slow, since all of them take minutes."""
+    return [
+        case if index % 3 == 0 else pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
+        for index, case in enumerate(cases)
+    ]
+
+
 REPLACED = [
     pytest.param(name, one, other, id=f"{name}-{index}-{number}")
     for name in CASES
@@ -91,7 +99,7 @@ MAY_BE_REFUSED = frozenset({"MaxPool1d", "MaxPool2d", "MaxPool3d", "FractionalMa
 """Return a tensor, or two tensors, with the indices of the largest values."""
 
 
-@pytest.mark.parametrize(("name", "one", "other"), REPLACED)
+@pytest.mark.parametrize(("name", "one", "other"), thinned(REPLACED))
 def test_a_replaced_layer_is_followed_or_refused(name: str, one: Case, other: Case) -> None:
     x = same_input(name, one)
 
@@ -155,7 +163,7 @@ ATTRIBUTES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "case", "attribute"), ATTRIBUTES)
+@pytest.mark.parametrize(("name", "case", "attribute"), thinned(ATTRIBUTES))
 def test_an_attribute_of_a_torch_module_is_read_again(name: str, case: Case, attribute: str) -> None:
     recorder = InProcessRecorder(lambda: ReadsAttribute(build(name, case), attribute))
     original, twin = pair(recorder.make, recorder)

@@ -204,6 +204,13 @@ def _package(name: str) -> str:
     return name.partition(".")[0]
 
 
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators in use. ``torch.manual_seed`` also formats the stack, for GPUs that are not in use."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+
+
 @contextmanager
 def generators_seeded(seed: int) -> Iterator[None]:
     """Seed the generators of torch, Python and NumPy; restore the generators' states afterwards.
@@ -220,7 +227,7 @@ def generators_seeded(seed: int) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), None if numpy_random is None else numpy_random.get_state()
     try:
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            seed_torch(seed)
             random.seed(seed)
             if numpy_random is not None:
                 numpy_random.seed(seed % 2**32)

@@ -200,7 +200,10 @@ def _only_torch_draws() -> Iterator[None]:
     numpy_random: Any = sys.modules.get("numpy.random")
 
     def states() -> tuple[Any, ...]:
-        return random.getstate(), "" if numpy_random is None else str(numpy_random.get_state())
+        if numpy_random is None:
+            return (random.getstate(),)
+        _, numbers, *position = numpy_random.get_state()
+        return random.getstate(), numbers.tobytes(), position
 
     before = states()
     yield

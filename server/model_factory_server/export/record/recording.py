@@ -35,6 +35,7 @@ from model_factory_server.export.conditions.symbols import DecisionShapeEnv, Sym
 from model_factory_server.export.conditions.unread_arguments import Place, with_use_noting
 from model_factory_server.export.error_texts import foreign_tensor
 from model_factory_server.export.out_of_memory import is_out_of_memory
+from model_factory_server.export.record.fakes import OwnFakes, in_dtype
 from model_factory_server.export.record.merge_dtypes import settle_dtypes
 from model_factory_server.export.record.sample_inputs import REFUSED_CALL
 from model_factory_server.export.restored_after import caches_cleared_after, tensors_as
@@ -187,6 +188,7 @@ class Recording:
         self.inputs: list[torch.Tensor] = []
         """Fake tensors of the arguments, in order."""
         self._fakes: dict[int, torch.Tensor] = {}
+        self._own_fakes = OwnFakes(self.module, self._fake_mode, self.dtype)
 
     @property
     def other_dtype(self) -> torch.dtype:
@@ -285,7 +287,7 @@ class Recording:
         # The source's name determines the names and order of symbols, so that every recording has the same symbols.
         source = ConstantSource(name)
         fake: torch.Tensor = self._fake_mode.from_tensor(
-            self._in_dtype(leaf.detach().contiguous()), source=source, symbolic_context=context
+            in_dtype(leaf.detach().contiguous(), self.dtype), source=source, symbolic_context=context
         )
         self.symbols.add_input(name, fake)
         if self.assumed.get(f"{REQUIRES_GRAD}{name}"):
@@ -297,20 +299,13 @@ class Recording:
     def _fake_own(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a fake for a tensor of the module; the same fake for the same tensor."""
         if id(tensor) not in self._fakes:
-            fake: torch.Tensor = self._fake_mode.from_tensor(self._in_dtype(tensor), static_shapes=True)
+            fake = self._own_fakes.make(tensor)
             if not is_stock(get_module(self.module, path.rpartition(".")[0])):  # in torch's modules: once read
                 with self._fake_mode:
                     fake = self.symbols.own(path, fake)
             self._fakes[id(tensor)] = fake
             self.tape.attributes[id(fake)] = path
         return self._fakes[id(tensor)]
-
-    def _in_dtype(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return an empty tensor in the dtype of the recording for a floating tensor: a fake tensor has no values."""
-        if self.dtype is None or not tensor.is_floating_point():
-            return tensor
-        # Memory without a write takes no room. A cast of the fake tensor takes ten times as long.
-        return torch.empty_like(tensor, dtype=self.dtype, requires_grad=tensor.requires_grad)
 
     def _run_forward(self, arguments: dict[str, Any]) -> Any:
         fakes = tensors_as(self.module, self._fake_own)

@@ -14,7 +14,7 @@ from model_factory.errors import NotPortableError, refused_call
 from model_factory.program.ir import Outcome, Program
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.step_compiler import BranchMissError
-from model_factory_server.export.restored_after import restored_after
+from model_factory_server.export.restored_after import restored_after, seed_torch
 from model_factory_server.export.trace.decisions import UndecidedError
 
 MAX_MIXED_SAMPLES = 200
@@ -57,7 +57,7 @@ def takes_branch(module: nn.Module, program: Program, leaves: Sequence[torch.Ten
 
 def _run(module: nn.Module, program: Program, leaves: Sequence[torch.Tensor], seed: int) -> Any:
     with torch.random.fork_rng(), restored_after(module), torch.no_grad():
-        torch.manual_seed(seed)
+        seed_torch(seed)
         try:
             return Runner(program).run(module, [leaf.clone() for leaf in leaves])
         except BranchMissError:
