@@ -75,7 +75,8 @@ def attributes_restored_after(module: nn.Module) -> Iterator[None]:
         True
     """
     tables = [table for item in module.modules() for table in (*_tables(item), *_hooks(item))]
-    before = [(table, table.copy()) for table in [*tables, *(container for _, container in plain_containers(module))]]
+    tables += [container for _, container in plain_containers(module)]
+    before = [(table, table.copy() if table else ()) for table in tables]  # most tables of hooks are empty
     try:
         yield
     finally:
