@@ -86,6 +86,15 @@ class ByCopy(Block):
         return self.linear(x) * (2 if torch.device(x.device).type == "cpu" else 3)
 
 
+class ByTextOrType(Block):
+    """As helpers do that take a device or the name of a device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        device = x.device
+        name = device if isinstance(device, str) else device.type
+        return self.linear(x) * (2 if name == "cpu" else 3)
+
+
 class FailsOnGpu(Block):
     def forward(self, x: Tensor) -> Tensor:
         assert x.device.type == "cpu"
@@ -123,6 +132,7 @@ class PassesUnread(Block):
 
     def forward(self, x: Tensor) -> Any:
         assert isinstance(x.device, torch.device)
+        assert not isinstance(x.device, (str, int))
         if x.device != self.scale.device:
             x = x.to(self.scale.device)
         y = self.linear(x) + torch.arange(WIDTH, device=x.device) + torch.ones(1).to(x.device, torch.float32)
@@ -151,7 +161,19 @@ def modes_of(block: nn.Module) -> set[Any]:
     return {recorded.modes for _, recorded in record_model(block)}
 
 
-BY_DEVICE = [ByType, ByDevice, ByText, ByParameter, ByBuffer, ByResult, ByHash, ByFormat, ByDifference, ByCopy]
+BY_DEVICE = [
+    ByType,
+    ByDevice,
+    ByText,
+    ByParameter,
+    ByBuffer,
+    ByResult,
+    ByHash,
+    ByFormat,
+    ByDifference,
+    ByCopy,
+    ByTextOrType,
+]
 
 
 @pytest.mark.parametrize("block", [*BY_DEVICE, FailsOnGpu])

@@ -30,7 +30,7 @@ from model_factory_server.export.conditions.message_texts import is_in_message
 from model_factory_server.export.conditions.module_reads import is_library
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv
 from model_factory_server.export.torch_private import FakeTensor, fake_tensors, function_base, recorded_number
-from model_factory_server.export.trace.mode_calls import refuse_mode_read
+from model_factory_server.export.trace.mode_calls import CallerDevice, refuse_mode_read
 from model_factory_server.export.trace.tape import Tape
 
 _Replace = Callable[[Any], Any]
@@ -82,7 +82,7 @@ def _hiding(env: DecisionShapeEnv) -> list[Patch]:
         ),
         Patch(torch.SymInt, "sqrt", lambda _: torch.sym_sqrt, "NumPy takes the root of an object by the method"),
         Patch(math, "sqrt", _symbolic_sqrt, "the root of a size depends on the size"),
-        Patch(builtins, "isinstance", _is_number, "a size is an int, a quotient of sizes a float"),
+        Patch(builtins, "isinstance", _is_instance, "a size is an int, a quotient of sizes a float"),
     ]
 
 
@@ -173,15 +173,18 @@ def _text(env: DecisionShapeEnv, number: Callable[[Any], Any], original: Callabl
     return text
 
 
-def _is_number(original: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    """Return an ``isinstance`` with sizes as instances of ``int``, ``float`` and ``bool`` for the forward's code."""
-    examples: Mapping[type, Any] = {kind: number(0) for kind, number in _NUMBERS.items()}
+def _is_instance(original: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    """Return an ``isinstance`` that tells the forward's code the classes of sizes and devices without a recording."""
+    examples: Mapping[type, Any] = {
+        **{kind: number(0) for kind, number in _NUMBERS.items()},
+        CallerDevice: torch.device("cpu"),
+    }
 
     def isinstance(value: Any, kinds: Any) -> bool:  # noqa: A001  the name appears in messages of errors
-        if original(value, kinds):
-            return True
         example = examples.get(type(value))
-        return example is not None and original(example, kinds) and not is_library(sys._getframe(1))  # noqa: SLF001
+        if example is None or is_library(sys._getframe(1)):  # noqa: SLF001  there is no other way
+            return original(value, kinds)
+        return original(example, kinds) or (type(value) is not CallerDevice and original(value, kinds))
 
     return isinstance
 
