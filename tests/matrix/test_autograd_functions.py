@@ -19,6 +19,7 @@ from model_factory import CallSignatureError, NotPortableError
 from model_factory.errors import FormatError
 from model_factory.program.codec.programs import decode_program, encode_program
 from model_factory.program.ir import AttributeRead, Guard, OpCall, OwnBackward, Program, Ref
+from model_factory.program.runtime.caller_modes import AUTOCAST
 from model_factory.program.runtime.interpreter import Runner
 from model_factory_server.export.exporter import record_model
 from support.compare import assert_same, assert_same_runs
@@ -484,6 +485,81 @@ class Checkpointed(Sign):
             return torch.autograd.grad(again.exp(), again, gradient)[0]
 
 
+class KeepsModulesWeight(Function):
+    """Reads the parameter in the forward of the function alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, module: nn.Linear) -> Tensor:
+        ctx.weight = module.weight
+        return x @ ctx.weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return gradient @ ctx.weight.T, None
+
+
+class DecidesByNeeds(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * (2 if ctx.needs_input_grad[0] else 3)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return gradient * 2
+
+
+class Contiguous(Function):
+    """Keeps the argument itself, if the argument is contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return 2 * gradient * x
+
+
+class ContiguousOnce(Contiguous):
+    backward = staticmethod(once_differentiable(Contiguous.backward))
+
+
+class KeepsContiguous(Block):
+    def forward(self, x: Tensor) -> Any:
+        return ContiguousOnce.apply(self.linear(x))
+
+
+def test_what_may_be_an_argument_is_kept_for_first_gradients() -> None:
+    original = KeepsContiguous()
+    rebuilt, x = rebuilt_with_programs(original), rows(3).requires_grad_()
+    assert_same(*(torch.autograd.grad(module(x).sum(), x)[0] for module in (original, rebuilt)))
+
+
+class CastOnGpu(Function):
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda")  # type: ignore[untyped-decorator]
+    def forward(_ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        return x @ weight
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")  # type: ignore[untyped-decorator]
+    def backward(_ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return gradient, None
+
+
+class CastsOnGpu(Block):
+    def forward(self, x: Tensor) -> Any:
+        return CastOnGpu.apply(x, self.linear.weight)
+
+
+def test_the_autocast_of_a_gpu_is_a_condition_of_functions_that_use_it() -> None:
+    ((_, recorded),) = record_model(CastsOnGpu())
+    assert dict(recorded.modes)[f"{AUTOCAST}cuda"] is False
+
+
 class OfAnotherTensor(Block):
     def forward(self, x: Tensor) -> Any:
         scale = self.linear(x).exp()
@@ -519,6 +595,9 @@ class Refused(Block):
         (RootsTwice, (), "the backward of .*RootsTwice calls .*Root, another autograd.Function"),
         (Checkpointed, (), "torch.autograd.grad, which is not in the table of ops"),
         (OneTooMany, (), "returns 2 gradients for 1 arguments"),
+        (KeepsModulesWeight, ("linear",), "KeepsModulesWeight uses a tensor, which is no argument of its forward"),
+        (Contiguous, (), "Contiguous keeps what may be an argument itself"),
+        (DecidesByNeeds, (), "the forward of .*DecidesByNeeds asks for ctx.needs_input_grad"),
         (WithModule, ("linear",), "the backward of .*WithModule uses attr:linear.bias, which is no argument"),
     ],
 )

@@ -138,6 +138,15 @@ class UnfreezesParameter(Block):
         return self.linear(x)
 
 
+class TrainsItsBuffer(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        if self.mean.grad is not None:
+            y = y + self.mean.grad
+        self.mean.requires_grad_()
+        return y * self.mean
+
+
 class AsksOfArgument(Block):
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) * (2 if x.is_inference() else 1)
@@ -149,6 +158,7 @@ class AsksOfArgument(Block):
         (UsesVersion, "uses the version of a tensor"),
         (VersionOfArgument, "reads ._version of a tensor"),
         (UnfreezesParameter, "sets requires_grad of the parameter linear.weight"),
+        (TrainsItsBuffer, "makes the buffer mean require gradients, and reads them"),
         (AsksOfArgument, "whether a tensor of the caller is an inference tensor"),
     ],
 )

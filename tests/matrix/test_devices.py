@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from matrix.portability import rebuilt_with_programs
+from model_factory import CallSignatureError, NotPortableError
 from model_factory.program.runtime.caller_modes import AUTOCAST, IS_CUDA, mode_value
 from model_factory_server.export.exporter import record_model
 from model_factory_server.export.record.recording import Recording
@@ -95,6 +96,23 @@ class ByTextOrType(Block):
         return self.linear(x) * (2 if name == "cpu" else 3)
 
 
+class ByKeyword(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (2 if torch.device(device=x.device).type == "cpu" else 3)
+
+
+class ByNumber(Block):
+    """The numbers of the first GPU and of the second differ."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + (x.device.index or 0)
+
+
+class ByOneOfSeveral(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (3 if x.device == torch.device("cuda", 1) else 2)
+
+
 class FailsOnGpu(Block):
     def forward(self, x: Tensor) -> Tensor:
         assert x.device.type == "cpu"
@@ -135,7 +153,8 @@ class PassesUnread(Block):
         assert not isinstance(x.device, (str, int))
         if x.device != self.scale.device:
             x = x.to(self.scale.device)
-        y = self.linear(x) + torch.arange(WIDTH, device=x.device) + torch.ones(1).to(x.device, torch.float32)
+        y = self.linear(x) + torch.arange(WIDTH, device=copy.copy(x.device))
+        y = y + torch.ones(1).to(copy.deepcopy(x.device), torch.float32)
         with torch.device(x.device):
             y = y + torch.full((1,), 2.0) + torch.zeros_like(y, device=x.device)
         return {"y": y, "device": y.device}
@@ -225,3 +244,21 @@ def check_on_cpu(original: nn.Module) -> None:
                     assert_same(
                         observe(rebuilt.train(training), inputs), observe(original.train(training), inputs), str(size)
                     )
+
+
+class ByClass(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type if type(x.device) is torch.device else x.device
+        return self.linear(x) * (3 if kind == "cuda" else 2)
+
+
+class ByBeginning(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type if type(x.device) is torch.device else x.device
+        return self.linear(x) * (3 if kind.startswith("cuda") else 2)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("block", [ByClass, ByBeginning])
+def test_the_stand_in_for_a_device_decides_nothing(block: type[Block]) -> None:
+    with pytest.raises((NotPortableError, CallSignatureError), match=r"a device with a text|no methods of a text"):
+        record_model(block())

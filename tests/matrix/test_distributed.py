@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import is_initialized
 
 from matrix.portability import rebuilt_with_programs, with_recorder
 from model_factory import CallSignatureError, NotPortableError
@@ -43,6 +44,18 @@ class Doubles(Block):
         return self.linear(x) * (2 if distributed.is_initialized() else 3)
 
 
+class AsksABoundFunction(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (2 if is_initialized() else 3)
+
+
+class WithoutTensors(Block):
+    """Reads no tensor of the call."""
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: ARG002
+        return self.linear.weight * (2 if distributed.is_initialized() else 3)
+
+
 class AsksInVain(Block):
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
@@ -65,7 +78,7 @@ def one_of_several_processes() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("block", [Gathers, Doubles, AsksInVain])
+@pytest.mark.parametrize("block", [Gathers, Doubles, AsksABoundFunction, WithoutTensors, AsksInVain])
 def test_one_process_trains(block: type[Block]) -> None:
     original = block()
     rebuilt = rebuilt_with_programs(original)
@@ -74,7 +87,7 @@ def test_one_process_trains(block: type[Block]) -> None:
         assert_same(observe(rebuilt, inputs), observe(original, inputs))
 
 
-@pytest.mark.parametrize("block", [Gathers, Doubles])
+@pytest.mark.parametrize("block", [Gathers, Doubles, AsksABoundFunction, WithoutTensors])
 def test_a_decision_is_a_condition(block: type[Block], monkeypatch: pytest.MonkeyPatch) -> None:
     assert {recorded.modes for _, recorded in record_model(block())} == {((DISTRIBUTED, False),)}
     _, rebuilt, recorder = with_recorder(block)
@@ -82,7 +95,7 @@ def test_a_decision_is_a_condition(block: type[Block], monkeypatch: pytest.Monke
 
     def record_in_another_process(*arguments: Any, **options: Any) -> Any:
         with monkeypatch.context() as server:
-            server.setattr(distributed, "is_initialized", lambda: False)
+            server.setattr(type(distributed.GroupMember), "WORLD", property(lambda _: None))
             return record(*arguments, **options)
 
     monkeypatch.setattr(recorder, "record", record_in_another_process)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from model_factory.errors import NotPortableError
 from model_factory.program.ir import (
     Argument,
+    AttributeRead,
     Constant,
     Dim,
     Expr,
@@ -37,7 +38,7 @@ from model_factory.program.ops import AUTOCAST_KINDS
 from model_factory.program.runtime.caller_modes import AUTOCAST, IS_CUDA
 from model_factory.program.runtime.own_backward import own_function
 from model_factory.program.torch_private import set_grad_enabled
-from model_factory_server.export.torch_private import function_base
+from model_factory_server.export.torch_private import function_base, memory_id
 from model_factory_server.export.trace.tape import Tape
 
 _OURS = ("torch", "model_factory")
@@ -80,7 +81,7 @@ class FunctionCalls:
         inputs = tuple(tape.argument(arg) for arg in args if _is_tensor(arg))
         with tape.no_recording():
             context = _Context(_name(cls), tuple(_is_tensor(arg) and _has_gradients(arg) for arg in args))
-        before = {*tape.inputs, *(name for made in tape.steps for name in out_names(made))}
+        start, before = len(tape.steps), {*tape.inputs, *(name for made in tape.steps for name in out_names(made))}
         result = self._run_forward(cls, context, args)
         items = result if isinstance(result, tuple) else (result,)
         results = tuple(tape.argument(item) for item in items if _is_tensor(item))
@@ -98,7 +99,13 @@ class FunctionCalls:
         with tape.no_recording():
             given = [tape.constants.fake(item) for item in (*filter(_is_tensor, args), *filter(_is_tensor, items))]
             made = own_function(step, _unused)(given, ())
+        before.update(made.out for made in tape.steps[start:] if isinstance(made, AttributeRead))
         step = self._with_backward(step, cls, context, args, items)
+        if not step.once and self._keeps_alias(step):
+            raise NotPortableError(
+                f"{context.name} keeps what may be an argument itself, as x.contiguous() is. Remedy: keep the "
+                "argument and call contiguous() in the backward, or decorate the backward with once_differentiable"
+            )
         self._check_arguments(step, before, context.name)
         named = iter(tape.store(step, made))
         found = tuple(next(named) if _is_tensor(item) else item for item in items)
@@ -111,9 +118,14 @@ class FunctionCalls:
             else:
                 result = cls.forward(*args)
                 cls.setup_context(context, args, result)
+            context.in_forward = False
         if hasattr(context, "_fwd_used_autocast"):  # noted by torch.amp.custom_fwd for the backward
             for kind in AUTOCAST_KINDS:
-                self._tape.modes.read(f"{AUTOCAST}{kind}")
+                if self._tape.modes.read(f"{AUTOCAST}{kind}") and kind != "cpu":
+                    raise NotPortableError(
+                        f"the forward calls {context.name} under autocast of a GPU, which a recording does not have. "
+                        "Remedy: call the model without autocast"
+                    )
         return result
 
     def _with_backward(
@@ -143,6 +155,14 @@ class FunctionCalls:
         self._forget(local)
         program = Program(inputs=(*step.backward.inputs, *backward.kept), steps=closed, result=result)
         return replace(step, kept=tuple(backward.kept.values()), backward=program, once=_is_once(function))
+
+    def _keeps_alias(self, step: OwnBackward) -> bool:
+        """Whether a kept value may be an argument itself, as ``x.contiguous()`` is: second gradients would be lost."""
+        tensors = self._tape.tensors
+        others = [item for item in step.kept if isinstance(item, Ref) and item not in (*step.inputs, *step.results)]
+        with self._tape.no_recording():
+            given = {memory_id(tensors[item.name]) for item in step.inputs if item.name in tensors}
+            return any(item.name in tensors and memory_id(tensors[item.name]) in given for item in others)
 
     def _check_arguments(self, step: OwnBackward, before: Container[str], name: str) -> None:
         """Refuse a backward with tensors from outside that may have gradients: second gradients would be lost."""
@@ -192,8 +212,18 @@ class _Context(FunctionCtx):
 
     def __init__(self, name: str, needs_input_grad: tuple[bool, ...]) -> None:
         self.name = name
-        self.needs_input_grad = needs_input_grad
+        self.in_forward = True
+        self._needs_input_grad = needs_input_grad
         self.saved_tensors: tuple[Any, ...] = ()
+
+    @property
+    def needs_input_grad(self) -> tuple[bool, ...]:
+        if self.in_forward:
+            raise NotPortableError(
+                f"the forward of {self.name} asks for ctx.needs_input_grad, which can differ on the trainer. Remedy: "
+                "ask in the backward"
+            )
+        return self._needs_input_grad
 
     def save_for_backward(self, *tensors: Any) -> None:
         self.saved_tensors = tensors

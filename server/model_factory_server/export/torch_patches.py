@@ -22,14 +22,20 @@ from torch.amp.autocast_mode import autocast
 from torch.autograd.grad_mode import enable_grad, no_grad, set_grad_enabled
 
 from model_factory.errors import NotPortableError
-from model_factory.program.runtime.caller_modes import AUTOCAST, AUTOCAST_DTYPE, DISTRIBUTED, GRAD, INFERENCE
+from model_factory.program.runtime.caller_modes import AUTOCAST, AUTOCAST_DTYPE, GRAD, INFERENCE
 from model_factory.program.torch_names import torch_dtype
 from model_factory_server.export.autograd_functions import FunctionCalls
 from model_factory_server.export.conditions.arrays import converting
 from model_factory_server.export.conditions.message_texts import is_in_message
 from model_factory_server.export.conditions.module_reads import is_library
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv
-from model_factory_server.export.torch_private import FakeTensor, fake_tensors, function_base, recorded_number
+from model_factory_server.export.torch_private import (
+    FakeTensor,
+    fake_tensors,
+    function_base,
+    recorded_number,
+    world_classes,
+)
 from model_factory_server.export.trace.mode_calls import CallerDevice, refuse_mode_read
 from model_factory_server.export.trace.tape import Tape
 
@@ -138,7 +144,7 @@ def _mode_reads(tape: Tape) -> list[Patch]:
     return [
         Patch(FakeTensor, "device", functools.partial(modes.note_devices, tape.shape_env), why),
         *(Patch(torch, name, modes.ask(*how), why) for name, how in asked.items() if hasattr(torch, name)),
-        Patch(processes, "is_initialized", modes.ask(lambda: DISTRIBUTED, bool), why),
+        *(Patch(item, "WORLD", modes.note_processes, why) for item in world_classes),  # also read by bound functions
         *(
             Patch(processes, name, refuse_mode_read(f"torch.distributed.{name}"), "the result can differ")
             for name in others

@@ -72,6 +72,7 @@ __all__ = [
     "version",
     "wants_autocast",
     "without_fakes",
+    "world_classes",
 ]
 
 fake_tensors: Any = torch._subclasses
@@ -79,6 +80,11 @@ fake_tensors: Any = torch._subclasses
 
 function_base: Any = _SingleLevelFunction
 """The base of ``torch.autograd.Function``, with the ``apply`` that every call of a function comes to."""
+
+world_classes: list[Any] = [
+    type(item) for item in [getattr(torch.distributed, "GroupMember", None)] if item is not None
+]
+"""The class with the group of all processes as ``WORLD``; none in builds of torch without ``torch.distributed``."""
 
 lift_op = torch.ops.aten.lift_fresh.default
 """Called by older constructors such as ``torch.FloatTensor([1, 2])``, and by ``torch.from_numpy``, with the tensor."""
@@ -115,6 +121,7 @@ _ATTRIBUTES = (
     *((nn.Module(), name) for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")),
     (FakeTensorMode, "from_tensor"),
     (fake_tensors, "FakeTensor"),
+    *((item, "WORLD") for item in world_classes),
     (_symbolic_config, "backed_size_oblivious"),
     *((pytree, name) for name in ("tree_flatten", "tree_leaves", "is_structseq_instance")),
 )

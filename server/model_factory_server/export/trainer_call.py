@@ -25,6 +25,7 @@ from model_factory_server.export.error_texts import naming
 from model_factory_server.export.kinds.recorded_kinds import RecordedKinds
 from model_factory_server.export.portable_methods import as_forward, declared_methods
 from model_factory_server.export.record.annotated_classes import with_annotated_classes
+from model_factory_server.export.record.sample_inputs import UnreachedBranchError
 
 _NUMBERS = (bool, int, float)
 
@@ -148,11 +149,11 @@ def _record_with_integers(
         NotPortableError: the method cannot be recorded for this call.
         CallSignatureError: the method refuses the call.
     """
-    refusal: CallSignatureError | NotPortableError | None = None
+    refusal: CallSignatureError | UnreachedBranchError | None = None
     for arguments in _with_integers(call.arguments):
         try:
             found = _record_call(model, path, replace(call, arguments=arguments), training, kinds)
-        except (CallSignatureError, NotPortableError) as error:  # for zeros alone, samples are zeros, too
+        except (CallSignatureError, UnreachedBranchError) as error:  # samples of a call with zeros alone are zeros, too
             refusal = refusal or error
             continue
         block = as_forward(get_module(model, path), call.method)

@@ -65,23 +65,25 @@ def _encode_step(step: Step) -> Json:
     }
 
 
-def decode_program(data: Json) -> Program:
-    """The inverse of :func:`encode_program`."""
+def decode_program(data: Json, *, is_backward: bool = False) -> Program:
+    """The inverse of :func:`encode_program`; the program of a backward has no steps with a backward."""
     fields = exact_fields(data, "inputs", "steps", "result")
     steps = expect_list(fields["steps"])
     if len(steps) > MAX_STEPS:
         raise FormatError(f"a program has {len(steps)} steps; at most {MAX_STEPS} are allowed")
     return Program(
         inputs=tuple(expect_str(name) for name in expect_list(fields["inputs"])),
-        steps=tuple(_decode_step(step) for step in steps),
+        steps=tuple(_decode_step(step, is_backward=is_backward) for step in steps),
         result=decode_value(fields["result"]),
     )
 
 
-def _decode_step(data: Json) -> Step:
+def _decode_step(data: Json, *, is_backward: bool) -> Step:
     fields = exact_fields(data, "call", "args", "kwargs", "out")
     call = expect_str(fields["call"])
     if call in {"backward", "backward:once"}:
+        if is_backward:
+            raise FormatError(f"the backward of a program has the step {call}; allowed are ops and constants")
         return _decode_own_backward(fields, once=call == "backward:once")
     args = tuple(decode_value(arg) for arg in expect_list(fields["args"]))
     kwargs = {expect_str(name): decode_value(arg) for name, arg in expect_pairs(fields["kwargs"])}
@@ -124,7 +126,7 @@ def _decode_own_backward(fields: Mapping[str, Json], *, once: bool) -> OwnBackwa
                 results=results,
                 kept=kept,
                 constant=tuple(expect_type(position, int) for position in constant),
-                backward=decode_program(program),
+                backward=decode_program(program, is_backward=True),
                 once=once,
                 out=out,
             )

@@ -115,7 +115,7 @@ def is_absent(root: nn.Module, path: str) -> bool:
     """Whether a dotted path leads to no parameter, buffer or child, or to no gradient of a buffer."""
     owner, _, name = path.rpartition(".")
     if name == GRADIENT and isinstance(tensor := _find(root, owner), torch.Tensor):
-        return tensor.grad is None
+        return not isinstance(tensor, nn.Parameter) and tensor.grad is None
     module = find_module(root, owner)
     return module is not None and getattr(module, name, None) is None
 

@@ -239,7 +239,8 @@ class ProgramModule(nn.Module):
                 return other
             more = changed_reads(self, recorded.reads)
             if all(key in reads and reads[key] == value for key, value in more.items()):
-                modes = compiled.other_modes(self, compiled.tensors_of(call) or call.tensors)
+                tensors = compiled.tensors_of(call)
+                modes = () if tensors is None else compiled.other_modes(self, tensors)
                 reason = (
                     f"the forward asks for {' and '.join(modes)}, and programs hold for the other answer only. Remedy: "
                     "pass the answer as an argument of the forward"

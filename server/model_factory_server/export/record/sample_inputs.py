@@ -66,9 +66,13 @@ def _run(module: nn.Module, program: Program, leaves: Sequence[torch.Tensor], se
             raise refused_call(f"{REFUSED_CALL}: {type(error).__name__}: {error}", error) from error
 
 
-def unreached_branch() -> NotPortableError:
+class UnreachedBranchError(NotPortableError):
+    """No sample inputs take a branch of the forward."""
+
+
+def unreached_branch() -> UnreachedBranchError:
     """Return the error for a branch that no sample inputs take."""
-    return NotPortableError(
+    return UnreachedBranchError(
         "the forward decides by the values of a tensor, and no sample inputs take this branch. Remedy: define "
         "example_inputs() with inputs that take the branch"
     )

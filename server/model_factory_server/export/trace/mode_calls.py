@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ import torch
 from model_factory.errors import NotPortableError
 from model_factory.program.ir import OpCall, Step
 from model_factory.program.ops import AUTOCAST_KINDS, SET_AUTOCAST_ENABLED
-from model_factory.program.runtime.caller_modes import AUTOCAST, GRAD, IS_CUDA, REQUIRES_GRAD, mode_value
+from model_factory.program.runtime.caller_modes import AUTOCAST, DISTRIBUTED, GRAD, IS_CUDA, REQUIRES_GRAD, mode_value
 from model_factory_server.export.conditions.module_reads import is_library
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv
 from model_factory_server.export.torch_private import wants_autocast
@@ -32,21 +33,24 @@ GPU = torch.device("cuda", 0)
 Ask = Callable[..., Any]
 
 _CPU = torch.device("cpu")
+_NUMBER_OF_GPU = (
+    "the forward asks for the number of its GPU, and each GPU has another one. Remedy: ask for the kind, x.device.type"
+)
 _GPU_NAMES = (GPU.type, str(GPU))
 
 
 class CallerDevice(str):
-    """A device with a notice of every look at the device: only a look can decide anything in the forward.
+    """A device that reports each look at its kind, index or text: only looks can decide anything in the forward.
 
-    Most forwards only pass the device on, as in ``torch.arange(n, device=x.device)``. torch accepts a text as device,
-    and a subclass of ``torch.device`` is impossible, so a caller's device is a text that says to be a ``torch.device``.
-    All tensors of a caller are on the same device.
+    Most forwards only pass the device on, as in ``torch.arange(n, device=x.device)``. torch accepts a text as a device,
+    and ``torch.device`` has no subclasses, so the device is a text in the place of a ``torch.device``. Methods of
+    texts are hidden. All tensors of a caller are on the same device.
 
     Example:
         >>> looks = []
         >>> device = CallerDevice(torch.device("cpu"), lambda: looks.append("look") or torch.device("cpu"))
-        >>> torch.zeros(1, device=device).device, isinstance(device, torch.device), looks
-        (device(type='cpu'), True, [])
+        >>> torch.zeros(1, device=device).device, looks
+        (device(type='cpu'), [])
         >>> device.type, looks
         ('cpu', ['look'])
     """
@@ -71,11 +75,25 @@ class CallerDevice(str):
 
     @property
     def index(self) -> int | None:  # type: ignore[override]  # of a device, not of a text
-        """Number of the device."""
-        return self._look().index
+        """Number of the device.
+
+        Raises:
+            NotPortableError: the device is a GPU, and each GPU has another number.
+        """
+        found = self._look()
+        if found.type != "cpu":
+            raise NotPortableError(_NUMBER_OF_GPU)
+        return found.index
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is CallerDevice or self._look() == other
+        if type(other) is CallerDevice:
+            return True
+        if type(other) is str:
+            raise NotPortableError("the forward compares a device with a text. Remedy: compare x.device.type")
+        found = self._look()
+        if found.type != "cpu" and isinstance(other, torch.device) and other.type == found.type:
+            raise NotPortableError(_NUMBER_OF_GPU)
+        return found == other
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -92,11 +110,28 @@ class CallerDevice(str):
     def __format__(self, spec: str) -> str:
         return format(str(self._look()), spec)
 
+    def __copy__(self) -> CallerDevice:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> CallerDevice:
+        return self
+
     def __enter__(self) -> Any:
         return _CPU.__enter__()  # the recording stays on the CPU
 
     def __exit__(self, *error: object) -> Any:
         return _CPU.__exit__(*error)
+
+
+def _absent(_device: CallerDevice) -> Any:
+    raise AttributeError("a torch.device has no methods of a text")
+
+
+for _name in vars(str).keys() - vars(object).keys() - vars(CallerDevice).keys():
+    if not _name.startswith("__"):
+        setattr(CallerDevice, _name, property(_absent))
+    elif not _name.startswith("__r"):  # of "%s" % device
+        setattr(CallerDevice, _name, None)
 
 
 class ModeCalls:
@@ -119,7 +154,7 @@ class ModeCalls:
 
         Inside a region of the forward with another mode, the mode is the region's, and no condition.
         """
-        value = mode_value(name, _CPU)
+        value = name != DISTRIBUTED and mode_value(name, _CPU)  # a recording runs in one process
         if (name == GRAD and not self._grad_is_callers) or (name.startswith(AUTOCAST) and self._without_autocast):
             return value
         return self.noted.setdefault(name, self.assumed.get(name, value))
@@ -139,6 +174,19 @@ class ModeCalls:
             return self.device(found) if env.in_forward and not self._is_paused() else found
 
         return property(device)
+
+    def note_processes(self, original: property) -> property:
+        """Return a replacement for the group of all processes, which exists if there are several processes."""
+
+        def world(cls: Any) -> Any:
+            frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  there is no other way
+            while frame is not None and str(frame.f_globals.get("__name__")).startswith("torch.distributed"):
+                frame = frame.f_back
+            if self._is_paused() or frame is None or is_library(frame):
+                return original.__get__(cls)
+            return self.read(DISTRIBUTED) or None
+
+        return property(world, original.fset)
 
     def on_cpu(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

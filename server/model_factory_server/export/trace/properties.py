@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ class Properties:
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
+        self._trained: set[str] = set()  # paths of buffers that the forward makes require gradients
 
     def treatment(self, func: Any, name: str) -> Callable[..., Any] | None:
         """Return the function to call in the place of ``func``; None for a function that is no property's."""
@@ -79,6 +80,7 @@ class Properties:
                 tape.read_sizes(tensor)
             return getter(tensor, *args)
         if name == GRADIENT and (path := self._buffer_path(tensor)):
+            self._refuse_both(path, self._trained)
             tape.reads.absent[f"{path}.{GRADIENT}"] = None
             return None
         if name == "_version" and self._is_made_here(tensor):
@@ -119,12 +121,23 @@ class Properties:
         name = tape.name_of(tensor)
         if path is not None and path != self._buffer_path(tensor):
             raise _sets("requires_grad", f"the parameter {path}")
+        if path is not None:
+            self._refuse_both(path, [item.removesuffix(f".{GRADIENT}") for item in tape.reads.absent])
+            self._trained.add(path)
         if name in tape.inputs or requires_grad is not True:
             raise _sets("requires_grad", f"the argument {name}" if name in tape.inputs else "a tensor")
         with tape.no_recording():
             tensor.requires_grad_()
         tape.store(OpCall(name=REQUIRE_GRAD, args=(Ref(name),)), tensor)
         return tensor
+
+    @staticmethod
+    def _refuse_both(path: str, others: Collection[str]) -> None:
+        """Refuse a forward that makes a buffer require gradients, and reads the gradient."""
+        if path in others:
+            raise NotPortableError(
+                f"the forward makes the buffer {path} require gradients, and reads them. Remedy: an nn.Parameter"
+            )
 
     def _buffer_path(self, tensor: torch.Tensor) -> str | None:
         path = self._tape.attributes.get(id(tensor))

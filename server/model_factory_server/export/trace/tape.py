@@ -192,7 +192,8 @@ class Tape(TorchFunctionMode):
         with self.shape_env.run_by(forward=True):  # an order of contraction is a decision by sizes
             func, args, kwargs = as_recorded(func, args, kwargs)
         if func is torch.device:
-            return args[0] if args and type(args[0]) is CallerDevice else func(*args, **kwargs)
+            given = [*args, *kwargs.values()]
+            return given[0] if len(given) == 1 and type(given[0]) is CallerDevice else func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         self.sizes.touched.update(self.names[id(arg)] for arg in args if id(arg) in self.names)
         if (answer := self.properties.treatment(func, name)) is not None:
