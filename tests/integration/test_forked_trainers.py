@@ -86,7 +86,7 @@ def run(code: str, server: ServerProcess, cache: Path, fork_support: str | None)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("fork_support", [None, "0", "1"])
+@pytest.mark.parametrize("fork_support", [None, "0", pytest.param("1", marks=pytest.mark.slow)])
 def test_a_forked_process_works_or_raises_at_once(
     case: str, fork_support: str | None, server: ServerProcess, tmp_path: Path
 ) -> None:
