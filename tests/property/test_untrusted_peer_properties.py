@@ -155,6 +155,13 @@ def test_programs_are_read_or_refused(document: Any) -> None:
     assert decode_programs(encode_programs(programs)) == programs
 
 
+def test_equal_programs_of_one_module_are_refused() -> None:
+    document = copy.deepcopy(PROGRAMS)
+    document["programs"] += document["programs"]
+    with pytest.raises(FormatError, match="a module has the same program twice"):
+        decode_programs(json.dumps(document).encode())
+
+
 @quick
 @given(changed(CALL))
 def test_a_call_is_read_or_refused(document: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -112,9 +113,20 @@ def decode_programs(data: bytes) -> Programs:
             (expect_paths(entry["paths"]), decode_recorded(entry["recorded"]))
             for entry in (exact_fields(entry, "paths", "recorded") for entry in document["programs"])
         ]
-        return tuple((path, recorded) for paths, recorded in groups for path in paths)
+        programs = tuple((path, recorded) for paths, recorded in groups for path in paths)
+        _refuse_repeated(programs)
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise FormatError(f"malformed set of programs: {error!r}") from None
+    return programs
+
+
+def _refuse_repeated(programs: Programs) -> None:
+    """Refuse equal programs of one module: written again, the two would be one entry with a path given twice."""
+    paths = Counter(path for path, _ in programs)
+    several = [(path, recorded) for path, recorded in programs if paths[path] > 1]
+    texts = {id(recorded): encode_document(encode_recorded(recorded)) for _, recorded in several}
+    if len({(path, texts[id(recorded)]) for path, recorded in several}) < len(several):
+        raise FormatError("a module has the same program twice")
 
 
 def _document(data: bytes, what: str, keys: set[str], optional: Collection[str] = ()) -> dict[str, Any]:
