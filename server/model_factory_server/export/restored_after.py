@@ -225,7 +225,8 @@ def generators_seeded(seed: int) -> Iterator[None]:
         ...     assert first == torch.rand(1)
     """
     numpy_random: Any = sys.modules.get("numpy.random")
-    python_state, numpy_state = random.getstate(), None if numpy_random is None else numpy_random.get_state()
+    python_state = random.getstate()
+    numpy_state = None if numpy_random is None else numpy_random.get_state(legacy=False)
     try:
         with torch.random.fork_rng():
             seed_torch(seed)

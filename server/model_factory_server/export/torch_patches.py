@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import functools
 import math
+import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -209,10 +210,8 @@ def _only_torch_draws() -> Iterator[None]:
     numpy_random: Any = sys.modules.get("numpy.random")
 
     def states() -> tuple[Any, ...]:
-        if numpy_random is None:
-            return (random.getstate(),)
-        _, numbers, *position = numpy_random.get_state()
-        return random.getstate(), numbers.tobytes(), position
+        # The state of NumPy's generator is a tuple, or a dict for a generator of another kind; both hold an array.
+        return random.getstate(), b"" if numpy_random is None else pickle.dumps(numpy_random.get_state(legacy=False))
 
     before = states()
     yield

@@ -8,6 +8,7 @@ import random
 from collections import OrderedDict, deque
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -542,3 +543,20 @@ def test_a_wrong_call_has_the_reason_of_the_side_that_the_call_takes() -> None:
     assert "std evaluated" not in str(caught.value)
     with pytest.raises(CallSignatureError, match="std evaluated to zero"):
         record_call(Standardises(), "", ExampleCall(arguments={"x": torch.ones(2, 6)}, outcomes=(True,)), {})
+
+
+class DrawsFromNumpy(Block):
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(x) * float(np.random.rand())
+
+
+def test_another_generator_of_numpy_is_noticed_and_left_alone() -> None:
+    """The state of a generator of another kind is a dict."""
+    before = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(1))
+    try:
+        assert len(rebuilt_with_programs(Block())._programs) == 1
+        with pytest.raises(NotPortableError, match="random numbers from Python's random or from NumPy"):
+            rebuilt_with_programs(DrawsFromNumpy())
+    finally:
+        np.random.set_bit_generator(before)
