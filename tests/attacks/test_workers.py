@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -170,20 +171,27 @@ def test_no_memory_and_no_file_outlives_a_build(then: str, factory: RemoteModelF
         assert str(0x5EED) not in listed, kind
 
 
-def test_other_processes_are_closed(factory: RemoteModelFactory, server: ServerProcess, tmp_path: Path) -> None:
-    """The server with its secrets, the fork server, and the worker of another build."""
-    notes, go = tmp_path / "begun", tmp_path / "go"
+@contextmanager
+def a_build_in_progress(factory: RemoteModelFactory, folder: Path) -> Iterator[None]:
+    """Have a build wait in a worker; afterwards the build goes on, and has to end well."""
+    notes, go = folder / "begun", folder / "go"
     with ThreadPoolExecutor(1) as pool:
-        build = pool.submit(factory.build, {"config": layers({"_type_": "escape.Waits", "notes": str(notes),
-                                                              "go": str(go)})})  # fmt: skip
+        config = layers({"_type_": "escape.Waits", "notes": str(notes), "go": str(go)})
+        build = pool.submit(factory.build, {"config": config})
         while not notes.exists():
             assert not build.done(), build.result()
             time.sleep(0.02)
         try:
-            said = seen(factory, "inspect")
+            yield
         finally:
             go.touch()
         assert build.result(60) is not None
+
+
+def test_other_processes_are_closed(factory: RemoteModelFactory, server: ServerProcess, tmp_path: Path) -> None:
+    """The server with its secrets, the fork server, and the worker of another build."""
+    with a_build_in_progress(factory, tmp_path):
+        said = seen(factory, "inspect")
     assert said.count("environ") == 3
     assert "READ" not in said, said
     assert CANARY not in server.log
@@ -251,21 +259,11 @@ def test_a_crash_changes_the_layout(
     planned: bool, number: int, factory: RemoteModelFactory, server: ServerProcess, tmp_path: Path
 ) -> None:
     """The builds in progress end well; the next build comes from another process, with another layout of memory."""
-    notes, go = tmp_path / "begun", tmp_path / "go"
     before = seen(factory, "layout")
-    with ThreadPoolExecutor(1) as pool:
-        build = pool.submit(factory.build, {"config": layers({"_type_": "escape.Waits", "notes": str(notes),
-                                                              "go": str(go)})})  # fmt: skip
-        while not notes.exists():
-            assert not build.done(), build.result()
-            time.sleep(0.02)
-        try:
-            with pytest.raises(BuildError, match=f"ended by {signal.Signals(number).name}"):
-                factory.build(does("crash", number=int(number), planned=planned))
-            after = seen(factory, "layout")
-        finally:
-            go.touch()
-        assert build.result(60) is not None
+    with a_build_in_progress(factory, tmp_path):
+        with pytest.raises(BuildError, match=f"ended by {signal.Signals(number).name}"):
+            factory.build(does("crash", number=int(number), planned=planned))
+        after = seen(factory, "layout")
     assert set(before.split()).isdisjoint(after.split())
     deadline = time.monotonic() + 10
     while len(descendants(server.pid)) > 1 and time.monotonic() < deadline:
