@@ -8,7 +8,6 @@ from __future__ import annotations
 import builtins
 import functools
 import math
-import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -204,14 +203,20 @@ def _symbolic_sqrt(original: Callable[[Any], float]) -> Callable[[Any], Any]:
     return sqrt
 
 
+def _comparable(state: Any) -> Any:
+    """The state of a NumPy generator, a dict of numbers and arrays, with lists for its arrays: ``==`` compares it."""
+    if isinstance(state, dict):
+        return {name: _comparable(part) for name, part in state.items()}
+    return state.tolist() if hasattr(state, "tolist") else state
+
+
 @contextmanager
 def _only_torch_draws() -> Iterator[None]:
     """Refuse random numbers from Python and NumPy: programs draw from torch only."""
     numpy_random: Any = sys.modules.get("numpy.random")
 
     def states() -> tuple[Any, ...]:
-        # The state of NumPy's generator is a tuple, or a dict for a generator of another kind; both hold an array.
-        return random.getstate(), b"" if numpy_random is None else pickle.dumps(numpy_random.get_state(legacy=False))
+        return random.getstate(), None if numpy_random is None else _comparable(numpy_random.get_state(legacy=False))
 
     before = states()
     yield
