@@ -19,10 +19,10 @@ from benchmarks.experiment import COMPONENTS, CONFIGS, SEED, digests
 from benchmarks.measure import Contender, Report, Sample, in_turns, ratio
 from benchmarks.servers import our_server
 from model_factory import RemoteModelFactory
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import decode_descriptor, decode_programs, encode_descriptor, encode_programs
 from model_factory.descriptor.rebuild import rebuild
 from model_factory_server import PolicyConstructorModelFactory
-from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.exporter import record_model
 
 WIDTH, HEADS, DEPTH = 256, 4, 24

@@ -33,11 +33,11 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.utils._pytree import tree_leaves, tree_map
 
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import decode_descriptor, decode_programs, encode_descriptor, encode_programs
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.weights import map_weights, write_weights
 from model_factory_server import PolicyConstructorModelFactory
-from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.exporter import record_model
 
 ROOT = Path(__file__).parents[1]

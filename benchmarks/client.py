@@ -16,6 +16,7 @@ from torch import nn
 from benchmarks.experiment import COMPONENTS, CONFIGS, SEED, digests, example, size_of
 from benchmarks.measure import Contender, Report, Row, Sample, in_turns, ratio, seconds
 from model_factory import RemoteModelFactory
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import (
     Programs,
     decode_descriptor,
@@ -26,7 +27,6 @@ from model_factory.descriptor.codec import (
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.program.runtime.program_module import ProgramModule
 from model_factory_server import PolicyConstructorModelFactory
-from model_factory_server.export.describe.describe import describe, named_tensors
 
 LOCAL = "in process"
 WARM = "on the node, warm process"

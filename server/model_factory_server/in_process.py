@@ -16,12 +16,12 @@ from torch import nn
 from model_factory.client.seeds import build_seed
 from model_factory.config import ResolvedConfig
 from model_factory.config.request import Component, component_seed, read_request
+from model_factory.describe.describe import describe
 from model_factory.descriptor.architecture import Architecture
 from model_factory.environment import environment
 from model_factory.errors import BuildError, LocatedError
 from model_factory_server.backends.code_files import with_installed_plugins
 from model_factory_server.backends.loading import load_backend
-from model_factory_server.export.describe.describe import describe
 from model_factory_server.settings.server_settings import BackendSettings
 from model_factory_server.worker.construction import construct
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
-from model_factory_server.export.describe.describe import describe, named_tensors
 
 HUGE = 2**63 - 1
 

@@ -18,11 +18,11 @@ from model_factory import IntegrityError, ModelFactoryError, RemoteModelFactory
 from model_factory.client import fetch
 from model_factory.client.connection import Connection
 from model_factory.client.fetch import fetch_blob
+from model_factory.describe.describe import describe
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
 from model_factory.store import Blob, Store
 from model_factory.v1 import blob_pb2
-from model_factory_server.export.describe.describe import describe
 from support.configs import layers
 from support.hostile_server import HostileServer
 from support.mounts import NAMESPACE

@@ -16,6 +16,7 @@ from torch import nn
 from model_factory import FormatError, GraphExecutionError, RemoteModelFactory, StoreError
 from model_factory.client.connection import Connection
 from model_factory.client.fetch import fetch_blob
+from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import decode_descriptor, decode_programs, encode_descriptor, encode_programs
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.weights import write_weights
@@ -25,7 +26,6 @@ from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2
-from model_factory_server.export.describe.describe import describe
 from support.configs import layers
 from support.hostile_server import HostileServer
 

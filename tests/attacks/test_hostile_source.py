@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from model_factory import RemoteModelFactory
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import encode_descriptor, encode_programs
 from model_factory.descriptor.weights import write_weights
 from model_factory.digest import digest_of
@@ -23,7 +24,6 @@ from model_factory.documents import encode_document
 from model_factory.errors import FormatError, IntegrityError, SourceError
 from model_factory.limits import MAX_SOURCE_BYTES, MAX_SOURCE_FILE_BYTES, MAX_SOURCE_FILES
 from model_factory.source.bundle import decode_bundle
-from model_factory_server.export.describe.describe import describe, named_tensors
 from support.hostile_server import HostileServer
 
 CONFIG = {

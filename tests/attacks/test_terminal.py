@@ -26,6 +26,7 @@ from model_factory.cli.main import main
 from model_factory.cli.output import PrintableStream
 from model_factory.client import progress
 from model_factory.client.connection import Connection
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.weights import write_weights
@@ -34,7 +35,6 @@ from model_factory.documents import FORMAT, encode_document
 from model_factory.errors import FormatError, ModelFactoryError
 from model_factory.store import Holder
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
-from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.observe.logs import configure_logging, fields
 from support.hostile_server import HostileServer
 

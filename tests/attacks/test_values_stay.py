@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model_factory import CallSignatureError, ModelFactoryError, RemoteModelFactory, ServerError
 from model_factory.client import connection as remote_connection
+from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import Programs, encode_descriptor, encode_programs
 from model_factory.descriptor.weights import write_weights
 from model_factory.program.call_signature import call_signature
@@ -22,7 +23,6 @@ from model_factory.program.recorded_program import RecordedProgram
 from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.v1 import program_pb2
 from model_factory_server import PolicyConstructorModelFactory
-from model_factory_server.export.describe.describe import describe
 from support.compare import assert_same
 from support.folders import TEST_PLUGINS
 from support.hostile_server import HostileServer

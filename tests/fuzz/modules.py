@@ -22,13 +22,13 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from matrix.cases import CASES
+from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.stock import STOCK_CLASSES
 from model_factory.descriptor.weights import DTYPES, map_weights, write_weights
 from model_factory.documents import encode_document
 from model_factory.errors import ModelFactoryError
-from model_factory_server.export.describe.describe import describe
 
 Document = dict[str, Any]
 Make = Callable[[], nn.Module]

@@ -22,12 +22,12 @@ from torch import nn
 
 from model_factory import RemoteModelFactory
 from model_factory.cli.main import main
+from model_factory.describe.describe import describe
 from model_factory.descriptor.architecture import Architecture, Portability
 from model_factory.errors import CallSignatureError, NotPortableError, SourceError
 from model_factory.source.lock import read_lock
 from model_factory.store import Blob
 from model_factory_server import PolicyConstructorModelFactory
-from model_factory_server.export.describe.describe import describe
 from model_factory_server.export.exporter import export_model, record_model
 from support.base_install import make_site
 from support.compare import assert_same, assert_same_runs, assert_same_state, train

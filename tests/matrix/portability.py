@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import (
     Programs,
     decode_descriptor,
@@ -20,7 +21,6 @@ from model_factory.descriptor.codec import (
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.tree import Descriptor
 from model_factory.descriptor.weights import map_weights, write_weights
-from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.exporter import export_model
 from support.recording import InProcessRecorder, ask
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from matrix.blocks import BLOCKS
+from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import encode_descriptor, encode_programs
-from model_factory_server.export.describe.describe import describe
 from model_factory_server.export.exporter import record_model
 from support.schemas import check
 

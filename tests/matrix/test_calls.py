@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from matrix.portability import rebuilt_elsewhere, rebuilt_with_programs, with_recorder
+from model_factory.describe.declared_methods import declared_methods
+from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.errors import CallSignatureError, FormatError, NotPortableError
@@ -22,8 +24,6 @@ from model_factory.program.forward_signature import ForwardParameter, ForwardSig
 from model_factory.program.ir import Program, Ref
 from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.program_module import ProgramModule
-from model_factory_server.export.describe.describe import describe
-from model_factory_server.export.portable_methods import declared_methods
 from support.asserting import Asserts
 from support.recording import InProcessRecorder, ask
 

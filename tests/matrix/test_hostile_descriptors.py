@@ -21,12 +21,12 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from matrix.blocks import BLOCKS
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.walks import MAX_DEPTH
 from model_factory.documents import FORMAT, encode_document
 from model_factory.errors import FormatError
-from model_factory_server.export.describe.describe import describe, named_tensors
 
 Document = dict[str, Any]
 

@@ -20,12 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from matrix.portability import rebuilt_elsewhere, rebuilt_with_programs
 from matrix.same import assert_same_runs
+from model_factory.describe.describe import describe
 from model_factory.descriptor.architecture import Architecture, Portability
 from model_factory.descriptor.codec import Programs, decode_programs, encode_programs
 from model_factory.errors import CallSignatureError
 from model_factory.program.ir import ModuleCall, OpCall
 from model_factory.program.runtime.program_module import ProgramModule
-from model_factory_server.export.describe.describe import describe
 from model_factory_server.export.exporter import record_model
 from model_factory_server.export.kinds import recorded_kinds
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from matrix.blocks import BLOCKS, WIDTH, Inner
 from matrix.portability import rebuilt_elsewhere
 from matrix.same import assert_same_module, assert_same_runs
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.tree import ProgramNode
 from model_factory.program.runtime.program_module import ProgramModule
-from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.exporter import record_model
 
 Model = tuple[nn.Module, nn.Module]

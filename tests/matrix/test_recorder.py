@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  as everyone writes it
 
 from model_factory import CallSignatureError, NotPortableError
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.program.forward_signature import ForwardSignature
-from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.record.recorder import record_modes
 from model_factory_server.export.verify.verifier import verify
 from support.compare import assert_same, observe

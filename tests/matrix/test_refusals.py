@@ -8,8 +8,8 @@ import pytest
 
 from matrix.portability import rebuilt_with_programs
 from matrix.refusals import REFUSALS, Refusal
+from model_factory.describe.refusals import REFUSED_CLASSES
 from model_factory.errors import NotPortableError
-from model_factory_server.export.describe.refusals import REFUSED_CLASSES
 
 
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.errors import NotPortableError, SourceError
 from model_factory.program.runtime.program_module import ProgramModule
 from model_factory.source.loader import load_source
-from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.exporter import export_model
 from model_factory_server.export.source.bundling import Root
 from support.compare import assert_same_runs, assert_same_state

@@ -22,6 +22,7 @@ from torch import nn
 from model_factory.client import fetch, retry
 from model_factory.client.connection import Connection
 from model_factory.config import parse_config
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import decode_descriptor, decode_programs, encode_descriptor, encode_programs
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.weights import map_weights, write_weights
@@ -32,7 +33,6 @@ from model_factory.v1 import wire
 from model_factory_server import PolicyConstructorModelFactory
 from model_factory_server.access.tokens import read_tokens
 from model_factory_server.command import OPTIONS
-from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.exporter import record_model
 from model_factory_server.settings.options import gather
 from property.amount import EXAMPLES

@@ -20,6 +20,7 @@ import torch  # noqa: E402  after the path is set
 from model_factory.blocks import SELF_CHECK_CONFIG  # noqa: E402
 from model_factory.config import ResolvedConfig, parse_config  # noqa: E402
 from model_factory.config.canonical import wire_bytes  # noqa: E402
+from model_factory.describe.describe import describe, named_tensors  # noqa: E402
 from model_factory.descriptor.codec import encode_descriptor, encode_programs  # noqa: E402
 from model_factory.descriptor.weights import write_weights  # noqa: E402
 from model_factory.digest import Blob, digest_of  # noqa: E402
@@ -37,7 +38,6 @@ from model_factory_server.builds.build_records import (  # noqa: E402
     encode_record,
 )
 from model_factory_server.builds.keys import architecture_key, build_key, final_key, reads_key  # noqa: E402
-from model_factory_server.export.describe.describe import describe, named_tensors  # noqa: E402
 from model_factory_server.export.exporter import record_model  # noqa: E402
 from model_factory_server.export.source.bundling import Root, collect  # noqa: E402
 from model_factory_server.settings.server_settings import BackendSettings  # noqa: E402

@@ -12,10 +12,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from model_factory.config import resolve_file
+from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import encode_descriptor, encode_programs
 from model_factory.program.example_call import encode_call
 from model_factory_server.backends.builtin import BuiltinBackend
-from model_factory_server.export.describe.describe import describe
 from model_factory_server.export.exporter import record_model
 from model_factory_server.settings.server_settings import BackendSettings
 from model_factory_server.worker.construction import construct

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_factory.describe.declared_methods import declared_methods
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import BuildError
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.recorded_program import FORWARD
 from model_factory.program.runtime.graph_model import GraphModel
 from model_factory_server.export.example_inputs import Call, noted_calls
-from model_factory_server.export.portable_methods import declared_methods
 from model_factory_server.export.restored_after import restored_after
 
 

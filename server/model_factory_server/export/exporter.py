@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from model_factory.config import ModelConfig
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.tree import Descriptor, SourceClass
 from model_factory.digest import Blob
@@ -18,7 +19,6 @@ from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.recorded_program import FORWARD, RecordedProgram
 from model_factory.program.runtime.lookup import get_module
 from model_factory_server.export.called_blocks import called_blocks, calls_inside, example_calls, method_calls
-from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.export.error_texts import named
 from model_factory_server.export.example_inputs import Call, calls_of_blocks
 from model_factory_server.export.kinds.recorded_kinds import RecordedKinds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import random
 import sys
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
@@ -15,14 +14,12 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from model_factory.descriptor.stock import is_stock
+from model_factory.describe.assignments import attributes_restored_after, module_tables
 from model_factory.errors import NotPortableError
 from model_factory_server.export.torch_private import version
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _CACHE = functools._lru_cache_wrapper  # noqa: SLF001  there is no other name
-_INTERNALS = frozenset(nn.Module().__dict__)
-_CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 
 
 def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -42,49 +39,6 @@ def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def plain_containers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Lists, dicts, sets and deques, also nested, in attributes of modules other than torch's own, by path."""
-    pending = [
-        (f"{path}.{name}" if path else name, value)
-        for path, item in module.named_modules()
-        if not is_stock(item)
-        for name, value in item.__dict__.items()
-        if name not in _INTERNALS and type(value) in _CONTAINERS
-    ]
-    seen: set[int] = set()
-    while pending:
-        path, value = pending.pop()
-        if id(value) not in seen:
-            seen.add(id(value))
-            yield path, value
-            entries = value.items() if isinstance(value, dict) else enumerate(value)
-            pending += [(f"{path}[{key!r}]", entry) for key, entry in entries if type(entry) in _CONTAINERS]
-
-
-@contextmanager
-def attributes_restored_after(module: nn.Module) -> Iterator[None]:
-    """Undo assignments afterwards: training flags, a mask that a forward caches, another parameter, hooks.
-
-    Some libraries register hooks at the first call with hidden states in the result.
-
-    Example:
-        >>> layer = nn.Dropout()
-        >>> with attributes_restored_after(layer):
-        ...     _ = layer.eval()
-        >>> layer.training
-        True
-    """
-    tables = [table for item in module.modules() for table in (*_tables(item), *_hooks(item))]
-    tables += [container for _, container in plain_containers(module)]
-    before = [(table, table.copy() if table else ()) for table in tables]  # most tables of hooks are empty
-    try:
-        yield
-    finally:
-        for table, entries in before:
-            table.clear()
-            (table.extend if isinstance(table, list | deque) else table.update)(entries)
-
-
 @contextmanager
 def tensors_as(module: nn.Module, convert: Callable[[str, torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Put ``convert(path, tensor)`` in the place of each parameter, buffer and plain tensor; restore them afterwards.
@@ -99,19 +53,11 @@ def tensors_as(module: nn.Module, convert: Callable[[str, torch.Tensor], torch.T
     """
     with attributes_restored_after(module):
         for path, item in module.named_modules():
-            for table in _tables(item):
+            for table in module_tables(item):
                 for name, value in table.items():
                     if isinstance(value, torch.Tensor):
                         table[name] = convert(f"{path}.{name}" if path else name, value)
         yield
-
-
-def _tables(module: nn.Module) -> list[dict[str, Any]]:
-    return [module._parameters, module._buffers, module._modules, module.__dict__]  # noqa: SLF001
-
-
-def _hooks(module: nn.Module) -> list[dict[Any, Any]]:
-    return [table for name, table in module.__dict__.items() if name.endswith("_hooks") and isinstance(table, dict)]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_factory.describe.declared_methods import declared_methods
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.stock import is_stock
 from model_factory.descriptor.stock_checks import check_stock_module
@@ -23,7 +24,7 @@ from model_factory.wording import listed
 from model_factory_server.export.called_blocks import is_lazy
 from model_factory_server.export.error_texts import naming
 from model_factory_server.export.kinds.recorded_kinds import RecordedKinds
-from model_factory_server.export.portable_methods import as_forward, declared_methods
+from model_factory_server.export.portable_methods import as_forward
 from model_factory_server.export.record.annotated_classes import with_annotated_classes
 from model_factory_server.export.record.sample_inputs import UnreachedBranchError
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from model_factory.describe.describe import describe, planned_tensors
 from model_factory.descriptor.weights import ALIGNMENT, offsets, write_weights
 from model_factory.digest import Blob
 from model_factory.documents import decode_document, encode_document
@@ -28,7 +29,6 @@ from model_factory.errors import ModelFactoryError
 from model_factory.limits import KIB, MIB
 from model_factory.program.torch_names import torch_dtype, torch_name
 from model_factory.store.hashing_writer import WRITE_BACK_BYTES, begin_write_back
-from model_factory_server.export.describe.describe import describe, planned_tensors
 
 _MIN_TENSOR_BYTES = 64 * KIB
 _POPULATE_AHEAD_BYTES = 256 * MIB

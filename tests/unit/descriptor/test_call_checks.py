@@ -13,8 +13,8 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.utils import parametrizations
 
 from matrix.portability import rebuilt_elsewhere
+from model_factory.describe.describe import describe
 from model_factory.errors import GraphExecutionError
-from model_factory_server.export.describe.describe import describe
 
 INDICES, WRONG = torch.tensor([[0, 6]]), torch.tensor([[0, 7]])
 

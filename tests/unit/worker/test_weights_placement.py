@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.digest import Blob
 from model_factory.errors import BuildError
-from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.worker.weights_placement import AllocationLog, Placement, WeightsFile
 
 SIZE = 160  # of a side: more bytes than are placed at least

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from model_factory.describe.assignments import attributes_restored_after
 from model_factory.program.call_signature import CallSignature
 from model_factory.program.recorded_program import RecordedProgram
 from model_factory_server.export.conditions.result_forms import ResultForm
-from model_factory_server.export.restored_after import attributes_restored_after
 
 Flags = tuple[bool, ...]
 """Training flags of a block and everything below, in the order of ``modules()``."""

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from model_factory.describe.assignments import attributes_restored_after
 from model_factory.errors import CallSignatureError, NotPortableError
 from model_factory.program.call_signature import call_signature, match_call_signature
 from model_factory.program.ir import Outcome
@@ -22,7 +23,6 @@ from model_factory.program.runtime.lookup import get_module
 from model_factory_server.export.record.recorder import record
 from model_factory_server.export.record.recording import Kinds
 from model_factory_server.export.record.sample_inputs import sample_inputs, takes_branch
-from model_factory_server.export.restored_after import attributes_restored_after
 from model_factory_server.export.verify.verifier import verify
 
 Flags: TypeAlias = tuple[tuple[str, bool], ...]

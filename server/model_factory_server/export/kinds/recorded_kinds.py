@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_factory.describe.assignments import attributes_restored_after
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError, NotPortableError
@@ -26,7 +27,6 @@ from model_factory_server.export.kinds.kind import Dtypes, Flags, Kind, Recorded
 from model_factory_server.export.kinds.other_branches import other_branches
 from model_factory_server.export.record.recorder import record_as_is, record_modes
 from model_factory_server.export.record.recording import Assigned, Kinds, Recording
-from model_factory_server.export.restored_after import attributes_restored_after
 from model_factory_server.export.torch_private import recorded_size
 from model_factory_server.export.trace.decisions import UndecidedError
 from model_factory_server.export.verify.verifier import reproduces, verify

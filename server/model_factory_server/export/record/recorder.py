@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from model_factory.describe.assignments import attributes_restored_after
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError, NotPortableError
 from model_factory.program.call_signature import call_signature, leaf_names
@@ -28,7 +29,6 @@ from model_factory_server.export.record.caller_modes import Modes, in_modes_of_c
 from model_factory_server.export.record.merge_dtypes import DtypeDecidesError, merge_dtypes, settle_dtypes
 from model_factory_server.export.record.recording import Kinds, Recording, run_if_possible
 from model_factory_server.export.record.sample_inputs import outcome_on, takes_branch
-from model_factory_server.export.restored_after import attributes_restored_after
 from model_factory_server.export.trace.decisions import UndecidedError
 
 _MAX_SINGLE_RUNS = 8

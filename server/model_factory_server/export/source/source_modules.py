@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from model_factory.describe.attributes import real_class
+from model_factory.describe.describe import named_tensors
 from model_factory.descriptor.codec import Programs, decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.stock import is_stock
@@ -17,8 +19,6 @@ from model_factory.digest import Blob
 from model_factory.errors import NotPortableError
 from model_factory.program.runtime.lookup import get_module
 from model_factory.source.loader import load_source
-from model_factory_server.export.describe.attributes import real_class
-from model_factory_server.export.describe.describe import named_tensors
 from model_factory_server.export.example_inputs import Call
 from model_factory_server.export.source.bundling import Root, collect, find_file
 from model_factory_server.export.verify.rebuilt import verify_rebuilt

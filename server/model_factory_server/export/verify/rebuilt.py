@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_factory.describe.assignments import attributes_restored_after
 from model_factory.errors import NotPortableError
 from model_factory.program.call_signature import call_signature, rebuild_arguments
 from model_factory.program.forward_signature import ForwardSignature
-from model_factory_server.export.restored_after import attributes_restored_after
 from model_factory_server.export.verify.runs import Run, compare_results, run_once
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from model_factory_server.export.restored_after import plain_containers
+from model_factory.describe.assignments import plain_containers
 
 State = list[tuple[str, Any, Any]]
 """For each module and container: a format for names of entries, the table of entries, and a copy of the table."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_factory.describe.assignments import attributes_restored_after
 from model_factory.errors import NotPortableError, refused_call
 from model_factory.program.call_signature import call_signature, leaf_names, match_call_signature, rebuild_arguments
 from model_factory.program.forward_signature import ForwardSignature
@@ -31,7 +32,7 @@ from model_factory_server.export.record.sample_inputs import (
     sample_inputs,
     unreached_branch,
 )
-from model_factory_server.export.restored_after import attributes_restored_after, restored_after
+from model_factory_server.export.restored_after import restored_after
 from model_factory_server.export.trace.results import portable_output
 from model_factory_server.export.verify.candidate_sizes import acceptance_of, candidate_shapes
 from model_factory_server.export.verify.runs import Call, Run, Shapes, compare_runs, run_once

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from model_factory.config import ResolvedConfig, parse_config
+from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
 from model_factory.descriptor.tree import Descriptor
 from model_factory.errors import ServerError
-from model_factory_server.export.describe.describe import describe, named_tensors
 from model_factory_server.worker.construction import ModelSize, check_size, size_of
 from model_factory_server.worker.jobs.workspace import WORKER_FAILED, Workspace, cast, source_classes_of
 from model_factory_server.worker.messages import BlobsEvicted

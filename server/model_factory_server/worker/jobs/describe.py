@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from model_factory.config import ResolvedConfig, parse_config
+from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import encode_descriptor
 from model_factory.errors import LimitError
 from model_factory.limits import MAX_DOCUMENT_BYTES
-from model_factory_server.export.describe.describe import describe
 from model_factory_server.worker.construction import construct, plan_in_fork
 from model_factory_server.worker.jobs.workspace import Workspace, cast
 from model_factory_server.worker.outputs import DescribeOutput

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from model_factory.config import parse_config
+from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
 from model_factory.errors import OutdatedBuildError
 from model_factory.program.example_call import decode_call
 from model_factory.store import Blob
-from model_factory_server.export.describe.describe import describe
 from model_factory_server.export.trainer_call import record_programs
 from model_factory_server.worker.jobs.workspace import Workspace, cast, source_classes_of
 from model_factory_server.worker.outputs import RecordOutput

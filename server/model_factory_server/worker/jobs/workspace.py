@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from model_factory.config import ResolvedConfig
+from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import encode_descriptor, encode_programs
 from model_factory.descriptor.tree import Descriptor, SourceClass, SourceNode
 from model_factory.errors import NotPortableError, ServerError
@@ -17,7 +18,6 @@ from model_factory.program.torch_names import torch_dtype
 from model_factory.store import Store
 from model_factory_server.backends.code_files import operator_files, operator_roots, stamp_of_files
 from model_factory_server.backends.loading import load_backend
-from model_factory_server.export.describe.describe import describe
 from model_factory_server.export.exporter import ExportedModel, export_model
 from model_factory_server.export.source.bundling import Root
 from model_factory_server.worker.construction import ModelPlan, check_size, construct, plan_model, size_of

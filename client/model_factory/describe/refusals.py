@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from model_factory.describe.assignments import attributes_restored_after
 from model_factory.descriptor.weights import DTYPES
 from model_factory.errors import NotPortableError
-from model_factory_server.export.restored_after import attributes_restored_after
 
 REFUSED_CLASSES: Mapping[str, str] = {
     "torch.nn.parallel.data_parallel.DataParallel": (

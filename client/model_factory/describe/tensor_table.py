@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from model_factory.describe.attributes import tensor_attributes
+from model_factory.describe.refusals import Refusals, refuse_shared_memory, refuse_tensor
 from model_factory.descriptor.tree import TensorNode
 from model_factory.program.torch_names import torch_name
-from model_factory_server.export.describe.attributes import tensor_attributes
-from model_factory_server.export.describe.refusals import Refusals, refuse_shared_memory, refuse_tensor
 
 
 class TensorTable:

@@ -14,6 +14,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_factory.describe.attributes import (
+    module_attributes,
+    program_attributes,
+    real_class,
+)
+from model_factory.describe.declared_methods import declared_methods
+from model_factory.describe.refusals import (
+    Refusals,
+    refuse_class,
+    refuse_hooks,
+    refuse_methods,
+    refuse_slots,
+)
+from model_factory.describe.tensor_table import TensorTable
+from model_factory.describe.training_modes import frozen_modules
 from model_factory.descriptor.stock import STOCK_NAMES, stock_type
 from model_factory.descriptor.torch_state import restored_hooks
 from model_factory.descriptor.tree import (
@@ -31,21 +46,6 @@ from model_factory.errors import NotPortableError
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.lookup import get_module
-from model_factory_server.export.describe.attributes import (
-    module_attributes,
-    program_attributes,
-    real_class,
-)
-from model_factory_server.export.describe.refusals import (
-    Refusals,
-    refuse_class,
-    refuse_hooks,
-    refuse_methods,
-    refuse_slots,
-)
-from model_factory_server.export.describe.tensor_table import TensorTable
-from model_factory_server.export.describe.training_modes import frozen_modules
-from model_factory_server.export.portable_methods import declared_methods
 
 
 def describe(
