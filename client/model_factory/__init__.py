@@ -28,6 +28,7 @@ from model_factory.errors import (
 if TYPE_CHECKING:
     from model_factory.client.credentials import Credentials
     from model_factory.client.factory import RemoteModelFactory
+    from model_factory.identity import BuildInfo
     from model_factory.program.runtime.graph_model import GraphModel
     from model_factory.protocol import ModelFactory
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccessError",
     "BuildError",
+    "BuildInfo",
     "BusyError",
     "CallSignatureError",
     "ConfigError",
@@ -59,6 +61,7 @@ __all__ = [
 ]
 
 _LAZY_MODULES = {
+    "BuildInfo": "model_factory.identity",
     "Credentials": "model_factory.client.credentials",
     "GraphModel": "model_factory.program.runtime.graph_model",
     "ModelFactory": "model_factory.protocol",

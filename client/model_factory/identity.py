@@ -1,11 +1,25 @@
-"""The identity of a build, and the manifest with a build's results."""
+"""The identity of a build, the manifest with a build's results, and the record that every built model carries."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from model_factory.digest import Blob
+from model_factory.digest import Blob, check_digest
+from model_factory.documents import expect_type
+from model_factory.errors import FormatError, ModelFactoryError
+from model_factory.limits import MAX_NAME_CHARS
+from model_factory.wording import is_printable, printable, shortened
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_MAX_SHOWN_CHARS = MAX_NAME_CHARS // 10  # an escape has at most ten characters
+
+_ATTRIBUTE = "build_info"
+_WRAPPED = ("module", "_orig_mod")  # names of the wrapped model in DistributedDataParallel, FSDP and torch.compile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +81,8 @@ class BuiltComponent:
 
     name: str
     """Name of the component in the request."""
+    build_key: str
+    """Identity of the whole build: equal keys mean equal bytes."""
     architecture_key: str
     """Identity of descriptor and programs."""
     descriptor: Blob
@@ -87,8 +103,177 @@ class Manifest:
     """In the order of the request."""
     inline: Mapping[str, bytes]
     """Content of small blobs by digest, not verified yet."""
+    server_version: str = ""
+    """Version of the server's package; empty from a server that does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildInfo:
+    """Everything that reproduces a build, for logs of experiments and for checkpoints.
+
+    Every built model has the attribute ``build_info``. The attribute is plain data: the state dict does not contain the
+    attribute, and copies and pickles of the model do. A field is None where the value is unknown.
+
+    >>> model = factory.build(model_cfg)
+    >>> info = BuildInfo.of(model)
+    >>> info == model.build_info
+    True
+    >>> info.component, info.backend
+    ('model', 'builtin')
+    >>> import json
+    >>> BuildInfo.from_dict(json.loads(json.dumps(info.as_dict()))) == info
+    True
+    """
+
+    component: str
+    """Name of the model in ``model_cfg``; ``model`` for a single model."""
+    seed: int
+    """Seed of the whole request; the component's own seed follows from the seed and the name."""
+    dtype: str
+    """Dtype of floating tensors by the name in torch; empty: no cast."""
+    config_digest: str
+    """Digest of the resolved config, for any order of keys; as printed by ``model-factory validate``."""
+    build_key: str | None
+    """Identity of the build: equal keys mean equal bytes. Unknown for a model built in this process, if constructors
+    may read files."""
+    architecture_key: str | None
+    """Identity of descriptor and programs, which do not depend on the seed."""
+    descriptor: str | None
+    """Digest of the module tree; unknown for a model built in this process."""
+    programs: str | None
+    """Digest of the recorded programs; unknown for a model built in this process."""
+    weights: str | None
+    """Digest of the weights file of the build, before any training; unknown for a model built in this process."""
+    backend: str
+    """Name of the backend."""
+    code_digest: str
+    """Digest over the backend's source files and the operator's plug-ins."""
+    device_kind: str
+    """Device of the initialisation: ``cpu`` or ``cuda``."""
+    format_version: int
+    """Version of the descriptor, programs and manifest formats."""
+    torch_version: str
+    """Version of torch that built the model, build variant included."""
+    server_version: str | None
+    """Version of the package model-factory-server that built the model."""
+    client_torch_version: str
+    """Version of torch in the process of the trainer."""
+    client_version: str
+    """Version of the package model-factory in the process of the trainer."""
+
+    def __deepcopy__(self, _memo: Mapping[int, Any]) -> BuildInfo:
+        return self
+
+    def __str__(self) -> str:
+        known = {
+            "build": self.build_key,
+            "config": self.config_digest,
+            "descriptor": self.descriptor,
+            "programs": self.programs,
+            "weights": self.weights,
+            "code": self.code_digest,
+        }
+        digests = ", ".join(f"{name} {value[:12]}" for name, value in known.items() if value)
+        made = f"backend {self.backend} on {self.device_kind}, torch {self.torch_version}"
+        return f"{self.component}: seed {self.seed}, {digests}, {made}, server {self.server_version or 'unknown'}"
+
+    @staticmethod
+    def of(model: nn.Module) -> BuildInfo:
+        """Return the record of a built model, also inside of ``DistributedDataParallel`` or ``torch.compile``.
+
+        Raises:
+            ModelFactoryError: no factory has returned the module; a layer of a built model is an example.
+        """
+        module: Any = model
+        while module is not None:
+            info = vars(module).get(_ATTRIBUTE)
+            if isinstance(info, BuildInfo):
+                return info
+            children = vars(module).get("_modules", {})
+            module = next((children[name] for name in _WRAPPED if name in children), None)
+        raise ModelFactoryError(
+            f"this {type(model).__name__} has no build info. Remedy: pass the model that a factory has returned"
+        )
+
+    def attach(self, model: nn.Module) -> None:
+        """Set the attribute ``build_info`` of a model; a model with an own attribute of this name keeps the own one."""
+        if isinstance(vars(model).get(_ATTRIBUTE), BuildInfo) or not hasattr(model, _ATTRIBUTE):
+            vars(model)[_ATTRIBUTE] = self  # past __setattr__, which a model's class may define
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """Return the fields as plain JSON values, for the config of an experiment or for a checkpoint."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> BuildInfo:
+        """Read the fields of :meth:`as_dict`; fields of a later version are ignored, missing ones may be unknown.
+
+        Raises:
+            FormatError: a field is missing or has another type, a digest is malformed, or a text is too long.
+        """
+        given = expect_type(data, dict)
+        kinds = {item.name: str(item.type) for item in dataclasses.fields(cls)}
+        missing = [name for name, kind in kinds.items() if name not in given and not kind.endswith(_MAY_BE_UNKNOWN)]
+        if missing:
+            raise FormatError(f"build info without {', '.join(missing)}")
+        return cls(**{name: _checked(name, kind, given.get(name)) for name, kind in kinds.items()})
+
+    @classmethod
+    def of_remote(
+        cls,
+        built: BuiltComponent,
+        manifest: Manifest,
+        reference: BuildReference,
+        *,
+        config_digest: str,
+        client_version: str,
+        client_torch_version: str,
+    ) -> BuildInfo:
+        """Return the record of a component that a server has built; texts of the server become printable."""
+        identity = manifest.identity
+        return cls(
+            component=built.name,
+            seed=reference.seed,
+            dtype=reference.dtype,
+            config_digest=config_digest,
+            build_key=built.build_key,
+            architecture_key=built.architecture_key,
+            descriptor=built.descriptor.digest,
+            programs=built.programs.digest,
+            weights=built.weights.digest,
+            backend=_shown(identity.backend),
+            code_digest=_shown(identity.code_digest),
+            device_kind=_shown(identity.device_kind),
+            format_version=identity.format_version,
+            torch_version=_shown(identity.torch_version),
+            server_version=_shown(manifest.server_version) or None,
+            client_torch_version=client_torch_version,
+            client_version=client_version,
+        )
 
 
 def _shortened(value: object) -> object:
     """Return the beginning of a long text, for a message."""
     return f"{value[:12]}..." if isinstance(value, str) and len(value) > 40 else value
+
+
+_MAY_BE_UNKNOWN = " | None"
+_DIGESTS = frozenset({"config_digest", "build_key", "architecture_key", "descriptor", "programs", "weights"})
+
+
+def _checked(name: str, kind: str, value: Any) -> Any:
+    """Return the value of a field of :class:`BuildInfo` from an untrusted document."""
+    if value is None and kind.endswith(_MAY_BE_UNKNOWN):
+        return None
+    if kind == "int":
+        return expect_type(value, int)
+    text: str = expect_type(value, str)
+    if name in _DIGESTS:
+        return check_digest(text)
+    if len(text) > MAX_NAME_CHARS or not is_printable(text):
+        raise FormatError(f"{name} of build info is not a text of at most {MAX_NAME_CHARS} visible characters")
+    return text
+
+
+def _shown(text: str) -> str:
+    return printable(shortened(text, _MAX_SHOWN_CHARS))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
+from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,23 @@ from torch import nn
 
 from model_factory.client.seeds import build_seed
 from model_factory.config import ResolvedConfig
-from model_factory.config.request import Component, component_seed, read_request
+from model_factory.config.request import SEED_RANGE, Component, component_seed, read_request
 from model_factory.describe.describe import describe
 from model_factory.descriptor.architecture import Architecture
+from model_factory.documents import FORMAT
 from model_factory.environment import environment
 from model_factory.errors import BuildError, LocatedError
-from model_factory_server.backends.code_files import with_installed_plugins
+from model_factory.identity import BuildInfo
+from model_factory.program.torch_names import torch_name
+from model_factory_server.backends.code_files import operator_files, with_installed_plugins
+from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.backends.loading import load_backend
+from model_factory_server.builds.checked_config import CheckedConfig
+from model_factory_server.builds.keys import architecture_key, build_key
 from model_factory_server.settings.server_settings import BackendSettings
 from model_factory_server.worker.construction import construct
+
+log = logging.getLogger(__name__)
 
 
 class PolicyConstructorModelFactory:
@@ -62,7 +73,8 @@ class PolicyConstructorModelFactory:
         """
         settings = backend or BackendSettings(plugins=with_installed_plugins(()))
         every = tuple(dict.fromkeys([*settings.plugins, *plugins]))
-        self._backend = load_backend(dataclasses.replace(settings, plugins=every))
+        self._settings = dataclasses.replace(settings, plugins=every)
+        self._backend = load_backend(self._settings)
         self._seed = None if seed is None else operator.index(seed)
         self._dtype = dtype
         self._device = torch.device(device)
@@ -85,6 +97,10 @@ class PolicyConstructorModelFactory:
                 with torch.random.fork_rng(), _locating_errors(component):
                     module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
                 modules[component.name] = module.to(device=self._device, dtype=self._dtype)
+        for component in request.components:
+            info = self._build_info(component, seed % SEED_RANGE)
+            info.attach(modules[component.name])
+            log.info("built %s", info)
         return request.result(modules)
 
     def describe(self, model_cfg: Mapping[str, Any]) -> Architecture | dict[str, Architecture]:
@@ -102,6 +118,36 @@ class PolicyConstructorModelFactory:
                 module = self._without_weights(component.config)
             found[component.name] = Architecture(describe(module.to(dtype=self._dtype)))
         return request.result(found)
+
+    @cached_property
+    def _identity(self) -> BackendIdentity:
+        return identify(self._settings, "cpu")
+
+    def _build_info(self, component: Component, seed: int) -> BuildInfo:
+        backend, dtype = self._identity, "" if self._dtype is None else torch_name(self._dtype)
+        config = CheckedConfig(wire=b"", digest=component.config.digest, order_digest=component.config.order_digest)
+        # A server's key covers the files that the job has read. Nothing observes reads of files in this process.
+        may_read_files = bool(operator_files(self._settings) or self._settings.allow_files)
+        key = None if may_read_files else build_key(backend, config, dtype, component_seed(seed, component.name))
+        return BuildInfo(
+            component=component.name,
+            seed=seed,
+            dtype=dtype,
+            config_digest=config.digest,
+            build_key=key,
+            architecture_key=None if may_read_files else architecture_key(backend, config, dtype),
+            descriptor=None,
+            programs=None,
+            weights=None,
+            backend=backend.name,
+            code_digest=backend.code_digest,
+            device_kind=backend.device_kind,
+            format_version=FORMAT,
+            torch_version=backend.torch_version,
+            server_version=metadata.version("model-factory-server"),
+            client_torch_version=str(torch.__version__),
+            client_version=metadata.version("model-factory"),
+        )
 
     def _without_weights(self, config: ResolvedConfig) -> nn.Module:
         """Build a component on the meta device, or on the CPU where a constructor needs real tensors."""

@@ -17,9 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model_factory import RemoteModelFactory, UnavailableError
+from model_factory import BuildInfo, RemoteModelFactory, UnavailableError
 from model_factory.descriptor.codec import decode_descriptor
 from model_factory.descriptor.rebuild import rebuild
+from model_factory.digest import digest_of_file
 from model_factory_server import PolicyConstructorModelFactory
 from support.cases import CASES, CONFIGS
 from support.compare import assert_same
@@ -103,8 +104,10 @@ def test_build_writes_loadable_files(server: ServerProcess, run: Run, tmp_path: 
     assert {path.name for path in output.iterdir()} == {
         "mlp.safetensors",
         "mlp.descriptor.json",
+        "mlp.build_info.json",
         "conv.safetensors",
         "conv.descriptor.json",
+        "conv.build_info.json",
     }
     local = PolicyConstructorModelFactory(seed=7).build({"mlp": SMALL / "mlp.yaml", "conv": SMALL / "conv_graph.yaml"})
     for name, model in local.items():
@@ -116,6 +119,8 @@ def test_build_writes_loadable_files(server: ServerProcess, run: Run, tmp_path: 
         model.load_state_dict(state, strict=True)
         fresh = PolicyConstructorModelFactory(seed=7).build({name: SMALL / f"{CASE_OF[name]}.yaml"})[name]
         assert_same(dict(model.state_dict()), dict(fresh.state_dict()))
+        info = BuildInfo.from_dict(json.loads((output / f"{name}.build_info.json").read_text(encoding="utf-8")))
+        assert (info.component, info.seed, info.weights) == (name, 7, digest_of_file(output / f"{name}.safetensors"))
         described = decode_descriptor((output / f"{name}.descriptor.json").read_bytes())
         twin = rebuild(described, state)
         assert [key for key, _ in twin.named_parameters()] == [key for key, _ in model.named_parameters()]

@@ -48,6 +48,7 @@ def test_client_names():
     assert model_factory.__all__ == [
         "AccessError",
         "BuildError",
+        "BuildInfo",
         "BusyError",
         "CallSignatureError",
         "ConfigError",

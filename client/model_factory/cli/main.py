@@ -68,7 +68,11 @@ def _add_build(commands: Any) -> None:
     _add_configs(parser)
     _add_server(parser)
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="write state dict and descriptor of each model to this folder"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write state dict, descriptor and build info of each model to this folder",
     )
     parser.add_argument(
         "--seed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,13 @@ from model_factory.descriptor.codec import encode_descriptor
 from model_factory.descriptor.tree import Descriptor
 from model_factory.descriptor.weights import write_weights
 from model_factory.errors import ModelFactoryError
+from model_factory.identity import BuildInfo
 from model_factory.program.torch_names import torch_dtype
 from model_factory.store.staging import whole_file
 
 
 def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: str | None, output: Path | None) -> int:
-    """Build models and print their sizes; write state dicts and descriptors to the folder ``output`` if given."""
+    """Build models and print their sizes; write the files of each model to the folder ``output`` if given."""
     factory = RemoteModelFactory(server, seed=seed, dtype=None if dtype is None else torch_dtype(dtype))
     started = time.monotonic()
     models = factory.build(configs)
@@ -70,10 +72,13 @@ def _argument(argument: BlockArgument) -> str:
 
 
 def _write(output: Path, name: str, model: nn.Module, architecture: Descriptor) -> list[Path]:
-    """Write a model's state dict and descriptor, as whole files."""
+    """Write a model's state dict, descriptor and build info, as whole files."""
     weights, descriptor = output / f"{name}.safetensors", output / f"{name}.descriptor.json"
+    build_info = output / f"{name}.build_info.json"
     with whole_file(weights) as file:
         write_weights(file, model.state_dict())
     with whole_file(descriptor) as file:
         file.write(encode_descriptor(architecture))
-    return [weights, descriptor]
+    with whole_file(build_info) as file:
+        file.write(f"{json.dumps(BuildInfo.of(model).as_dict(), indent=2)}\n".encode())
+    return [weights, descriptor, build_info]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
+from importlib import metadata
 
 import torch
 from torch import nn
@@ -18,11 +20,13 @@ from model_factory.descriptor.rebuild import Blueprint, BuiltState, FindClass
 from model_factory.descriptor.tree import Descriptor
 from model_factory.descriptor.weights import map_weights
 from model_factory.errors import FormatError
-from model_factory.identity import BuildReference, BuiltComponent, Manifest
+from model_factory.identity import BuildInfo, BuildReference, BuiltComponent, Manifest
 from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_SOURCE_BYTES
 from model_factory.source.loader import load_source
 from model_factory.source.trust import Trust
 from model_factory.store import Blob, Store
+
+log = logging.getLogger(__name__)
 
 MAX_BLUEPRINTS = 64
 """Compiled architectures kept per process; one takes some hundred kilobytes."""
@@ -82,7 +86,17 @@ class Assembler:
             self._connection, self._cache, component, build, built.programs, described, share_values=self._share_values
         )
         _check_size(built.weights, blueprint.tensor_bytes)
-        return blueprint.build(self._read_weights(component.name, built.weights), recorder, find_class)
+        model = blueprint.build(self._read_weights(component.name, built.weights), recorder, find_class)
+        info = BuildInfo.of_remote(
+            *(built, manifest, build),
+            config_digest=component.config.digest,
+            client_version=metadata.version("model-factory"),
+            client_torch_version=str(torch.__version__),
+        )
+        info.attach(model)
+        log.info("built %s", info)
+        _warn_of_other_torch(info)
+        return model
 
     def read_source(self, bundle: Blob) -> bytes:
         """Return a bundle of source code as text; no code is run.
@@ -132,6 +146,24 @@ def _check_size(weights: Blob, tensor_bytes: int) -> None:
     """Refuse weights of another size than the described tensors plus a header, before the cache makes room."""
     if not 0 <= weights.size - tensor_bytes <= MAX_DOCUMENT_BYTES:
         raise FormatError(f"a weights file of {weights.size} bytes for described tensors of {tensor_bytes} bytes")
+
+
+def _warn_of_other_torch(info: BuildInfo) -> None:
+    """Log once per process and pair of releases that server and trainer have different releases of torch.
+
+    Build variants of a release (``+cpu``, ``+cu128``) are the common case of a server without a GPU.
+    """
+    pair = (info.torch_version.partition("+")[0], info.client_torch_version.partition("+")[0])
+    if pair[0] != pair[1] and pair not in _warned_of:
+        _warned_of.add(pair)
+        log.warning(
+            "the server built with torch %s, this process has torch %s: the weights are equal, results of calls and "
+            "gradients may differ in the last digits (docs/versions.md)",
+            *pair,
+        )
+
+
+_warned_of: set[tuple[str, str]] = set()
 
 
 class _BlueprintCache:

@@ -59,14 +59,16 @@ class BuildProgress(_message.Message):
     def __init__(self, component: _Optional[str] = ..., stage: _Optional[_Union[BuildStage, str]] = ..., elapsed_ms: _Optional[int] = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("components", "inline_blobs", "identity")
+    __slots__ = ("components", "inline_blobs", "identity", "server_version")
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     INLINE_BLOBS_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     components: _containers.RepeatedCompositeFieldContainer[BuiltComponent]
     inline_blobs: _containers.RepeatedCompositeFieldContainer[InlineBlob]
     identity: BuildIdentity
-    def __init__(self, components: _Optional[_Iterable[_Union[BuiltComponent, _Mapping]]] = ..., inline_blobs: _Optional[_Iterable[_Union[InlineBlob, _Mapping]]] = ..., identity: _Optional[_Union[BuildIdentity, _Mapping]] = ...) -> None: ...
+    server_version: str
+    def __init__(self, components: _Optional[_Iterable[_Union[BuiltComponent, _Mapping]]] = ..., inline_blobs: _Optional[_Iterable[_Union[InlineBlob, _Mapping]]] = ..., identity: _Optional[_Union[BuildIdentity, _Mapping]] = ..., server_version: _Optional[str] = ...) -> None: ...
 
 class BuildIdentity(_message.Message):
     __slots__ = ("backend", "code_digest", "torch_version", "device_kind", "format_version")

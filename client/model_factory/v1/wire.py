@@ -340,12 +340,14 @@ def from_manifest(message: build_pb2.Manifest, address: str) -> Manifest:
         identity=from_identity(message.identity),
         components=tuple(_from_built(item) for item in message.components),
         inline={item.digest.blake3: item.data for item in message.inline_blobs},
+        server_version=message.server_version,
     )
 
 
 def _from_built(message: build_pb2.BuiltComponent) -> BuiltComponent:
     return BuiltComponent(
         name=message.name,
+        build_key=check_digest(message.build_key),
         architecture_key=check_digest(message.architecture_key),
         descriptor=from_digest(message.descriptor),
         programs=from_digest(message.programs),

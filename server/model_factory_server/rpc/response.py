@@ -87,6 +87,7 @@ def manifest(
         components=[_built_component(name, built) for name, built in builds.items()],
         inline_blobs=[build_pb2.InlineBlob(digest=wire.to_digest(blob), data=data) for blob, data in found.items()],
         identity=wire.to_identity(backend.public),
+        server_version=metadata.version("model-factory-server"),
     )
     return build_pb2.BuildModelsResponse(manifest=message)
 

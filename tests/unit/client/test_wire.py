@@ -163,17 +163,19 @@ def test_every_stage_has_a_name():
 def manifest(**changes):
     digest = blob_pb2.Digest(blake3="ab" * 32, size_bytes=7)
     built = dict.fromkeys(("descriptor", "programs", "weights"), digest)
-    component = build_pb2.BuiltComponent(**{"name": "encoder", "architecture_key": "cd" * 32, **built, **changes})
+    keys = {"build_key": "ef" * 32, "architecture_key": "cd" * 32}
+    component = build_pb2.BuiltComponent(**{"name": "encoder", **keys, **built, **changes})
     inline = build_pb2.InlineBlob(digest=digest, data=b"{}")
     identity = build_pb2.BuildIdentity(backend="builtin", format_version=FORMAT)
-    return build_pb2.Manifest(components=[component], inline_blobs=[inline], identity=identity)
+    return build_pb2.Manifest(components=[component], inline_blobs=[inline], identity=identity, server_version="1.2")
 
 
 def test_a_manifest_is_read():
     found = wire.from_manifest(manifest(), "host:1")
     blob = Blob("ab" * 32, 7)
     (built,) = found.components
-    assert (built.name, built.architecture_key) == ("encoder", "cd" * 32)
+    assert (built.name, built.build_key, built.architecture_key) == ("encoder", "ef" * 32, "cd" * 32)
+    assert found.server_version == "1.2"
     assert (built.descriptor, built.programs, built.weights) == (blob, blob, blob)
     assert found.inline == {blob.digest: b"{}"}
     assert (found.identity.backend, found.identity.format_version) == ("builtin", FORMAT)
@@ -181,8 +183,13 @@ def test_a_manifest_is_read():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"architecture_key": "../x"}, {"weights": blob_pb2.Digest(blake3="ab" * 32, size_bytes=-1)}, {"descriptor": None}],
-    ids=["key", "size", "missing digest"],
+    [
+        {"build_key": ""},
+        {"architecture_key": "../x"},
+        {"weights": blob_pb2.Digest(blake3="ab" * 32, size_bytes=-1)},
+        {"descriptor": None},
+    ],
+    ids=["build key", "key", "size", "missing digest"],
 )
 def test_a_malformed_manifest_is_refused(changes):
     with pytest.raises(FormatError):

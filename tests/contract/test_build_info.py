@@ -1,0 +1,180 @@
+"""The record that every built model carries, from both factories."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from model_factory import BuildInfo, ModelFactory, ModelFactoryError
+from model_factory.client import assembly
+from model_factory.config import resolve_file
+from model_factory.digest import digest_of_file
+from model_factory.environment import environment
+from model_factory_server import PolicyConstructorModelFactory
+from support.cases import CONFIGS
+from support.compare import assert_same_state
+from support.configs import layers
+from support.server import ServerProcess
+
+MLP = CONFIGS / "small" / "mlp.yaml"
+TINY = layers({"_type_": "nn.Linear", "in_features": 3, "out_features": 2})
+
+Make = Callable[..., ModelFactory]
+
+
+@pytest.fixture(params=["remote", "local"])
+def make(request: pytest.FixtureRequest, make_remote: Make) -> Make:
+    def make_local(**arguments: Any) -> ModelFactory:
+        return PolicyConstructorModelFactory(**({"seed": 7} | arguments))
+
+    return make_remote if request.param == "remote" else make_local
+
+
+def test_every_model_has_the_facts_of_the_build(make: Make) -> None:
+    models = make(seed=-5, dtype=torch.bfloat16).build({"mlp": MLP, "tiny": TINY})
+    for name, model in models.items():
+        info = model.build_info
+        assert info is BuildInfo.of(model)
+        assert (info.component, info.seed, info.dtype) == (name, 2**64 - 5, "bfloat16")
+        assert (info.backend, info.device_kind) == ("builtin", "cpu")
+        assert info.torch_version == info.client_torch_version == torch.__version__
+    assert models["mlp"].build_info.config_digest == resolve_file(MLP, environment()).digest
+    assert models["mlp"].build_info.build_key != models["tiny"].build_info.build_key
+
+
+def test_both_factories_agree(make_remote: Make) -> None:
+    remote = make_remote().build({"mlp": MLP})["mlp"].build_info
+    local = PolicyConstructorModelFactory(seed=7).build({"mlp": MLP})["mlp"].build_info
+    assert dataclasses.replace(remote, descriptor=None, programs=None, weights=None) == local
+    assert None not in remote.as_dict().values()
+
+
+def test_digests_are_the_digests_of_the_files_in_the_cache(make_remote: Make, tmp_path: Path) -> None:
+    info = make_remote().build({"config": TINY}).build_info
+    for digest in (info.descriptor, info.programs, info.weights):
+        assert digest_of_file(tmp_path / "cache" / "blobs" / digest[:2] / digest) == digest
+
+
+def test_the_seed_changes_the_weights_alone(make_remote: Make) -> None:
+    one, other = (make_remote(seed=seed).build({"config": TINY}).build_info for seed in (1, 2))
+    different = {key for key, value in one.as_dict().items() if value != other.as_dict()[key]}
+    assert different == {"seed", "build_key", "weights"}
+
+
+def test_a_drawn_seed_is_the_seed_that_repeats_the_build(make: Make) -> None:
+    first = make(seed=None).build({"config": TINY})
+    assert_same_state(first, make(seed=first.build_info.seed).build({"config": TINY}))
+
+
+def test_the_record_is_plain_data_and_comes_back(make: Make) -> None:
+    info = make().build({"config": TINY}).build_info
+    assert BuildInfo.from_dict(json.loads(json.dumps(info.as_dict()))) == info
+    assert {type(value) for value in info.as_dict().values()} <= {str, int, type(None)}
+
+
+def test_the_record_survives_what_trainers_do_with_a_model(make: Make) -> None:
+    model = make().build({"config": TINY})
+    info = model.build_info
+    assert "build_info" not in "".join(model.state_dict())
+    assert copy.deepcopy(model).build_info is info
+    assert copy.copy(model).build_info is info
+    assert model.to(torch.float64).eval().build_info is info
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=False).build_info == info
+    assert BuildInfo.of(torch.compile(model, backend="eager")) is info
+    assert BuildInfo.of(nn.DataParallel(model)) is info
+    twin = make(seed=8).build({"config": TINY})
+    twin.load_state_dict(model.state_dict())
+    exported = torch.export.export(model, (torch.ones(2, 3, dtype=torch.float64),))
+    assert exported.module()(torch.ones(2, 3, dtype=torch.float64)).shape == (2, 2)
+
+
+def test_a_part_of_a_model_has_no_record(make: Make) -> None:
+    model = make().build({"config": TINY})
+    with pytest.raises(ModelFactoryError, match=r"this Linear has no build info\. Remedy: pass the model"):
+        BuildInfo.of(model.graph_modules["layer0"])
+
+
+class Own(nn.Module):
+    build_info = "the class's own"
+
+
+def test_an_own_attribute_of_the_model_stays(make_remote: Make) -> None:
+    model = Own()
+    make_remote().build({"config": TINY}).build_info.attach(model)
+    assert model.build_info == "the class's own"
+
+
+def test_one_line_of_the_log_says_it(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    factory = make()
+    with caplog.at_level(logging.INFO, "model_factory"), caplog.at_level(logging.INFO, "model_factory_server"):
+        info = factory.build({"policy": TINY})["policy"].build_info
+    (line,) = [record.getMessage() for record in caplog.records if "built" in record.getMessage()]
+    assert line == f"built {info}"
+    assert line.startswith(f"built policy: seed 7, build {info.build_key[:12]}, config {info.config_digest[:12]}")
+    assert f"torch {torch.__version__}, server {info.server_version}" in line
+
+
+def test_another_release_of_torch_is_said_once(
+    make_remote: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.4.1+cu121")
+    monkeypatch.setattr(assembly, "_warned_of", set())
+    factory = make_remote()
+    for _ in range(3):
+        model = factory.build({"config": TINY})
+    server = model.build_info.torch_version.partition("+")[0]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [text.partition(":")[0] for text in warnings] == [
+        f"the server built with torch {server}, this process has torch 2.4.1"
+    ]
+    monkeypatch.setattr(torch, "__version__", f"{server}+other")
+    caplog.clear()
+    factory.build({"config": TINY})
+    assert not caplog.records
+
+
+def test_a_server_without_its_version_is_unknown(make_remote: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_factory.v1 import wire  # noqa: PLC0415
+
+    read = wire.from_manifest
+    monkeypatch.setattr(wire, "from_manifest", lambda *given: dataclasses.replace(read(*given), server_version=""))
+    info = make_remote().build({"config": TINY}).build_info
+    assert info.server_version is None
+    assert str(info).endswith("server unknown")
+    assert BuildInfo.from_dict(info.as_dict()) == info
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"weights": "ab"}, "'ab' is not a digest"),
+        ({"build_key": 3}, "expected str, got int"),
+        ({"seed": True}, "expected int, got bool"),
+        ({"seed": None}, "expected int, got NoneType"),
+        ({"backend": "x\x1b[2J"}, "backend of build info is not a text"),
+        ({"torch_version": "2" * 2000}, "torch_version of build info is not a text"),
+    ],
+)
+def test_a_damaged_record_is_refused(change: dict[str, Any], text: str, server: ServerProcess) -> None:
+    data = PolicyConstructorModelFactory().build({"config": TINY}).build_info.as_dict()
+    assert BuildInfo.from_dict(data | {"a field of a later version": 1}).as_dict() == data
+    with pytest.raises(ModelFactoryError, match=text.replace("[", r"\[")):
+        BuildInfo.from_dict(data | change)
+    del data["server_version"]  # as in a record of a version without this field
+    assert BuildInfo.from_dict(data).server_version is None
+    del data["seed"]
+    with pytest.raises(ModelFactoryError, match="build info without seed"):
+        BuildInfo.from_dict(data)
