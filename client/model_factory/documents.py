@@ -26,6 +26,10 @@ SOURCE_FORMAT = 1
 """Version of bundles and lock files. Separate from ``FORMAT``, because trainers pin digests of bundles."""
 
 
+BUILD_LOCK_FORMAT = 1
+"""Version of build locks. Separate from ``FORMAT``, because trainers keep the files."""
+
+
 def encode_document(document: Any) -> bytes:
     """Return the canonical bytes of plain data.
 

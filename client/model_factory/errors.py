@@ -23,6 +23,7 @@
     │   ├── IntegrityError        bytes do not match the requested digest
     │   └── RangeError            a request for bytes outside of a blob
     ├── SourceError               a model needs source code that is not trusted, or that cannot run here
+    ├── LockError                 a build differs from the build that a lock pins
     ├── StoreError                a store or cache folder cannot be used: no space, no permission
     │   └── MissingBlobError      the server's store does not have a blob, or no longer has the blob
     └── ServerError               the server refused or failed, or the address of the server is wrong
@@ -229,6 +230,17 @@ class SourceError(ModelFactoryError):
     ... except SourceError as error:
     ...     print(str(error).partition(". Remedy: ")[2])
     write the file with `model-factory trust CONFIG -o missing.lock`
+    """
+
+
+class LockError(ModelFactoryError):
+    """A build differs from the pinned build, or the build lock cannot be read.
+
+    >>> try:
+    ...     RemoteModelFactory(server, lock="missing.lock")
+    ... except LockError as error:
+    ...     print(str(error).partition(". Remedy: ")[2])
+    write the file with `model-factory lock CONFIG --seed SEED -o missing.lock`
     """
 
 

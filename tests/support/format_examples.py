@@ -18,13 +18,16 @@ if __name__ == "__main__":
 import torch  # noqa: E402  after the path is set
 
 from model_factory.blocks import SELF_CHECK_CONFIG  # noqa: E402
+from model_factory.client.builds.build_lock import BuildLock  # noqa: E402
 from model_factory.config import ResolvedConfig, parse_config  # noqa: E402
 from model_factory.config.canonical import wire_bytes  # noqa: E402
+from model_factory.config.request import component_seed  # noqa: E402
 from model_factory.describe.describe import describe, named_tensors  # noqa: E402
 from model_factory.descriptor.codec import encode_descriptor, encode_programs  # noqa: E402
 from model_factory.descriptor.weights import write_weights  # noqa: E402
 from model_factory.digest import Blob, digest_of  # noqa: E402
-from model_factory.documents import encode_document  # noqa: E402
+from model_factory.documents import FORMAT, encode_document  # noqa: E402
+from model_factory.identity import BuildInfo  # noqa: E402
 from model_factory.program.example_call import encode_call  # noqa: E402
 from model_factory.source.bundle import Requirement, decode_bundle, encode_bundle  # noqa: E402
 from model_factory.source.lock import encode_lock, pin  # noqa: E402
@@ -75,6 +78,7 @@ def examples() -> dict[str, Any]:
             "config": json.loads(wire_bytes(dict(SELF_CHECK_CONFIG))),
             "weights-header": header_of(path),
             "placement": _placement(),
+            "build-lock": _build_lock(Path(folder), config, blobs),
             **_source(),
             **_records(store, config, blobs, programs),
         }
@@ -93,6 +97,29 @@ def _source() -> dict[str, Any]:
     data = encode_bundle(bundle)
     lock = {Blob.of(data).digest: pin(bundle, ("router (Router)",))}
     return {"source-bundle": json.loads(data), "lock-file": json.loads(encode_lock(lock))}
+
+
+def _build_lock(folder: Path, config: ResolvedConfig, blobs: Mapping[str, Blob]) -> Any:
+    info = BuildInfo(
+        component="policy",
+        seed=7,
+        dtype="",
+        config_digest=config.digest,
+        build_key=build_key(_BACKEND, config, "", component_seed(7, "policy")),
+        architecture_key=architecture_key(_BACKEND, config, ""),
+        **{name: blob.digest for name, blob in blobs.items()},
+        backend=_BACKEND.name,
+        code_digest=_BACKEND.code_digest,
+        device_kind=_BACKEND.device_kind,
+        format_version=FORMAT,
+        torch_version=_BACKEND.torch_version,
+        server_version="0.1.0",
+        client_torch_version="2.9.0",
+        client_version="0.1.0",
+    )
+    lock = BuildLock(folder / "models.lock", {"policy": info})
+    lock.write()
+    return json.loads(lock.path.read_bytes())
 
 
 def _placement() -> Any:

@@ -27,6 +27,7 @@ NAMES = sorted(schemas())
 UNKNOWN = "unknown field"
 
 OPTIONAL = {
+    "build-lock": {"build_key", "architecture_key", "server_version"},
     "description-record": {"programs"},
     "call": {"outcomes", "reads", "method", "range"},
     "config": {"width"},
@@ -34,6 +35,7 @@ OPTIONAL = {
 """Keys that a document may lack, beside keys that name something."""
 
 NAMED = {
+    "build-lock": {"models"},
     "lock-file": {"bundles", "files"},
     "source-bundle": {"files"},
     "weights-header": {""},

@@ -58,6 +58,7 @@ def test_client_names():
         "GraphModel",
         "IntegrityError",
         "LimitError",
+        "LockError",
         "MissingBlobError",
         "ModelFactory",
         "ModelFactoryError",
@@ -92,6 +93,7 @@ def test_remote_factory_arguments():
         "credentials",
         "trust_source",
         "share_values",
+        "lock",
     ]
 
 

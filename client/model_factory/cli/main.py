@@ -24,6 +24,7 @@ from model_factory.source.lock import LOCK_NAME
 _DESCRIPTION = "Build trainable torch modules on a model server; inspect configs, caches and servers."
 _MAX_SECONDS = 86400.0
 
+_BUILD_LOCK = "models.lock"
 _COMMAND_GROUP = "model_factory.commands"
 _SERVE = "serve"
 
@@ -53,7 +54,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="model-factory", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=metadata.version("model-factory"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_build, _add_describe, _add_trust, _add_validate, _add_blocks, add_cache, _add_health, _add_doctor):
+    for add in (
+        _add_build,
+        _add_lock,
+        _add_describe,
+        _add_trust,
+        _add_validate,
+        _add_blocks,
+        add_cache,
+        _add_health,
+        _add_doctor,
+    ):
         add(commands)
     for entry in metadata.entry_points(group=_COMMAND_GROUP):
         entry.load()(commands)
@@ -74,14 +85,20 @@ def _add_build(commands: Any) -> None:
         metavar="DIR",
         help="write state dict, descriptor and build info of each model to this folder",
     )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=None,
-        help="seed of the weights (default: the first number from torch's generator, the same in every run)",
-    )
-    parser.add_argument("--dtype", default=None, help="cast floating tensors to this dtype, for example bfloat16")
+    _add_seed(parser)
     parser.set_defaults(run=_build)
+
+
+def _add_lock(commands: Any) -> None:
+    parser = commands.add_parser("lock", help="build models on a server, and pin the builds in a file")
+    _add_configs(parser)
+    _add_server(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path(_BUILD_LOCK), metavar="FILE", help="build lock (default: %(default)s)"
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with status 1 if a build differs")
+    _add_seed(parser)
+    parser.set_defaults(run=_lock)
 
 
 def _add_describe(commands: Any) -> None:
@@ -152,6 +169,16 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=None,
+        help="seed of the weights (default: the first number from torch's generator, the same in every run)",
+    )
+    parser.add_argument("--dtype", default=None, help="cast floating tensors to this dtype, for example bfloat16")
+
+
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -203,6 +230,18 @@ def _build(arguments: argparse.Namespace) -> int:
 
     return build(
         _components(arguments), arguments.server, seed=arguments.seed, dtype=arguments.dtype, output=arguments.output
+    )
+
+
+def _lock(arguments: argparse.Namespace) -> int:
+    from model_factory.cli.lock import lock  # noqa: PLC0415  validate must not import torch
+
+    return lock(
+        *(_components(arguments), arguments.server),
+        seed=arguments.seed,
+        dtype=arguments.dtype,
+        output=arguments.output,
+        check=arguments.check,
     )
 
 

@@ -10,6 +10,7 @@ from importlib import metadata
 import torch
 from torch import nn
 
+from model_factory.client.builds.build_lock import BuildLock
 from model_factory.client.connection import Connection
 from model_factory.client.fetch import fetch_blob, read_blob
 from model_factory.client.program_client import ProgramClient
@@ -44,6 +45,7 @@ class Assembler:
         device: torch.device,
         dtype: str,
         share_values: bool = False,
+        lock: BuildLock | None = None,
     ) -> None:
         """Prepare for the builds of a factory.
 
@@ -54,7 +56,9 @@ class Assembler:
             device: Place of the tensors.
             dtype: Dtype of the builds; empty: no cast.
             share_values: Whether the server may learn values of calls to record.
+            lock: The pinned builds.
         """
+        self._lock = lock
         self._share_values = share_values
         self._connection = connection
         self._cache = cache
@@ -66,14 +70,11 @@ class Assembler:
         """Rebuild the module of one component.
 
         Raises:
+            LockError: the build is not the pinned build; nothing was fetched.
             MissingBlobError: the server's store no longer has a blob of the build.
             SourceError: the module needs untrusted source code.
             ModelFactoryError: see the other subclasses.
         """
-        blueprint = _BLUEPRINTS.get(
-            (built.descriptor, built.programs), lambda: self._read_blueprint(built, manifest.inline)
-        )
-        find_class = self._trusted_classes(component.name, blueprint.descriptor)  # before the large download
         build = BuildReference(
             identity=manifest.identity,
             architecture_key=built.architecture_key,
@@ -81,18 +82,24 @@ class Assembler:
             dtype=self._dtype,
             seed=seed,
         )
-        described = BuiltState(blueprint.descriptor)
-        recorder = ProgramClient(
-            self._connection, self._cache, component, build, built.programs, described, share_values=self._share_values
-        )
-        _check_size(built.weights, blueprint.tensor_bytes)
-        model = blueprint.build(self._read_weights(component.name, built.weights), recorder, find_class)
         info = BuildInfo.of_remote(
             *(built, manifest, build),
             config_digest=component.config.digest,
             client_version=metadata.version("model-factory"),
             client_torch_version=str(torch.__version__),
         )
+        if self._lock is not None:
+            self._lock.check(info)
+        blueprint = _BLUEPRINTS.get(
+            (built.descriptor, built.programs), lambda: self._read_blueprint(built, manifest.inline)
+        )
+        find_class = self._trusted_classes(component.name, blueprint.descriptor)  # before the large download
+        described = BuiltState(blueprint.descriptor)
+        recorder = ProgramClient(
+            self._connection, self._cache, component, build, built.programs, described, share_values=self._share_values
+        )
+        _check_size(built.weights, blueprint.tensor_bytes)
+        model = blueprint.build(self._read_weights(component.name, built.weights), recorder, find_class)
         info.attach(model)
         log.info("built %s", info)
         _warn_of_other_torch(info)

@@ -16,6 +16,7 @@ from torch import nn
 
 from model_factory.blocks import Block
 from model_factory.client.assembly import Assembler
+from model_factory.client.builds.build_lock import BuildLock
 from model_factory.client.connection import RETRY_ATTEMPTS, Connection
 from model_factory.client.credentials import Credentials
 from model_factory.client.progress import building
@@ -84,6 +85,7 @@ class RemoteModelFactory:
         credentials: Credentials | None = None,
         trust_source: TrustSource = None,
         share_values: bool | None = None,
+        lock: str | PathLike[str] | None = None,
     ) -> None:
         """Create a factory; the first use connects to the server.
 
@@ -109,30 +111,30 @@ class RemoteModelFactory:
                 decisions by values, and attributes set by the trainer. Needed only for calls whose program depends on
                 values unknown to the server; without permission these calls fail. By default
                 ``$MODEL_FACTORY_SHARE_VALUES``, else False: names, kinds, dtypes and sizes are sent.
+            lock: File from ``model-factory lock`` with the only builds that are accepted. Without ``seed``, the pinned
+                seed is used.
 
         Raises:
             ServerError: ``address`` is not an address.
+            LockError: ``lock`` names a file that is not a build lock.
             SourceError: ``trust_source`` names a file that is not a lock file.
             FormatError: ``trust_source`` contains a malformed digest.
             StoreError: the cache can neither be created nor read, or the user has no cache folder.
             ModelFactoryError: an environment variable of this package has an invalid value.
         """
         trust = Trust(trust_source)
+        self._lock = None if lock is None else BuildLock.read(lock)
         self._connection = Connection(address, timeout, credentials, shared_store())
         self._seed = None if seed is None else operator.index(seed)
         self._dtype = "" if dtype is None else torch_name(dtype)
         self._base_dir = Path("" if base_dir is None else base_dir).absolute()
-        device = torch.device(device)
-        self._cache = Store(
-            default_cache_dir() if cache_dir is None else Path(cache_dir),
-            default_cache_bytes() if cache_bytes is None else cache_bytes,
-            setting="MODEL_FACTORY_CACHE" if cache_dir is None else "cache_dir or MODEL_FACTORY_CACHE",
-        )
+        self._cache = _open_cache(cache_dir, cache_bytes)
         self._assembler = Assembler(
             *(self._connection, self._cache, trust),
-            device=device,
+            device=torch.device(device),
             dtype=self._dtype,
             share_values=share_values_by_default() if share_values is None else bool(share_values),
+            lock=self._lock,
         )
 
     def __enter__(self) -> Self:
@@ -149,8 +151,11 @@ class RemoteModelFactory:
             ModelFactoryError: see the subclasses.
         """
         request = self._read_request(model_cfg)
-        with build_seed(self._seed) as drawn:
+        with build_seed(self._fixed_seed(request)) as drawn:
             seed = drawn % SEED_RANGE
+            if self._lock is not None:
+                for item in request.components:
+                    self._lock.check_request(item.name, item.config.digest, self._dtype, seed)
             manifest = self._build_on_server(request, seed)
             modules = {
                 component.name: self._assemble(component, built, manifest, seed)
@@ -217,6 +222,11 @@ class RemoteModelFactory:
         self._connection.capabilities()  # refuses a server of another format version
         return request
 
+    def _fixed_seed(self, request: ModelRequest) -> int | None:
+        if self._seed is not None or self._lock is None:
+            return self._seed
+        return self._lock.seed(component.name for component in request.components)
+
     def _build_on_server(self, request: ModelRequest, seed: int) -> Manifest:
         message = build_pb2.BuildModelsRequest(components=wire.to_components(request), seed=seed, dtype=self._dtype)
         received: build_pb2.Manifest | None = None
@@ -263,6 +273,14 @@ class RemoteModelFactory:
             manifest = self._build_on_server(ModelRequest(components=(component,), single=True), seed)
             built = manifest.components[0]
         return self._assembler.assemble(component, built, manifest, seed)
+
+
+def _open_cache(folder: str | PathLike[str] | None, max_bytes: int | None) -> Store:
+    return Store(
+        default_cache_dir() if folder is None else Path(folder),
+        default_cache_bytes() if max_bytes is None else max_bytes,
+        setting="MODEL_FACTORY_CACHE" if folder is None else "cache_dir or MODEL_FACTORY_CACHE",
+    )
 
 
 def _architecture(item: build_pb2.DescribedComponent, *, portability: bool) -> Architecture:

@@ -1,0 +1,1 @@
+"""Builds that a trainer repeats: pinned in a lock file."""
