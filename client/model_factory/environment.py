@@ -31,7 +31,10 @@ WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": 
 _CACHE = "MODEL_FACTORY_CACHE"
 _CACHE_GIB = "MODEL_FACTORY_CACHE_GIB"
 _SHARED_STORE = "MODEL_FACTORY_SHARED_STORE"
-_SERVER = "MODEL_FACTORY_SERVER"
+SERVER = "MODEL_FACTORY_SERVER"
+"""Name of the variable with the address of the server."""
+
+_TRUST_SOURCE = "MODEL_FACTORY_TRUST_SOURCE"
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 
 USE_PROXY = "MODEL_FACTORY_USE_PROXY"
@@ -43,7 +46,10 @@ SHARE_VALUES = "MODEL_FACTORY_SHARE_VALUES"
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC uses the first variable that is set, even if empty
 _NO_PROXIES = ("no_grpc_proxy", "no_proxy")  # likewise
 
-VARIABLES = (_CACHE, _CACHE_GIB, _SHARED_STORE, _SERVER, SHARE_VALUES, USE_PROXY, _TLS, _SERVER_NAME, *_FILES.values())
+VARIABLES = (
+    *(_CACHE, _CACHE_GIB, _SHARED_STORE, SERVER, SHARE_VALUES, _TRUST_SOURCE, USE_PROXY, _TLS, _SERVER_NAME),
+    *_FILES.values(),
+)
 """All variables of this package; configs can name more."""
 
 
@@ -203,6 +209,20 @@ def shared_store() -> str:
     return os.environ.get(_SHARED_STORE, "")
 
 
+def trusted_lock_file() -> Path | None:
+    """Lock file with the source code that may run in this process: ``$MODEL_FACTORY_TRUST_SOURCE``; None where unset.
+
+    Only the path of a lock file: no variable can trust all code of a server.
+    """
+    path = os.environ.get(_TRUST_SOURCE)
+    return Path(path).expanduser() if path else None
+
+
+def configured_server() -> str:
+    """Address of the server: ``$MODEL_FACTORY_SERVER``; empty where unset."""
+    return os.environ.get(SERVER, "").strip()
+
+
 def default_server() -> str:
     """Address of the server for commands: ``$MODEL_FACTORY_SERVER``, else a server on this machine."""
-    return os.environ.get(_SERVER) or DEFAULT_ADDRESS
+    return os.environ.get(SERVER) or DEFAULT_ADDRESS

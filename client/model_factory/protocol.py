@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from os import PathLike
+from typing import Any, Protocol, TypeAlias, TypedDict, overload, runtime_checkable
 
 from torch import nn
+
+
+class ConfigPath(TypedDict):
+    """A ``model_cfg`` for one module, from a file."""
+
+    config_path: str | PathLike[str]
+
+
+class InlineConfig(TypedDict):
+    """A ``model_cfg`` for one module, from a mapping."""
+
+    config: Mapping[str, Any]
+
+
+SingleModel: TypeAlias = ConfigPath | InlineConfig
+"""A ``model_cfg`` for one module."""
+
+NamedModels: TypeAlias = Mapping[str, str] | Mapping[str, PathLike[str]] | Mapping[str, Mapping[str, Any]]
+"""A ``model_cfg`` for a dict of modules."""
 
 
 @runtime_checkable
@@ -26,12 +46,22 @@ class ModelFactory(Protocol):
     36
     """
 
-    def build(self, model_cfg: Mapping[str, Any]) -> nn.Module | dict[str, nn.Module]:
+    @overload
+    def build(self, model_cfg: SingleModel) -> nn.Module: ...  # type: ignore[overload-overlap]  # a name config_path
+
+    @overload
+    def build(self, model_cfg: NamedModels) -> dict[str, nn.Module]: ...
+
+    @overload
+    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]: ...
+
+    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]:
         """Build the models of a config.
 
         Args:
             model_cfg: ``{"config_path": PATH}`` or ``{"config": MAPPING}`` for one module. Any other mapping is from
-                component names to paths or mappings, for a dict of modules in the same order.
+                component names to paths or mappings, for a dict of modules in the same order. Mappings and values may
+                be configs of OmegaConf, dataclasses, pydantic models, NumPy scalars and paths, too.
 
         Raises:
             ValueError: the mapping is empty.

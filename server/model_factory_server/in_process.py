@@ -11,7 +11,7 @@ from functools import cached_property
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from model_factory.environment import environment
 from model_factory.errors import BuildError, LocatedError
 from model_factory.identity import BuildInfo
 from model_factory.program.torch_names import torch_name
+from model_factory.protocol import NamedModels, SingleModel
 from model_factory_server.backends.code_files import operator_files, with_installed_plugins
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.backends.loading import load_backend
@@ -80,7 +81,20 @@ class PolicyConstructorModelFactory:
         self._device = torch.device(device)
         self._base_dir = Path("" if base_dir is None else base_dir).absolute()
 
-    def build(self, model_cfg: Mapping[str, Any]) -> nn.Module | dict[str, nn.Module]:
+    def __repr__(self) -> str:
+        backend, device = self._settings.name, str(self._device)
+        return f"{type(self).__name__}(backend={backend!r}, seed={self._seed}, device={device!r})"
+
+    @overload
+    def build(self, model_cfg: SingleModel) -> nn.Module: ...  # type: ignore[overload-overlap]  # a name config_path
+
+    @overload
+    def build(self, model_cfg: NamedModels) -> dict[str, nn.Module]: ...
+
+    @overload
+    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]: ...
+
+    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]:
         """Build the models of a config; see :class:`model_factory.ModelFactory`.
 
         Without a seed, a build draws one number from torch's default generator and changes no other random state.

@@ -146,6 +146,12 @@ def _add_health(commands: Any) -> None:
     parser = commands.add_parser("health", help="print the health status of a server; for probes")
     _add_server(parser)
     _add_timeout(parser, 5.0)
+    parser.add_argument(
+        "--wait",
+        type=_seconds,
+        metavar="SECONDS",
+        help="wait for a server that is still starting, up to this time (default: ask once)",
+    )
     parser.set_defaults(run=_health)
 
 
@@ -268,7 +274,10 @@ def _blocks(arguments: argparse.Namespace) -> int:
 def _health(arguments: argparse.Namespace) -> int:
     from model_factory.client.connection import Connection  # noqa: PLC0415  validate must not import grpc
 
-    status = Connection(arguments.server).health(arguments.timeout)
+    connection = Connection(arguments.server)
+    if arguments.wait is not None:
+        connection.wait(arguments.wait)
+    status = connection.health(arguments.timeout)
     say(status)
     return 0 if status == "SERVING" else 1
 

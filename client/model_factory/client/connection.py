@@ -17,7 +17,7 @@ from model_factory.client.credentials import Credentials
 from model_factory.client.retry import Backoff
 from model_factory.config import ResolvedConfig
 from model_factory.documents import FORMAT
-from model_factory.errors import ServerError
+from model_factory.errors import ServerError, UnavailableError
 from model_factory.limits import BLOB_CHUNK_BYTES, MAX_MESSAGE_BYTES, UNCOMPRESSED_ONLY
 from model_factory.v1 import blob_pb2, capabilities_pb2, service_pb2_grpc, wire
 
@@ -49,6 +49,9 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 ]
+
+_SERVING = "SERVING"
+_POLL_SECONDS = 0.5
 
 STALL_SECONDS = 60.0
 """Maximum time without data before a blob stream is cancelled."""
@@ -164,6 +167,30 @@ class Connection:
             response = health_pb2_grpc.HealthStub(self.channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout)
         status: str = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
         return status
+
+    def wait(self, timeout: float) -> None:
+        """Wait until the server accepts builds: until the health status is ``SERVING``.
+
+        Raises:
+            UnavailableError: the server does not accept builds after ``timeout`` seconds.
+            ServerError: the server refuses this client, or has no health service.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                status = self.health(max(left, 0.1))
+                if status == _SERVING:
+                    return
+                found = f"the health status of the model-factory server at {self.address} is {status}"
+            except UnavailableError as error:
+                found = str(error)
+            if time.monotonic() + _POLL_SECONDS >= deadline:
+                raise UnavailableError(
+                    f"waited {timeout:g} s: {found}. Remedy: check with `model-factory doctor --server "
+                    f"{self.address}`, or wait longer"
+                )
+            time.sleep(_POLL_SECONDS)
 
     def _open(self) -> grpc.Channel:
         if self._channel is None:

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import grpc
 import torch
@@ -26,11 +26,20 @@ from model_factory.config import ResolvedConfig
 from model_factory.config.request import SEED_RANGE, Component, ModelRequest, read_request
 from model_factory.descriptor.architecture import Architecture, Portability
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
-from model_factory.environment import default_cache_bytes, default_cache_dir, environment, shared_store
+from model_factory.environment import (
+    SERVER,
+    configured_server,
+    default_cache_bytes,
+    default_cache_dir,
+    environment,
+    shared_store,
+    trusted_lock_file,
+)
 from model_factory.environment import share_values as share_values_by_default
 from model_factory.errors import MissingBlobError, ServerError, safe_text
 from model_factory.identity import BuiltComponent, Manifest
 from model_factory.program.torch_names import torch_name
+from model_factory.protocol import NamedModels, SingleModel
 from model_factory.source.trust import Trust, TrustSource
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
@@ -73,7 +82,7 @@ class RemoteModelFactory:
 
     def __init__(  # noqa: PLR0913  keywords except the address
         self,
-        address: str,
+        address: str | None = None,
         *,
         seed: int | None = None,
         dtype: torch.dtype | None = None,
@@ -91,7 +100,7 @@ class RemoteModelFactory:
 
         Args:
             address: ``HOST:PORT`` of the server, with brackets around an IPv6 host; ``unix:PATH`` and
-                ``dns:///HOST:PORT`` are addresses, too.
+                ``dns:///HOST:PORT`` are addresses, too. By default ``$MODEL_FACTORY_SERVER``.
             seed: Seed of the weights. By default each build draws one number from torch's default generator, like
                 construction in this process: consecutive builds differ, and repeat after ``torch.manual_seed``.
             dtype: Dtype for floating parameters and buffers; by default no cast.
@@ -104,9 +113,9 @@ class RemoteModelFactory:
                 fails after 60 s without data.
             credentials: TLS and token; by default the ``MODEL_FACTORY_*`` environment variables, else no TLS and no
                 token.
-            trust_source: Source code that may run in this process, for blocks that are not portable as programs. None:
-                no source. A path: a lock file from ``model-factory trust``. Digests: bundles. True: any source from
-                this server.
+            trust_source: Source code that may run in this process, for blocks that are not portable as programs. A
+                path: a lock file from ``model-factory trust``. Digests: bundles. True: any source from this server.
+                False: no source. By default the lock file ``$MODEL_FACTORY_TRUST_SOURCE``, else no source.
             share_values: Whether the server may learn values of calls: constants, ranges of tensors, outcomes of
                 decisions by values, and attributes set by the trainer. Needed only for calls whose program depends on
                 values unknown to the server; without permission these calls fail. By default
@@ -115,27 +124,31 @@ class RemoteModelFactory:
                 seed is used.
 
         Raises:
-            ServerError: ``address`` is not an address.
+            ServerError: ``address`` is not an address, or no address is given.
             LockError: ``lock`` names a file that is not a build lock.
             SourceError: ``trust_source`` names a file that is not a lock file.
             FormatError: ``trust_source`` contains a malformed digest.
             StoreError: the cache can neither be created nor read, or the user has no cache folder.
             ModelFactoryError: an environment variable of this package has an invalid value.
         """
-        trust = Trust(trust_source)
+        trust = Trust(trusted_lock_file() if trust_source is None else trust_source)
         self._lock = None if lock is None else BuildLock.read(lock)
-        self._connection = Connection(address, timeout, credentials, shared_store())
+        self._connection = Connection(address or _server_of_environment(), timeout, credentials, shared_store())
         self._seed = None if seed is None else operator.index(seed)
         self._dtype = "" if dtype is None else torch_name(dtype)
         self._base_dir = Path("" if base_dir is None else base_dir).absolute()
+        self._device = torch.device(device)
         self._cache = _open_cache(cache_dir, cache_bytes)
         self._assembler = Assembler(
             *(self._connection, self._cache, trust),
-            device=torch.device(device),
+            device=self._device,
             dtype=self._dtype,
             share_values=share_values_by_default() if share_values is None else bool(share_values),
             lock=self._lock,
         )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._connection.address!r}, seed={self._seed}, device={str(self._device)!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -143,7 +156,16 @@ class RemoteModelFactory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def build(self, model_cfg: Mapping[str, Any]) -> nn.Module | dict[str, nn.Module]:
+    @overload
+    def build(self, model_cfg: SingleModel) -> nn.Module: ...  # type: ignore[overload-overlap]  # a name config_path
+
+    @overload
+    def build(self, model_cfg: NamedModels) -> dict[str, nn.Module]: ...
+
+    @overload
+    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]: ...
+
+    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]:
         """Build the models of a config; see :class:`model_factory.ModelFactory`.
 
         Raises:
@@ -213,6 +235,17 @@ class RemoteModelFactory:
             response = self._connection.call("ListBlocks", capabilities_pb2.ListBlocksRequest())
         return [wire.from_block(block) for block in response.blocks]
 
+    def wait(self, timeout: float) -> None:
+        """Wait until the server accepts builds, for a server that is still starting.
+
+        >>> RemoteModelFactory(server).wait(timeout=60)
+
+        Raises:
+            UnavailableError: the server does not accept builds after ``timeout`` seconds.
+            ServerError: the server refuses this client, or has no health service.
+        """
+        self._connection.wait(timeout)
+
     def close(self) -> None:
         """Close the connection; the factory and the factory's modules reconnect when necessary."""
         self._connection.close()
@@ -273,6 +306,13 @@ class RemoteModelFactory:
             manifest = self._build_on_server(ModelRequest(components=(component,), single=True), seed)
             built = manifest.components[0]
         return self._assembler.assemble(component, built, manifest, seed)
+
+
+def _server_of_environment() -> str:
+    address = configured_server()
+    if not address:
+        raise ServerError(f"no server is given. Remedy: set {SERVER} to HOST:PORT, or pass the address")
+    return address
 
 
 def _open_cache(folder: str | PathLike[str] | None, max_bytes: int | None) -> Store:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from blake3 import blake3
 
 from model_factory.config import ResolvedConfig, resolve_file, resolve_mapping
+from model_factory.config.syntax.nodes import Place
+from model_factory.config.syntax.trainer_values import plain_form
 from model_factory.errors import ConfigError
 from model_factory.limits import MAX_COMPONENTS
 
@@ -23,6 +25,7 @@ SEED_RANGE = 1 << 64
 """Seeds on the wire are below this number."""
 
 _FORMS = "give {'config_path': PATH}, {'config': MAPPING} or component names with their paths"
+_PLACE = Place(file="<model_cfg>")
 _SEED_BITS = 63  # torch.manual_seed takes signed 64-bit numbers
 
 
@@ -67,10 +70,12 @@ def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str,
         >>> read_request({"config": relu}, Path(), env={}).single
         True
     """
+    model_cfg = plain_form(model_cfg, _PLACE)  # type: ignore[assignment]
     if not isinstance(model_cfg, Mapping):
         raise ConfigError(f"model_cfg is a mapping, found {type(model_cfg).__name__}; {_FORMS}")
     if not model_cfg:
         raise ValueError(f"model_cfg is empty; {_FORMS}")
+    model_cfg = {name: _plain_component(value) for name, value in model_cfg.items()}
     ((key, value), *others) = model_cfg.items()
     if not others and key == "config_path" and not isinstance(value, str | PathLike | Mapping):
         raise ConfigError(f"'config_path' is a path, found {type(value).__name__}; {_FORMS}")
@@ -80,6 +85,11 @@ def read_request(model_cfg: Mapping[str, Any], base_dir: Path, env: Mapping[str,
         raise ConfigError(f"model_cfg has {len(model_cfg)} components; at most {MAX_COMPONENTS} are allowed")
     components = tuple(_component(name, value, base_dir, env) for name, value in model_cfg.items())
     return ModelRequest(components=components, single=False)
+
+
+def _plain_component(value: object) -> object:
+    """Return a component as a mapping or a path; a path stays a path."""
+    return value if isinstance(value, PathLike) else plain_form(value, _PLACE)
 
 
 def component_seed(seed: int, name: str) -> int:

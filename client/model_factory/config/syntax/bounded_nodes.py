@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 from model_factory.config.bounds import MAX_INT_BITS, MAX_KEY_CHARS, MAX_NESTING, MAX_NODES, MAX_TEXT_BYTES
 from model_factory.config.syntax.nodes import ConfigPath, Extent, ListNode, MapNode, Node, Place, Scalar
+from model_factory.config.syntax.trainer_values import remedy_for
 from model_factory.errors import ConfigError
 
 
@@ -19,6 +20,7 @@ def make_scalar(value: object, place: Place, path: ConfigPath = ()) -> Scalar:
         reason = (
             f"{type(value).__module__}.{type(value).__qualname__} is not plain data; "
             "allowed are mappings with string keys, lists, tuples, strings, numbers, booleans and None"
+            f"{remedy_for(value)}"
         )
         raise ConfigError(reason, path=path, place=str(place))
     if type(value) is int and value.bit_length() > MAX_INT_BITS:

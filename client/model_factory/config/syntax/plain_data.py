@@ -8,12 +8,15 @@ from typing import Any
 from model_factory.config.bounds import MAX_KEY_CHARS, MAX_NESTING
 from model_factory.config.syntax.bounded_nodes import ListBuilder, MapBuilder, make_scalar
 from model_factory.config.syntax.nodes import ConfigPath, ListNode, MapNode, Node, Place
+from model_factory.config.syntax.trainer_values import plain_form
 from model_factory.errors import ConfigError
 from model_factory.wording import quoted
 
 
 def from_plain(value: object, place: Place) -> Node:
     """Return plain data as a tree, with the same place for every value; tuples become lists.
+
+    Values of a trainer's libraries become plain data first; see :func:`plain_form`.
 
     Raises ConfigError for other types, for keys other than strings, for a container inside itself, and for
     data over the bounds.
@@ -42,19 +45,20 @@ class _Conversion:
         self._done: dict[int, tuple[object, Node]] = {}
         self._open: set[int] = set()
 
-    def node(self, value: object, path: ConfigPath) -> Node:
+    def node(self, given: object, path: ConfigPath) -> Node:
+        if id(given) in self._done:
+            return self._done[id(given)][1]
+        if id(given) in self._open:
+            raise self._error("the container contains itself", path)
+        value = plain_form(given, self._place, path)
         if not isinstance(value, Mapping | list | tuple):
             return make_scalar(value, self._place, path)
-        if id(value) in self._done:
-            return self._done[id(value)][1]
-        if id(value) in self._open:
-            raise self._error("the container contains itself", path)
         if len(path) >= MAX_NESTING:
             raise self._error(f"the config is too large: mappings and lists nested deeper than {MAX_NESTING}", path)
-        self._open.add(id(value))
+        self._open.add(id(given))
         node = self._mapping(value, path) if isinstance(value, Mapping) else self._list(value, path)
-        self._open.remove(id(value))
-        self._done[id(value)] = (value, node)
+        self._open.remove(id(given))
+        self._done[id(given)] = (given, node)
         return node
 
     def _mapping(self, value: Mapping[object, object], path: ConfigPath) -> MapNode:
