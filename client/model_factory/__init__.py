@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from model_factory.client.credentials import Credentials
     from model_factory.client.factory import RemoteModelFactory
     from model_factory.identity import BuildInfo
+    from model_factory.model_file.load import load
+    from model_factory.model_file.save import save
     from model_factory.program.runtime.graph_model import GraphModel
     from model_factory.protocol import ModelFactory
 
@@ -60,6 +62,8 @@ __all__ = [
     "SourceError",
     "StoreError",
     "UnavailableError",
+    "load",
+    "save",
 ]
 
 _LAZY_MODULES = {
@@ -68,6 +72,8 @@ _LAZY_MODULES = {
     "GraphModel": "model_factory.program.runtime.graph_model",
     "ModelFactory": "model_factory.protocol",
     "RemoteModelFactory": "model_factory.client.factory",
+    "load": "model_factory.model_file.load",
+    "save": "model_factory.model_file.save",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import operator
@@ -12,19 +13,23 @@ from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from model_factory.client.seeds import build_seed
-from model_factory.config import ResolvedConfig
+from model_factory.config import ModelConfig, ResolvedConfig
 from model_factory.config.request import SEED_RANGE, Component, component_seed, read_request
 from model_factory.describe.describe import describe
 from model_factory.descriptor.architecture import Architecture
+from model_factory.descriptor.codec import Programs
+from model_factory.descriptor.tree import Descriptor
 from model_factory.documents import FORMAT
 from model_factory.environment import environment
 from model_factory.errors import BuildError, LocatedError
 from model_factory.identity import BuildInfo
+from model_factory.model_file.live import undescribed, use_recorder
 from model_factory.program.torch_names import torch_name
 from model_factory.protocol import NamedModels, SingleModel
 from model_factory_server.backends.code_files import operator_files, with_installed_plugins
@@ -32,6 +37,7 @@ from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.backends.loading import load_backend
 from model_factory_server.builds.checked_config import CheckedConfig
 from model_factory_server.builds.keys import architecture_key, build_key
+from model_factory_server.export.exporter import export_model
 from model_factory_server.settings.server_settings import BackendSettings
 from model_factory_server.worker.construction import construct
 
@@ -111,6 +117,7 @@ class PolicyConstructorModelFactory:
                 with torch.random.fork_rng(), _locating_errors(component):
                     module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
                 modules[component.name] = module.to(device=self._device, dtype=self._dtype)
+                _configs[module] = component.config.model
         for component in request.components:
             info = self._build_info(component, seed % SEED_RANGE)
             info.attach(modules[component.name])
@@ -169,6 +176,24 @@ class PolicyConstructorModelFactory:
             return construct(self._backend, config, 0, "meta")
         except BuildError:
             return construct(self._backend, config, 0, "cpu")
+
+
+def _record(model: nn.Module) -> tuple[Descriptor, Programs]:
+    """Record a model of this process for a file; the copy keeps gradients and buffers of the model unchanged."""
+    copied = copy.deepcopy(model).cpu()
+    for module in copied.modules():
+        for name in undescribed(module):
+            del module.__dict__[name]
+    for tensor in (*copied.parameters(), *copied.buffers()):
+        tensor.grad = None
+    exported = export_model(copied, _configs.get(model))
+    return exported.descriptor, exported.programs
+
+
+_configs: WeakKeyDictionary[nn.Module, ModelConfig] = WeakKeyDictionary()
+"""The config of each built model, for the example inputs of ``signature``."""
+
+use_recorder(_record)
 
 
 @contextmanager

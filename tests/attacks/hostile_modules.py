@@ -1,13 +1,16 @@
 """Attacks on a trainer by descriptors of torch's own modules; each was a crash, a hang or a read beyond a tensor.
 
 ``python hostile_modules.py`` runs all attacks and prints a JSON line for each: the name, and the error or ``null``.
+With ``--from-file``, the descriptors and tensors are read from model files.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +20,13 @@ from torch.nn.utils import parametrizations
 from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
 from model_factory.descriptor.rebuild import rebuild
+from model_factory.model_file.load import load
+from support.model_files import write_model_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 HUGE = 2**63 - 1
+FROM_FILE = False
 
 
 def rebuilt(
@@ -33,7 +41,18 @@ def rebuilt(
     for entry in document["tensors"]:
         if entry[0] in found:  # a lazy tensor has no shape
             entry[2] = list(found[entry[0]].shape)
-    return rebuild(decode_descriptor(json.dumps(document).encode()), found)
+    return received(document, found)
+
+
+def received(document: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    """Rebuild the module of a document as a trainer does: from a server, or from a file."""
+    data = json.dumps(document).encode()
+    if not FROM_FILE:
+        return rebuild(decode_descriptor(data), tensors)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.mf"
+        write_model_file(path, data, tensors)
+        return load(path)
 
 
 def run(module: Any, *inputs: Any) -> None:
@@ -100,7 +119,7 @@ def swapped_bag() -> None:
     weight = torch.zeros(4, 5, dtype=torch.int64)
     weight[-1] = 10**9
     document["tensors"][0][1:4] = ["int64", [4, 5], False]
-    module = rebuild(decode_descriptor(json.dumps(document).encode()), {"weight": weight})
+    module = received(document, {"weight": weight})
     module(torch.zeros(5, 3, requires_grad=True)).sum().backward()
 
 
@@ -152,7 +171,7 @@ def samples() -> None:
 def empty_shape() -> None:
     document = json.loads(encode_descriptor(describe(nn.Linear(2, 3))))
     document["tensors"][0][2] = [0, 2**62, 2**62]
-    decode_descriptor(json.dumps(document).encode())
+    received(document, {"weight": torch.ones(0), "bias": torch.ones(3)})
 
 
 def parametrized_shape() -> None:
@@ -226,6 +245,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        ATTACKS = {name: item for name, item in ATTACKS.items() if name == sys.argv[1]}
+    FROM_FILE = "--from-file" in sys.argv
+    chosen = [name for name in sys.argv[1:] if name != "--from-file"]
+    ATTACKS = {name: item for name, item in ATTACKS.items() if not chosen or name in chosen}
     main()

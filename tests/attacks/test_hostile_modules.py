@@ -22,10 +22,10 @@ SCRIPT = Path(__file__).with_name("hostile_modules.py")
 REFUSALS = ("FormatError: ", "GraphExecutionError: ")
 
 
-@pytest.fixture(scope="module")
-def outcomes() -> dict[str, str | None]:
+@pytest.fixture(scope="module", params=[(), ("--from-file",)], ids=["from a server", "from a file"])
+def outcomes(request: pytest.FixtureRequest) -> dict[str, str | None]:
     """Run all attacks in a process with guard pages; a crash ends the process before the later attacks."""
-    command = [sys.executable, str(SCRIPT)]
+    command = [sys.executable, str(SCRIPT), *request.param]
     done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout[-500:] + done.stderr[-2000:]
     return dict(map(json.loads, done.stdout.splitlines()))

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from model_factory import RemoteModelFactory
+from model_factory import IntegrityError, RemoteModelFactory, load, save
 from model_factory.cli.main import main
 from model_factory.describe.describe import describe
 from model_factory.descriptor.architecture import Architecture, Portability
@@ -347,7 +347,7 @@ TRAINER = """
 import json, sys
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
 import torch
-from model_factory import RemoteModelFactory
+from model_factory import IntegrityError, RemoteModelFactory, load, save
 from model_factory.cli.main import main
 from model_factory.errors import SourceError
 from support.compare import train
@@ -382,3 +382,34 @@ def test_a_trainer_without_the_operators_code_trains(
     assert "imports 'einops', which is not installed here. Remedy: pip install 'einops==" in missing
     x = torch.linspace(-1, 1, 32).view(8, 4)
     assert json.loads(losses) == train(original, {"x": x}, steps=4)
+
+
+def test_source_lies_in_a_model_file(model: nn.Module, original: nn.Module, lock: Path, tmp_path: Path) -> None:
+    """The bundle goes with the model; the trust of the process that loads the file decides."""
+    path = tmp_path / "policy.mf"
+    save(model, path)
+    with pytest.raises(SourceError, match=r"policy\.mf: component 'model' needs source code .*router \(Router\)"):
+        load(path)
+    done = command(tmp_path, "load", path)
+    assert done.returncode == 0, done.stderr
+    assert "needs source code, bundle " in done.stdout
+    done = command(tmp_path, "trust", path)
+    assert done.returncode == 0, done.stderr
+    assert read_lock(tmp_path / "model-factory.lock").keys() == read_lock(lock).keys()
+    loaded = load(path, trust_source=tmp_path / "model-factory.lock")
+    assert isinstance(loaded, nn.Module)
+    save(loaded, tmp_path / "again.mf")
+    assert (tmp_path / "again.mf").read_bytes() == path.read_bytes()
+    assert_same_state(loaded, original)
+    assert_same_runs(loaded, original, inputs(3))
+    assert_same_runs(loaded.eval(), original.eval(), inputs(5))
+
+
+def test_changed_source_in_a_file_does_not_run(model: nn.Module, lock: Path, tmp_path: Path) -> None:
+    path = tmp_path / "policy.mf"
+    save(model, path)
+    data = path.read_bytes()
+    assert data.count(b"class Router") == 1
+    path.write_bytes(data.replace(b"class Router", b"class Robber"))
+    with pytest.raises(IntegrityError, match="the file is damaged"):
+        load(path, trust_source=lock)

@@ -13,6 +13,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.walks import MAX_DEPTH
 from model_factory.documents import FORMAT, encode_document
 from model_factory.errors import FormatError
+from model_factory.model_file.load import load
+from support.model_files import write_model_file
 
 Document = dict[str, Any]
 
@@ -65,12 +68,27 @@ def document_of(module: nn.Module) -> Document:
     return document
 
 
-def rebuild_document(document: Document, module: nn.Module) -> nn.Module:
-    """Rebuild a server's document over the real tensors of ``module``."""
-    tensors = {name: tensor.detach() for name, tensor in named_tensors(module, describe(module)).items()}
-    data = json.dumps(document).encode()
-    with nothing_executed():
-        return rebuild(decode_descriptor(data), tensors)
+Rebuild = Callable[[Document, nn.Module], nn.Module]
+"""Rebuilds a hostile document over the real tensors of a module."""
+
+
+@pytest.fixture(params=["server", "file"])
+def rebuild_document(request: pytest.FixtureRequest, tmp_path: Path) -> Rebuild:
+    """A trainer that receives the document from a server, or reads the document from a file."""
+
+    def rebuild_received(document: Document, module: nn.Module) -> nn.Module:
+        tensors = {name: tensor.detach() for name, tensor in named_tensors(module, describe(module)).items()}
+        data = json.dumps(document).encode()
+        if request.param == "server":
+            with nothing_executed():
+                return rebuild(decode_descriptor(data), tensors)
+        write_model_file(tmp_path / "model.mf", data, tensors)
+        with nothing_executed():
+            loaded = load(tmp_path / "model.mf")
+        assert isinstance(loaded, nn.Module)
+        return loaded
+
+    return rebuild_received
 
 
 def linear() -> nn.Module:
@@ -78,7 +96,7 @@ def linear() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_the_rebuild_executes_nothing(name: str) -> None:
+def test_the_rebuild_executes_nothing(name: str, rebuild_document: Rebuild) -> None:
     module = BLOCKS[name]()
     assert isinstance(rebuild_document(document_of(module), module), nn.Module)
 
@@ -205,7 +223,7 @@ STRUCTURES: dict[str, Callable[[Document], None]] = {
 
 
 @pytest.mark.parametrize("change", STRUCTURES.values(), ids=STRUCTURES)
-def test_structure_is_refused(change: Callable[[Document], None]) -> None:
+def test_structure_is_refused(change: Callable[[Document], None], rebuild_document: Rebuild) -> None:
     module = linear()
     document = document_of(module)
     change(document)
@@ -214,7 +232,7 @@ def test_structure_is_refused(change: Callable[[Document], None]) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_class_outside_the_table_is_refused(name: str) -> None:
+def test_class_outside_the_table_is_refused(name: str, rebuild_document: Rebuild) -> None:
     module = linear()
     document = document_of(module)
     document["modules"][1]["type"] = name
@@ -226,7 +244,7 @@ def test_class_outside_the_table_is_refused(name: str) -> None:
     ("kind", "name"),
     [("stock", name) for name in (*SHADOWED, "reset_parameters")] + [("program", name) for name in SHADOWED],
 )
-def test_shadowing_attribute_is_refused(kind: str, name: str) -> None:
+def test_shadowing_attribute_is_refused(kind: str, name: str, rebuild_document: Rebuild) -> None:
     module = linear()
     document = document_of(module)
     node = document["modules"][1]
@@ -240,7 +258,7 @@ def test_shadowing_attribute_is_refused(kind: str, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["_path", "_recorder", "_programs", "_signature", "_frozen", "_type_name", "_initialise"]
 )
-def test_block_keeps_its_own_attributes(name: str) -> None:
+def test_block_keeps_its_own_attributes(name: str, rebuild_document: Rebuild) -> None:
     module = linear()
     document = document_of(module)
     document["modules"][1] |= {"kind": "program", "signature": [], "frozen": [], "attributes": [[name, 1]]}
@@ -249,7 +267,7 @@ def test_block_keeps_its_own_attributes(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-def test_value_is_refused(value: Any) -> None:
+def test_value_is_refused(value: Any, rebuild_document: Rebuild) -> None:
     module = linear()
     document = document_of(module)
     attribute("note", value)(document)
@@ -258,7 +276,7 @@ def test_value_is_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("names", [5, ["forward"], ["__class__"], [["weight"]], [None]])
-def test_rnn_with_wrong_names_of_weights_is_refused(names: Any) -> None:
+def test_rnn_with_wrong_names_of_weights_is_refused(names: Any, rebuild_document: Rebuild) -> None:
     module = nn.LSTM(2, 3)
     document = document_of(module)
     attributes = dict(document["modules"][0]["attributes"])
@@ -283,7 +301,7 @@ def test_rnn_with_wrong_names_of_weights_is_refused(names: Any) -> None:
         ("mode", "GRUE"),
     ],
 )
-def test_rnn_with_wrong_sizes_is_refused(name: str, value: Any) -> None:
+def test_rnn_with_wrong_sizes_is_refused(name: str, value: Any, rebuild_document: Rebuild) -> None:
     """The kernels would read beyond the weights."""
     module = nn.GRU(2, 3)
     document = document_of(module)
@@ -294,7 +312,7 @@ def test_rnn_with_wrong_sizes_is_refused(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", [nn.RNN, nn.LSTM, nn.GRU])
-def test_rnn_with_weights_cut_short_is_refused(cls: type[nn.RNNBase]) -> None:
+def test_rnn_with_weights_cut_short_is_refused(cls: type[nn.RNNBase], rebuild_document: Rebuild) -> None:
     module = cls(2, 3)
     short = nn.Parameter(module.weight_hh_l0[:-1].detach())
     module._parameters["weight_hh_l0"] = short
@@ -302,7 +320,7 @@ def test_rnn_with_weights_cut_short_is_refused(cls: type[nn.RNNBase]) -> None:
         rebuild_document(document_of(module), module)
 
 
-def test_class_name_that_writes_to_a_terminal_is_refused() -> None:
+def test_class_name_that_writes_to_a_terminal_is_refused(rebuild_document: Rebuild) -> None:
     module = linear()
     document = document_of(module)
     document["modules"][0] |= {"kind": "program", "type": "A\x1b[2J\nB", "signature": [], "frozen": []}
@@ -311,7 +329,7 @@ def test_class_name_that_writes_to_a_terminal_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["forward", "__del__", "__getattribute__", "in_features", "a b", "training"])
-def test_parametrized_name_that_hides_something_is_refused(name: str) -> None:
+def test_parametrized_name_that_hides_something_is_refused(name: str, rebuild_document: Rebuild) -> None:
     module = parametrizations.weight_norm(nn.Linear(2, 3))
     document = document_of(module)
     holder = next(node for node in document["modules"] if node["type"] == "nn.ModuleDict")
@@ -320,7 +338,7 @@ def test_parametrized_name_that_hides_something_is_refused(name: str) -> None:
         rebuild_document(document, module)
 
 
-def test_nesting_without_end_is_refused() -> None:
+def test_nesting_without_end_is_refused(rebuild_document: Rebuild) -> None:
     module = nn.Sequential()
     document = document_of(module)
     node = document["modules"][0]
@@ -330,7 +348,7 @@ def test_nesting_without_end_is_refused() -> None:
         rebuild_document(document, module)
 
 
-def test_sharing_that_multiplies_is_refused() -> None:
+def test_sharing_that_multiplies_is_refused(rebuild_document: Rebuild) -> None:
     """Forty modules that each hold the next one twice: a walk over the state dict would take 2**40 steps."""
     module = nn.Sequential()
     document = document_of(module)

@@ -28,6 +28,8 @@ from model_factory.descriptor.weights import write_weights  # noqa: E402
 from model_factory.digest import Blob, digest_of  # noqa: E402
 from model_factory.documents import FORMAT, encode_document  # noqa: E402
 from model_factory.identity import BuildInfo  # noqa: E402
+from model_factory.model_file.index import INDEX  # noqa: E402
+from model_factory.model_file.save import save  # noqa: E402
 from model_factory.program.example_call import encode_call  # noqa: E402
 from model_factory.source.bundle import Requirement, decode_bundle, encode_bundle  # noqa: E402
 from model_factory.source.lock import encode_lock, pin  # noqa: E402
@@ -43,6 +45,7 @@ from model_factory_server.builds.build_records import (  # noqa: E402
 from model_factory_server.builds.keys import architecture_key, build_key, final_key, reads_key  # noqa: E402
 from model_factory_server.export.exporter import record_model  # noqa: E402
 from model_factory_server.export.source.bundling import Root, collect  # noqa: E402
+from model_factory_server.in_process import PolicyConstructorModelFactory  # noqa: E402
 from model_factory_server.settings.server_settings import BackendSettings  # noqa: E402
 from model_factory_server.worker.construction import construct  # noqa: E402
 from model_factory_server.worker.files.read_files import ReadFile  # noqa: E402
@@ -77,11 +80,25 @@ def examples() -> dict[str, Any]:
             "call": _call(),
             "config": json.loads(wire_bytes(dict(SELF_CHECK_CONFIG))),
             "weights-header": header_of(path),
+            "model-file": _model_file(Path(folder) / "model.mf"),
             "placement": _placement(),
             "build-lock": _build_lock(Path(folder), config, blobs),
             **_source(),
             **_records(store, config, blobs, programs),
         }
+
+
+def _model_file(path: Path) -> Any:
+    """The index of a file; the versions on the machine that writes the example do not matter."""
+    model = PolicyConstructorModelFactory(seed=7).build({"config": SELF_CHECK_CONFIG})
+    info: BuildInfo = model.build_info
+    known = {name: getattr(_BACKEND, name) for name in ("code_digest", "torch_version")}
+    versions = {"server_version": "0.1.0", "client_version": "0.1.0", "client_torch_version": "2.9.0"}
+    keys = {"build_key": "0" * 64, "architecture_key": "0" * 64}
+    vars(model)["build_info"] = replace(info, **known, **versions, **keys)
+    save(model, path)
+    index = json.loads(header_of(path)["__metadata__"][INDEX])
+    return index | {"written_by": {"model_factory": "0.1.0", "torch": "2.9.0"}}
 
 
 def _call() -> Any:

@@ -39,6 +39,7 @@ NAMED = {
     "lock-file": {"bundles", "files"},
     "source-bundle": {"files"},
     "weights-header": {""},
+    "model-file": {"tensors"},
 }
 """Mappings whose keys are names, by the key under which they lie; the root is under the empty one."""
 

@@ -70,6 +70,8 @@ def test_client_names():
         "SourceError",
         "StoreError",
         "UnavailableError",
+        "load",
+        "save",
     ]
     assert all(hasattr(model_factory, name) for name in model_factory.__all__)
 

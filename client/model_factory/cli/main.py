@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         _add_build,
+        _add_load,
         _add_lock,
         _add_describe,
         _add_trust,
@@ -82,8 +83,8 @@ def _add_build(commands: Any) -> None:
         "-o",
         "--output",
         type=Path,
-        metavar="DIR",
-        help="write state dict, descriptor and build info of each model to this folder",
+        metavar="FILE.mf|DIR",
+        help="write one model file, or a folder with state dict, descriptor and build info of each model",
     )
     _add_seed(parser)
     parser.set_defaults(run=_build)
@@ -113,11 +114,17 @@ def _add_describe(commands: Any) -> None:
     parser.set_defaults(run=_describe)
 
 
+def _add_load(commands: Any) -> None:
+    parser = commands.add_parser("load", help="show and check a model file; needs no server")
+    parser.add_argument("file", type=Path, metavar="FILE", help="file or folder from model_factory.save or build -o")
+    parser.set_defaults(run=_load)
+
+
 def _add_trust(commands: Any) -> None:
     parser = commands.add_parser(
         "trust", help="show the source code that models would run on this machine, and pin the code in a lock file"
     )
-    _add_configs(parser)
+    _add_configs(parser, "a YAML file or a model file (.mf)")
     _add_server(parser)
     parser.add_argument(
         "-o", "--output", type=Path, default=Path(LOCK_NAME), metavar="FILE", help="lock file (default: %(default)s)"
@@ -163,9 +170,9 @@ def _add_doctor(commands: Any) -> None:
     parser.set_defaults(run=_doctor)
 
 
-def _add_configs(parser: argparse.ArgumentParser) -> None:
+def _add_configs(parser: argparse.ArgumentParser, kind: str = "a YAML file") -> None:
     parser.add_argument(
-        "configs", nargs="+", metavar="CONFIG", help="FILE or NAME=FILE, with a YAML file (default name: file name)"
+        "configs", nargs="+", metavar="CONFIG", help=f"FILE or NAME=FILE, with {kind} (default name: file name)"
     )
 
 
@@ -249,6 +256,12 @@ def _lock(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         check=arguments.check,
     )
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    from model_factory.cli.files import load  # noqa: PLC0415  validate must not import torch
+
+    return load(arguments.file)
 
 
 def _describe(arguments: argparse.Namespace) -> int:

@@ -17,25 +17,37 @@ from model_factory.descriptor.tree import Descriptor
 from model_factory.descriptor.weights import write_weights
 from model_factory.errors import ModelFactoryError
 from model_factory.identity import BuildInfo
+from model_factory.model_file.save import save
 from model_factory.program.torch_names import torch_dtype
 from model_factory.store.staging import whole_file
 
+MODEL_FILE = ".mf"
+"""Suffix of a model file."""
+
 
 def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: str | None, output: Path | None) -> int:
-    """Build models and print their sizes; write the files of each model to the folder ``output`` if given."""
+    """Build models and print their sizes; write the models to ``output`` if given.
+
+    A path with the suffix ``.mf`` is one model file; a single config is saved as a module. Any other path is a folder
+    with the files of each model.
+    """
     factory = RemoteModelFactory(server, seed=seed, dtype=None if dtype is None else torch_dtype(dtype))
     started = time.monotonic()
     models = factory.build(configs)
     assert isinstance(models, dict)
     seconds = time.monotonic() - started
-    described = factory.describe(configs, portability=True) if output is not None else {}
+    in_one_file = output is not None and output.suffix == MODEL_FILE
+    described = factory.describe(configs, portability=True) if output is not None and not in_one_file else {}
     assert isinstance(described, dict)
     for name, model in models.items():
         parameters = sum(item.numel() for item in model.parameters())
         say(f"{name}: {parameters:,} parameters")
-        if output is not None:
+        if output is not None and not in_one_file:
             for path in _write(output, name, model, described[name].descriptor):
                 say(f"  {path}")
+    if output is not None and in_one_file:
+        save(models if len(models) > 1 else next(iter(models.values())), output)
+        say(f"  {output}")
     say(f"{len(models)} models in {seconds:.2f} s")
     return 0
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from model_factory.cli.models import MODEL_FILE
 from model_factory.cli.output import say
 from model_factory.cli.source_text import WIDTH, numbered_lines
 from model_factory.client.factory import RemoteModelFactory
 from model_factory.descriptor.architecture import Architecture
+from model_factory.descriptor.tree import Descriptor
+from model_factory.digest import Blob
 from model_factory.errors import SourceError
+from model_factory.model_file.load import ModelFile
 from model_factory.source.bundle import Bundle, decode_bundle
 from model_factory.source.lock import Lock, changes, encode_lock, pin, read_lock
 from model_factory.store.staging import whole_file
@@ -24,22 +28,18 @@ _MARGIN = 20
 def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, text: bool) -> int:
     """Print the source bundles of the models in ``configs``, and write the digests to the file ``lock``.
 
-    With ``check``, write nothing, and return 1 if the lock file has other digests.
+    A model file needs no server. With ``check``, write nothing, and return 1 if the lock file has other digests.
     """
-    factory = RemoteModelFactory(server)
-    described = factory.describe(configs, portability=True)
-    assert isinstance(described, dict)
     bundles: dict[str, Bundle] = {}
     needed_by: dict[str, list[str]] = {}
-    for name, architecture in described.items():
-        _refuse_unbuildable(name, architecture)
-        ref = architecture.descriptor.bundle
+    for name, descriptor, read_source in _described(configs, server):
+        ref = descriptor.bundle
         if ref is None:
             say(f"{name}: needs no source code")
             continue
         if ref.digest not in bundles:
-            bundles[ref.digest] = decode_bundle(factory.read_source(ref))
-        blocks = architecture.descriptor.source_reasons
+            bundles[ref.digest] = decode_bundle(read_source(ref))
+        blocks = descriptor.source_reasons
         needed_by.setdefault(ref.digest, []).extend(f"{name}: {block}" for block in blocks)
         say(f"{name}: needs source code, bundle {ref.digest}")
         for block, reason in blocks.items():
@@ -47,6 +47,23 @@ def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, t
         _say_contents(bundles[ref.digest], text=text)
     pinned = {digest: pin(bundle, tuple(needed_by[digest])) for digest, bundle in bundles.items()}
     return _check(lock, pinned) if check else _write(lock, pinned)
+
+
+def _described(configs: Mapping[str, str], server: str) -> Iterator[tuple[str, Descriptor, Callable[[Blob], bytes]]]:
+    """Yield name, descriptor and reader of source of each model: from model files, and from the server."""
+    files = {name: path for name, path in configs.items() if Path(path).suffix == MODEL_FILE}
+    for name, path in files.items():
+        with ModelFile(path) as file, file.errors():
+            for part in file.names:
+                yield (name if file.single else f"{name}.{part}"), file.descriptor(part), file.source
+    others = {name: path for name, path in configs.items() if name not in files}
+    if others:
+        factory = RemoteModelFactory(server)
+        described = factory.describe(others, portability=True)
+        assert isinstance(described, dict)
+        for name, architecture in described.items():
+            _refuse_unbuildable(name, architecture)
+            yield name, architecture.descriptor, factory.read_source
 
 
 def _refuse_unbuildable(name: str, architecture: Architecture) -> None:

@@ -134,7 +134,7 @@ class Assembler:
         reasons = descriptor.source_reasons
         self._trust.check(component, bundle.digest, reasons, lambda: self.read_source(bundle))
         source = load_source(self.read_source(bundle), bundle.digest, f"{component}: {', '.join(reasons)}")
-        return lambda item: source.find_class(item.module, item.qualname)
+        return lambda item: source.find_class(item.module, item.qualname, item.reason)
 
     def _read_weights(self, name: str, blob: Blob) -> dict[str, torch.Tensor]:
         with (

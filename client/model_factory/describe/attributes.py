@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -30,14 +31,16 @@ def real_class(module: nn.Module) -> type[nn.Module]:
     return cls
 
 
-def module_attributes(module: nn.Module, cls: type[nn.Module], where: str) -> dict[str, Any]:
-    """The attributes of a module, to be rebuilt as an instance of ``cls``.
+def module_attributes(
+    module: nn.Module, cls: type[nn.Module], where: str, left_out: Collection[str] = ()
+) -> dict[str, Any]:
+    """The attributes of a module except ``left_out``, to be rebuilt as an instance of ``cls``.
 
     Raises:
         NotPortableError: an attribute is not plain data, or hides a method.
     """
     try:
-        return stock_attributes(module, cls)
+        return stock_attributes(module, cls, left_out)
     except FormatError as error:
         raise NotPortableError(
             f"{where}: {error}. Remedy: delete the attribute, or use a function of torch.nn.functional"

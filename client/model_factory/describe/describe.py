@@ -46,6 +46,7 @@ from model_factory.errors import NotPortableError
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.lookup import get_module
+from model_factory.program.runtime.program_module import ProgramModule
 
 
 def describe(
@@ -54,16 +55,21 @@ def describe(
     bundle: Blob | None = None,
     refused: dict[str, str] | None = None,
     left_out: Container[tuple[int, str]] = (),
+    *,
+    is_trained: bool = False,
 ) -> Descriptor:
     """Describe a module and everything below.
+
+    A rebuilt block is described like the block of its class; :func:`programs_of` returns the programs.
 
     Args:
         module: The model.
         sources: Modules of the model to be sent as source code, with their classes.
         bundle: The bundle with these classes; ``None`` without source code.
         refused: If given, receives the reason for each refused module, by path, and no error is raised.
-        left_out: Attributes of custom modules without a place in the descriptor: ``id`` of the module's ``__dict__``,
-            and name.
+        left_out: Attributes of modules without a place in the descriptor: ``id`` of the module's ``__dict__``, and
+            name.
+        is_trained: Whether gradients are left out; by default a tensor with a gradient is refused.
 
     Raises:
         NotPortableError: a module or tensor is not portable; the message names the module, the fault and a remedy.
@@ -72,7 +78,7 @@ def describe(
         >>> [node.type for node in describe(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).modules]
         ['nn.Sequential', 'nn.Linear', 'nn.ReLU']
     """
-    walk = _Walk(sources, Refusals(refused), left_out)
+    walk = _Walk(sources, Refusals(refused), left_out, is_trained=is_trained)
     walk.add_module(module, "")
     tensors = walk.tensors.finish()
     nodes = tuple(node for node in walk.modules if node is not None)
@@ -114,14 +120,19 @@ class _Walk:
     """Walks a model once and makes the tables of its descriptor."""
 
     def __init__(
-        self, sources: Mapping[nn.Module, SourceClass], refusals: Refusals, left_out: Container[tuple[int, str]]
+        self,
+        sources: Mapping[nn.Module, SourceClass],
+        refusals: Refusals,
+        left_out: Container[tuple[int, str]],
+        *,
+        is_trained: bool,
     ) -> None:
         self._sources = sources
         self._left_out = left_out
         self._refusals = refusals
         self._positions: dict[int, int] = {}  # by id of the module
         self.modules: list[ModuleNode | None] = []
-        self.tensors = TensorTable(refusals)
+        self.tensors = TensorTable(refusals, is_trained=is_trained)
 
     def add_module(self, module: nn.Module, path: str) -> int:
         """Add a module, unless known, and return the module's position."""
@@ -156,7 +167,7 @@ class _Walk:
             return self._source_node(tables, module, path, where)
         node = StockNode(type=STOCK_NAMES[cls], **tables)
         with self._refusals.noted(path):
-            return replace(node, attributes=self._with_tensors(module_attributes(module, cls, where), path))
+            return replace(node, attributes=self._kept_attributes(module, cls, path, where))
         return node
 
     def _tables(self, module: nn.Module, path: str) -> dict[str, Any]:
@@ -178,14 +189,18 @@ class _Walk:
     def _program_node(self, tables: dict[str, Any], module: nn.Module, path: str, where: str) -> ProgramNode:
         node = ProgramNode(type=real_class(module).__name__, signature=ForwardSignature.of(module.forward), **tables)
         with self._refusals.noted(path):
-            methods = declared_methods(module, where)
-            found = program_attributes(module, methods, where).items()
-            kept = {name: value for name, value in found if (id(module.__dict__), name) not in self._left_out}
+            if isinstance(module, ProgramModule):
+                frozen, methods = module._frozen, module._declared_methods
+            else:
+                names = declared_methods(module, where)
+                frozen = frozen_modules(module, where)
+                methods = {name: ForwardSignature.of(getattr(module, name)) for name in names}
+            kept = self._without_left_out(module, program_attributes(module, tuple(methods), where))
             return replace(
                 node,
                 attributes=self._with_tensors(kept, path),
-                frozen=frozen_modules(module, where),
-                declared_methods=tuple((name, ForwardSignature.of(getattr(module, name))) for name in methods),
+                frozen=frozen,
+                declared_methods=tuple(methods.items()),
             )
         return node
 
@@ -194,8 +209,15 @@ class _Walk:
         node = SourceNode(type=cls.__name__, source=self._sources[module], **tables)
         with self._refusals.noted(path):
             refuse_slots(cls, where)
-            return replace(node, attributes=self._with_tensors(module_attributes(module, cls, where), path))
+            return replace(node, attributes=self._kept_attributes(module, cls, path, where))
         return node
+
+    def _kept_attributes(self, module: nn.Module, cls: type[nn.Module], path: str, where: str) -> dict[str, Any]:
+        left_out = {name for name in module.__dict__ if (id(module.__dict__), name) in self._left_out}
+        return self._with_tensors(module_attributes(module, cls, where, left_out), path)
+
+    def _without_left_out(self, module: nn.Module, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in attributes.items() if (id(module.__dict__), name) not in self._left_out}
 
     def _with_tensors(self, attributes: dict[str, Any], path: str) -> dict[str, Any]:
         """Attributes with positions in the table in the place of tensors."""

@@ -173,8 +173,10 @@ def refuse_hooks(module: nn.Module, where: str, restored: Collection[Any]) -> No
                 )
 
 
-def refuse_tensor(tensor: torch.Tensor, name: str) -> None:
+def refuse_tensor(tensor: torch.Tensor, name: str, *, is_trained: bool = False) -> None:
     """Refuse a tensor with more than values, or with a dtype or layout unknown to weights files.
+
+    With ``is_trained``, a gradient is no reason.
 
     Raises:
         NotPortableError: the tensor is refused.
@@ -196,7 +198,7 @@ def refuse_tensor(tensor: torch.Tensor, name: str) -> None:
         )
     if not tensor.is_leaf:
         raise NotPortableError(f"{where} has an autograd history. Remedy: call detach()")
-    if tensor.grad is not None:
+    if tensor.grad is not None and not is_trained:
         raise NotPortableError(f"{where} has a gradient. Remedy: call zero_grad() in the constructor")
     if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
         raise NotPortableError(

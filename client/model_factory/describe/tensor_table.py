@@ -17,8 +17,10 @@ from model_factory.program.torch_names import torch_name
 class TensorTable:
     """Collects tensors."""
 
-    def __init__(self, refusals: Refusals) -> None:
+    def __init__(self, refusals: Refusals, *, is_trained: bool = False) -> None:
+        """With ``is_trained``, gradients are left out instead of refused."""
         self._refusals = refusals
+        self._is_trained = is_trained
         self._positions: dict[int, int] = {}  # by id of the tensor
         self._dense: dict[str, torch.Tensor] = {}
         self.nodes: list[TensorNode] = []
@@ -33,7 +35,7 @@ class TensorTable:
             return position
         owner = name.rpartition(".")[0]
         with self._refusals.noted(owner):
-            refuse_tensor(tensor, name)
+            refuse_tensor(tensor, name, is_trained=self._is_trained)
         node = _node(tensor, name)
         with self._refusals.noted(owner):
             node = replace(node, attributes=tensor_attributes(tensor, name))

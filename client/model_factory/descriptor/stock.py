@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from inspect import getattr_static, isdatadescriptor
 from types import MappingProxyType
@@ -93,13 +93,15 @@ def _stock_base(cls: type[nn.Module]) -> type[nn.Module] | None:
     return base if same and not computed else None
 
 
-def stock_attributes(module: nn.Module, cls: type[nn.Module]) -> dict[str, Any]:
+def stock_attributes(module: nn.Module, cls: type[nn.Module], left_out: Collection[str] = ()) -> dict[str, Any]:
     """Return the described plain attributes of a module, for a rebuild as ``cls``; tensors unchanged.
+
+    ``left_out`` has the names of attributes without a place in a descriptor.
 
     Raises:
         FormatError: an attribute is not portable.
     """
-    skipped = _INTERNALS | restored_names(cls)
+    skipped = _INTERNALS.union(restored_names(cls), left_out)
     attributes = {}
     for name, value in module.__dict__.items():
         if name in skipped or (isinstance(value, nn.Module) and module._modules.get(name) is value):

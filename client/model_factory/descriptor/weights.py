@@ -13,17 +13,22 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from model_factory.digest import digest_of, digest_on_all_cores
 from model_factory.errors import FormatError, StoreError
 from model_factory.store.hashing_writer import HashingWriter
 
 ALIGNMENT = 64
+
+MAX_HEADER_BYTES = 100_000_000
+"""Bound of the safetensors library on the length of a header."""
 
 DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -75,6 +80,47 @@ def write_weights(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> tuple[
     return writer.digest(), writer.size
 
 
+def write_documents_and_weights(
+    file: BinaryIO,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Callable[[Mapping[str, str]], Mapping[str, str]],
+) -> None:
+    """Write tensors as a safetensors file with metadata in the header.
+
+    ``metadata`` returns the metadata for the digests of the tensors' bytes, by name. The function is called twice: the
+    digests are known after the tensors are written. The length of the metadata must not depend on the digests.
+
+    Raises:
+        FormatError: a dtype has no name in safetensors, or the header would be too long.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryFile(buffering=0) as file:
+        ...     write_documents_and_weights(file, {"w": torch.ones(2)}, lambda digests: {"digest of w": digests["w"]})
+        ...     header = read_header(file)
+        >>> len(header.metadata["digest of w"]), [entry.name for entry in header.entries]
+        (64, ['w'])
+    """
+    ordered = _ordered(tensors)
+    digests = dict.fromkeys(tensors, digest_of(b""))
+    header = _header(ordered, metadata(digests))
+    if len(header) > MAX_HEADER_BYTES:
+        raise FormatError(
+            f"the descriptions of the models take {len(header)} bytes; the header of a safetensors file has at most "
+            f"{MAX_HEADER_BYTES}. Remedy: save the models in several files"
+        )
+    writer = HashingWriter(file)
+    writer.write(header)
+    for name, tensor in ordered:
+        (data,) = [*_bytes([tensor])] or [memoryview(b"")]
+        digests[name] = digest_on_all_cores(data)
+        writer.write(data)
+    final = _header(ordered, metadata(digests))
+    assert len(final) == len(header)
+    file.seek(0)
+    file.write(final)
+
+
 def offsets(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Return the offsets of tensors in a weights file, in bytes; also for tensors on the meta device.
 
@@ -99,8 +145,8 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> Iterator[memoryview]:
             yield plain.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _header(ordered: list[tuple[str, torch.Tensor]]) -> bytes:
-    entries: dict[str, object] = {}
+def _header(ordered: list[tuple[str, torch.Tensor]], metadata: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, tensor in ordered:
         if tensor.dtype not in DTYPES:
@@ -112,22 +158,53 @@ def _header(ordered: list[tuple[str, torch.Tensor]]) -> bytes:
             "data_offsets": [offset, end],
         }
         offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=not metadata).encode()
     padded = text + b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(padded).to_bytes(8, "little") + padded
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """A tensor in a weights file."""
 
     name: str
+    """Key of the tensor."""
     dtype: torch.dtype
-    shape: list[int]
-    offset: int  # from the file's beginning
+    """Dtype of the numbers."""
+    shape: tuple[int, ...]
+    """Sizes of the axes, in the order of memory."""
+    offset: int
+    """Place of the first byte, in bytes from the file's beginning."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
-def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-    """Return the tensors of an open weights file by name.
+class Header(NamedTuple):
+    """The header of a weights file."""
+
+    entries: tuple[Entry, ...]
+    """Tensors in the order of the file."""
+    metadata: Mapping[str, str]
+    """Texts by key."""
+
+
+def read_header(file: BinaryIO) -> Header:
+    """Read and check the header of an open weights file.
+
+    Raises:
+        FormatError: the file is not a whole safetensors file.
+        StoreError: the file cannot be read.
+    """
+    with _whole():
+        return _read_header(file)
+
+
+def map_weights(
+    file: BinaryIO, device: str | torch.device = "cpu", entries: Iterable[Entry] | None = None
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of an open weights file by name: all tensors, or the tensors of ``entries``.
 
     On the CPU, the tensors lie in a private mapping of the file: a write copies the written pages, and the file never
     changes. A tensor without alignment in the file, after tensors of odd sizes, is copied at once. The mapping, and so
@@ -139,10 +216,25 @@ def map_weights(file: BinaryIO, device: str | torch.device = "cpu") -> dict[str,
         RuntimeError: the device has too little memory or does not work; torch's own error.
     """
     with _whole():
-        entries = _entries(file)
+        chosen = _read_header(file).entries if entries is None else entries
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        tensors = {entry.name: _mapped(mapping, entry) for entry in entries}
+        tensors = {entry.name: _mapped(mapping, entry) for entry in chosen}
     return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def wrong_tensors(file: BinaryIO, entries: Iterable[Entry], digests: Mapping[str, str]) -> list[str]:
+    """Return the names of the tensors whose bytes have other digests. A tensor without a digest is wrong.
+
+    Raises:
+        StoreError: the file cannot be read or mapped.
+    """
+    with _whole(), mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping, memoryview(mapping) as data:
+        wrong = []
+        for entry in entries:
+            with data[entry.offset : entry.offset + entry.nbytes] as part:
+                if digest_on_all_cores(part) != digests.get(entry.name):
+                    wrong.append(entry.name)
+    return wrong
 
 
 @contextmanager
@@ -150,31 +242,31 @@ def _whole() -> Iterator[None]:
     try:
         yield
     except OSError as error:  # a disk that fails, or a file system that maps no files
-        remedy = "set MODEL_FACTORY_CACHE to a folder on a local disk"
+        remedy = "set MODEL_FACTORY_CACHE to a folder on a local disk, or copy a model file there"
         raise StoreError(f"a weights file cannot be read: {error}. Remedy: {remedy}") from error
     except (SafetensorError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise FormatError(f"this is not a whole weights file: {error}") from None
 
 
-def _entries(file: BinaryIO) -> list[_Entry]:
+def _read_header(file: BinaryIO) -> Header:
     found = []
     offset = 8 + int.from_bytes(os.pread(file.fileno(), 8, 0), "little")
     with safe_open(f"/dev/fd/{file.fileno()}", framework="numpy") as opened:  # checks for gaps
         for name in opened.offset_keys():
             about = opened.get_slice(name)
-            dtype, shape = _BY_NAME.get(about.get_dtype()), about.get_shape()
+            dtype, shape = _BY_NAME.get(about.get_dtype()), tuple(about.get_shape())
             if dtype is None:
                 raise FormatError(f"a weights file holds a tensor of the unknown dtype {about.get_dtype()!r}")
-            found.append(_Entry(name, dtype, shape, offset))
-            offset += math.prod(shape) * dtype.itemsize
-    return found
+            found.append(Entry(name, dtype, shape, offset))
+            offset += found[-1].nbytes
+        return Header(tuple(found), opened.metadata() or {})
 
 
-def _mapped(mapping: mmap.mmap, entry: _Entry) -> torch.Tensor:
+def _mapped(mapping: mmap.mmap, entry: Entry) -> torch.Tensor:
     count = math.prod(entry.shape)
     if count == 0:
         return torch.empty(entry.shape, dtype=entry.dtype)
     if entry.offset % ALIGNMENT:  # without alignment, kernels may add up in another order
-        part = bytearray(mapping[entry.offset : entry.offset + count * entry.dtype.itemsize])
+        part = bytearray(mapping[entry.offset : entry.offset + entry.nbytes])
         return torch.frombuffer(part, dtype=entry.dtype).view(entry.shape).clone()
     return torch.frombuffer(mapping, dtype=entry.dtype, count=count, offset=entry.offset).view(entry.shape)

@@ -35,6 +35,9 @@ class TrustedSource:
 
     def __init__(self, bundle: Bundle, digest: str) -> None:
         self.digest = digest
+        self.bundle = bundle
+        self.reasons: dict[tuple[str, str], str] = {}
+        """Reason for the source of each class found, by module and qualified name; for display."""
         self.files = bundle.files
         self.modules = bundle.modules
         self.root = f"{_PREFIX}{digest}"
@@ -45,8 +48,10 @@ class TrustedSource:
         }
         self.packages |= {f"{self.root}.{module}" for module, name in self.modules.items() if is_package(name)}
 
-    def find_class(self, module: str, qualname: str) -> Any:
+    def find_class(self, module: str, qualname: str, reason: str = "") -> Any:
         """Return a class defined by a module of the bundle; imports the module, and so runs the code.
+
+        ``reason`` is the reason for the source of the class, to be kept.
 
         Raises:
             SourceError: the module fails, or does not define the class.
@@ -65,6 +70,7 @@ class TrustedSource:
             found = vars(found).get(part) if isinstance(found, type | ModuleType) else None
         if not isinstance(found, type) or (found.__module__, found.__qualname__) != (private, qualname):
             raise SourceError(f"{where} cannot be found: the module does not define the class")
+        self.reasons[module, qualname] = reason
         return found
 
 
@@ -88,6 +94,18 @@ def load_source(data: bytes, digest: str, block: str) -> TrustedSource:
             if _FINDER not in sys.meta_path:
                 sys.meta_path.append(_FINDER)
     return source
+
+
+def source_of(cls: type) -> tuple[TrustedSource, str] | None:
+    """Return the trusted source that defines a class, and the name of the module in the source; None for other classes.
+
+    Example:
+        >>> source_of(int) is None
+        True
+    """
+    root, _, module = cls.__module__.partition(".")
+    source = _FINDER.sources.get(root)
+    return None if source is None else (source, module)
 
 
 def _check_requirements(bundle: Bundle, block: str) -> None:

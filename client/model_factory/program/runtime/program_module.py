@@ -195,7 +195,8 @@ class ProgramModule(nn.Module):
         if self._recorder is None:
             raise CallSignatureError(
                 f"{self._where(call)} has no program for the call ({call_signature_text(call.signature)}) and no "
-                "server to record one"
+                "server to record one. Remedy: make this call on the built model before the model is saved, or record "
+                "the call at the build with example_inputs() (docs/portability.md)"
             )
         known = [compiled.recorded for compiled in self._programs]
         for recorded in self._recorder.known(self._path):

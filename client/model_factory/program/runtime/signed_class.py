@@ -61,6 +61,11 @@ def signed_class(base: type[_Base], name: str, methods: Mapping[str, ForwardSign
     return cast("type[_Base]", known)
 
 
+def is_signed(cls: type) -> bool:
+    """Whether :func:`signed_class` made a class; not a subclass that a tool has made since."""
+    return _DESCRIPTION in vars(cls)
+
+
 def _function(owner: str, method: str, signature: ForwardSignature) -> FunctionType:
     def run(self: RunsMethods, *args: Any, **kwargs: Any) -> Any:
         return self.run_method(method, signature, args, kwargs)

@@ -1,0 +1,1 @@
+"""Model files: models with descriptors, programs and weights in one file, loaded without a server."""
