@@ -14,12 +14,16 @@ import model_factory
 CLIENT = "model-factory"
 
 
-def make_site(folder: Path) -> Path:
-    """Link the client and all requirements, direct and indirect, into a folder; return the folder."""
+def make_site(folder: Path, *roots: str) -> Path:
+    """Link the client and all requirements, direct and indirect, into a folder; return the folder.
+
+    With ``roots``, link these distributions in the place of the client.
+    """
     folder.mkdir()
-    links: dict[str, Path] = {"model_factory": Path(model_factory.__file__).parent}
+    links: dict[str, Path] = {} if roots else {"model_factory": Path(model_factory.__file__).parent}
     shared: dict[str, list[Path]] = {}
-    distributions = [metadata.distribution(name) for name in sorted(requirements(CLIENT))]
+    names = {name for root in roots or (CLIENT,) for name in requirements(root)}
+    distributions = [metadata.distribution(name) for name in sorted(names)]
     for distribution in distributions:
         for top in _tops(distribution):
             shared.setdefault(top.name, []).append(top)

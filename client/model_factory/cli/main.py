@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         _add_build,
         _add_load,
+        _add_export,
         _add_lock,
         _add_describe,
         _add_trust,
@@ -118,6 +119,25 @@ def _add_load(commands: Any) -> None:
     parser = commands.add_parser("load", help="show and check a model file; needs no server")
     parser.add_argument("file", type=Path, metavar="FILE", help="file or folder from model_factory.save or build -o")
     parser.set_defaults(run=_load)
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="write a model of a file as a program for torch.export or ONNX")
+    parser.add_argument("file", type=Path, metavar="FILE", help="model file")
+    parser.add_argument("--format", choices=("pt2", "onnx"), default="pt2", help="default: %(default)s")
+    parser.add_argument("--model", metavar="NAME", help="model to export, of a file with several models")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=[DTYPE:]AXIS,...",
+        help="shape of an input of the forward: a number is a fixed size, a name an axis of any size; "
+        "for example observation=batch,12, tokens=int64:batch,20, mask=none, views.0=batch,3,64,64",
+    )
+    parser.add_argument("--inputs", type=Path, metavar="FILE", help="safetensors file with example values by name")
+    parser.add_argument("--trust-source", type=Path, metavar="LOCK", help="lock file with the trusted source code")
+    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="default: FILE with the format as suffix")
+    parser.set_defaults(run=_export)
 
 
 def _add_trust(commands: Any) -> None:
@@ -262,6 +282,19 @@ def _load(arguments: argparse.Namespace) -> int:
     from model_factory.cli.files import load  # noqa: PLC0415  validate must not import torch
 
     return load(arguments.file)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from model_factory.cli.export import export  # noqa: PLC0415  validate must not import torch
+
+    return export(
+        *(arguments.file, arguments.format),
+        name=arguments.model,
+        shapes=arguments.input,
+        values=arguments.inputs,
+        output=arguments.output,
+        trust_source=arguments.trust_source,
+    )
 
 
 def _describe(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""Models as programs of torch.export or ONNX, for machines without model-factory."""
