@@ -34,6 +34,7 @@ _SHARED_STORE = "MODEL_FACTORY_SHARED_STORE"
 SERVER = "MODEL_FACTORY_SERVER"
 """Name of the variable with the address of the server."""
 
+_OFFLINE = "MODEL_FACTORY_OFFLINE"
 _TRUST_SOURCE = "MODEL_FACTORY_TRUST_SOURCE"
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -47,7 +48,8 @@ _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC uses the first va
 _NO_PROXIES = ("no_grpc_proxy", "no_proxy")  # likewise
 
 VARIABLES = (
-    *(_CACHE, _CACHE_GIB, _SHARED_STORE, SERVER, SHARE_VALUES, _TRUST_SOURCE, USE_PROXY, _TLS, _SERVER_NAME),
+    *(_CACHE, _CACHE_GIB, _SHARED_STORE, SERVER, SHARE_VALUES, _TRUST_SOURCE, _OFFLINE, USE_PROXY, _TLS),
+    _SERVER_NAME,
     *_FILES.values(),
 )
 """All variables of this package; configs can name more."""
@@ -101,6 +103,15 @@ def share_values() -> bool:
         ModelFactoryError: the variable is neither true nor false.
     """
     return _is_on(SHARE_VALUES)
+
+
+def offline() -> bool | None:
+    """Whether to build from the node cache alone: ``$MODEL_FACTORY_OFFLINE``; None where unset.
+
+    Raises:
+        ModelFactoryError: the variable is neither true nor false.
+    """
+    return _is_on(_OFFLINE) if os.environ.get(_OFFLINE) else None
 
 
 def proxy_variables() -> tuple[str, str, str]:

@@ -105,6 +105,8 @@ class Manifest:
     """Content of small blobs by digest, not verified yet."""
     server_version: str = ""
     """Version of the server's package; empty from a server that does not say."""
+    server: str = ""
+    """Digest of the server's identity, as the client has observed the server at the response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

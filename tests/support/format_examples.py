@@ -19,15 +19,18 @@ import torch  # noqa: E402  after the path is set
 
 from model_factory.blocks import SELF_CHECK_CONFIG  # noqa: E402
 from model_factory.client.builds.build_lock import BuildLock  # noqa: E402
+from model_factory.client.builds.known_builds import KnownBuilds  # noqa: E402
+from model_factory.client.connection import Connection  # noqa: E402
+from model_factory.client.credentials import Credentials  # noqa: E402
 from model_factory.config import ResolvedConfig, parse_config  # noqa: E402
 from model_factory.config.canonical import wire_bytes  # noqa: E402
-from model_factory.config.request import component_seed  # noqa: E402
+from model_factory.config.request import Component, component_seed  # noqa: E402
 from model_factory.describe.describe import describe, named_tensors  # noqa: E402
 from model_factory.descriptor.codec import encode_descriptor, encode_programs  # noqa: E402
 from model_factory.descriptor.weights import write_weights  # noqa: E402
 from model_factory.digest import Blob, digest_of  # noqa: E402
 from model_factory.documents import FORMAT, encode_document  # noqa: E402
-from model_factory.identity import BuildInfo  # noqa: E402
+from model_factory.identity import BuildInfo, BuiltComponent, Manifest  # noqa: E402
 from model_factory.model_file.index import INDEX  # noqa: E402
 from model_factory.model_file.save import save  # noqa: E402
 from model_factory.program.example_call import encode_call  # noqa: E402
@@ -83,6 +86,7 @@ def examples() -> dict[str, Any]:
             "model-file": _model_file(Path(folder) / "model.mf"),
             "placement": _placement(),
             "build-lock": _build_lock(Path(folder), config, blobs),
+            "known-build": _known_build(Path(folder), config, blobs),
             **_source(),
             **_records(store, config, blobs, programs),
         }
@@ -137,6 +141,24 @@ def _build_lock(folder: Path, config: ResolvedConfig, blobs: Mapping[str, Blob])
     lock = BuildLock(folder / "models.lock", {"policy": info})
     lock.write()
     return json.loads(lock.path.read_bytes())
+
+
+def _known_build(folder: Path, config: ResolvedConfig, blobs: Mapping[str, Blob]) -> Any:
+    store, component = Store(folder / "cache"), Component(name="policy", config=config)
+    for blob in blobs.values():
+        store.put(Store(folder).read(blob) or b"")
+    keys = {"build_key": build_key(_BACKEND, config, "", 7), "architecture_key": architecture_key(_BACKEND, config, "")}
+    built = BuiltComponent(name="policy", **keys, **blobs)
+    manifest = Manifest(
+        identity=_BACKEND.public,
+        components=(built,),
+        inline={},
+        server_version="0.1.0",
+        server=digest_of(b"the server"),
+    )
+    KnownBuilds(Connection("gpu-node:50051", credentials=Credentials()), store, "").keep(component, built, manifest, 7)
+    (path,) = (store.root / "records").rglob("?" * 64)
+    return json.loads(path.read_bytes())
 
 
 def _placement() -> Any:

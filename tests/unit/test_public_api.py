@@ -96,6 +96,7 @@ def test_remote_factory_arguments():
         "trust_source",
         "share_values",
         "lock",
+        "offline",
     ]
 
 

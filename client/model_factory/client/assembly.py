@@ -96,7 +96,9 @@ class Assembler:
         find_class = self._trusted_classes(component.name, blueprint.descriptor)  # before the large download
         described = BuiltState(blueprint.descriptor)
         recorder = ProgramClient(
-            self._connection, self._cache, component, build, built.programs, described, share_values=self._share_values
+            *(self._connection, self._cache, component, build, built.programs, described),
+            server=manifest.server,
+            share_values=self._share_values,
         )
         _check_size(built.weights, blueprint.tensor_bytes)
         model = blueprint.build(self._read_weights(component.name, built.weights), recorder, find_class)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -66,8 +67,10 @@ class Connection:
         timeout: float | None = None,
         credentials: Credentials | None = None,
         shared_store: str = "",
+        *,
+        is_offline: bool = False,
     ) -> None:
-        """Prepare a connection to the server at ``address``; the first RPC connects.
+        """Prepare a connection to the server at ``address``; the first RPC connects, or fails with ``is_offline``.
 
         Raises:
             ServerError: ``address`` is not an address.
@@ -78,6 +81,7 @@ class Connection:
         self.timeout = timeout
         self.credentials = Credentials.from_environment() if credentials is None else credentials
         self._shared_store = shared_store
+        self.is_offline = is_offline
         self._lock = threading.Lock()
         self._stub: service_pb2_grpc.ModelFactoryServiceStub | None = None
         self._channel: grpc.Channel | None = None
@@ -94,9 +98,10 @@ class Connection:
         self._channels_of_parents.append(self._channel)
         self._channel = self._stub = None
 
-    def __reduce__(self) -> tuple[type[Connection], tuple[str, float | None, Credentials, str]]:
+    def __reduce__(self) -> tuple[Any, tuple[str, float | None, Credentials, str]]:
         # Credentials hold names of files, never secrets.
-        return (Connection, (self.address, self.timeout, self.credentials, self._shared_store))
+        make = functools.partial(Connection, is_offline=self.is_offline)
+        return (make, (self.address, self.timeout, self.credentials, self._shared_store))
 
     def __deepcopy__(self, _memo: Mapping[int, Any]) -> Connection:
         return self
@@ -193,6 +198,11 @@ class Connection:
             time.sleep(_POLL_SECONDS)
 
     def _open(self) -> grpc.Channel:
+        if self.is_offline:
+            raise UnavailableError(
+                f"the server at {self.address} is not called, since this factory is offline. Remedy: offline=None, or "
+                "unset MODEL_FACTORY_OFFLINE"
+            )
         if self._channel is None:
             self._channel = self.credentials.open(self.address, self._options)
         return self._channel

@@ -75,11 +75,12 @@ class Credentials:
         """Whether connections take no HTTP proxy: the proxy could read a token without TLS."""
         return self.token_file is not None and not self.encrypts
 
-    def server_identity(self, address: str) -> str:
+    def server_identity(self, address: str, *, observed: bool = True) -> str:
         """Return a digest of the server's identity, as far as this client can distinguish servers.
 
         With TLS: digest of the authorities and of the expected name in the certificate. Without TLS: digest of the
         address and of the proxy; for a loopback address also of this machine, its network, and the users that listen.
+        The users are left out with ``observed=False``: nobody listens in the place of a server that is down.
 
         Raises:
             AccessError: the file of authorities cannot be read.
@@ -90,7 +91,7 @@ class Credentials:
             name = self.server_name or ",".join(host for host, _ in parsed.hosts) or address
             return digest_of(encode_document(["tls", authorities, name]))
         place = socket_path(parsed) or address
-        return digest_of(encode_document(["plaintext", place, _way_to(parsed)]))
+        return digest_of(encode_document(["plaintext", place, _way_to(parsed, observed=observed)]))
 
     def open(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """Open a channel to a server.
@@ -145,13 +146,13 @@ def _system_authorities() -> str:
     return f"file {digest_of(_read(path) or b'')}" if path else "system"
 
 
-def _way_to(address: Address) -> list[object]:
+def _way_to(address: Address, *, observed: bool) -> list[object]:
     """Return the surroundings that decide which server answers at an address without TLS."""
     if not address.is_loopback:
         return list(proxy_variables()[1:]) if is_proxied() else [platform.node() if not address.hosts else ""]
     network = _NETWORK.stat().st_ino if _NETWORK.exists() else 0
     machine = next((path.read_text().strip() for path in _MACHINE if path.is_file()), "")
-    return [platform.node(), machine, network, list(listening_users(address))]
+    return [platform.node(), machine, network, *([list(listening_users(address))] if observed else [])]
 
 
 class _Details(NamedTuple):

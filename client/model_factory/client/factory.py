@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import operator
@@ -17,6 +18,7 @@ from torch import nn
 from model_factory.blocks import Block
 from model_factory.client.assembly import Assembler
 from model_factory.client.builds.build_lock import BuildLock
+from model_factory.client.builds.known_builds import KnownBuilds
 from model_factory.client.connection import RETRY_ATTEMPTS, Connection
 from model_factory.client.credentials import Credentials
 from model_factory.client.progress import building
@@ -35,15 +37,16 @@ from model_factory.environment import (
     shared_store,
     trusted_lock_file,
 )
+from model_factory.environment import offline as offline_by_default
 from model_factory.environment import share_values as share_values_by_default
-from model_factory.errors import MissingBlobError, ServerError, safe_text
+from model_factory.errors import MissingBlobError, ServerError, StoreError, UnavailableError, safe_text
 from model_factory.identity import BuiltComponent, Manifest
 from model_factory.program.torch_names import torch_name
 from model_factory.protocol import NamedModels, SingleModel
 from model_factory.source.trust import Trust, TrustSource
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
-from model_factory.wording import printable
+from model_factory.wording import listed, printable
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +98,7 @@ class RemoteModelFactory:
         trust_source: TrustSource = None,
         share_values: bool | None = None,
         lock: str | PathLike[str] | None = None,
+        offline: bool | None = None,
     ) -> None:
         """Create a factory; the first use connects to the server.
 
@@ -109,8 +113,7 @@ class RemoteModelFactory:
             cache_dir: Folder of the node cache; by default ``$MODEL_FACTORY_CACHE``, else the user's cache folder.
             cache_bytes: Bound on the blobs in the cache. Before a fetch, unused blobs are evicted, least recently used
                 first. By default ``$MODEL_FACTORY_CACHE_GIB``, else 64 GiB.
-            timeout: Seconds for one RPC, builds included; by default unlimited. A download has no total limit, but
-                fails after 60 s without data.
+            timeout: Seconds for one RPC, builds included; by default unlimited. Downloads fail after 60 s without data.
             credentials: TLS and token; by default the ``MODEL_FACTORY_*`` environment variables, else no TLS and no
                 token.
             trust_source: Source code that may run in this process, for blocks that are not portable as programs. A
@@ -120,8 +123,9 @@ class RemoteModelFactory:
                 decisions by values, and attributes set by the trainer. Needed only for calls whose program depends on
                 values unknown to the server; without permission these calls fail. By default
                 ``$MODEL_FACTORY_SHARE_VALUES``, else False: names, kinds, dtypes and sizes are sent.
-            lock: File from ``model-factory lock`` with the only builds that are accepted. Without ``seed``, the pinned
-                seed is used.
+            lock: File from ``model-factory lock`` with the accepted builds; without ``seed``, the pinned seed is used.
+            offline: Whether to build from the node cache alone. By default ``$MODEL_FACTORY_OFFLINE``, else only if the
+                server cannot be reached and the cache has the exact build, with a warning.
 
         Raises:
             ServerError: ``address`` is not an address, or no address is given.
@@ -131,21 +135,24 @@ class RemoteModelFactory:
             StoreError: the cache can neither be created nor read, or the user has no cache folder.
             ModelFactoryError: an environment variable of this package has an invalid value.
         """
-        trust = Trust(trusted_lock_file() if trust_source is None else trust_source)
         self._lock = None if lock is None else BuildLock.read(lock)
-        self._connection = Connection(address or _server_of_environment(), timeout, credentials, shared_store())
+        self._offline = offline_by_default() if offline is None else offline
+        self._connection = Connection(
+            *(address or _server_of_environment(), timeout, credentials, shared_store()), is_offline=bool(self._offline)
+        )
         self._seed = None if seed is None else operator.index(seed)
         self._dtype = "" if dtype is None else torch_name(dtype)
         self._base_dir = Path("" if base_dir is None else base_dir).absolute()
         self._device = torch.device(device)
         self._cache = _open_cache(cache_dir, cache_bytes)
         self._assembler = Assembler(
-            *(self._connection, self._cache, trust),
+            *(self._connection, self._cache, Trust(trusted_lock_file() if trust_source is None else trust_source)),
             device=self._device,
             dtype=self._dtype,
             share_values=share_values_by_default() if share_values is None else bool(share_values),
             lock=self._lock,
         )
+        self._known = KnownBuilds(self._connection, self._cache, self._dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._connection.address!r}, seed={self._seed}, device={str(self._device)!r})"
@@ -172,16 +179,15 @@ class RemoteModelFactory:
             ValueError: the mapping is empty.
             ModelFactoryError: see the subclasses.
         """
-        request = self._read_request(model_cfg)
+        request = read_request(model_cfg, self._base_dir, environment())
         with build_seed(self._fixed_seed(request)) as drawn:
             seed = drawn % SEED_RANGE
             if self._lock is not None:
                 for item in request.components:
                     self._lock.check_request(item.name, item.config.digest, self._dtype, seed)
-            manifest = self._build_on_server(request, seed)
             modules = {
                 component.name: self._assemble(component, built, manifest, seed)
-                for component, built in zip(request.components, manifest.components, strict=True)
+                for component, (built, manifest) in zip(request.components, self._results(request, seed), strict=True)
             }
         return request.result(modules)
 
@@ -203,7 +209,8 @@ class RemoteModelFactory:
             ValueError: the mapping is empty.
             ModelFactoryError: see the subclasses.
         """
-        request = self._read_request(model_cfg)
+        request = read_request(model_cfg, self._base_dir, environment())
+        self._connection.capabilities()  # refuses a server of another format version
         message = build_pb2.DescribeModelsRequest(
             components=wire.to_components(request), dtype=self._dtype, portability=portability
         )
@@ -250,15 +257,31 @@ class RemoteModelFactory:
         """Close the connection; the factory and the factory's modules reconnect when necessary."""
         self._connection.close()
 
-    def _read_request(self, model_cfg: Mapping[str, Any]) -> ModelRequest:
-        request = read_request(model_cfg, self._base_dir, environment())
-        self._connection.capabilities()  # refuses a server of another format version
-        return request
-
     def _fixed_seed(self, request: ModelRequest) -> int | None:
         if self._seed is not None or self._lock is None:
             return self._seed
         return self._lock.seed(component.name for component in request.components)
+
+    def _results(self, request: ModelRequest, seed: int) -> list[tuple[BuiltComponent, Manifest]]:
+        """Return the result of each component: from the server, else from the node cache where permitted."""
+        if self._offline:
+            return [self._known.find(component, seed) for component in request.components]
+        try:
+            self._connection.capabilities()  # refuses a server of another format version
+            manifest = self._build_on_server(request, seed)
+            return [(built, manifest) for built in manifest.components]
+        except UnavailableError as error:
+            if self._offline is False:
+                raise
+            try:
+                found = [self._known.find(component, seed) for component in request.components]
+            except (UnavailableError, StoreError):
+                raise error from None
+            log.warning(
+                "%s; built from the node cache %s, as last built by the server: %s",
+                *(error, self._cache.root, listed(component.name for component in request.components)),
+            )
+            return found
 
     def _build_on_server(self, request: ModelRequest, seed: int) -> Manifest:
         message = build_pb2.BuildModelsRequest(components=wire.to_components(request), seed=seed, dtype=self._dtype)
@@ -274,7 +297,8 @@ class RemoteModelFactory:
                     report(event.progress.component, wire.stage_name(event.progress.stage))
         if received is None or [item.name for item in received.components] != names:
             raise ServerError(f"the server at {self._connection.address} ended a build without its manifest")
-        return wire.from_manifest(received, self._connection.address)
+        manifest = wire.from_manifest(received, self._connection.address)
+        return dataclasses.replace(manifest, server=self._connection.server_identity())
 
     def _stream_build(self, message: build_pb2.BuildModelsRequest) -> Iterator[build_pb2.BuildModelsResponse]:
         """Yield the events of a build; repeat the RPC a few times if the server went away.
@@ -298,14 +322,18 @@ class RemoteModelFactory:
                 events.cancel()  # no effect on an RPC that has ended
 
     def _assemble(self, component: Component, built: BuiltComponent, manifest: Manifest, seed: int) -> nn.Module:
-        for _ in range(_MAX_REBUILDS):
+        for attempt in range(_MAX_REBUILDS + 1):
             try:
-                return self._assembler.assemble(component, built, manifest, seed)
+                module = self._assembler.assemble(component, built, manifest, seed)
+                break
             except MissingBlobError as error:  # evicted before the download, or damaged on the server's disk
+                if attempt == _MAX_REBUILDS:
+                    raise
                 log.info("%s is built again: %s", component.name, error)
             manifest = self._build_on_server(ModelRequest(components=(component,), single=True), seed)
             built = manifest.components[0]
-        return self._assembler.assemble(component, built, manifest, seed)
+        self._known.keep(component, built, manifest, seed)
+        return module
 
 
 def _server_of_environment() -> str:

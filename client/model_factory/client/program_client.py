@@ -58,6 +58,7 @@ class ProgramClient:
         programs: Blob,
         built: Built,
         *,
+        server: str,
         share_values: bool = False,
     ) -> None:
         """Prepare for the modules of a build.
@@ -69,6 +70,7 @@ class ProgramClient:
             build: The build of the modules.
             programs: The blob of programs from the build.
             built: What the server has described of the component.
+            server: Digest of the identity of the server that has built the component.
             share_values: Whether the server may learn values of calls.
         """
         self._connection = connection
@@ -77,7 +79,7 @@ class ProgramClient:
         self._cache = cache
         self._component = component
         self._build = build
-        self._server = connection.server_identity()
+        self._server = server
         self._key = _cache_key(self._server, component, build, programs)
         self._decoded: tuple[Any, Programs] = (None, ())  # the last record read, and the programs in the record
         self._recorded: Programs = ()  # in this process

@@ -1,1 +1,1 @@
-"""Builds that a trainer repeats: pinned in a lock file."""
+"""Builds that a trainer repeats: pinned in a lock file, or known from the node cache."""
