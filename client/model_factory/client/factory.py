@@ -137,9 +137,8 @@ class RemoteModelFactory:
         """
         self._lock = None if lock is None else BuildLock.read(lock)
         self._offline = offline_by_default() if offline is None else offline
-        self._connection = Connection(
-            *(address or _server_of_environment(), timeout, credentials, shared_store()), is_offline=bool(self._offline)
-        )
+        place = _server_of_environment() if address is None else address
+        self._connection = Connection(*(place, timeout, credentials, shared_store()), is_offline=bool(self._offline))
         self._seed = None if seed is None else operator.index(seed)
         self._dtype = "" if dtype is None else torch_name(dtype)
         self._base_dir = Path("" if base_dir is None else base_dir).absolute()
