@@ -27,6 +27,7 @@ from model_factory.errors import (
 )
 
 if TYPE_CHECKING:
+    from model_factory.checkpoint.checkpoint import Checkpoint
     from model_factory.client.credentials import Credentials
     from model_factory.client.factory import RemoteModelFactory
     from model_factory.identity import BuildInfo
@@ -43,6 +44,7 @@ __all__ = [
     "BuildInfo",
     "BusyError",
     "CallSignatureError",
+    "Checkpoint",
     "ConfigError",
     "Credentials",
     "FormatError",
@@ -68,6 +70,7 @@ __all__ = [
 
 _LAZY_MODULES = {
     "BuildInfo": "model_factory.identity",
+    "Checkpoint": "model_factory.checkpoint.checkpoint",
     "Credentials": "model_factory.client.credentials",
     "GraphModel": "model_factory.program.runtime.graph_model",
     "ModelFactory": "model_factory.protocol",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, Protocol, TypeAlias, TypedDict, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, overload, runtime_checkable
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from model_factory.checkpoint.checkpoint import Checkpoint
 
 
 class ConfigPath(TypedDict):
@@ -28,6 +31,10 @@ NamedModels: TypeAlias = Mapping[str, str] | Mapping[str, PathLike[str]] | Mappi
 """A ``model_cfg`` for a dict of modules."""
 
 
+Weights: TypeAlias = "str | PathLike[str] | Checkpoint | Mapping[str, str | PathLike[str] | Checkpoint] | None"
+"""Value of ``weights``: a checkpoint of a single model, or checkpoints by name of the model."""
+
+
 @runtime_checkable
 class ModelFactory(Protocol):
     """Builds trainable modules from component configs, in this process or on a server.
@@ -47,21 +54,25 @@ class ModelFactory(Protocol):
     """
 
     @overload
-    def build(self, model_cfg: SingleModel) -> nn.Module: ...  # type: ignore[overload-overlap]  # a name config_path
+    def build(  # type: ignore[overload-overlap]  # a name config_path
+        self, model_cfg: SingleModel, *, weights: Weights = None
+    ) -> nn.Module: ...
 
     @overload
-    def build(self, model_cfg: NamedModels) -> dict[str, nn.Module]: ...
+    def build(self, model_cfg: NamedModels, *, weights: Weights = None) -> dict[str, nn.Module]: ...
 
     @overload
-    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]: ...
+    def build(self, model_cfg: Any, *, weights: Weights = None) -> nn.Module | dict[str, nn.Module]: ...
 
-    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]:
+    def build(self, model_cfg: Any, *, weights: Weights = None) -> nn.Module | dict[str, nn.Module]:
         """Build the models of a config.
 
         Args:
             model_cfg: ``{"config_path": PATH}`` or ``{"config": MAPPING}`` for one module. Any other mapping is from
                 component names to paths or mappings, for a dict of modules in the same order. Mappings and values may
                 be configs of OmegaConf, dataclasses, pydantic models, NumPy scalars and paths, too.
+            weights: First weights from files: a path or a :class:`model_factory.Checkpoint` for a single model, or a
+                mapping from names of models. By default random weights of the seed.
 
         Raises:
             ValueError: the mapping is empty.

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from model_factory.checkpoint.checkpoint import checkpoints, load_into
 from model_factory.client.seeds import build_seed
 from model_factory.config import ModelConfig, ResolvedConfig
 from model_factory.config.request import SEED_RANGE, Component, component_seed, read_request
@@ -31,7 +32,7 @@ from model_factory.errors import BuildError, LocatedError
 from model_factory.identity import BuildInfo
 from model_factory.model_file.live import undescribed, use_recorder
 from model_factory.program.torch_names import torch_name
-from model_factory.protocol import NamedModels, SingleModel
+from model_factory.protocol import NamedModels, SingleModel, Weights
 from model_factory_server.backends.code_files import operator_files, with_installed_plugins
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.backends.loading import load_backend
@@ -92,15 +93,17 @@ class PolicyConstructorModelFactory:
         return f"{type(self).__name__}(backend={backend!r}, seed={self._seed}, device={device!r})"
 
     @overload
-    def build(self, model_cfg: SingleModel) -> nn.Module: ...  # type: ignore[overload-overlap]  # a name config_path
+    def build(  # type: ignore[overload-overlap]  # a name config_path
+        self, model_cfg: SingleModel, *, weights: Weights = None
+    ) -> nn.Module: ...
 
     @overload
-    def build(self, model_cfg: NamedModels) -> dict[str, nn.Module]: ...
+    def build(self, model_cfg: NamedModels, *, weights: Weights = None) -> dict[str, nn.Module]: ...
 
     @overload
-    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]: ...
+    def build(self, model_cfg: Any, *, weights: Weights = None) -> nn.Module | dict[str, nn.Module]: ...
 
-    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]:
+    def build(self, model_cfg: Any, *, weights: Weights = None) -> nn.Module | dict[str, nn.Module]:
         """Build the models of a config; see :class:`model_factory.ModelFactory`.
 
         Without a seed, a build draws one number from torch's default generator and changes no other random state.
@@ -111,12 +114,15 @@ class PolicyConstructorModelFactory:
             BuildError: a constructor fails.
         """
         request = read_request(model_cfg, self._base_dir, environment())
+        given = checkpoints(weights, [item.name for item in request.components], single=request.single)
         modules: dict[str, nn.Module] = {}
         with build_seed(self._seed) as seed:
             for component in request.components:
                 with torch.random.fork_rng(), _locating_errors(component):
                     module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
                 modules[component.name] = module.to(device=self._device, dtype=self._dtype)
+                if component.name in given:
+                    load_into(modules[component.name], given[component.name])
                 _configs[module] = component.config.model
         for component in request.components:
             info = self._build_info(component, seed % SEED_RANGE)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("model-files.md",)
+PAGES = ("checkpoints.md", "model-files.md")
 
 
 @pytest.mark.parametrize("name", PAGES)

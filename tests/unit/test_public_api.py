@@ -51,6 +51,7 @@ def test_client_names():
         "BuildInfo",
         "BusyError",
         "CallSignatureError",
+        "Checkpoint",
         "ConfigError",
         "Credentials",
         "FormatError",

@@ -28,7 +28,19 @@ def calls_and_names(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("banned", ["pickle", "torch.load", "torch.save", "eval", "exec", "marshal", "shelve"])
+def test_torch_reads_pickles_without_code_in_one_place():
+    """``weights_only`` makes tensors and plain containers of a file, and nothing else."""
+    users = [path for path in SOURCES if "torch.load" in calls_and_names(path)]
+    assert [str(path.relative_to(ROOT)) for path in users] == ["client/model_factory/checkpoint/state_file.py"]
+    calls = [
+        node
+        for node in ast.walk(ast.parse(users[0].read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
+    ]
+    assert ["weights_only=True" in ast.unparse(call) for call in calls] == [True]
+
+
+@pytest.mark.parametrize("banned", ["pickle", "torch.save", "eval", "exec", "marshal", "shelve"])
 def test_nothing_unpickles_or_evaluates(banned):
     assert [str(path) for path in SOURCES if banned in calls_and_names(path)] == []
 

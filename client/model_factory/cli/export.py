@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from model_factory.cli.output import say
-from model_factory.descriptor.weights import map_weights
-from model_factory.errors import FormatError, StoreError
+from model_factory.descriptor.weights import map_weights, open_weights
+from model_factory.errors import FormatError
 from model_factory.exported.comparison import sizes_text
 from model_factory.exported.export import export as export_model
 from model_factory.exported.inputs import parse_inputs
@@ -69,13 +69,11 @@ def _only_name(file: ModelFile) -> str:
 
 
 def _read_values(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with path.open("rb") as file:
+    with open_weights(path) as file:
+        try:
             return map_weights(file)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from None
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from None
 
 
 def _parameters(model: torch.nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from importlib import metadata
 import torch
 from torch import nn
 
+from model_factory.checkpoint.checkpoint import Checkpoint, described_targets
 from model_factory.client.builds.build_lock import BuildLock
 from model_factory.client.connection import Connection
 from model_factory.client.fetch import fetch_blob, read_blob
@@ -17,7 +19,7 @@ from model_factory.client.program_client import ProgramClient
 from model_factory.client.progress import downloading
 from model_factory.config.request import Component
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
-from model_factory.descriptor.rebuild import Blueprint, BuiltState, FindClass
+from model_factory.descriptor.rebuild import Blueprint, BuiltState, FindClass, in_memory_order
 from model_factory.descriptor.tree import Descriptor
 from model_factory.descriptor.weights import map_weights
 from model_factory.errors import FormatError
@@ -66,8 +68,15 @@ class Assembler:
         self._device = device
         self._dtype = dtype
 
-    def assemble(self, component: Component, built: BuiltComponent, manifest: Manifest, seed: int) -> nn.Module:
-        """Rebuild the module of one component.
+    def assemble(
+        self,
+        component: Component,
+        built: BuiltComponent,
+        manifest: Manifest,
+        seed: int,
+        checkpoint: Checkpoint | None = None,
+    ) -> nn.Module:
+        """Rebuild the module of one component; with a ``checkpoint``, fetch weights only for tensors that it lacks.
 
         Raises:
             LockError: the build is not the pinned build; nothing was fetched.
@@ -101,7 +110,10 @@ class Assembler:
             share_values=self._share_values,
         )
         _check_size(built.weights, blueprint.tensor_bytes)
-        model = blueprint.build(self._read_weights(component.name, built.weights), recorder, find_class)
+        tensors = self._tensors(component.name, built.weights, blueprint.descriptor, checkpoint)
+        model = blueprint.build(tensors, recorder, find_class)
+        if checkpoint is not None:
+            info = dataclasses.replace(info, weights=None)
         info.attach(model)
         log.info("built %s", info)
         _warn_of_other_torch(info)
@@ -137,6 +149,22 @@ class Assembler:
         self._trust.check(component, bundle.digest, reasons, lambda: self.read_source(bundle))
         source = load_source(self.read_source(bundle), bundle.digest, f"{component}: {', '.join(reasons)}")
         return lambda item: source.find_class(item.module, item.qualname, item.reason)
+
+    def _tensors(
+        self, name: str, weights: Blob, descriptor: Descriptor, checkpoint: Checkpoint | None
+    ) -> Mapping[str, torch.Tensor]:
+        """Return the tensors of a model: from the checkpoint, and the others from the build's weights."""
+        if checkpoint is None:
+            return self._read_weights(name, weights)
+        found = checkpoint.match(described_targets(descriptor))
+        own = {
+            node.name: in_memory_order(found[node.name], node).to(self._device)
+            for node in descriptor.tensors
+            if node.name in found
+        }
+        if all(node.name in own or node.shape is None for node in descriptor.tensors):
+            return own
+        return {**self._read_weights(name, weights), **own}
 
     def _read_weights(self, name: str, blob: Blob) -> dict[str, torch.Tensor]:
         with (

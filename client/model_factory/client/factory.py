@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, overload
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from model_factory.blocks import Block
+from model_factory.checkpoint.checkpoint import Checkpoint, checkpoints
 from model_factory.client.assembly import Assembler
 from model_factory.client.builds.build_lock import BuildLock
 from model_factory.client.builds.known_builds import KnownBuilds
@@ -42,7 +43,7 @@ from model_factory.environment import share_values as share_values_by_default
 from model_factory.errors import MissingBlobError, ServerError, StoreError, UnavailableError, safe_text
 from model_factory.identity import BuiltComponent, Manifest
 from model_factory.program.torch_names import torch_name
-from model_factory.protocol import NamedModels, SingleModel
+from model_factory.protocol import NamedModels, SingleModel, Weights
 from model_factory.source.trust import Trust, TrustSource
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
@@ -163,15 +164,17 @@ class RemoteModelFactory:
         self.close()
 
     @overload
-    def build(self, model_cfg: SingleModel) -> nn.Module: ...  # type: ignore[overload-overlap]  # a name config_path
+    def build(  # type: ignore[overload-overlap]  # a name config_path
+        self, model_cfg: SingleModel, *, weights: Weights = None
+    ) -> nn.Module: ...
 
     @overload
-    def build(self, model_cfg: NamedModels) -> dict[str, nn.Module]: ...
+    def build(self, model_cfg: NamedModels, *, weights: Weights = None) -> dict[str, nn.Module]: ...
 
     @overload
-    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]: ...
+    def build(self, model_cfg: Any, *, weights: Weights = None) -> nn.Module | dict[str, nn.Module]: ...
 
-    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]:
+    def build(self, model_cfg: Any, *, weights: Weights = None) -> nn.Module | dict[str, nn.Module]:
         """Build the models of a config; see :class:`model_factory.ModelFactory`.
 
         Raises:
@@ -179,14 +182,17 @@ class RemoteModelFactory:
             ModelFactoryError: see the subclasses.
         """
         request = read_request(model_cfg, self._base_dir, environment())
-        with build_seed(self._fixed_seed(request)) as drawn:
+        given = checkpoints(weights, [item.name for item in request.components], single=request.single)
+        with build_seed(self._fixed_seed(request, given)) as drawn:
             seed = drawn % SEED_RANGE
             if self._lock is not None:
                 for item in request.components:
                     self._lock.check_request(item.name, item.config.digest, self._dtype, seed)
             modules = {
-                component.name: self._assemble(component, built, manifest, seed)
-                for component, (built, manifest) in zip(request.components, self._results(request, seed), strict=True)
+                component.name: self._assemble(component, built, manifest, seed, given.get(component.name))
+                for component, (built, manifest) in zip(
+                    request.components, self._results(request, seed, given), strict=True
+                )
             }
         return request.result(modules)
 
@@ -256,15 +262,28 @@ class RemoteModelFactory:
         """Close the connection; the factory and the factory's modules reconnect when necessary."""
         self._connection.close()
 
-    def _fixed_seed(self, request: ModelRequest) -> int | None:
-        if self._seed is not None or self._lock is None:
+    def _fixed_seed(self, request: ModelRequest, given: Mapping[str, Checkpoint]) -> int | None:
+        names = [component.name for component in request.components]
+        if self._seed is not None:
             return self._seed
-        return self._lock.seed(component.name for component in request.components)
+        if self._lock is not None:
+            return self._lock.seed(names)
+        # Without a random weight in the result, repeated builds are one build for the server.
+        return 0 if all(name in given and given[name].strict for name in names) else None
 
-    def _results(self, request: ModelRequest, seed: int) -> list[tuple[BuiltComponent, Manifest]]:
-        """Return the result of each component: from the server, else from the node cache where permitted."""
+    def _results(
+        self, request: ModelRequest, seed: int, given: Collection[str]
+    ) -> list[tuple[BuiltComponent, Manifest]]:
+        """Return the result of each component: from the server, else from the node cache where permitted.
+
+        ``given`` has the names of components with weights from a file.
+        """
+
+        def known() -> list[tuple[BuiltComponent, Manifest]]:
+            return [self._known.find(item, seed, needs_weights=item.name not in given) for item in request.components]
+
         if self._offline:
-            return [self._known.find(component, seed) for component in request.components]
+            return known()
         try:
             self._connection.capabilities()  # refuses a server of another format version
             manifest = self._build_on_server(request, seed)
@@ -273,7 +292,7 @@ class RemoteModelFactory:
             if self._offline is False:
                 raise
             try:
-                found = [self._known.find(component, seed) for component in request.components]
+                found = known()
             except (UnavailableError, StoreError):
                 raise error from None
             log.warning(
@@ -320,10 +339,17 @@ class RemoteModelFactory:
             finally:
                 events.cancel()  # no effect on an RPC that has ended
 
-    def _assemble(self, component: Component, built: BuiltComponent, manifest: Manifest, seed: int) -> nn.Module:
+    def _assemble(
+        self,
+        component: Component,
+        built: BuiltComponent,
+        manifest: Manifest,
+        seed: int,
+        checkpoint: Checkpoint | None,
+    ) -> nn.Module:
         for attempt in range(_MAX_REBUILDS + 1):
             try:
-                module = self._assembler.assemble(component, built, manifest, seed)
+                module = self._assembler.assemble(component, built, manifest, seed, checkpoint)
                 break
             except MissingBlobError as error:  # evicted before the download, or damaged on the server's disk
                 if attempt == _MAX_REBUILDS:

@@ -212,6 +212,19 @@ def _stored(node: TensorNode, dtype: torch.dtype, tensors: Mapping[str, torch.Te
     return tensor.permute([node.order.index(axis) for axis in range(len(shape))]) if node.order else tensor
 
 
+def in_memory_order(tensor: torch.Tensor, node: TensorNode) -> torch.Tensor:
+    """Return a tensor of a described shape as a weights file has the tensor: contiguous, axes in the order of memory.
+
+    Example:
+        >>> node = TensorNode(
+        ...     name="w", dtype="float32", shape=(2, 3), requires_grad=True, parameter=True, order=(1, 0)
+        ... )
+        >>> in_memory_order(torch.ones(2, 3), node).shape
+        torch.Size([3, 2])
+    """
+    return (tensor.permute(node.order) if node.order else tensor).contiguous()
+
+
 def _bare_stock(node: StockNode) -> Any:
     cls = STOCK_CLASSES.get(node.type)
     if cls is None:

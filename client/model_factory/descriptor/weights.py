@@ -13,8 +13,10 @@ import json
 import math
 import mmap
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
@@ -29,6 +31,9 @@ ALIGNMENT = 64
 
 MAX_HEADER_BYTES = 100_000_000
 """Bound of the safetensors library on the length of a header."""
+
+WEIGHTS_NAME = "model.safetensors"
+"""Name of the weights in a folder, as on the Hugging Face Hub."""
 
 DTYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -188,6 +193,25 @@ class Header(NamedTuple):
     """Tensors in the order of the file."""
     metadata: Mapping[str, str]
     """Texts by key."""
+
+
+def open_weights(path: Path) -> BinaryIO:
+    """Open a regular file, or the ``model.safetensors`` of a folder, without waiting for the other end of a FIFO.
+
+    Raises:
+        StoreError: the file cannot be read.
+        FormatError: this is no regular file.
+    """
+    place = path / WEIGHTS_NAME if path.is_dir() else path
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        file = os.fdopen(fd, "rb", buffering=0)
+    except OSError as error:
+        raise StoreError(f"{place} cannot be read: {error.strerror or error}") from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        file.close()
+        raise FormatError(f"{place} is not a file")
+    return file
 
 
 def read_header(file: BinaryIO) -> Header:

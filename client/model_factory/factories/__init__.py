@@ -17,7 +17,7 @@ from torch import nn
 from model_factory.client.factory import RemoteModelFactory
 from model_factory.environment import SERVER, configured_server
 from model_factory.errors import ServerError
-from model_factory.protocol import ModelFactory, NamedModels, SingleModel
+from model_factory.protocol import ModelFactory, NamedModels, SingleModel, Weights
 
 __all__ = ["ModelFactory", "PolicyConstructorModelFactory"]
 
@@ -59,22 +59,24 @@ class PolicyConstructorModelFactory:
         return f"{type(self).__name__}({self._factory!r})"
 
     @overload
-    def build(self, model_cfg: SingleModel) -> nn.Module: ...  # type: ignore[overload-overlap]  # a name config_path
+    def build(  # type: ignore[overload-overlap]  # a name config_path
+        self, model_cfg: SingleModel, *, weights: Weights = None
+    ) -> nn.Module: ...
 
     @overload
-    def build(self, model_cfg: NamedModels) -> dict[str, nn.Module]: ...
+    def build(self, model_cfg: NamedModels, *, weights: Weights = None) -> dict[str, nn.Module]: ...
 
     @overload
-    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]: ...
+    def build(self, model_cfg: Any, *, weights: Weights = None) -> nn.Module | dict[str, nn.Module]: ...
 
-    def build(self, model_cfg: Any) -> nn.Module | dict[str, nn.Module]:
+    def build(self, model_cfg: Any, *, weights: Weights = None) -> nn.Module | dict[str, nn.Module]:
         """Build the models of a config; see :class:`model_factory.ModelFactory`.
 
         Raises:
             ValueError: the mapping is empty.
             ModelFactoryError: see the subclasses.
         """
-        models: nn.Module | dict[str, nn.Module] = self._factory.build(model_cfg)
+        models: nn.Module | dict[str, nn.Module] = self._factory.build(model_cfg, weights=weights)
         return models
 
     def wait(self, timeout: float) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import torch
 from torch import nn
@@ -16,13 +14,12 @@ from torch import nn
 from model_factory.descriptor.codec import Programs, decode_descriptor, decode_programs
 from model_factory.descriptor.rebuild import Blueprint, FindClass
 from model_factory.descriptor.tree import Descriptor
-from model_factory.descriptor.weights import Entry, map_weights, read_header, wrong_tensors
+from model_factory.descriptor.weights import Entry, map_weights, open_weights, read_header, wrong_tensors
 from model_factory.digest import Blob
-from model_factory.errors import FormatError, IntegrityError, ModelFactoryError, StoreError
+from model_factory.errors import FormatError, IntegrityError, ModelFactoryError
 from model_factory.identity import BuildInfo
 from model_factory.limits import MAX_SOURCE_BYTES
 from model_factory.model_file.index import INDEX, Index, SavedComponent, decode_index
-from model_factory.model_file.save import WEIGHTS_NAME
 from model_factory.source.loader import load_source
 from model_factory.source.trust import Trust, TrustSource
 from model_factory.store.file_locks import closed_on_error
@@ -87,7 +84,7 @@ class ModelFile:
             StoreError: the file cannot be read.
         """
         self.path = Path(path)
-        self._file = _open_regular(self.path)
+        self._file = open_weights(self.path)
         with closed_on_error(self._file), self.errors():
             header = read_header(self._file)
             self._index = _index(header.metadata)
@@ -240,17 +237,3 @@ def _index(metadata: Mapping[str, str]) -> Index:
             "tensors with load_state_dict into a built model"
         )
     return decode_index(metadata[INDEX])
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    """Open a regular file, or the model file in a folder, without waiting for the other end of a FIFO."""
-    place = path / WEIGHTS_NAME if path.is_dir() else path
-    try:
-        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        file = os.fdopen(fd, "rb", buffering=0)
-    except OSError as error:
-        raise StoreError(f"{place} cannot be read: {error.strerror or error}") from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        file.close()
-        raise FormatError(f"{place} is not a file")
-    return file

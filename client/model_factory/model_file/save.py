@@ -16,7 +16,7 @@ from torch import nn
 from model_factory.config.request import SINGLE
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import encode_descriptor, encode_programs
-from model_factory.descriptor.weights import write_documents_and_weights
+from model_factory.descriptor.weights import WEIGHTS_NAME, write_documents_and_weights
 from model_factory.digest import Blob
 from model_factory.errors import NotPortableError
 from model_factory.limits import MAX_COMPONENTS, MAX_DOCUMENT_BYTES
@@ -27,9 +27,6 @@ from model_factory.wording import is_printable, quoted
 
 FILE_SUFFIXES = (".mf", ".safetensors")
 """Suffixes of one file; every other path is a folder."""
-
-WEIGHTS_NAME = "model.safetensors"
-"""Name of the model file in a folder."""
 
 CONFIG_NAME = "config.json"
 """Name of the description in a folder, for people and for the Hugging Face Hub."""

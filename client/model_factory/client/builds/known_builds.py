@@ -47,8 +47,8 @@ class KnownBuilds:
         except ModelFactoryError as error:
             log.info("%s cannot be built later without the server: %s", component.name, error)
 
-    def find(self, component: Component, seed: int) -> tuple[BuiltComponent, Manifest]:
-        """Return the latest result for a component; every blob of the result is in the cache.
+    def find(self, component: Component, seed: int, *, needs_weights: bool = True) -> tuple[BuiltComponent, Manifest]:
+        """Return the latest result for a component; every needed blob of the result is in the cache.
 
         Raises:
             UnavailableError: the cache lacks the result, or a blob of the result.
@@ -70,7 +70,8 @@ class KnownBuilds:
                 f"{where} has no build of {component.name!r} with this config, seed {seed} and dtype "
                 f"{self._dtype!r} from the server at {self._connection.address}. {remedy}"
             )
-        missing = [name for name in _BLOBS if self._cache.find(getattr(found[0], name)) is None]
+        needed = [name for name in _BLOBS if needs_weights or name != "weights"]
+        missing = [name for name in needed if self._cache.find(getattr(found[0], name)) is None]
         if missing:
             raise UnavailableError(f"{where} no longer has {' and '.join(missing)} of {component.name!r}. {remedy}")
         return found

@@ -1,0 +1,1 @@
+"""Weights of files as the first weights of a built model."""

@@ -1,0 +1,79 @@
+"""State dicts in files: safetensors, mapped; and files of ``torch.save``, read without code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model_factory.descriptor.weights import map_weights, open_weights
+from model_factory.errors import FormatError
+from model_factory.wording import listed, quoted, shortened
+
+_ZIP = b"PK\x03\x04"
+_OLD = b"\x80\x02"  # files of torch before 1.6
+_MAX_TEXT_CHARS = 300
+
+
+def read_state(path: Path, entry: str | None = None) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file by name; ``entry`` is the key of the state dict in a file with more.
+
+    Tensors of safetensors files and of ``torch.save`` are mapped privately: a write copies the written pages, and the
+    file never changes. Nothing in a file is executed.
+
+    Raises:
+        FormatError: the file is not a state dict.
+        StoreError: the file cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> save_file({"weight": torch.ones(2)}, folder / "layer.safetensors")
+        >>> read_state(folder / "layer.safetensors")
+        {'weight': tensor([1., 1.])}
+    """
+    with open_weights(path) as file:
+        start = os.pread(file.fileno(), len(_ZIP), 0)
+        if start == _ZIP or start[:2] == _OLD:
+            return _tensors(_read_torch(path, is_mapped=start == _ZIP), path, entry)
+        if entry is not None:
+            raise FormatError(f"{path} is no file of torch.save, and has no entries. Remedy: leave out entry")
+        try:
+            return map_weights(file)
+        except FormatError as error:
+            raise FormatError(
+                f"{path} is neither a safetensors file nor a file of torch.save: {error}. Remedy: write the file with "
+                "safetensors.torch.save_file(model.state_dict(), PATH)"
+            ) from None
+
+
+def _read_torch(path: Path, *, is_mapped: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+    except Exception as error:  # noqa: BLE001  an unpickler of a damaged file may raise any error
+        text = shortened(" ".join(str(error).split()), _MAX_TEXT_CHARS)
+        raise FormatError(
+            f"{path} cannot be read without code: {type(error).__name__}: {text}. Remedy: write a file with tensors "
+            "only: safetensors.torch.save_file(model.state_dict(), PATH)"
+        ) from None
+
+
+def _tensors(state: Any, path: Path, entry: str | None) -> dict[str, torch.Tensor]:
+    if entry is not None:
+        if not isinstance(state, Mapping) or entry not in state:
+            known = listed(map(str, state)) if isinstance(state, Mapping) else "none"
+            raise FormatError(f"{path} has no entry {quoted(entry)}; entries: {known}")
+        state = state[entry]
+    if not isinstance(state, Mapping):
+        raise FormatError(f"{path} holds a {type(state).__name__}. Remedy: save a state dict")
+    tensors = {name: item for name, item in state.items() if isinstance(name, str) and isinstance(item, torch.Tensor)}
+    if state and not tensors:
+        raise FormatError(
+            f"{path} has no tensors at its first level; entries: {listed(map(str, state))}. Remedy: "
+            "Checkpoint(PATH, entry=NAME) for the entry with the state dict"
+        )
+    return tensors
