@@ -32,9 +32,9 @@ from zoo.libraries import LIBRARIES, models_of  # noqa: E402
 from zoo.model import Model, tensors  # noqa: E402
 from zoo.results import RESULTS, add_result, read_results  # noqa: E402
 
-CPU_SECONDS = 120
+CPU_SECONDS = 300
 """CPU time of one model; afterwards its process is killed."""
-SECONDS = 900
+SECONDS = 1800
 """Time of one model, for a process that waits."""
 MEMORY = 8 << 30
 """Bytes of data of one process."""

@@ -90,7 +90,7 @@ class InnerBlocks:
     def __init__(self, kinds: InnerKinds, arguments: Mapping[str, Any]) -> None:
         """Begin; ``arguments`` are the arguments of the recorded block."""
         self._kinds = kinds
-        self._constants = set(_constants(arguments))
+        self._constants = set(constants_in(arguments))
         self.used: list[InnerCall] = []
         """Calls that became steps."""
         self.unknown: UnknownInnerCallError | None = None
@@ -104,17 +104,13 @@ class InnerBlocks:
         Raises:
             UnknownInnerCallError: the block has to be recorded first.
         """
-        if any(getattr(block, table) for table in _HOOKS):
-            return "it has hooks"
         try:
             arguments = ForwardSignature.of(block.forward).bind(args, kwargs)
-            reason = self._against(list(arguments.values()))
-            signature, tensors = call_signature(arguments) if reason is None else ((), [])
-        except (TypeError, ValueError, CallSignatureError):
+        except TypeError:
             return "its arguments are more than data"
-        if reason is not None:
-            return reason
-        call = InnerCall(block=block, path=path, signature=signature, tensors=tensors, dtype=dtype)
+        call = self.call(block, path, arguments, dtype)
+        if isinstance(call, str):
+            return call
         found = self._kinds.find(call)
         if found is None:
             self.unknown = self.unknown or UnknownInnerCallError(call)
@@ -123,6 +119,19 @@ class InnerBlocks:
             return found
         self.used.append(call)
         return call, found
+
+    def call(
+        self, block: nn.Module, path: str, arguments: Mapping[str, Any], dtype: torch.dtype | None
+    ) -> InnerCall | str:
+        """Return a call that may become a step, or the reason to inline the block."""
+        if any(getattr(block, table) for table in _HOOKS):
+            return "it has hooks"
+        try:
+            reason = self._against(list(arguments.values()))
+            signature, tensors = call_signature(arguments) if reason is None else ((), [])
+        except (TypeError, ValueError, CallSignatureError):
+            return "its arguments are more than data"
+        return reason or InnerCall(block=block, path=path, signature=signature, tensors=tensors, dtype=dtype)
 
     def reads(self, block: nn.Module) -> frozenset[tuple[str, str]]:
         """Return the attributes that an inner block's own program depends on."""
@@ -152,9 +161,14 @@ class InnerBlocks:
         return None
 
 
-def _constants(arguments: Any) -> list[tuple[type, Any]]:
-    """The texts and numbers in a call's arguments."""
+def constants_in(arguments: Any) -> list[tuple[type, Any]]:
+    """The texts and numbers in a call's arguments, with their types.
+
+    Example:
+        >>> constants_in({"x": torch.ones(2), "scales": [1, 2.5]})
+        [(<class 'int'>, 1), (<class 'float'>, 2.5)]
+    """
     if type(arguments) in _NUMBERS:
         return [(type(arguments), arguments)]
     parts = take_apart(arguments)
-    return [] if parts is None else [item for _, entry in parts.entries for item in _constants(entry)]
+    return [] if parts is None else [item for _, entry in parts.entries for item in constants_in(entry)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import sympy
@@ -33,6 +34,8 @@ class TensorForm:
     """Formulas in the sizes of the arguments."""
     order: tuple[int, ...]
     """Axes from the innermost in memory to the outermost."""
+    gaps: tuple[int, ...]
+    """Axes with gaps in memory between the entries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,11 @@ class ResultForm:
         """Return a result with ``make(form, sizes)`` for each tensor, by the sizes of a call."""
         return _with_tensors(self.form, self._formulas(shapes, symbols), make)
 
+    def sized(self, shapes: Sequence[Sequence[int]], make: Callable[[TensorForm, list[int]], torch.Tensor]) -> Any:
+        """Return a result with ``make(form, sizes)`` for each tensor, for a call with numbers as sizes."""
+        known = {symbol: sympy.Integer(shapes[index][axis]) for symbol, (index, axis) in self.sizes.items()}
+        return _with_tensors(self.form, known, lambda form, sizes: make(form, [int(size) for size in sizes]))
+
     def _formulas(self, shapes: Sequence[Sequence[Any]], symbols: SymbolTable) -> dict[Any, Any]:
         """The sizes of a call as formulas in sizes of the caller's inputs."""
         return {
@@ -97,7 +105,7 @@ def _with_tensors(form: Form, known: Mapping[Any, Any], make: Callable[[TensorFo
 
 def fake_tensor(form: TensorForm, sizes: Sequence[Any]) -> torch.Tensor:
     """Return an empty tensor of a form, with the given sizes."""
-    return empty_in_order(sizes, form.order, form.dtype, form.device)
+    return empty_in_order(sizes, form.order, form.dtype, form.device, form.gaps)
 
 
 def result_form(result: Any, inputs: Sequence[torch.Tensor], names: Sequence[str], symbols: SymbolTable) -> Any:
@@ -110,7 +118,7 @@ def result_form(result: Any, inputs: Sequence[torch.Tensor], names: Sequence[str
         symbols: Symbols of the recording.
     """
     try:
-        form = _form(result, symbols, inside=False)
+        form = _form(result, partial(_tensor_form, symbols=symbols), inside=False)
     except _NoFormError as error:
         return str(error)
     positions = {name: index for index, name in enumerate(names)}
@@ -127,27 +135,42 @@ def result_form(result: Any, inputs: Sequence[torch.Tensor], names: Sequence[str
     )
 
 
+def reason_against(result: Any) -> str:
+    """The reason against a form for a result with real tensors, or an empty text if its containers allow a form.
+
+    Example:
+        >>> reason_against([torch.ones(1), None]), reason_against({"count": 1})
+        ('', 'its result has a int, and not only tensors')
+    """
+    try:
+        _form(result, lambda _tensor: None, inside=False)
+    except _NoFormError as error:
+        return str(error)
+    return ""
+
+
 class _NoFormError(Exception):
     """A result cannot be described."""
 
 
-def _form(value: Any, symbols: SymbolTable, *, inside: bool) -> Form:
+def _form(value: Any, of_tensor: Callable[[torch.Tensor], Form], *, inside: bool) -> Form:
     if isinstance(value, torch.Tensor):
-        return _tensor_form(value, symbols)
+        return of_tensor(value)
     if value is None and inside:
         return None
     if type(value) in {list, tuple} and value:
-        return type(value)(_form(item, symbols, inside=True) for item in value)
+        return type(value)(_form(item, of_tensor, inside=True) for item in value)
     if type(value) is dict and value and all(type(key) is str for key in value):
-        return {key: _form(item, symbols, inside=True) for key, item in value.items()}
+        return {key: _form(item, of_tensor, inside=True) for key, item in value.items()}
     raise _NoFormError(f"its result has a {type(value).__name__}, and not only tensors")
 
 
 def _tensor_form(tensor: torch.Tensor, symbols: SymbolTable) -> TensorForm:
-    order = memory_order(tensor)
-    if order is None:
-        raise _NoFormError("its result is a part of a larger tensor")
+    found = memory_order(tensor)
+    if found is None:
+        raise _NoFormError("its result has several entries in the same memory")
+    order, gaps = found
     sizes = [symbols.in_inputs(_formula(size)) for size in tensor.shape]
     if any(size is None for size in sizes):
         raise _NoFormError("sizes of its result depend on values")
-    return TensorForm(dtype=tensor.dtype, device=tensor.device, sizes=tuple(sizes), order=order)
+    return TensorForm(dtype=tensor.dtype, device=tensor.device, sizes=tuple(sizes), order=order, gaps=gaps)

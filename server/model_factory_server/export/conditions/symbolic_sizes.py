@@ -6,7 +6,7 @@ the program holds for any width. So a fake result of a torch module has symbols 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -35,9 +35,15 @@ def with_sizes(tensor: torch.Tensor, symbol: Callable[[int, Any], Any | None]) -
 
 
 def empty_in_order(
-    sizes: Sequence[Any], order: Sequence[int], dtype: torch.dtype, device: torch.device
+    sizes: Sequence[Any],
+    order: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    gaps: Collection[int] = (),
 ) -> torch.Tensor:
-    """Return a tensor without gaps in memory; ``order`` has the axes from the innermost in memory to the outermost.
+    """Return an empty tensor; ``order`` has the axes from the innermost in memory to the outermost.
+
+    ``gaps`` are axes with gaps in memory between the entries, as in a part of a larger tensor.
 
     Example:
         >>> empty_in_order((2, 3), (0, 1), torch.float32, torch.device("cpu")).stride()
@@ -46,19 +52,32 @@ def empty_in_order(
     strides: list[Any] = [1] * len(sizes)
     step: Any = 1
     for axis in order:
-        strides[axis] = step
+        strides[axis] = step = 2 * step if axis in gaps else step
         step = step * sizes[axis]
     return torch.empty_strided(sizes, strides, dtype=dtype, device=device)
 
 
-def memory_order(tensor: torch.Tensor) -> tuple[int, ...] | None:
-    """Return the axes from the innermost in memory to the outermost; None for a tensor with gaps in memory.
+def memory_order(tensor: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the axes from the innermost in memory to the outermost, and the axes with gaps between the entries.
+
+    None for a tensor with several entries in the same memory.
 
     Example:
         >>> memory_order(torch.zeros(2, 3)), memory_order(torch.zeros(2, 3)[:, :1])
-        ((1, 0), None)
+        (((1, 0), ()), ((1, 0), (0,)))
+        >>> memory_order(torch.zeros(2, 1).expand(2, 3))
     """
-    return tuple(_by_stride(tensor)) if _is_dense(tensor) else None
+    order, gaps = tuple(_by_stride(tensor)), []
+    expected = 1
+    for axis in order:
+        size, stride = recorded_size(tensor.shape[axis]), recorded_size(tensor.stride(axis))
+        if tensor.layout != torch.strided or size is None or stride is None or (size > 1 and stride < expected):
+            return None
+        if size > 1 and stride > expected:
+            gaps.append(axis)
+            expected = stride
+        expected *= max(size, 1)
+    return order, tuple(gaps)
 
 
 def plain_axes(tensor: torch.Tensor) -> list[int]:
@@ -82,10 +101,5 @@ def _by_stride(tensor: torch.Tensor) -> list[int]:
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    expected = 1
-    for axis in _by_stride(tensor):
-        size, stride = recorded_size(tensor.shape[axis]), recorded_size(tensor.stride(axis))
-        if size is None or stride is None or (size != 1 and stride != expected):
-            return False
-        expected *= max(size, 1)
-    return tensor.layout == torch.strided
+    found = memory_order(tensor)
+    return found is not None and not found[1]

@@ -295,7 +295,8 @@ class SymbolTable:
         """The conditions of the recording on sizes of inputs and parameters, each once.
 
         If the size of a layer's result follows from sizes of inputs, as a convolution's result does, then the condition
-        is on the inputs. A condition on a layer's own number, for example a width, is in :meth:`requirements` instead.
+        is on the inputs. A layer's own number, for example a width, is the recorded number here: calls of other sizes
+        have another program. :meth:`requirements` has the condition on the number of the layer at run time.
         """
         kept = (known for expr in self._shape_env.conditions() if (known := self._known_before(expr)) is not None)
         return tuple(dict.fromkeys([*self._ones, *(self.translate(expr) for expr in kept)]))
@@ -304,11 +305,13 @@ class SymbolTable:
         """Return a condition in sizes known before the forward runs; ``None`` if no condition remains."""
         if not isinstance(expr, sympy.Basic):
             return None
+        has_numbers, is_of_op = False, isinstance(expr, sympy.Eq) and expr not in self._shape_env.decisions
         while given := expr.free_symbols & self._given.keys():
-            if any(self._given[symbol].is_Integer for symbol in given):
-                return None
+            has_numbers = has_numbers or any(self._given[symbol].is_Integer for symbol in given)
             expr = expr.subs({symbol: self._given[symbol] for symbol in given})
-        return None if expr in {sympy.true, sympy.false} else expr
+        # If an op needs a size equal to the number of a layer, then the op's own error is best.
+        is_left_out = has_numbers and (is_of_op or all(map(self._is_own, expr.free_symbols)))
+        return None if expr in {sympy.true, sympy.false} or is_left_out else expr
 
     def translate(self, expr: Any) -> Expression:
         """Write an expression of symbols as a program's."""

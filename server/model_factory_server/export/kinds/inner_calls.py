@@ -14,13 +14,17 @@ from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError
 from model_factory.program.call_signature import CallSignature, call_signature, rebuild_arguments
 from model_factory.program.forward_signature import ForwardSignature
+from model_factory_server.export.conditions.inner_blocks import InnerCall
+from model_factory_server.export.conditions.result_forms import reason_against
 from model_factory_server.export.restored_after import generators_seeded, restored_after
+from model_factory_server.export.torch_private import recorded_size
+from model_factory_server.export.verify.stand_ins import KnownForms, stand_ins
 from model_factory_server.export.verify.state_diff import changed, state_of
 
 _SEED = 11
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ExampleOfBlock:
     """A call of a block inside another block."""
 
@@ -30,6 +34,8 @@ class ExampleOfBlock:
     """Signature of the call."""
     tensors: tuple[torch.Tensor, ...]
     """Tensors of the call, in order."""
+    reason: str = ""
+    """Reason against a form of the result, if any."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -40,6 +46,39 @@ class ExampleOfBlock:
     def arguments(self) -> dict[str, Any]:
         """Arguments by name."""
         return rebuild_arguments(self.signature, [tensor.clone() for tensor in self.tensors])
+
+
+class ExampleCalls:
+    """Example calls of inner blocks, for the recordings in progress."""
+
+    def __init__(self) -> None:
+        # By id of the arguments of a recording, which the entry keeps alive:
+        self._found: dict[int, tuple[Mapping[str, Any], list[ExampleOfBlock]]] = {}
+
+    def of(self, block: nn.Module, arguments: Mapping[str, Any]) -> list[ExampleOfBlock]:
+        """Return the calls inside a block's call; the block runs at the first request."""
+        if id(arguments) not in self._found:
+            self._found[id(arguments)] = (arguments, inner_examples(block, arguments))
+        return self._found[id(arguments)][1]
+
+    def like(self, block: nn.Module, arguments: Mapping[str, Any], call: InnerCall) -> ExampleOfBlock | None:
+        """Return a real call like a call in the recording of a block; None if there is none and none can be made."""
+        shapes = [tuple(map(recorded_size, shape)) for shape in call.shapes]
+        for example in self.of(block, arguments):
+            if example.block is call.block and example.signature == call.signature and example.shapes == shapes:
+                return example
+        like = [torch.empty(shape, dtype=tensor.dtype) for shape, tensor in zip(shapes, call.tensors, strict=True)]
+        return _made_example(call.block, call.signature, like)
+
+    def share(self, arguments: Mapping[str, Any], example: ExampleOfBlock, of_example: Mapping[str, Any]) -> None:
+        """Take the calls inside an example from the run that found it; the example has the arguments ``of_example``."""
+        _, found = self._found[id(arguments)]
+        if any(item is example for item in found):
+            self._found[id(of_example)] = (of_example, found)
+
+    def forget(self, arguments: Mapping[str, Any]) -> None:
+        """End a recording."""
+        self._found.pop(id(arguments), None)
 
 
 def inner_examples(block: nn.Module, arguments: Mapping[str, Any]) -> list[ExampleOfBlock]:
@@ -60,7 +99,13 @@ def inner_examples(block: nn.Module, arguments: Mapping[str, Any]) -> list[Examp
     """
     given, leaves = call_signature(arguments)
     own = rebuild_arguments(given, [leaf.detach().clone() for leaf in leaves], arguments)
-    with restored_after(block), _noted(block) as found, generators_seeded(_SEED), torch.no_grad(), suppress(Exception):
+    with (
+        restored_after(block, parameters=True),
+        _noted(block) as found,
+        generators_seeded(_SEED),
+        torch.no_grad(),
+        suppress(Exception),
+    ):
         ForwardSignature.of(block.forward).call(block, own)  # the recording of the call reports an error
     return found
 
@@ -69,17 +114,26 @@ def inner_examples(block: nn.Module, arguments: Mapping[str, Any]) -> list[Examp
 def _noted(root: nn.Module) -> Iterator[list[ExampleOfBlock]]:
     found: list[ExampleOfBlock] = []
 
+    open_calls: list[ExampleOfBlock | None] = []  # None: a call that is no new example
+
     def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        open_calls.append(None)
         with suppress(TypeError, CallSignatureError):
             given, leaves = call_signature(ForwardSignature.of(block.forward).bind(args, kwargs))
             tensors = tuple(leaf.detach() for leaf in leaves)
             shapes = [tuple(leaf.shape) for leaf in leaves]
             if not any(item.block is block and item.signature == given and item.shapes == shapes for item in found):
                 kept = tuple(tensor.clone() for tensor in tensors)
-                found.append(ExampleOfBlock(block=block, signature=given, tensors=kept))
+                example = open_calls[-1] = ExampleOfBlock(block=block, signature=given, tensors=kept)
+                found.append(example)
+
+    def note_result(_block: nn.Module, _args: tuple[Any, ...], result: Any) -> None:
+        if (example := open_calls.pop()) is not None:
+            example.reason = reason_against(result)
 
     blocks = [item for item in root.modules() if item is not root and not is_stock(item)]
     hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
+    hooks += [block.register_forward_hook(note_result) for block in blocks]
     try:
         yield found
     finally:
@@ -87,7 +141,7 @@ def _noted(root: nn.Module) -> Iterator[list[ExampleOfBlock]]:
             hook.remove()
 
 
-def made_example(block: nn.Module, signature: CallSignature, like: Sequence[torch.Tensor]) -> ExampleOfBlock | None:
+def _made_example(block: nn.Module, signature: CallSignature, like: Sequence[torch.Tensor]) -> ExampleOfBlock | None:
     """Make an example call from dtypes and sizes; None for integers, whose range is unknown."""
     if not all(tensor.is_floating_point() for tensor in like):
         return None
@@ -96,13 +150,28 @@ def made_example(block: nn.Module, signature: CallSignature, like: Sequence[torc
     return ExampleOfBlock(block=block, signature=signature, tensors=tensors)
 
 
-def changed_state(owner: nn.Module, block: nn.Module, arguments: Mapping[str, Any], *, attributes: bool = True) -> str:
+def changed_state(
+    owner: nn.Module,
+    block: nn.Module,
+    arguments: Mapping[str, Any],
+    *,
+    attributes: bool = True,
+    known: KnownForms | None = None,
+) -> str:
     """Return the reason against a block whose call changes Python state of the block or of the owner, if any.
 
-    Without ``attributes``, only entries of containers count.
+    Without ``attributes``, only entries of containers count. With ``known``, verified inner blocks do not run: their
+    calls were found to change nothing.
     """
-    state = state_of(owner, attributes=attributes)
-    with restored_after(owner, parameters=True), torch.random.fork_rng(), torch.no_grad(), suppress(Exception):
+    inner = [item for item in block.modules() if item is not block]
+    with (
+        restored_after(owner, parameters=True),
+        stand_ins(inner, known),
+        torch.random.fork_rng(),
+        torch.no_grad(),
+        suppress(Exception),
+    ):
+        state = state_of(owner, attributes=attributes)
         ForwardSignature.of(block.forward).call(block, arguments)
         name = next((name for name, _, _ in changed(state)), "")
         return f"it keeps a value in {name}, and programs keep values in buffers only" if name else ""

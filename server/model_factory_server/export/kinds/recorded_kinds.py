@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import nn
 
 from model_factory.describe.assignments import attributes_restored_after
@@ -18,18 +17,17 @@ from model_factory.program.call_signature import CallSignature, call_signature
 from model_factory.program.ir import ModuleCall, Outcome
 from model_factory.program.recorded_program import RecordedProgram
 from model_factory.program.runtime.lookup import find_module, join_path
-from model_factory_server.export.conditions.inner_blocks import InnerCall
+from model_factory_server.export.conditions.inner_blocks import InnerBlocks, InnerCall, constants_in
 from model_factory_server.export.conditions.result_forms import ResultForm
-from model_factory_server.export.kinds.alike import has_same_reads, structure
 from model_factory_server.export.kinds.inlining import Inlining
-from model_factory_server.export.kinds.inner_calls import ExampleOfBlock, changed_state, inner_examples, made_example
-from model_factory_server.export.kinds.kind import Dtypes, Flags, Kind, RecordedCall, flags_of, flags_of_modes
+from model_factory_server.export.kinds.inner_calls import ExampleCalls, ExampleOfBlock, changed_state, inner_examples
+from model_factory_server.export.kinds.kind import Flags, Kind, RecordedCall, flags_of, flags_of_modes
+from model_factory_server.export.kinds.known_kinds import KnownKinds, dtypes_of
 from model_factory_server.export.kinds.other_branches import other_branches
 from model_factory_server.export.record.recorder import record_as_is, record_modes
 from model_factory_server.export.record.recording import Assigned, Kinds, Recording
-from model_factory_server.export.torch_private import recorded_size
 from model_factory_server.export.trace.decisions import UndecidedError
-from model_factory_server.export.verify.verifier import reproduces, verify
+from model_factory_server.export.verify.verifier import reproduces, verify, verify_together
 
 _Attempt = Callable[[Kinds], list[RecordedProgram]]
 """Records and verifies a block."""
@@ -62,11 +60,10 @@ class RecordedKinds:
         self.assigned = assigned
         self._model = model
         self._paths = {module: path for path, module in model.named_modules()}
-        self._structures: dict[nn.Module, str] = {}
-        self._kinds: dict[str, list[Kind]] = {}
+        self._known = KnownKinds()
         self._programs: dict[nn.Module, list[RecordedProgram]] = {}
-        # By id of the arguments of a recording, which the entry keeps alive:
-        self._examples: dict[int, tuple[Mapping[str, Any], list[ExampleOfBlock]]] = {}
+        self._examples = ExampleCalls()
+        self._learning = 0  # inner blocks that are recorded, one inside another
         self._steps = 0  # calls of inner blocks that became steps
         self._inlining: dict[nn.Module, Inlining] = {}  # of blocks that cannot be recorded with steps for inner blocks
         self._compared: set[tuple[nn.Module, int]] = set()  # blocks, and ids of what was recorded of their kind
@@ -82,9 +79,12 @@ class RecordedKinds:
         def attempt(kinds: Kinds) -> list[RecordedProgram]:
             recordings = record_modes(block, arguments, kinds)
             for item in recordings:
-                verify(block, item, arguments)
+                verify(block, item, arguments, self._known)
             return recordings
 
+        with attributes_restored_after(block):
+            block.eval()  # as the first recording
+            self._learn_inner(block, arguments)
         return self._record(block, arguments, attempt)
 
     def record_with_sizes(self, block: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
@@ -96,7 +96,7 @@ class RecordedKinds:
             NotPortableError: the forward cannot be recorded.
             CallSignatureError: the forward refuses the call.
         """
-        if known := self._known(block, arguments):
+        if known := self._known_programs(block, arguments):
             return known
         try:
             return self._keep(block, call_signature(arguments)[0], self.record(block, arguments))
@@ -126,42 +126,49 @@ class RecordedKinds:
 
         def attempt(kinds: Kinds) -> list[RecordedProgram]:
             found = record_as_is(block, arguments, outcomes, kinds)
-            verify(block, found[0], arguments)
+            verify(block, found[0], arguments, self._known)
             return found
 
+        self._learn_inner(block, arguments)
         return self._record(block, arguments, attempt)
 
     def _record(self, block: nn.Module, arguments: Mapping[str, Any], attempt: _Attempt) -> list[RecordedProgram]:
         """Record with steps for inner blocks; if that fails, with the inside of all inner blocks."""
-        self._note_structures(block)
         steps = self._steps
         try:
-            return attempt(self)
+            found = attempt(self)
+            if not self._learning:
+                self._verify_together(block, found, arguments)
         except (NotPortableError, CallSignatureError) as error:
             if steps == self._steps:
                 raise
             reason = str(error).partition(". Remedy: ")[0]
             text = f"the caller cannot be recorded with programs of inner blocks: {reason}"
             inlining = Inlining(text, assigned=self.assigned)
+        else:
+            return found
         finally:
-            self._examples.pop(id(arguments), None)
+            self._examples.forget(arguments)
         found = attempt(inlining)
         self._inlining[block] = inlining
         return found
 
-    def _note_structures(self, block: nn.Module) -> None:
-        for item in block.modules():
-            if not is_stock(item) and item not in self._structures:
-                self._structures[item] = structure(item)
+    def _verify_together(
+        self, block: nn.Module, found: Sequence[RecordedProgram], arguments: Mapping[str, Any]
+    ) -> None:
+        below = set(block.modules()) - {block}
+        inner = {item: programs for item, programs in self._programs.items() if item in below}
+        for recorded in found if inner else ():
+            verify_together(block, recorded, arguments, inner)
 
-    def _known(self, block: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
+    def _known_programs(self, block: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
         """Return the programs of a recorded block of the same kind, if they do as the block does in both modes."""
         if block not in self._paths:  # a method of a block
             return []
-        self._note_structures(block)
+        self._known.note(block)
         given, leaves = call_signature(arguments)
         call = ExampleOfBlock(block=block, signature=given, tensors=tuple(leaves))
-        for kind in self._kinds_of(block):
+        for kind in self._known.kinds_of(block):
             for signature, programs in kind.called:
                 if kind.block is not block and signature == given and self._do_as(kind, block, programs, call):
                     return programs
@@ -187,7 +194,7 @@ class RecordedKinds:
             or not assigning.isdisjoint(map(id, map(vars, block.modules())))
         ):
             return programs  # an assigned attribute is left out of each recorded module
-        self._kind(block).called.append((signature, programs))
+        self._known.kind(block).called.append((signature, programs))
         return programs
 
     def other_branches(
@@ -218,54 +225,91 @@ class RecordedKinds:
 
     def find(self, call: InnerCall) -> ResultForm | str | None:
         """Return the form of a call's result, or the reason against a step, or None if nothing is known yet."""
-        if call.block not in self._structures:
+        if call.block not in self._known:
             return "it was made after the beginning of the recording"
-        found = next((form for _, _, form in self._found(call)), None)
+        found = next((form for _, _, form in self._known.found(call)), None)
         self._steps += isinstance(found, ResultForm)
         return found
 
     def reads(self, block: nn.Module) -> frozenset[tuple[str, str]]:
         """Return attributes of custom modules that the forward of an inner block reads: module path and name."""
-        return frozenset(name for kind in self._kinds_of(block) for name in kind.reads)
+        return frozenset(name for kind in self._known.kinds_of(block) for name in kind.reads)
 
     def learn(self, recording: Recording, call: InnerCall) -> None:
         """Record an inner block for a call without a known form; otherwise note the reason against a recording."""
-        example, flags = self._example(recording, call), flags_of(call.block)
+        self._learn_call(recording.module, recording.arguments, call)
+
+    def _learn_inner(self, block: nn.Module, arguments: Mapping[str, Any]) -> None:
+        """Record what a block calls before the block itself: an unknown call begins the block's recording anew."""
+        self._known.note(block)
+        inner = InnerBlocks(self, arguments)
+        for example in self._examples.of(block, arguments):
+            given = example.arguments
+            if self._caller(example.block) is not block or any(kind is not str for kind, _ in constants_in(given)):
+                continue  # a number may depend on sizes
+            call = inner.call(example.block, "", given, None)
+            if not isinstance(call, str) and next(self._known.found(call), None) is None:
+                self._learn_call(block, arguments, call)
+
+    def _caller(self, block: nn.Module) -> nn.Module | None:
+        """The module that contains a block, beyond containers that call nothing."""
+        path, owner = self._paths.get(block, ""), None
+        while path and (owner is None or type(owner) in {nn.ModuleList, nn.ModuleDict}):
+            path = path.rpartition(".")[0]
+            owner = find_module(self._model, path)
+        return owner
+
+    def _learn_call(self, owner: nn.Module, arguments: Mapping[str, Any], call: InnerCall) -> None:
+        example, flags = self._examples.like(owner, arguments, call), flags_of(call.block)
         reason = "its arguments are known only inside the caller"
         if example is not None:
             try:
-                return self._learn(recording.module, call, example, flags)
+                return self._learn(owner, arguments, call, example, flags)
             except (NotPortableError, CallSignatureError) as error:
                 reason = str(error).partition(". Remedy: ")[0]
         refused = RecordedCall(signature=call.signature, flags={flags}, reason=reason)
-        self._kind(call.block).recorded.insert(0, refused)
+        self._known.kind(call.block).recorded.insert(0, refused)
         return None
 
     def learn_dtype(self, recording: Recording, calls: Sequence[InnerCall]) -> None:
         """Note the forms of results in another dtype for calls of recorded blocks, before a recording needs them."""
         for call in calls:
-            example = self._example(recording, call)
-            if example is not None and next(self._found(call), None) is None:
+            example = self._examples.like(recording.module, recording.arguments, call)
+            if example is not None and next(self._known.found(call), None) is None:
                 with suppress(NotPortableError, CallSignatureError, UndecidedError):  # the call may have another dtype
                     self._learn_other_dtype(call, example)
 
     def _learn_other_dtype(self, call: InnerCall, example: ExampleOfBlock) -> bool:
-        for kind, recorded in self._recorded(call):
+        for kind, recorded in self._known.recorded(call):
             if any(form.holds(call.shapes) for form in recorded.forms.values() if isinstance(form, ResultForm)):
                 self._learn_dtype(kind, recorded, call, example)
                 return True
         return False
 
-    def _learn(self, owner: nn.Module, call: InnerCall, example: ExampleOfBlock, flags: Flags) -> None:
+    def _learn(
+        self,
+        owner: nn.Module,
+        arguments_of_owner: Mapping[str, Any],
+        call: InnerCall,
+        example: ExampleOfBlock,
+        flags: Flags,
+    ) -> None:
         if self._learn_other_dtype(call, example):
             return
+        if example.reason:
+            raise NotPortableError(example.reason)
         block, arguments = call.block, example.arguments
-        kind = self._kind(block)
+        self._examples.share(arguments_of_owner, example, arguments)
+        kind = self._known.kind(block)
         kind.noted.clear()
-        if reason := changed_state(owner, block, arguments):
+        if reason := changed_state(owner, block, arguments, known=self._known):
             raise NotPortableError(reason)
         modes = flags_of_modes(block)
-        programs = self.record(block, arguments) if flags in modes else self.record_as_is(block, arguments)
+        self._learning += 1
+        try:
+            programs = self.record(block, arguments) if flags in modes else self.record_as_is(block, arguments)
+        finally:
+            self._learning -= 1
         for first in tuple(programs):
             if any(type(outcome) is not bool for outcome in first.program.outcomes()):
                 raise NotPortableError("it decides by a number from values")
@@ -274,15 +318,20 @@ class RecordedKinds:
         for group in [set(modes)] if both else [{item} for item in {*modes, flags}]:
             forms = [item for (given, at), item in kind.noted.items() if given == call.signature and at in group]
             merged = {key: form for item in forms for key, form in item.items()}
+            own = next((form for (dtype, _), form in merged.items() if dtype is None), None)
+            if isinstance(own, str):
+                raise NotPortableError(own)
             kind.recorded.append(RecordedCall(signature=call.signature, flags=group, programs=programs, forms=merged))
         self._add(block, programs)
 
     def _learn_dtype(self, kind: Kind, recorded: RecordedCall, call: InnerCall, example: ExampleOfBlock) -> None:
         """Note the form of a result in another dtype."""
-        key, noted = _dtypes(call), (call.signature, flags_of(kind.block))
+        key, noted = dtypes_of(call), (call.signature, flags_of(kind.block))
         outcomes = recorded.programs[0].program.outcomes()
         kind.noted.clear()
-        Recording(kind.block, example.arguments, call.dtype, outcomes, kinds=self).run()
+        recording = Recording(kind.block, example.arguments, call.dtype, outcomes, kinds=self)
+        recording.input_dtypes = [tensor.dtype for tensor in call.tensors]  # of the caller, not all in ``call.dtype``
+        recording.run()
         found = kind.noted.get(noted, {}) if noted[1] in recorded.flags else {}
         recorded.forms |= found
         recorded.forms.setdefault(key, "its dtypes differ from the dtypes of its own recording")
@@ -291,12 +340,12 @@ class RecordedKinds:
         """Whether every inner block in use does as the recorded block of the same kind does."""
         alike = True
         for call in recording.tape.inner_blocks.used if recording.tape.inner_blocks is not None else ():
-            for kind, recorded, _ in itertools.islice(self._found(call), 1):
+            for kind, recorded, _ in itertools.islice(self._known.found(call), 1):
                 key = (call.block, id(recorded))
                 if kind.block is call.block or key in self._compared:
                     continue
-                example = self._example(recording, call)
-                _, examples = self._examples[id(recording.arguments)]
+                example = self._examples.like(recording.module, recording.arguments, call)
+                examples = self._examples.of(recording.module, recording.arguments)
                 if example is not None and self._adopt(kind.block, call.block, recorded.programs, [example], examples):
                     self._compared.add(key)
                 else:
@@ -313,7 +362,7 @@ class RecordedKinds:
         examples: Sequence[ExampleOfBlock],
     ) -> bool:
         """Give a block the programs of ``like``, a block of the same kind; return False if the block differs."""
-        if not calls or not all(reproduces(block, programs, item.arguments) for item in calls):
+        if not calls or not all(reproduces(block, programs, item.arguments, self._known) for item in calls):
             return False
         for path in {step.path for item in programs for step in item.program.steps if isinstance(step, ModuleCall)}:
             one, other = find_module(like, path), find_module(block, path)
@@ -328,9 +377,9 @@ class RecordedKinds:
     def note(self, recording: Recording, form: ResultForm | str) -> None:
         """Note the form of a recorded block's result, or the reason against a form."""
         block = recording.module
-        if block not in self._structures:
+        if block not in self._known:
             return  # a method of a block
-        kind = self._kind(block)
+        kind = self._known.kind(block)
         kind.reads.update(recording.tape.reads.custom)
         key = (recording.dtype, tuple(tensor.dtype for tensor in recording.inputs))
         forms = kind.noted.setdefault((recording.call_signature, flags_of(block)), {})
@@ -341,53 +390,3 @@ class RecordedKinds:
     def _add(self, block: nn.Module, programs: Sequence[RecordedProgram]) -> None:
         known = self._programs.setdefault(block, [])
         known += [item for item in programs if item not in known]
-
-    def _kinds_of(self, block: nn.Module) -> list[Kind]:
-        """The kinds of a block, first the block's own."""
-        kinds = self._kinds.get(self._structures[block], [])
-        return sorted(
-            (
-                kind
-                for kind in kinds
-                if kind.block is block or (block not in kind.unlike and has_same_reads(kind.block, block, kind.reads))
-            ),
-            key=lambda kind: kind.block is not block,
-        )
-
-    def _kind(self, block: nn.Module) -> Kind:
-        """The kind whose recorded block is ``block``."""
-        kinds = self._kinds.setdefault(self._structures[block], [])
-        found = next((kind for kind in kinds if kind.block is block), None)
-        if found is None:
-            kinds.append(found := Kind(block=block))
-        return found
-
-    def _recorded(self, call: InnerCall) -> Iterator[tuple[Kind, RecordedCall]]:
-        flags = flags_of(call.block)
-        for kind in self._kinds_of(call.block):
-            for recorded in kind.recorded:
-                if recorded.signature == call.signature and flags in recorded.flags:
-                    yield kind, recorded
-
-    def _found(self, call: InnerCall) -> Iterator[tuple[Kind, RecordedCall, ResultForm | str]]:
-        key = _dtypes(call)
-        for kind, recorded in self._recorded(call):
-            form = recorded.reason or recorded.forms.get(key)
-            if isinstance(form, str) or (form is not None and form.holds(call.shapes)):
-                yield kind, recorded, form
-
-    def _example(self, recording: Recording, call: InnerCall) -> ExampleOfBlock | None:
-        """A real call like an inner call of a recording."""
-        key = id(recording.arguments)
-        if key not in self._examples:
-            self._examples[key] = (recording.arguments, inner_examples(recording.module, recording.arguments))
-        shapes = [tuple(map(recorded_size, shape)) for shape in call.shapes]
-        for example in self._examples[key][1]:
-            if example.block is call.block and example.signature == call.signature and example.shapes == shapes:
-                return example
-        like = [torch.empty(shape, dtype=tensor.dtype) for shape, tensor in zip(shapes, call.tensors, strict=True)]
-        return made_example(call.block, call.signature, like)
-
-
-def _dtypes(call: InnerCall) -> Dtypes:
-    return (call.dtype, tuple(tensor.dtype for tensor in call.tensors))

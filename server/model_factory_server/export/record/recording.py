@@ -157,6 +157,8 @@ class Recording:
         self.signature = ForwardSignature.of(module.forward)
         self.call_signature, self.leaves = call_signature(arguments)
         self.names = leaf_names(self.call_signature)
+        self.input_dtypes: Sequence[torch.dtype | None] = [dtype] * len(self.leaves)
+        """Dtypes of floating inputs, in order; ``None``: an input's own dtype."""
         self.dtype = dtype
         """Floating dtype of inputs and parameters; ``None``: their own dtypes."""
         self.arguments = arguments
@@ -273,11 +275,11 @@ class Recording:
             assigned.private_read |= {item for item in read - calls.private if item[1].startswith("_")}
 
     def _fake_arguments(self) -> dict[str, Any]:
-        self.inputs = [self._fake_input(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True)]
+        self.inputs = list(map(self._fake_input, self.names, self.leaves, self.input_dtypes))
         arguments = rebuild_arguments(self.call_signature, self.inputs, self.arguments, make_array=TracedArray)
         return with_use_noting(arguments, self._noting, self.used.add) if self._noting else arguments
 
-    def _fake_input(self, name: str, leaf: torch.Tensor) -> torch.Tensor:
+    def _fake_input(self, name: str, leaf: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
         # Contiguous: an input's memory layout must not appear in the sizes of the program.
         kinds = [
             DimDynamic.STATIC if self._fixes_sizes or size in self._fixed_sizes else DimDynamic.DYNAMIC
@@ -287,7 +289,7 @@ class Recording:
         # The source's name determines the names and order of symbols, so that every recording has the same symbols.
         source = ConstantSource(name)
         fake: torch.Tensor = self._fake_mode.from_tensor(
-            in_dtype(leaf.detach().contiguous(), self.dtype), source=source, symbolic_context=context
+            in_dtype(leaf.detach().contiguous(), dtype), source=source, symbolic_context=context
         )
         self.symbols.add_input(name, fake)
         if self.assumed.get(f"{REQUIRES_GRAD}{name}"):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from model_factory.describe.assignments import attributes_restored_after
-from model_factory.errors import NotPortableError, refused_call
+from model_factory.errors import CallSignatureError, NotPortableError, refused_call
 from model_factory.program.call_signature import call_signature, leaf_names, match_call_signature, rebuild_arguments
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import ModuleCall
@@ -36,11 +36,17 @@ from model_factory_server.export.restored_after import restored_after
 from model_factory_server.export.trace.results import portable_output
 from model_factory_server.export.verify.candidate_sizes import acceptance_of, candidate_shapes
 from model_factory_server.export.verify.runs import Call, Run, Shapes, compare_runs, run_once
+from model_factory_server.export.verify.stand_ins import KnownForms, programs_run, replaceable, stand_ins
 from model_factory_server.export.verify.state_diff import changed, contents_of, state_of
 
 
-def verify(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any]) -> None:
+def verify(
+    module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any], known: KnownForms | None = None
+) -> None:
     """Compare ``recorded`` with the forward of ``module``, at sizes allowed by the guards.
+
+    With ``known``, stand-ins take the place of verified inner blocks. If original and program then differ, for example
+    because the caller refuses the values of a stand-in, they are compared with the inner blocks.
 
     Training flags and buffers are restored. A program for a GPU alone equals another that is verified.
 
@@ -58,12 +64,60 @@ def verify(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str,
     """
     if is_only_elsewhere(recorded):
         return
-    with attributes_restored_after(module), _shallow_stacks(module, recorded):
-        _verify_modes(module, recorded, arguments)
+    with attributes_restored_after(module):
+        if not _is_verified_with_stand_ins(module, recorded, arguments, known):
+            _verify_modes(module, recorded, arguments)
 
 
-def reproduces(module: nn.Module, programs: Sequence[RecordedProgram], arguments: Mapping[str, Any]) -> bool:
+def _is_verified_with_stand_ins(
+    module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any], known: KnownForms | None
+) -> bool:
+    replaced = replaceable(module, recorded.program)
+    if known is None or not replaced or recorded.program.outcomes():  # decisions depend on values
+        return False
+    with stand_ins(replaced, known), suppress(NotPortableError, CallSignatureError):
+        _verify_modes(module, recorded, arguments, replaced)
+        return True
+    return False
+
+
+def verify_together(
+    module: nn.Module,
+    recorded: RecordedProgram,
+    arguments: Mapping[str, Any],
+    programs: Mapping[nn.Module, Sequence[RecordedProgram]],
+) -> None:
+    """Compare a call of ``module`` with its program, where inner blocks run their ``programs``.
+
+    A verification with stand-ins does not see state that a caller shares with an inner block, for example a number in
+    an object of both.
+
+    Raises:
+        NotPortableError: the programs together differ from the forward.
+    """
+    if recorded.program.outcomes() or is_only_elsewhere(recorded):
+        return
+    original, replay = (torch.no_grad()(call) for call in _calls(module, recorded, arguments))
+    examples = _examples(recorded, arguments)
+    with attributes_restored_after(module):
+        module.train()
+        for path, flag in recorded.training:
+            get_module(module, path).training = flag
+        expected = run_once(original, module, examples)
+        with programs_run(programs):
+            actual = run_once(replay, module, examples)
+        compare_runs(expected, actual, [list(leaf.shape) for leaf in examples])
+
+
+def reproduces(
+    module: nn.Module,
+    programs: Sequence[RecordedProgram],
+    arguments: Mapping[str, Any],
+    known: KnownForms | None = None,
+) -> bool:
     """Whether the programs of another module of the same kind do as ``module`` does, in one run on ``arguments``.
+
+    With ``known``, stand-ins take the place of verified inner blocks; these have to be compared on their own.
 
     Example:
         >>> from model_factory_server.export.record.recorder import record
@@ -85,10 +139,11 @@ def reproduces(module: nn.Module, programs: Sequence[RecordedProgram], arguments
             continue
         original, replay = _calls(module, recorded, arguments)
         examples = _examples(recorded, arguments)
-        with suppress(NotPortableError):
-            agreed = _agree(original, replay, module, examples, VERIFY_SEED, iter([examples]))
-            if agreed is not None:
-                return agreed
+        for forms in (known, None) if known is not None and not recorded.program.outcomes() else (None,):
+            with stand_ins(replaceable(module, recorded.program), forms), suppress(NotPortableError):
+                agreed = _agree(original, replay, module, examples, VERIFY_SEED, iter([examples]))
+                if agreed or (agreed is not None and forms is None):
+                    return agreed
     return False
 
 
@@ -116,16 +171,18 @@ def _calls(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str,
 
 
 @contextmanager
-def _shallow_stacks(module: nn.Module, recorded: RecordedProgram) -> Iterator[None]:
-    """Cut stacks of layers, if the program calls the stack as a whole, to one layer.
+def _shallow_stacks(module: nn.Module, recorded: RecordedProgram, replaced: Sequence[nn.Module]) -> Iterator[None]:
+    """Cut stacks of layers, if the program calls the stack as a whole, to one layer; not inside replaced blocks.
 
     The inside of torch's own modules needs no verification, and would take minutes for a large model.
     """
+    inside = {item for block in replaced for item in block.modules()}
     calls = [step.path for step in recorded.program.steps if isinstance(step, ModuleCall)]
     stacks = [
         item
         for path, item in module.named_modules()
         if isinstance(item, nn.TransformerEncoder | nn.TransformerDecoder)
+        and item not in inside
         and not any(call.startswith(f"{path}.") for call in calls)
     ]
     layers = [stack.layers for stack in stacks]
@@ -138,10 +195,19 @@ def _shallow_stacks(module: nn.Module, recorded: RecordedProgram) -> Iterator[No
             stack.layers = full
 
 
-def _verify_modes(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any]) -> None:
+def _verify_modes(
+    module: nn.Module,
+    recorded: RecordedProgram,
+    arguments: Mapping[str, Any],
+    replaced: Sequence[nn.Module] = (),
+) -> None:
+    with _shallow_stacks(module, recorded, replaced):
+        _verify_both(module, recorded, arguments)
+
+
+def _verify_both(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any]) -> None:
     examples = _examples(recorded, arguments)
-    if not recorded.training:
-        module.eval()
+    module.eval()
     for path, flag in recorded.training:
         get_module(module, path).training = flag
     example_shapes = [list(leaf.shape) for leaf in examples]
@@ -149,10 +215,16 @@ def _verify_modes(module: nn.Module, recorded: RecordedProgram, arguments: Mappi
     candidates = list(
         candidate_shapes(module, recorded, example_shapes, acceptance_of(module, recorded, examples, arguments))
     )
-    _verify_mode(module, recorded, examples, candidates, arguments)
-    if not recorded.training:
-        module.train()
-        _verify_mode(module, recorded, examples, candidates, arguments)
+    if recorded.training:
+        _verify_mode(module, recorded, examples, candidates, [], arguments)
+        return
+    larger, ones = candidates[0::2], candidates[1::2]
+    if recorded.program.outcomes():
+        larger, ones = candidates, []
+    # One program for both modes: each mode has half of the sizes. Many layers refuse sizes of 1 in train mode.
+    for mode, sizes, other_sizes in ((False, ones, larger), (True, larger, ones)):
+        module.train(mode)  # an own train() may return nothing
+        _verify_mode(module, recorded, examples, sizes, other_sizes, arguments)
 
 
 def _examples(recorded: RecordedProgram, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -167,14 +239,19 @@ def _verify_mode(
     module: nn.Module,
     recorded: RecordedProgram,
     examples: Sequence[torch.Tensor],
-    candidates: Sequence[Shapes],
+    sizes: Sequence[Shapes],
+    other_sizes: Sequence[Shapes],
     arguments: Mapping[str, Any],
 ) -> None:
+    """Verify at ``sizes``; at ``other_sizes`` only if all of ``sizes`` are refused."""
     original, replay = _calls(module, recorded, arguments)
     example_shapes = [list(leaf.shape) for leaf in examples]
     decides = bool(recorded.program.outcomes())
+    candidates = [*sizes, *other_sizes, *([example_shapes] if decides else [])]
     verified = 0
-    for shapes in [*candidates, *([example_shapes] if decides else [])]:
+    for index, shapes in enumerate(candidates):
+        if verified and not decides and index >= len(sizes):
+            break
         for seed, leaves in enumerate(_inputs(examples, shapes, decides), VERIFY_SEED):
             of_others = example_shapes if shapes != example_shapes else candidates[0]
             others = sample_inputs(examples, of_others, VERIFY_SEED + 1)
