@@ -81,8 +81,10 @@ def export(model: nn.Module, inputs: ExampleInputs, file_format: str) -> Exporte
 def _program(
     model: nn.Module, inputs: ExampleInputs, given: dict[str, Any], file_format: str
 ) -> torch.export.ExportedProgram:
-    dynamic: Any = torch.export.Dim.DYNAMIC  # torch finds the range of sizes, and axes of equal sizes
-    shapes = pytree.tree_map_only(str, lambda _name: dynamic, inputs.named_axes())
+    # With DYNAMIC, torch finds the range of sizes and axes of equal sizes; torch before 2.6 has named axes only.
+    dynamic: Any = getattr(torch.export.Dim, "DYNAMIC", None)
+    axes = {name: torch.export.Dim(name) if dynamic is None else dynamic for name in inputs.axis_names}
+    shapes = pytree.tree_map_only(str, axes.__getitem__, inputs.named_axes())
     try:
         return torch.export.export(model, (), given, dynamic_shapes=shapes, strict=False)
     except Exception as error:

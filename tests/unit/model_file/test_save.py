@@ -19,7 +19,8 @@ from torch.nn.utils import parametrizations, prune
 from matrix.blocks import BLOCKS, WIDTH
 from matrix.portability import rebuilt_with_programs
 from matrix.same import assert_same_module, assert_same_runs
-from model_factory import NotPortableError, StoreError, load, save
+from model_factory import FormatError, NotPortableError, StoreError, load, save
+from model_factory.descriptor import weights
 from model_factory.descriptor.weights import ALIGNMENT
 from support.compare import assert_same_state, train
 
@@ -303,6 +304,23 @@ def test_a_write_that_fails_leaves_nothing(path: Path, monkeypatch: pytest.Monke
             save(nn.Linear(3, 3), place)
     assert path.read_bytes() == before
     assert [item for item in path.parent.rglob("*") if item.is_file()] == [path]
+
+
+def test_documents_beyond_the_header(built: nn.Module, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "MAX_HEADER_BYTES", 1000)
+    with pytest.raises(FormatError, match=r"at most 1000\. Remedy: save the models in several files"):
+        save(built, path)
+    assert not path.exists()
+
+
+def test_names_of_every_script(path: Path) -> None:
+    model = nn.Sequential()
+    model.add_module("编码器", nn.Linear(2, 2))
+    model.note = "é 👩‍🔬"
+    save({"политика": model}, path)
+    loaded = load(path)["политика"]
+    assert_same_module(model, loaded)
+    assert list(load_file(path)) == ["политика.编码器.weight", "политика.编码器.bias"]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
