@@ -145,7 +145,8 @@ class BuildInfo:
     programs: str | None
     """Digest of the recorded programs; unknown for a model built in this process."""
     weights: str | None
-    """Digest of the weights file of the build, before any training; unknown for a model built in this process."""
+    """Digest of the weights file of the build, before any training; unknown for a model built in this process, and for
+    a model with a checkpoint."""
     backend: str
     """Name of the backend."""
     code_digest: str

@@ -14,10 +14,13 @@ from model_factory.descriptor.attributes import described, settable
 from model_factory.descriptor.stock import stock_attributes
 from model_factory.errors import FormatError, NotPortableError
 from model_factory.program.forward_signature import ForwardSignature
+from model_factory.program.ir import Program
+from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.program_module import ProgramModule
 
 _INTERNALS = frozenset(nn.Module().__dict__)
 _PROGRAM_ATTRIBUTES = frozenset(ProgramModule("", ForwardSignature(()), "", None, ()).__dict__)
+_GRAPH_ATTRIBUTES = frozenset(GraphModel(Program(inputs=(), steps=(), result=None), {}).__dict__)
 
 
 def real_class(module: nn.Module) -> type[nn.Module]:
@@ -48,21 +51,23 @@ def module_attributes(
 
 
 def program_attributes(module: nn.Module, methods: tuple[str, ...], where: str) -> dict[str, Any]:
-    """The attributes of a module, to be rebuilt as a ``ProgramModule``: plain data and tensors.
+    """The attributes of a block or graph, to be rebuilt as ``ProgramModule`` or ``GraphModel``: plain data and tensors.
 
     Other attributes are left out, since the program of the forward does not need them.
 
     Raises:
         NotPortableError: a name is taken in rebuilt modules.
     """
+    is_graph = isinstance(module, GraphModel)
+    cls, taken = (GraphModel, _GRAPH_ATTRIBUTES) if is_graph else (ProgramModule, _PROGRAM_ATTRIBUTES)
     for name in (*module._parameters, *module._buffers, *module._modules):
-        if name in _PROGRAM_ATTRIBUTES:
+        if name in taken:
             raise NotPortableError(f"{where}: the name {name!r} is taken in rebuilt modules. Remedy: rename it")
     attributes: dict[str, Any] = {}
     for name, value in module.__dict__.items():
-        if name in _INTERNALS:
+        if name in _INTERNALS or (is_graph and name in taken):
             continue
-        free = settable(ProgramModule, _PROGRAM_ATTRIBUTES, name) and name not in methods
+        free = settable(cls, taken, name) and name not in methods
         if isinstance(value, torch.Tensor):
             if not free:
                 raise NotPortableError(f"{where}: the tensor attribute {name!r} hides a method. Remedy: rename it")
@@ -70,7 +75,7 @@ def program_attributes(module: nn.Module, methods: tuple[str, ...], where: str) 
         elif free:
             with suppress(FormatError):
                 attributes[name] = described(value)
-    if type(module)._version != nn.Module._version:
+    if type(module)._version != nn.Module._version and not is_graph:
         attributes["_version"] = type(module)._version
     return attributes
 

@@ -160,7 +160,10 @@ class _Walk:
             refuse_hooks(module, where, restored_hooks(cls, module))
         tables = self._tables(module, path)
         if isinstance(module, GraphModel):
-            return GraphNode(type=type(module).__name__, program=module.runner.program, **tables)
+            attributes = self._without_left_out(module, program_attributes(module, (), where))
+            program = module.runner.program
+            described = self._with_tensors(attributes, path)
+            return GraphNode(type=type(module).__name__, program=program, attributes=described, **tables)
         if cls is None:
             return self._program_node(tables, module, path, where)
         if module in self._sources:

@@ -14,6 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, prune
 
 from matrix.blocks import BLOCKS, WIDTH
@@ -22,7 +25,9 @@ from matrix.same import assert_same_module, assert_same_runs
 from model_factory import FormatError, NotPortableError, StoreError, load, save
 from model_factory.descriptor import weights
 from model_factory.descriptor.weights import ALIGNMENT
+from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same_state, train
+from support.configs import layers
 
 
 class Adapter(nn.Module):
@@ -200,6 +205,22 @@ def test_wrappers_around_a_model_are_left_out(built: nn.Module, path: Path, tmp_
     assert_same_runs(built, load(path), x)
 
 
+def test_parameters_split_over_processes_are_refused(built: nn.Module, path: Path, tmp_path: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        fully_shard(built, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(NotPortableError, match=r"the model \(\w+\) is split over processes\. Remedy: gather"):
+            save(built, path)
+        whole = get_model_state_dict(built, options=StateDictOptions(full_state_dict=True))
+    finally:
+        distributed.destroy_process_group()
+    torch.manual_seed(0)
+    again = rebuilt_with_programs(BLOCKS["SequentialOfBlocks"]())
+    again.load_state_dict(whole)
+    save(again, path)
+    assert_same_runs(again, load(path), x)
+
+
 def test_a_wrapper_inside_is_refused(built: nn.Module, path: Path) -> None:
     with pytest.raises(NotPortableError, match="compile the rebuilt module"):
         save(nn.Sequential(torch.compile(built, backend="eager")), path)
@@ -210,6 +231,17 @@ def test_a_model_inside_another_model_moves(built: nn.Module, path: Path) -> Non
     model = nn.Sequential(built, nn.Linear(WIDTH, 1))
     save(model, path)
     assert_same_runs(model, load(path), x)
+
+
+def test_attributes_of_a_graph(path: Path) -> None:
+    factory = PolicyConstructorModelFactory(seed=7)
+    model = factory.build({"config": layers({"_type_": "nn.Linear", "in_features": 3, "out_features": 2})})
+    model.step_count, model.scale, model.log = 3, torch.ones(2), print
+    save(model, path)
+    loaded = load(path)
+    assert (loaded.step_count, loaded.scale.tolist(), hasattr(loaded, "log")) == (3, [1.0, 1.0], False)
+    assert loaded.build_info == model.build_info
+    assert_same_runs(model, loaded, lambda: [torch.randn(4, 3)])
 
 
 def test_a_copy_is_a_model(built: nn.Module, path: Path) -> None:
