@@ -42,7 +42,8 @@ test-cuda: $(CUDA_VENV)/installed  ## the tests of builds with PyPI's CUDA build
 
 FLOOR_TORCH := 2.9.0
 FLOOR_VENV := .venv-floor
-FLOOR_TESTS := tests/unit/program tests/unit/descriptor $(addprefix tests/matrix/test_,value_guards.py unread_arguments.py \
+FLOOR_TESTS := tests/unit/program tests/unit/descriptor tests/unit/model_file tests/unit/exported \
+	$(addprefix tests/matrix/test_,value_guards.py unread_arguments.py file_round_trips.py \
 	hostile_descriptors.py rebuilt_life.py kinds.py refusals.py torch_nn.py)
 
 # PyPI's own build, whatever else this machine's pip is set up to prefer.
