@@ -314,22 +314,6 @@ def reads_a_global() -> nn.Module:
     return ReadsAGlobal()
 
 
-class WritesAParameter(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = nn.Parameter(torch.zeros(WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            self.count.add_(1)
-        return x * self.count
-
-
-@refused("a forward that writes to a parameter", "WritesAParameter", "'count'", remedy="buffer")
-def writes_a_parameter() -> nn.Module:
-    return WritesAParameter()
-
-
 class RemembersForLater(Block):
     def forward(self, x: Tensor) -> Tensor:
         if not hasattr(self, "last"):

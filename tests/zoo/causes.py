@@ -18,7 +18,6 @@ _CAUSES = (
     (r"does not reproduce the forward", "the program differs from the forward"),
     (r"the forward keeps (?:a value|something)", "keeps a value for the next call"),
     (r"the forward assigns", "assigns an attribute"),
-    (r"writes to the parameter", "writes to a parameter"),
     (r"has a hook in (\w+)", "has a hook in `{}`"),
     (r"overrides (\w+\(\))", "overrides `{}`"),
     (r"the attribute '\w+' is not portable: an? (\S+) is", "has an attribute of the class `{}`"),

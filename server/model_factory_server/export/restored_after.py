@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils.weak import WeakIdKeyDictionary
 
 from model_factory.describe.assignments import attributes_restored_after, module_tables
 from model_factory.errors import NotPortableError
 from model_factory_server.export.torch_private import version
 
+_WRITTEN: MutableMapping[torch.Tensor, bool] = WeakIdKeyDictionary()
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _CACHE = functools._lru_cache_wrapper  # noqa: SLF001  there is no other name
 
@@ -64,8 +66,7 @@ def tensors_as(module: nn.Module, convert: Callable[[str, torch.Tensor], torch.T
 def restored_after(module: nn.Module, *, parameters: bool = False) -> Iterator[None]:
     """Restore a module's attributes, buffers and plain tensors afterwards.
 
-    Parameters are large, and are copied and restored only with ``parameters``. The weights of embeddings with a
-    ``max_norm`` are always copied: no other forward of torch's writes to parameters.
+    Parameters are large, and are copied and restored only with ``parameters``; :func:`written_parameters` always are.
 
     Raises:
         NotPortableError: a forward has written to a parameter without a copy.
@@ -77,8 +78,8 @@ def restored_after(module: nn.Module, *, parameters: bool = False) -> Iterator[N
         >>> norm.num_batches_tracked
         tensor(0)
     """
-    renormed = [item.weight for item in module.modules() if isinstance(item, _EMBEDDINGS) and item.max_norm is not None]
-    tensors = [*module.buffers(), *plain_tensors(module).values(), *(module.parameters() if parameters else renormed)]
+    chosen = module.parameters() if parameters else written_parameters(module).values()
+    tensors = [*module.buffers(), *plain_tensors(module).values(), *chosen]
     before = [
         (tensor, tensor.detach().clone(), tensor.requires_grad)
         for tensor in tensors
@@ -99,12 +100,30 @@ def restored_after(module: nn.Module, *, parameters: bool = False) -> Iterator[N
                         tensor.requires_grad_(requires_grad)
     for name, parameter, old_version in versions:
         if version(parameter) != old_version and not is_lazy(parameter):
-            raise writes_to_parameter(name)
+            raise NotPortableError(
+                f"the forward writes to the parameter {name!r}, and its recording does not show it. Remedy: write with "
+                "torch's functions"
+            )
 
 
-def writes_to_parameter(path: str) -> NotPortableError:
-    """Return the error for a forward with a write to a parameter."""
-    return NotPortableError(f"the forward writes to the parameter {path!r}. Remedy: write to a buffer instead")
+def note_written(module: nn.Module, paths: Iterable[str]) -> None:
+    """Note parameters that a recorded forward writes to, for :func:`written_parameters`."""
+    _WRITTEN.update((module.get_parameter(path), True) for path in paths)
+
+
+def written_parameters(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters, by path, that forwards write to: noted ones, and weights of embeddings with a ``max_norm``.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> note_written(layer, ["bias"])
+        >>> list(written_parameters(nn.Sequential(layer, nn.Embedding(2, 2, max_norm=1.0))))
+        ['0.bias', '1.weight']
+    """
+    renormed = {
+        id(item.weight) for item in module.modules() if isinstance(item, _EMBEDDINGS) and item.max_norm is not None
+    }
+    return {path: item for path, item in module.named_parameters() if id(item) in renormed or item in _WRITTEN}
 
 
 def _is_writable(tensor: torch.Tensor) -> bool:

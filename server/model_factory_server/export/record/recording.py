@@ -38,7 +38,7 @@ from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.export.record.fakes import OwnFakes, in_dtype
 from model_factory_server.export.record.merge_dtypes import settle_dtypes
 from model_factory_server.export.record.sample_inputs import REFUSED_CALL
-from model_factory_server.export.restored_after import caches_cleared_after, tensors_as
+from model_factory_server.export.restored_after import caches_cleared_after, note_written, tensors_as
 from model_factory_server.export.torch_patches import patch_torch
 from model_factory_server.export.torch_private import (
     ConstantSource,
@@ -257,8 +257,11 @@ class Recording:
     def _run(self) -> Program:
         with size_oblivious():  # only the forward's own decisions distinguish size 1
             fake_arguments = self._fake_arguments()
-            with _containers_unchanged(fake_arguments, self.signature):
-                result = self._run_forward(fake_arguments)
+            try:
+                with _containers_unchanged(fake_arguments, self.signature):
+                    result = self._run_forward(fake_arguments)
+            finally:
+                note_written(self.module, self.tape.written)  # before any run with real tensors
         returned = self.tape.argument(portable_output(result))  # adds a step for a returned parameter
         if self._kinds is not None:
             self._note_assigned()

@@ -27,7 +27,6 @@ from model_factory_server.export.conditions.module_reads import ModuleReads
 from model_factory_server.export.conditions.size_requirements import SizeRequirements
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv, SymbolTable
 from model_factory_server.export.error_texts import foreign_tensor, function_text
-from model_factory_server.export.restored_after import writes_to_parameter
 from model_factory_server.export.torch_private import (
     FakeTensor,
     check_function,
@@ -104,6 +103,8 @@ class Tape(TorchFunctionMode):
         self.attributes: dict[int, str] = {}
         """``id`` of a parameter, buffer or plain tensor -> path."""
         self.paths: dict[nn.Module, str] = {module: path for path, module in root.named_modules()}
+        self.written: set[str] = set()
+        """Paths of parameters that the forward writes to."""
         self.paused = 0
         """Depth of :meth:`no_recording`."""
         self.dtypes = DtypeReads()
@@ -265,7 +266,7 @@ class Tape(TorchFunctionMode):
             raise NotPortableError(AUTOCAST_REFUSAL)
         if name in SQUEEZES:
             self._fix_squeezed(args, kwargs)
-        self._check_written(name, args, kwargs)
+        self._note_written(name, args, kwargs)
         step_args = tuple(self.argument(arg) for arg in args)
         step_kwargs = {
             key: Device() if key == "device" and arg is not None else self.argument(arg) for key, arg in kwargs.items()
@@ -277,8 +278,8 @@ class Tape(TorchFunctionMode):
             result = torch.ops.aten.alias(result)  # so that recordings in every dtype have two tensors
         return self.store(OpCall(name=op, args=step_args, kwargs=step_kwargs), result)
 
-    def _check_written(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse an op that writes to a parameter's memory, even through ``.data``, which autograd does not notice."""
+    def _note_written(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note an op that writes to a parameter's memory, even through ``.data``, which autograd does not notice."""
         in_place = name in WRITES or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace")
         out = kwargs.get("out")
         written = [args[0] if args else kwargs.get("input")] if in_place else []
@@ -290,7 +291,7 @@ class Tape(TorchFunctionMode):
         for path, parameter in self.root.named_parameters(remove_duplicate=False):
             symbolic = self._symbolic.get(id(parameter), parameter)
             if not memory.isdisjoint({memory_id(item) for item in (parameter, symbolic)}):
-                raise writes_to_parameter(path)
+                self.written.add(path)
 
     def _fix_squeezed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Make conditions of sizes that ``squeeze`` compares with 1, since the rank of the result depends on them."""

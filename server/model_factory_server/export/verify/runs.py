@@ -12,7 +12,12 @@ from torch import nn
 from model_factory.errors import NotPortableError
 from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.export.record.sample_inputs import VERIFY_SEED
-from model_factory_server.export.restored_after import generators_seeded, plain_tensors, restored_after
+from model_factory_server.export.restored_after import (
+    generators_seeded,
+    plain_tensors,
+    restored_after,
+    written_parameters,
+)
 from model_factory_server.export.torch_private import pytree
 from model_factory_server.export.verify.state_diff import changed, state_of
 
@@ -59,7 +64,7 @@ def run_once(
             outputs, structure = pytree.tree_flatten(call(given))
             gradients = _gradients(outputs, [*parameters, *[item for item in inputs if item.requires_grad]])
             tensors = [*module.named_buffers(), *plain.items()]
-            tensors += module.named_parameters() if writes_parameters else ()
+            tensors += module.named_parameters() if writes_parameters else written_parameters(module).items()
             after = {name: item.detach().clone() for name, item in tensors}
             random = torch.rand(2)
             changed_attribute = next((name for name, _, _ in changed(state)), "")
