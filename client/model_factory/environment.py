@@ -34,6 +34,8 @@ _SHARED_STORE = "MODEL_FACTORY_SHARED_STORE"
 SERVER = "MODEL_FACTORY_SERVER"
 """Name of the variable with the address of the server."""
 
+_PROGRESS = "MODEL_FACTORY_PROGRESS"
+_RANKS = ("RANK", "SLURM_PROCID")  # of torchrun, and of Slurm
 _OFFLINE = "MODEL_FACTORY_OFFLINE"
 _TRUST_SOURCE = "MODEL_FACTORY_TRUST_SOURCE"
 _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
@@ -48,7 +50,7 @@ _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC uses the first va
 _NO_PROXIES = ("no_grpc_proxy", "no_proxy")  # likewise
 
 VARIABLES = (
-    *(_CACHE, _CACHE_GIB, _SHARED_STORE, SERVER, SHARE_VALUES, _TRUST_SOURCE, _OFFLINE, USE_PROXY, _TLS),
+    *(_CACHE, _CACHE_GIB, _SHARED_STORE, SERVER, SHARE_VALUES, _TRUST_SOURCE, _OFFLINE, _PROGRESS, USE_PROXY, _TLS),
     _SERVER_NAME,
     *_FILES.values(),
 )
@@ -112,6 +114,17 @@ def offline() -> bool | None:
         ModelFactoryError: the variable is neither true nor false.
     """
     return _is_on(_OFFLINE) if os.environ.get(_OFFLINE) else None
+
+
+def shows_progress() -> bool:
+    """Whether this process shows progress: ``$MODEL_FACTORY_PROGRESS``, else only the first rank of a job.
+
+    Raises:
+        ModelFactoryError: the variable is neither true nor false.
+    """
+    if os.environ.get(_PROGRESS):
+        return _is_on(_PROGRESS)
+    return next((os.environ[name] == "0" for name in _RANKS if os.environ.get(name)), True)
 
 
 def proxy_variables() -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from model_factory.digest import Blob, check_digest
 from model_factory.documents import expect_type
 from model_factory.errors import FormatError, ModelFactoryError
 from model_factory.limits import MAX_NAME_CHARS
-from model_factory.wording import is_printable, printable, shortened
+from model_factory.wording import html_table, is_printable, printable, shortened
 
 if TYPE_CHECKING:
     from torch import nn
@@ -179,6 +179,9 @@ class BuildInfo:
         digests = ", ".join(f"{name} {value[:12]}" for name, value in known.items() if value)
         made = f"backend {self.backend} on {self.device_kind}, torch {self.torch_version}"
         return f"{self.component}: seed {self.seed}, {digests}, {made}, server {self.server_version or 'unknown'}"
+
+    def _repr_html_(self) -> str:
+        return html_table(("build info", self.component), ((name, str(item)) for name, item in self.as_dict().items()))
 
     @staticmethod
     def of(model: nn.Module) -> BuildInfo:

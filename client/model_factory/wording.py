@@ -7,6 +7,7 @@ the server and progress bars call the function. Names in descriptors are refused
 from __future__ import annotations
 
 import difflib
+import html
 import itertools
 import unicodedata
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ _GAP = " ... "
 
 _SHOWN_CHARS = 60
 _SHOWN_NAMES = 20
+_CELL_CHARS = 500
 # The time of difflib grows with the square of the length of names, and an untrusted peer may choose the names.
 _COMPARED_NAMES = 1000
 _COMPARED_CHARS = 100
@@ -117,6 +119,20 @@ def listed(names: Iterable[str]) -> str:
     if len(shown) > _SHOWN_NAMES:
         shown[-1] = "..."
     return ", ".join(shown) or "none"
+
+
+def html_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table for notebooks; every cell is printable, shortened and escaped.
+
+    >>> html_table(["field"], [["<b>"]])
+    '<table><tr><th>field</th></tr><tr><td>&lt;b&gt;</td></tr></table>'
+    """
+    lines = [("th", header), *(("td", row) for row in rows)]
+    cells = [
+        "".join(f"<{tag}>{html.escape(printable(shortened(cell, _CELL_CHARS)))}</{tag}>" for cell in line)
+        for tag, line in lines
+    ]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in cells)}</table>"
 
 
 def nearest(name: str, known: Iterable[str], *spellings: str) -> str:

@@ -179,3 +179,15 @@ def test_a_damaged_record_is_refused(change: dict[str, Any], text: str, server: 
     del data["seed"]
     with pytest.raises(ModelFactoryError, match="build info without seed"):
         BuildInfo.from_dict(data)
+
+
+def test_notebooks_show_tables(make: Make) -> None:
+    factory = make()
+    info = factory.build({"<b>": TINY})["<b>"].build_info
+    assert "<th>&lt;b&gt;</th>" in info._repr_html_()
+    assert f"<td>seed</td><td>{info.seed}</td>" in info._repr_html_()
+    described = factory.describe({"config": TINY})
+    assert repr(described) == "<Architecture of 3 modules, 8 parameters>"
+    table = described._repr_html_()
+    assert table.startswith("<table><tr><th>name</th>")
+    assert "<td>nn.Linear</td>" in table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -133,3 +134,11 @@ def test_waiting_does_not_hide_another_program_at_the_address() -> None:
             RemoteModelFactory(address).wait(timeout=60)
         assert not isinstance(caught.value, UnavailableError)
     assert time.monotonic() - started < 10
+
+
+def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    timer = threading.Timer(1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    timer.start()
+    assert main(["health", "--wait", "60", "--server", "127.0.0.1:1"]) == 130
+    timer.join()
+    assert capsys.readouterr() == ("", "interrupted\n")

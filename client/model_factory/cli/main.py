@@ -23,6 +23,7 @@ from model_factory.source.lock import LOCK_NAME
 
 _DESCRIPTION = "Build trainable torch modules on a model server; inspect configs, caches and servers."
 _MAX_SECONDS = 86400.0
+_INTERRUPTED = 130  # as shells report a command that ended by SIGINT
 
 _BUILD_LOCK = "models.lock"
 _COMMAND_GROUP = "model_factory.commands"
@@ -30,7 +31,7 @@ _SERVE = "serve"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit status: 0, or 1 for an error. Wrong usage exits with 2."""
+    """Run the command; return the exit status: 0, 1 for an error, 130 after Ctrl-C. Wrong usage exits with 2."""
     parser = _parser()
     arguments, unknown = parser.parse_known_args(argv)
     if unknown and arguments.run is not _no_server:
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModelFactoryError as error:
         say_error(error)
         return 1
+    except KeyboardInterrupt:
+        say("interrupted", error=True)
+        return _INTERRUPTED
     except BrokenPipeError:
         # The reader of the output is gone; without this line Python reports the same error again while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Progress bars for long builds and downloads, shown on a terminal only."""
+"""Progress of long builds and downloads: bars on terminals and in notebooks, else lines of the log."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from model_factory.environment import shows_progress
 from model_factory.store import Holder
 from model_factory.wording import printable, shortened
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 SHOW_AFTER_SECONDS = 1.0
 
 _MAX_SHOWN_CHARS = 200
+_KERNEL = "ipykernel"  # imported in every notebook
 
 
 @contextmanager
@@ -30,8 +32,10 @@ def building(names: list[str]) -> Iterator[Callable[[str, str], None]]:
         def report(component: str, stage: str) -> None:
             bar.set_postfix_str(_shown(f"{component}: {stage}"), refresh=False)
             bar.update(1 if stage == "done" else 0)
-            if time.monotonic() - started >= SHOW_AFTER_SECONDS:  # refresh() ignores the delay of the bar
+            seconds = time.monotonic() - started
+            if seconds >= SHOW_AFTER_SECONDS:  # refresh() ignores the delay of the bar
                 bar.refresh()
+                _log_without_bar(bar, "%s: %s after %.0f s", _shown(component), _shown(stage), seconds)
 
         yield report
 
@@ -39,8 +43,12 @@ def building(names: list[str]) -> Iterator[Callable[[str, str], None]]:
 @contextmanager
 def downloading(name: str, size: int) -> Iterator[Download]:
     """Show the bytes transferred, or the other process with the transfer."""
+    started = time.monotonic()
     with _bar(total=size, desc=_shown(name), unit="B", unit_scale=True) as bar:
         yield Download(name, bar)
+        seconds = time.monotonic() - started
+        if seconds >= SHOW_AFTER_SECONDS:  # before the bar is closed: a closed bar seems to be hidden
+            _log_without_bar(bar, "%s: weights of %d bytes after %.0f s", _shown(name), size, seconds)
 
 
 class Download:
@@ -66,5 +74,15 @@ def _shown(text: str) -> str:
 
 
 def _bar(**options: Any) -> tqdm[Any]:
-    """Create a bar on standard error; hidden without a terminal, and in the first second."""
-    return tqdm(disable=not sys.stderr.isatty(), leave=False, delay=SHOW_AFTER_SECONDS, **options)
+    """Create a bar on standard error; hidden in the first second, and where no person looks.
+
+    Bars are for terminals and notebooks, and for the first rank of a job.
+    """
+    is_seen = sys.stderr.isatty() or _KERNEL in sys.modules
+    return tqdm(disable=not (is_seen and shows_progress()), leave=False, delay=SHOW_AFTER_SECONDS, **options)
+
+
+def _log_without_bar(bar: tqdm[Any], message: str, *values: object) -> None:
+    """Write a line to the log of the first rank where no bar is shown."""
+    if bar.disable and shows_progress():
+        log.info(message, *values)

@@ -9,7 +9,7 @@ from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.tree import Descriptor, ModuleNode, ProgramNode, SourceNode, TensorRef
 from model_factory.program.recorded_program import FORWARD, RecordedProgram
 from model_factory.program.runtime.lookup import join_path
-from model_factory.wording import printable, shortened
+from model_factory.wording import html_table, printable, shortened
 
 _CONTAINERS = frozenset({"nn.ModuleList", "nn.ModuleDict"})
 
@@ -109,7 +109,22 @@ class Architecture:
             reason=reason,
         )
 
+    def __repr__(self) -> str:
+        return f"<Architecture of {len(self.descriptor.modules)} modules, {self.parameters:,} parameters>"
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._table()
+        return html_table(header, rows)
+
     def __str__(self) -> str:
+        table = self._table()
+        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+        lines = [_line(row, widths) for row in table]
+        rule = "-" * sum(widths[:-1], 2 * (len(widths) - 2))
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+    def _table(self) -> list[tuple[str, ...]]:
+        """Return header, a row for each module, and the total."""
         header = ("name", "type", "kind", "shapes", "parameters", "bytes", "" if self.portability is None else "why")
         rows = [
             (
@@ -119,11 +134,7 @@ class Architecture:
             for row in self.modules
         ]
         total = ("total", f"{len(rows)} modules", "", "", f"{self.parameters:,}", f"{self.bytes:,}", "")
-        table = [header, *rows, total]
-        widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-        lines = [_line(row, widths) for row in table]
-        rule = "-" * sum(widths[:-1], 2 * (len(widths) - 2))
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        return [header, *rows, total]
 
 
 def _cell(text: str) -> str:
