@@ -83,6 +83,10 @@ class InnerKinds(Protocol):
         """Return attributes of custom modules that the forward of an inner block reads: module path and name."""
         ...
 
+    def reads_dtypes(self, block: nn.Module) -> bool:
+        """Return whether the forward of an inner block reads dtypes."""
+        ...
+
 
 class InnerBlocks:
     """Calls of inner blocks in one recording."""
@@ -136,6 +140,10 @@ class InnerBlocks:
     def reads(self, block: nn.Module) -> frozenset[tuple[str, str]]:
         """Return the attributes that an inner block's own program depends on."""
         return self._kinds.reads(block)
+
+    def reads_dtypes(self, block: nn.Module) -> bool:
+        """Return whether an inner block's own program depends on dtypes."""
+        return self._kinds.reads_dtypes(block)
 
     def _against(self, values: list[Any]) -> str | None:
         """Return the reason against a call with these arguments, if any."""

@@ -27,6 +27,10 @@ class Inlining:
         """Return nothing: no block has a program of its own."""
         return frozenset()
 
+    def reads_dtypes(self, _block: nn.Module) -> bool:
+        """Return False."""
+        return False
+
     def learn(self, _recording: Recording, _call: InnerCall) -> None:
         """Do nothing."""
 

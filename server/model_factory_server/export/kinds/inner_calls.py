@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError
 from model_factory.program.call_signature import CallSignature, call_signature, rebuild_arguments
 from model_factory.program.forward_signature import ForwardSignature
+from model_factory.program.ir import ModuleCall
+from model_factory.program.recorded_program import RecordedProgram
+from model_factory.program.runtime.lookup import find_module, join_path
 from model_factory_server.export.conditions.inner_blocks import InnerCall
 from model_factory_server.export.conditions.result_forms import reason_against
 from model_factory_server.export.restored_after import generators_seeded, restored_after
@@ -63,7 +67,7 @@ class ExampleCalls:
 
     def like(self, block: nn.Module, arguments: Mapping[str, Any], call: InnerCall) -> ExampleOfBlock | None:
         """Return a real call like a call in the recording of a block; None if there is none and none can be made."""
-        shapes = [tuple(map(recorded_size, shape)) for shape in call.shapes]
+        shapes = list(map(sizes_of, call.tensors))
         for example in self.of(block, arguments):
             if example.block is call.block and example.signature == call.signature and example.shapes == shapes:
                 return example
@@ -71,7 +75,7 @@ class ExampleCalls:
         return _made_example(call.block, call.signature, like)
 
     def share(self, arguments: Mapping[str, Any], example: ExampleOfBlock, of_example: Mapping[str, Any]) -> None:
-        """Take the calls inside an example from the run that found it; the example has the arguments ``of_example``."""
+        """Take what the run found that had the example, for a recording of the example with ``of_example``."""
         _, found = self._found[id(arguments)]
         if any(item is example for item in found):
             self._found[id(of_example)] = (of_example, found)
@@ -133,12 +137,55 @@ def _noted(root: nn.Module) -> Iterator[list[ExampleOfBlock]]:
 
     blocks = [item for item in root.modules() if item is not root and not is_stock(item)]
     hooks = [block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks]
-    hooks += [block.register_forward_hook(note_result) for block in blocks]
+    hooks += [block.register_forward_hook(note_result, always_call=True) for block in blocks]
     try:
         yield found
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def sizes_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """The sizes of a tensor, with the recorded numbers for symbols."""
+    return tuple(map(recorded_size, tensor.shape))
+
+
+def caller_of(model: nn.Module, path: str) -> nn.Module | None:
+    """Return the module around the block at a path, beyond containers that call nothing.
+
+    Example:
+        >>> model = nn.Sequential(nn.ModuleList([nn.ReLU()]))
+        >>> caller_of(model, "0.0") is model
+        True
+    """
+    owner: nn.Module | None = None
+    while path and (owner is None or type(owner) in {nn.ModuleList, nn.ModuleDict}):
+        path = path.rpartition(".")[0]
+        owner = find_module(model, path)
+    return owner
+
+
+def called_programs(
+    model: nn.Module,
+    paths: Mapping[nn.Module, str],
+    of_blocks: Mapping[nn.Module, Sequence[RecordedProgram]],
+    programs: Programs,
+) -> Programs:
+    """Return the programs of the inner blocks that ``programs`` call, also through other inner blocks.
+
+    ``paths`` are the paths of the modules of ``model``, ``of_blocks`` the programs of its blocks.
+    """
+    found: dict[str, Sequence[RecordedProgram]] = {}
+    pending = list(programs)
+    while pending:
+        at, recorded = pending.pop()
+        for step in recorded.program.steps:
+            block = find_module(model, join_path(at, step.path)) if isinstance(step, ModuleCall) else None
+            if block is None or is_stock(block) or (path := paths[block]) in found:
+                continue
+            found[path] = of_blocks.get(block, [])
+            pending += [(path, item) for item in found[path]]
+    return tuple((path, item) for path in sorted(found) for item in found[path])
 
 
 def _made_example(block: nn.Module, signature: CallSignature, like: Sequence[torch.Tensor]) -> ExampleOfBlock | None:

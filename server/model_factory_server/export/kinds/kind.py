@@ -9,6 +9,7 @@ from torch import nn
 
 from model_factory.describe.assignments import attributes_restored_after
 from model_factory.program.call_signature import CallSignature
+from model_factory.program.ir import Program
 from model_factory.program.recorded_program import RecordedProgram
 from model_factory_server.export.conditions.result_forms import ResultForm
 
@@ -39,6 +40,8 @@ class Kind:
     """The recorded block."""
     reads: dict[tuple[str, str], None] = field(default_factory=dict)
     """Attributes of custom modules that the forward reads."""
+    reads_dtypes: bool = False
+    """Whether the forward reads dtypes."""
     recorded: list[RecordedCall] = field(default_factory=list)
     noted: dict[tuple[CallSignature, Flags], dict[Dtypes, ResultForm | str]] = field(default_factory=dict)
     """Forms of results, from recordings that are not verified yet."""
@@ -70,3 +73,18 @@ def flags_of_modes(block: nn.Module) -> tuple[Flags, Flags]:
         evaluating = flags_of(block)
         block.train()
         return evaluating, flags_of(block)
+
+
+def has_same_steps(one: Program, other: Program) -> bool:
+    """Whether two programs have the same ops and calls in the same order, whatever their arguments.
+
+    Example:
+        >>> double = OpCall(name="torch.Tensor.mul", args=(Ref("x"), 2), out="v0")
+        >>> has_same_steps(Program((), (double,), None), Program((), (), None))
+        False
+    """
+    names = [
+        [(type(step), getattr(step, "name", getattr(step, "path", ""))) for step in program.steps]
+        for program in (one, other)
+    ]
+    return names[0] == names[1]

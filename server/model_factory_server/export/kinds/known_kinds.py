@@ -12,7 +12,7 @@ from model_factory.program.call_signature import CallSignature
 from model_factory_server.export.conditions.inner_blocks import InnerCall
 from model_factory_server.export.conditions.result_forms import ResultForm
 from model_factory_server.export.kinds.alike import has_same_reads, structure
-from model_factory_server.export.kinds.kind import Dtypes, Kind, RecordedCall, flags_of
+from model_factory_server.export.kinds.kind import Dtypes, Flags, Kind, RecordedCall, flags_of
 
 
 class KnownKinds:
@@ -74,6 +74,11 @@ class KnownKinds:
             form = recorded.reason or recorded.forms.get(key)
             if isinstance(form, str) or (form is not None and form.holds(call.shapes)):
                 yield kind, recorded, form
+
+    def refuse(self, call: InnerCall, flags: set[Flags], reason: str) -> None:
+        """Note the reason against a program for a call, in the modes ``flags``."""
+        refused = RecordedCall(signature=call.signature, flags=flags, reason=reason)
+        self.kind(call.block).recorded.insert(0, refused)
 
     def form_of(self, block: nn.Module, signature: CallSignature, tensors: Sequence[torch.Tensor]) -> ResultForm | None:
         """Return the form of the result of a call with real tensors, if a verified program has the call."""

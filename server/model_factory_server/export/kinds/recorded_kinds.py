@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,18 +17,26 @@ from model_factory.errors import CallSignatureError, NotPortableError
 from model_factory.program.call_signature import CallSignature, call_signature
 from model_factory.program.ir import ModuleCall, Outcome
 from model_factory.program.recorded_program import RecordedProgram
-from model_factory.program.runtime.lookup import find_module, join_path
+from model_factory.program.runtime.lookup import find_module
 from model_factory_server.export.conditions.inner_blocks import InnerBlocks, InnerCall, constants_in
 from model_factory_server.export.conditions.result_forms import ResultForm
 from model_factory_server.export.kinds.inlining import Inlining
-from model_factory_server.export.kinds.inner_calls import ExampleCalls, ExampleOfBlock, changed_state, inner_examples
-from model_factory_server.export.kinds.kind import Flags, Kind, RecordedCall, flags_of, flags_of_modes
+from model_factory_server.export.kinds.inner_calls import (
+    ExampleCalls,
+    ExampleOfBlock,
+    called_programs,
+    caller_of,
+    changed_state,
+    inner_examples,
+    sizes_of,
+)
+from model_factory_server.export.kinds.kind import Flags, Kind, RecordedCall, flags_of, flags_of_modes, has_same_steps
 from model_factory_server.export.kinds.known_kinds import KnownKinds, dtypes_of
 from model_factory_server.export.kinds.other_branches import other_branches
 from model_factory_server.export.record.recorder import record_as_is, record_modes
 from model_factory_server.export.record.recording import Assigned, Kinds, Recording
 from model_factory_server.export.trace.decisions import UndecidedError
-from model_factory_server.export.verify.verifier import reproduces, verify, verify_together
+from model_factory_server.export.verify.verifier import reproduces, verify
 
 _Attempt = Callable[[Kinds], list[RecordedProgram]]
 """Records and verifies a block."""
@@ -63,7 +72,8 @@ class RecordedKinds:
         self._known = KnownKinds()
         self._programs: dict[nn.Module, list[RecordedProgram]] = {}
         self._examples = ExampleCalls()
-        self._learning = 0  # inner blocks that are recorded, one inside another
+        self._learning = 0  # number of inner blocks that are being recorded, one inside another; 0: a called block
+        self._asked: Counter[Any] = Counter()  # calls in recordings, by what a recording knows of a call
         self._steps = 0  # calls of inner blocks that became steps
         self._inlining: dict[nn.Module, Inlining] = {}  # of blocks that cannot be recorded with steps for inner blocks
         self._compared: set[tuple[nn.Module, int]] = set()  # blocks, and ids of what was recorded of their kind
@@ -79,11 +89,11 @@ class RecordedKinds:
         def attempt(kinds: Kinds) -> list[RecordedProgram]:
             recordings = record_modes(block, arguments, kinds)
             for item in recordings:
-                verify(block, item, arguments, self._known)
+                self._verify(block, item, arguments)
             return recordings
 
         with attributes_restored_after(block):
-            block.eval()  # as the first recording
+            block.eval()  # the mode of the first recording
             self._learn_inner(block, arguments)
         return self._record(block, arguments, attempt)
 
@@ -126,7 +136,7 @@ class RecordedKinds:
 
         def attempt(kinds: Kinds) -> list[RecordedProgram]:
             found = record_as_is(block, arguments, outcomes, kinds)
-            verify(block, found[0], arguments, self._known)
+            self._verify(block, found[0], arguments)
             return found
 
         self._learn_inner(block, arguments)
@@ -137,8 +147,6 @@ class RecordedKinds:
         steps = self._steps
         try:
             found = attempt(self)
-            if not self._learning:
-                self._verify_together(block, found, arguments)
         except (NotPortableError, CallSignatureError) as error:
             if steps == self._steps:
                 raise
@@ -153,13 +161,16 @@ class RecordedKinds:
         self._inlining[block] = inlining
         return found
 
-    def _verify_together(
-        self, block: nn.Module, found: Sequence[RecordedProgram], arguments: Mapping[str, Any]
-    ) -> None:
+    def _verify(self, block: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any]) -> None:
+        """Verify an inner block with stand-ins for its own inner blocks; other blocks together with all programs."""
+        if self._learning:
+            verify(block, recorded, arguments, forms=self._known)
+        else:
+            verify(block, recorded, arguments, inner=self._programs_below(block))
+
+    def _programs_below(self, block: nn.Module) -> dict[nn.Module, list[RecordedProgram]]:
         below = set(block.modules()) - {block}
-        inner = {item: programs for item, programs in self._programs.items() if item in below}
-        for recorded in found if inner else ():
-            verify_together(block, recorded, arguments, inner)
+        return {item: programs for item, programs in self._programs.items() if programs and item in below}
 
     def _known_programs(self, block: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
         """Return the programs of a recorded block of the same kind, if they do as the block does in both modes."""
@@ -180,6 +191,8 @@ class RecordedKinds:
             for mode in (False, True):
                 block.train(mode)  # an own train() may return nothing
                 if not self._adopt(kind.block, block, programs, [call], inner_examples(block, call.arguments)):
+                    return False
+                if not reproduces(block, programs, call.arguments, inner=self._programs_below(block)):
                     return False
         return True
 
@@ -209,17 +222,7 @@ class RecordedKinds:
 
     def inner_programs(self, programs: Programs) -> Programs:
         """Return the programs of the inner blocks that ``programs`` call, also through other inner blocks."""
-        found: dict[str, list[RecordedProgram]] = {}
-        pending = list(programs)
-        while pending:
-            at, recorded = pending.pop()
-            for step in recorded.program.steps:
-                block = find_module(self._model, join_path(at, step.path)) if isinstance(step, ModuleCall) else None
-                if block is None or is_stock(block) or (path := self._paths[block]) in found:
-                    continue
-                found[path] = self._programs.get(block, [])
-                pending += [(path, item) for item in found[path]]
-        return tuple((path, item) for path in sorted(found) for item in found[path])
+        return called_programs(self._model, self._paths, self._programs, programs)
 
     # What a recording needs: ``export.record.recording.Kinds``
 
@@ -235,9 +238,21 @@ class RecordedKinds:
         """Return attributes of custom modules that the forward of an inner block reads: module path and name."""
         return frozenset(name for kind in self._known.kinds_of(block) for name in kind.reads)
 
+    def reads_dtypes(self, block: nn.Module) -> bool:
+        """Return whether the forward of an inner block reads dtypes."""
+        return any(kind.reads_dtypes for kind in self._known.kinds_of(block))
+
     def learn(self, recording: Recording, call: InnerCall) -> None:
         """Record an inner block for a call without a known form; otherwise note the reason against a recording."""
-        self._learn_call(recording.module, recording.arguments, call)
+        key = (recording, call.block, call.signature, dtypes_of(call), tuple(map(sizes_of, call.tensors)))
+        self._asked[key] += 1
+        if self._asked[key] == 1:
+            self._learn_call(recording.module, recording.arguments, call)
+        elif self._asked[key] == 2:
+            reason = "it is called in another training mode than its caller"
+            self._known.refuse(call, {flags_of(call.block), *flags_of_modes(call.block)}, reason)
+        else:
+            raise NotPortableError(f"the forward sets modes inside {call.path!r}. Remedy: set modes in the trainer")
 
     def _learn_inner(self, block: nn.Module, arguments: Mapping[str, Any]) -> None:
         """Record what a block calls before the block itself: an unknown call begins the block's recording anew."""
@@ -245,31 +260,22 @@ class RecordedKinds:
         inner = InnerBlocks(self, arguments)
         for example in self._examples.of(block, arguments):
             given = example.arguments
-            if self._caller(example.block) is not block or any(kind is not str for kind, _ in constants_in(given)):
+            if caller_of(self._model, self._paths.get(example.block, "")) is not block or any(
+                kind is not str for kind, _ in constants_in(given)
+            ):
                 continue  # a number may depend on sizes
             call = inner.call(example.block, "", given, None)
             if not isinstance(call, str) and next(self._known.found(call), None) is None:
                 self._learn_call(block, arguments, call)
 
-    def _caller(self, block: nn.Module) -> nn.Module | None:
-        """The module that contains a block, beyond containers that call nothing."""
-        path, owner = self._paths.get(block, ""), None
-        while path and (owner is None or type(owner) in {nn.ModuleList, nn.ModuleDict}):
-            path = path.rpartition(".")[0]
-            owner = find_module(self._model, path)
-        return owner
-
     def _learn_call(self, owner: nn.Module, arguments: Mapping[str, Any], call: InnerCall) -> None:
         example, flags = self._examples.like(owner, arguments, call), flags_of(call.block)
-        reason = "its arguments are known only inside the caller"
-        if example is not None:
-            try:
-                return self._learn(owner, arguments, call, example, flags)
-            except (NotPortableError, CallSignatureError) as error:
-                reason = str(error).partition(". Remedy: ")[0]
-        refused = RecordedCall(signature=call.signature, flags={flags}, reason=reason)
-        self._known.kind(call.block).recorded.insert(0, refused)
-        return None
+        if example is None:
+            return self._known.refuse(call, {flags}, "its arguments are known only inside the caller")
+        try:
+            return self._learn(owner, arguments, call, example, flags)
+        except (NotPortableError, CallSignatureError) as error:
+            return self._known.refuse(call, {flags}, str(error).partition(". Remedy: ")[0])
 
     def learn_dtype(self, recording: Recording, calls: Sequence[InnerCall]) -> None:
         """Note the forms of results in another dtype for calls of recorded blocks, before a recording needs them."""
@@ -331,7 +337,10 @@ class RecordedKinds:
         kind.noted.clear()
         recording = Recording(kind.block, example.arguments, call.dtype, outcomes, kinds=self)
         recording.input_dtypes = [tensor.dtype for tensor in call.tensors]  # of the caller, not all in ``call.dtype``
-        recording.run()
+        program = recording.run()
+        if not any(has_same_steps(program, item.program) for item in recorded.programs):
+            recorded.forms[key] = "it decides by the dtypes of its arguments"
+            return
         found = kind.noted.get(noted, {}) if noted[1] in recorded.flags else {}
         recorded.forms |= found
         recorded.forms.setdefault(key, "its dtypes differ from the dtypes of its own recording")
@@ -362,7 +371,7 @@ class RecordedKinds:
         examples: Sequence[ExampleOfBlock],
     ) -> bool:
         """Give a block the programs of ``like``, a block of the same kind; return False if the block differs."""
-        if not calls or not all(reproduces(block, programs, item.arguments, self._known) for item in calls):
+        if not calls or not all(reproduces(block, programs, item.arguments, forms=self._known) for item in calls):
             return False
         for path in {step.path for item in programs for step in item.program.steps if isinstance(step, ModuleCall)}:
             one, other = find_module(like, path), find_module(block, path)
@@ -381,6 +390,7 @@ class RecordedKinds:
             return  # a method of a block
         kind = self._known.kind(block)
         kind.reads.update(recording.tape.reads.custom)
+        kind.reads_dtypes = kind.reads_dtypes or recording.tape.dtypes.any
         key = (recording.dtype, tuple(tensor.dtype for tensor in recording.inputs))
         forms = kind.noted.setdefault((recording.call_signature, flags_of(block)), {})
         before = forms.setdefault(key, form)

@@ -123,7 +123,10 @@ class ModuleCalls:
             args=tuple(tape.argument(arg) for arg in args),
             kwargs={key: tape.argument(arg) for key, arg in kwargs.items()},
         )
-        tape.reads.add_of_inner(inner.path, tape.inner_blocks.reads(inner.block) if tape.inner_blocks else ())
+        if tape.inner_blocks is not None:
+            tape.reads.add_of_inner(inner.path, tape.inner_blocks.reads(inner.block))
+            # In another dtype, some arguments may keep their dtypes: only a recording shows which.
+            tape.dtypes.any = tape.dtypes.any or tape.inner_blocks.reads_dtypes(inner.block)
         described: dict[int, tuple[TensorForm, list[Any]]] = {}  # by id of a tensor in the result without names
 
         def describe(tensor: TensorForm, sizes: list[Any]) -> torch.Tensor:

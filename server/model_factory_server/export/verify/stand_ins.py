@@ -56,8 +56,8 @@ def forwards_replaced(blocks: Iterable[nn.Module], replacement: Callable[[nn.Mod
             del block.forward
 
 
-def stand_ins(blocks: Iterable[nn.Module], known: KnownForms | None) -> AbstractContextManager[None]:
-    """Put stand-ins in the place of the forwards of custom blocks; without ``known``, replace nothing.
+def stand_ins(blocks: Iterable[nn.Module], forms: KnownForms | None) -> AbstractContextManager[None]:
+    """Put stand-ins in the place of the forwards of custom blocks; without ``forms``, replace nothing.
 
     A call without a known form, or with another result than floating tensors, still runs the block's own forward.
 
@@ -65,16 +65,18 @@ def stand_ins(blocks: Iterable[nn.Module], known: KnownForms | None) -> Abstract
         >>> with stand_ins([nn.Linear(1, 1)], None):
         ...     pass
     """
-    if known is None:
+    if forms is None:
         return nullcontext()
-    return forwards_replaced(blocks, lambda block: partial(_result_in_place_of, block, block.forward, known))
+    return forwards_replaced(blocks, lambda block: partial(_stand_in_result, block, block.forward, forms))
 
 
 def programs_run(programs: Mapping[nn.Module, Sequence[RecordedProgram]]) -> AbstractContextManager[None]:
-    """Run programs in the place of the forwards of blocks; a call without a program still runs the forward."""
-    chosen = {block: list(found) for block, found in programs.items() if found}
-    deciding = {block for block, found in chosen.items() if any(item.program.outcomes() for item in found)}
-    return forwards_replaced(chosen.keys() - deciding, lambda block: _by_programs(block, chosen[block]))
+    """Run programs in the place of the forwards of blocks; a call without a program still runs the forward.
+
+    Blocks that decide by values keep their forwards.
+    """
+    blocks = [block for block, found in programs.items() if not any(item.program.outcomes() for item in found)]
+    return forwards_replaced(blocks, lambda block: _by_programs(block, programs[block]))
 
 
 def _by_programs(block: nn.Module, programs: Sequence[RecordedProgram]) -> Forward:
@@ -99,25 +101,26 @@ def replaceable(module: nn.Module, program: Program) -> list[nn.Module]:
     return [item for item in blocks if item is not None and not is_stock(item)]
 
 
-def _result_in_place_of(
-    block: nn.Module, forward: Callable[..., Any], known: KnownForms, /, *args: Any, **kwargs: Any
-) -> Any:
-    """A result that depends on every element of the arguments, on a parameter, and on a random number."""
+def _stand_in_result(block: nn.Module, forward: Forward, forms: KnownForms, /, *args: Any, **kwargs: Any) -> Any:
+    """A result that depends on every element of the arguments, on a parameter, and on a random number.
+
+    The numbers are between 0 and 1, where most functions of torch are defined: a caller with NaN shows no difference.
+    """
     try:
         signature, tensors = call_signature(ForwardSignature.of(forward).bind(args, kwargs))
     except (TypeError, CallSignatureError):
         return forward(*args, **kwargs)
-    form = known.form_of(block, signature, tensors)
+    form = forms.form_of(block, signature, tensors)
     if form is None or not all(item is None or item.dtype.is_floating_point for item in _leaves(form.form)):
         return forward(*args, **kwargs)
     smallest = min((item for item in block.parameters() if item.requires_grad), key=torch.Tensor.numel, default=None)
     parameter = [] if smallest is None else [smallest.flatten()[:1]]
-    scale = 1 + torch.rand(()) + sum(map(_summary, [*tensors, *parameter], range(1, len(tensors) + 2)))
+    scale = torch.sigmoid(torch.rand(()) + sum(map(_summary, [*tensors, *parameter], range(1, len(tensors) + 2))))
 
     def make(tensor: TensorForm, sizes: list[int]) -> torch.Tensor:
         result = fake_tensor(tensor, sizes)
         generator = torch.Generator(result.device).manual_seed(result.numel())
-        return result.copy_(torch.randn(sizes, generator=generator, device=result.device) * scale)
+        return result.copy_(torch.rand(sizes, generator=generator, device=result.device) * scale)
 
     return form.sized([item.shape for item in tensors], make)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -39,16 +40,31 @@ from model_factory_server.export.verify.runs import Call, Run, Shapes, compare_r
 from model_factory_server.export.verify.stand_ins import KnownForms, programs_run, replaceable, stand_ins
 from model_factory_server.export.verify.state_diff import changed, contents_of, state_of
 
+Programs: TypeAlias = Mapping[nn.Module, Sequence[RecordedProgram]]
+"""Programs of blocks."""
+
 
 def verify(
-    module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any], known: KnownForms | None = None
+    module: nn.Module,
+    recorded: RecordedProgram,
+    arguments: Mapping[str, Any],
+    *,
+    forms: KnownForms | None = None,
+    inner: Programs = MappingProxyType({}),
 ) -> None:
     """Compare ``recorded`` with the forward of ``module``, at sizes allowed by the guards.
 
-    With ``known``, stand-ins take the place of verified inner blocks. If original and program then differ, for example
-    because the caller refuses the values of a stand-in, they are compared with the inner blocks.
-
     Training flags and buffers are restored. A program for a GPU alone equals another that is verified.
+
+    Args:
+        module: The recorded module.
+        recorded: Its program.
+        arguments: An example call.
+        forms: Forms of the results of inner blocks. Stand-ins with these results take the place of verified inner
+            blocks. If original and program then differ, for example because the forward refuses the values of a
+            stand-in, they are compared with the inner blocks.
+        inner: Programs of inner blocks. These run together with the program, beside the whole original: only so state
+            is seen that a caller shares with an inner block, for example a number in an object of both.
 
     Raises:
         NotPortableError: the program differs from the forward, or could not be run.
@@ -65,59 +81,43 @@ def verify(
     if is_only_elsewhere(recorded):
         return
     with attributes_restored_after(module):
-        if not _is_verified_with_stand_ins(module, recorded, arguments, known):
-            _verify_modes(module, recorded, arguments)
+        if not _is_verified_with_stand_ins(module, recorded, arguments, forms):
+            _verify_at_sizes(module, recorded, arguments, inner=inner)
+    if inner and not recorded.program.outcomes():
+        with attributes_restored_after(module):
+            _set_flags(module, recorded)
+            original, replay = map(
+                torch.no_grad(), _calls(module, recorded, arguments, inner)
+            )  # state may depend on it
+            examples = _examples(recorded, arguments)
+            runs = run_once(original, module, examples), run_once(replay, module, examples)
+            compare_runs(*runs, _shapes(examples))
 
 
 def _is_verified_with_stand_ins(
-    module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any], known: KnownForms | None
+    module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any], forms: KnownForms | None
 ) -> bool:
     replaced = replaceable(module, recorded.program)
-    if known is None or not replaced or recorded.program.outcomes():  # decisions depend on values
+    if forms is None or not replaced or recorded.program.outcomes():  # decisions depend on values
         return False
-    with stand_ins(replaced, known), suppress(NotPortableError, CallSignatureError):
-        _verify_modes(module, recorded, arguments, replaced)
+    with stand_ins(replaced, forms), suppress(NotPortableError, CallSignatureError):
+        _verify_at_sizes(module, recorded, arguments, replaced=replaced)
         return True
     return False
-
-
-def verify_together(
-    module: nn.Module,
-    recorded: RecordedProgram,
-    arguments: Mapping[str, Any],
-    programs: Mapping[nn.Module, Sequence[RecordedProgram]],
-) -> None:
-    """Compare a call of ``module`` with its program, where inner blocks run their ``programs``.
-
-    A verification with stand-ins does not see state that a caller shares with an inner block, for example a number in
-    an object of both.
-
-    Raises:
-        NotPortableError: the programs together differ from the forward.
-    """
-    if recorded.program.outcomes() or is_only_elsewhere(recorded):
-        return
-    original, replay = (torch.no_grad()(call) for call in _calls(module, recorded, arguments))
-    examples = _examples(recorded, arguments)
-    with attributes_restored_after(module):
-        module.train()
-        for path, flag in recorded.training:
-            get_module(module, path).training = flag
-        expected = run_once(original, module, examples)
-        with programs_run(programs):
-            actual = run_once(replay, module, examples)
-        compare_runs(expected, actual, [list(leaf.shape) for leaf in examples])
 
 
 def reproduces(
     module: nn.Module,
     programs: Sequence[RecordedProgram],
     arguments: Mapping[str, Any],
-    known: KnownForms | None = None,
+    *,
+    forms: KnownForms | None = None,
+    inner: Programs = MappingProxyType({}),
 ) -> bool:
     """Whether the programs of another module of the same kind do as ``module`` does, in one run on ``arguments``.
 
-    With ``known``, stand-ins take the place of verified inner blocks; these have to be compared on their own.
+    ``forms`` and ``inner`` are as in :func:`verify`; inner blocks replaced by stand-ins have to be compared on their
+    own.
 
     Example:
         >>> from model_factory_server.export.record.recorder import record
@@ -137,18 +137,20 @@ def reproduces(
     for recorded in programs:
         if not CompiledProgram(recorded).accepts(module, call):
             continue
-        original, replay = _calls(module, recorded, arguments)
+        original, replay = _calls(module, recorded, arguments, inner)
         examples = _examples(recorded, arguments)
-        for forms in (known, None) if known is not None and not recorded.program.outcomes() else (None,):
-            with stand_ins(replaceable(module, recorded.program), forms), suppress(NotPortableError):
+        for known in (forms, None) if forms is not None and not recorded.program.outcomes() else (None,):
+            with stand_ins(replaceable(module, recorded.program), known), suppress(NotPortableError):
                 agreed = _agree(original, replay, module, examples, VERIFY_SEED, iter([examples]))
-                if agreed or (agreed is not None and forms is None):
+                if agreed or (agreed is not None and known is None):
                     return agreed
     return False
 
 
-def _calls(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any]) -> tuple[Call, Call]:
-    """The original forward and the program, as functions of the program's tensors."""
+def _calls(
+    module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any], inner: Programs = MappingProxyType({})
+) -> tuple[Call, Call]:
+    """The original forward and the program, with programs of inner blocks, as functions of the program's tensors."""
     signature, runner = ForwardSignature.of(module.forward), Runner(recorded.program)
 
     frozen = {f"{REQUIRES_GRAD}{name}": index for index, name in enumerate(leaf_names(recorded.call_signature))}
@@ -164,7 +166,7 @@ def _calls(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str,
             return portable_output(signature.call(module, given))
 
     def replay(leaves: list[torch.Tensor]) -> Any:
-        with modes_entered(recorded.modes):
+        with modes_entered(recorded.modes), programs_run(inner):
             return runner.run(module, with_gradients(leaves))
 
     return original, replay
@@ -195,36 +197,43 @@ def _shallow_stacks(module: nn.Module, recorded: RecordedProgram, replaced: Sequ
             stack.layers = full
 
 
-def _verify_modes(
+def _verify_at_sizes(
     module: nn.Module,
     recorded: RecordedProgram,
     arguments: Mapping[str, Any],
+    *,
     replaced: Sequence[nn.Module] = (),
+    inner: Programs = MappingProxyType({}),
 ) -> None:
-    with _shallow_stacks(module, recorded, replaced):
-        _verify_both(module, recorded, arguments)
-
-
-def _verify_both(module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any]) -> None:
+    """Verify in each mode of the program, at several sizes."""
     examples = _examples(recorded, arguments)
-    module.eval()
+    with _shallow_stacks(module, recorded, replaced):
+        module.eval()
+        _set_flags(module, recorded)
+        # Found once for both modes: sizes that a mode refuses are refused by original and program.
+        accepts = acceptance_of(module, recorded, examples, arguments)
+        candidates = list(candidate_shapes(module, recorded, _shapes(examples), accepts))
+        calls = _calls(module, recorded, arguments, inner)
+        if recorded.training:
+            _verify_mode(module, recorded, examples, calls, candidates)
+            return
+        # One program for both modes: each mode has half of the sizes. Many layers refuse sizes of 1, which are the
+        # second half in most cases, in train mode.
+        first, second = candidates[0::2], candidates[1::2]
+        if recorded.program.outcomes():
+            first, second = candidates, []
+        for mode, sizes, other_sizes in ((False, second, first), (True, first, second)):
+            module.train(mode)  # an own train() may return nothing
+            _verify_mode(module, recorded, examples, calls, sizes, other_sizes)
+
+
+def _set_flags(module: nn.Module, recorded: RecordedProgram) -> None:
     for path, flag in recorded.training:
         get_module(module, path).training = flag
-    example_shapes = [list(leaf.shape) for leaf in examples]
-    # Found once for both modes: sizes that a mode refuses are refused by original and program.
-    candidates = list(
-        candidate_shapes(module, recorded, example_shapes, acceptance_of(module, recorded, examples, arguments))
-    )
-    if recorded.training:
-        _verify_mode(module, recorded, examples, candidates, [], arguments)
-        return
-    larger, ones = candidates[0::2], candidates[1::2]
-    if recorded.program.outcomes():
-        larger, ones = candidates, []
-    # One program for both modes: each mode has half of the sizes. Many layers refuse sizes of 1 in train mode.
-    for mode, sizes, other_sizes in ((False, ones, larger), (True, larger, ones)):
-        module.train(mode)  # an own train() may return nothing
-        _verify_mode(module, recorded, examples, sizes, other_sizes, arguments)
+
+
+def _shapes(tensors: Sequence[torch.Tensor]) -> Shapes:
+    return [list(tensor.shape) for tensor in tensors]
 
 
 def _examples(recorded: RecordedProgram, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -239,13 +248,13 @@ def _verify_mode(
     module: nn.Module,
     recorded: RecordedProgram,
     examples: Sequence[torch.Tensor],
+    calls: tuple[Call, Call],
     sizes: Sequence[Shapes],
-    other_sizes: Sequence[Shapes],
-    arguments: Mapping[str, Any],
+    other_sizes: Sequence[Shapes] = (),
 ) -> None:
     """Verify at ``sizes``; at ``other_sizes`` only if all of ``sizes`` are refused."""
-    original, replay = _calls(module, recorded, arguments)
-    example_shapes = [list(leaf.shape) for leaf in examples]
+    original, replay = calls
+    example_shapes = _shapes(examples)
     decides = bool(recorded.program.outcomes())
     candidates = [*sizes, *other_sizes, *([example_shapes] if decides else [])]
     verified = 0
