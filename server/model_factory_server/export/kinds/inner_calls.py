@@ -101,6 +101,8 @@ def inner_examples(block: nn.Module, arguments: Mapping[str, Any]) -> list[Examp
         >>> [example.shapes for example in inner_examples(Outer(), {"x": torch.ones(3)})]
         [[(3,)]]
     """
+    if all(item is block or is_stock(item) for item in block.modules()):
+        return []
     given, leaves = call_signature(arguments)
     own = rebuild_arguments(given, [leaf.detach().clone() for leaf in leaves], arguments)
     with (
@@ -163,6 +165,14 @@ def caller_of(model: nn.Module, path: str) -> nn.Module | None:
         path = path.rpartition(".")[0]
         owner = find_module(model, path)
     return owner
+
+
+def programs_below(
+    block: nn.Module, programs: Mapping[nn.Module, list[RecordedProgram]]
+) -> dict[nn.Module, list[RecordedProgram]]:
+    """Return the programs of the blocks inside a block."""
+    inside = set(block.modules()) - {block}
+    return {item: found for item, found in programs.items() if found and item in inside}
 
 
 def called_programs(

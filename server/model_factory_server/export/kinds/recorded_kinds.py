@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -28,6 +29,7 @@ from model_factory_server.export.kinds.inner_calls import (
     caller_of,
     changed_state,
     inner_examples,
+    programs_below,
     sizes_of,
 )
 from model_factory_server.export.kinds.kind import Flags, Kind, RecordedCall, flags_of, flags_of_modes, has_same_steps
@@ -73,7 +75,7 @@ class RecordedKinds:
         self._programs: dict[nn.Module, list[RecordedProgram]] = {}
         self._examples = ExampleCalls()
         self._learning = 0  # number of inner blocks that are being recorded, one inside another; 0: a called block
-        self._asked: Counter[Any] = Counter()  # calls in recordings, by what a recording knows of a call
+        self._asked: WeakKeyDictionary[Recording, Counter[Any]] = WeakKeyDictionary()  # unknown calls, how often
         self._steps = 0  # calls of inner blocks that became steps
         self._inlining: dict[nn.Module, Inlining] = {}  # of blocks that cannot be recorded with steps for inner blocks
         self._compared: set[tuple[nn.Module, int]] = set()  # blocks, and ids of what was recorded of their kind
@@ -166,11 +168,7 @@ class RecordedKinds:
         if self._learning:
             verify(block, recorded, arguments, forms=self._known)
         else:
-            verify(block, recorded, arguments, inner=self._programs_below(block))
-
-    def _programs_below(self, block: nn.Module) -> dict[nn.Module, list[RecordedProgram]]:
-        below = set(block.modules()) - {block}
-        return {item: programs for item, programs in self._programs.items() if programs and item in below}
+            verify(block, recorded, arguments, inner=programs_below(block, self._programs))
 
     def _known_programs(self, block: nn.Module, arguments: Mapping[str, Any]) -> list[RecordedProgram]:
         """Return the programs of a recorded block of the same kind, if they do as the block does in both modes."""
@@ -192,7 +190,7 @@ class RecordedKinds:
                 block.train(mode)  # an own train() may return nothing
                 if not self._adopt(kind.block, block, programs, [call], inner_examples(block, call.arguments)):
                     return False
-                if not reproduces(block, programs, call.arguments, inner=self._programs_below(block)):
+                if not reproduces(block, programs, call.arguments, inner=programs_below(block, self._programs)):
                     return False
         return True
 
@@ -244,11 +242,12 @@ class RecordedKinds:
 
     def learn(self, recording: Recording, call: InnerCall) -> None:
         """Record an inner block for a call without a known form; otherwise note the reason against a recording."""
-        key = (recording, call.block, call.signature, dtypes_of(call), tuple(map(sizes_of, call.tensors)))
-        self._asked[key] += 1
-        if self._asked[key] == 1:
+        asked = self._asked.setdefault(recording, Counter())
+        key = (call.block, call.signature, dtypes_of(call), tuple(map(sizes_of, call.tensors)))
+        asked[key] += 1
+        if asked[key] == 1:
             self._learn_call(recording.module, recording.arguments, call)
-        elif self._asked[key] == 2:
+        elif asked[key] == 2:
             reason = "it is called in another training mode than its caller"
             self._known.refuse(call, {flags_of(call.block), *flags_of_modes(call.block)}, reason)
         else:
@@ -259,10 +258,8 @@ class RecordedKinds:
         self._known.note(block)
         inner = InnerBlocks(self, arguments)
         for example in self._examples.of(block, arguments):
-            given = example.arguments
-            if caller_of(self._model, self._paths.get(example.block, "")) is not block or any(
-                kind is not str for kind, _ in constants_in(given)
-            ):
+            given, caller = example.arguments, caller_of(self._model, self._paths.get(example.block, ""))
+            if caller is not block or any(kind is not str for kind, _ in constants_in(given)):
                 continue  # a number may depend on sizes
             call = inner.call(example.block, "", given, None)
             if not isinstance(call, str) and next(self._known.found(call), None) is None:
