@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from model_factory.errors import ModelFactoryError
 from model_factory.exported.inputs import ExampleInputs, Sizes
+from model_factory.program.torch_private import tree_leaves
 
 Run = Callable[[dict[str, Any]], list[torch.Tensor]]
 """Runs an exported program on the keyword arguments of a call; returns the tensors of the result, in order."""
@@ -66,7 +66,7 @@ def seeded(function: Callable[[], Any]) -> Any:
 
 def tensors_of(result: Any) -> list[torch.Tensor]:
     """Return the tensors of a result, in the order of torch.export."""
-    return [item for item in pytree.tree_leaves(result) if isinstance(item, torch.Tensor)]
+    return [item for item in tree_leaves(result) if isinstance(item, torch.Tensor)]
 
 
 def _difference(run: Callable[[], list[torch.Tensor]], expected: list[torch.Tensor], sizes: Sizes) -> float:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from model_factory.errors import ModelFactoryError
 from model_factory.exported.comparison import Compared, Run, compare, seeded, tensors_of
 from model_factory.exported.inputs import ExampleInputs
+from model_factory.program.torch_private import tree_flatten_with_path, tree_map_only
 from model_factory.wording import shortened
 
 FORMATS = ("pt2", "onnx")
@@ -84,7 +84,7 @@ def _program(
     # With DYNAMIC, torch finds the range of sizes and axes of equal sizes; torch before 2.6 has named axes only.
     dynamic: Any = getattr(torch.export.Dim, "DYNAMIC", None)
     axes = {name: torch.export.Dim(name) if dynamic is None else dynamic for name in inputs.axis_names}
-    shapes = pytree.tree_map_only(str, axes.__getitem__, inputs.named_axes())
+    shapes = tree_map_only(str, axes.__getitem__, inputs.named_axes())
     try:
         return torch.export.export(model, (), given, dynamic_shapes=shapes, strict=False)
     except Exception as error:
@@ -138,7 +138,7 @@ def _names(value: Any) -> list[str]:
 
     torch.export gives arguments equal names: ``x``, and ``views_0`` for items of a list.
     """
-    paths = [path for path, item in pytree.tree_flatten_with_path(value)[0] if isinstance(item, torch.Tensor)]
+    paths = [path for path, item in tree_flatten_with_path(value)[0] if isinstance(item, torch.Tensor)]
     names = ["_".join(map(_part, path)) for path in paths]
     return [name if name[:1].isalpha() else "_".join(filter(None, ("output", name))) for name in names]
 

@@ -28,7 +28,9 @@ PRIVATE_NAMES = (
     "torch._VF.einsum",
     "torch._assert_async",
     "torch.utils._pytree.register_pytree_node",
+    "torch.utils._pytree.tree_flatten_with_path",
     "torch.utils._pytree.tree_leaves",
+    "torch.utils._pytree.tree_map_only",
     "torch.utils._pytree.MappingKey",
     "torch.utils._python_dispatch.TorchDispatchMode",
     "torch.nn.modules.linear.NonDynamicallyQuantizableLinear",
@@ -129,6 +131,12 @@ MappingKey: Any = torch.utils._pytree.MappingKey  # noqa: SLF001
 
 tree_leaves: Any = torch.utils._pytree.tree_leaves  # noqa: SLF001
 """Return the objects inside nested containers."""
+
+tree_flatten_with_path: Any = torch.utils._pytree.tree_flatten_with_path  # noqa: SLF001
+"""Return the objects inside nested containers with their places, and the containers."""
+
+tree_map_only: Any = torch.utils._pytree.tree_map_only  # noqa: SLF001
+"""Replace the objects of one class inside nested containers."""
 
 TorchDispatchMode: Any = torch.utils._python_dispatch.TorchDispatchMode  # noqa: SLF001
 """Base class of a context that sees every step on tensors."""
