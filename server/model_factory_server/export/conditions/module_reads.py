@@ -22,6 +22,7 @@ from model_factory.program.runtime.lookup import join_path, plain_read
 TRAINING = "training"
 ALL = "__dict__"
 _LIBRARIES = ("torch", "model_factory", "model_factory_server")
+_BLOCK_LIBRARY = "model_factory_server.constructor.blocks."
 _ENTRIES = ("_parameters", "_buffers", "_modules")
 _INTERNALS = frozenset(nn.Module().__dict__) - {TRAINING}
 
@@ -152,8 +153,9 @@ def class_of(module: nn.Module) -> str:
 
 
 def is_library(frame: FrameType) -> bool:
-    """Whether the code of a frame is torch's or this package's, and not a forward's."""
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in _LIBRARIES
+    """Whether the code of a frame is torch's or this package's, and not a forward's, as that of the block library."""
+    name = str(frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0] in _LIBRARIES and not name.startswith(_BLOCK_LIBRARY)
 
 
 def shared_paths(root: nn.Module, used: Iterable[str]) -> tuple[tuple[str, str], ...]:
