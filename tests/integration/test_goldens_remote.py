@@ -31,8 +31,7 @@ def test_goldens_are_the_references() -> None:
     shared = Path(__file__).parents[3] / "shared" / "goldens"
     if not shared.exists():
         pytest.skip(f"{shared} is not here")
-    # vfp_moe is an earlier version of the block than the one that the references have now.
-    for name in set(NAMES) - {"vfp_moe"}:
+    for name in NAMES:
         for suffix in (".yaml", ".safetensors"):
             assert (shared / name).with_suffix(suffix).read_bytes() == (DATA / name).with_suffix(suffix).read_bytes()
 

@@ -172,6 +172,7 @@ def test_blocks_are_listed_with_the_names_that_configs_use() -> None:
         "transformer_action_chunk_size",
         "use_cond_semantic",
         "cond_semantic_dim",
+        "**ignored",
     ]
 
 

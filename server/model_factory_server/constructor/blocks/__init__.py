@@ -13,9 +13,26 @@ from model_factory_server.constructor.blocks.conv import ConvBNAct, ResidualBloc
 from model_factory_server.constructor.blocks.dsrl import DSRLNoiseLatentActor, DSRLQFunction
 from model_factory_server.constructor.blocks.mlp import MLP
 from model_factory_server.constructor.blocks.radio import LoadRadio, radiov3_factory
-from model_factory_server.constructor.blocks.vfp_decoder import VFPMoE, VFPSingleActionDecoder
+from model_factory_server.constructor.blocks.vfp_decoder import (
+    NaiveActionDecoder,
+    VFPGate,
+    VFPMoE,
+    VFPSingleActionDecoder,
+)
 from model_factory_server.constructor.blocks.vfp_embedder import VFPSingleInfoEmbedder, VFPSingleMultimodalBridge
-from model_factory_server.constructor.blocks.vfp_vae import VFPSinglePosterior, VFPSinglePrior
+from model_factory_server.constructor.blocks.vfp_observation import (
+    CfgVQVAEProprioProjector,
+    NaiveInfoEmbedder,
+    NaiveProprioProjector,
+    VFPInfoEmbedder,
+    VFPProprioProjector,
+)
+from model_factory_server.constructor.blocks.vfp_vae import (
+    CfgVQVAEInfoEncoder,
+    VFPSinglePosterior,
+    VFPSinglePrior,
+    VQCodebook,
+)
 
 if TYPE_CHECKING:
     from model_factory_server.constructor.registry import Registry
@@ -23,17 +40,32 @@ if TYPE_CHECKING:
 BLOCKS = {
     "a_decoder": ActionDecoder,
     "a_encoder": ActionEncoder,
+    "cfg_vqvae_action_decoder": NaiveActionDecoder,
+    "cfg_vqvae_codebook": VQCodebook,
+    "cfg_vqvae_info_encoder": CfgVQVAEInfoEncoder,
+    "cfg_vqvae_posterior": VFPSinglePosterior,
+    "cfg_vqvae_prior": VFPSinglePrior,
+    "cfg_vqvae_proprio_projector": CfgVQVAEProprioProjector,
     "conv_bn_act": ConvBNAct,
     "dsrl_noise_latent_actor": DSRLNoiseLatentActor,
     "dsrl_q_function": DSRLQFunction,
     "mlp": MLP,
+    "naive_action_decoder": NaiveActionDecoder,
+    "naive_info_embedder": NaiveInfoEmbedder,
+    "naive_proprio_projector": NaiveProprioProjector,
     "residual_block": ResidualBlock,
+    "vfp_gate": VFPGate,
+    "vfp_info_embedder": VFPInfoEmbedder,
     "vfp_moe": VFPMoE,
+    "vfp_posterior": VFPSinglePosterior,
+    "vfp_prior": VFPSinglePrior,
+    "vfp_proprio_projector": VFPProprioProjector,
     "vfp_single_action_decoder": VFPSingleActionDecoder,
     "vfp_single_info_embedder": VFPSingleInfoEmbedder,
     "vfp_single_multimodal_bridge": VFPSingleMultimodalBridge,
     "vfp_single_posterior": VFPSinglePosterior,
     "vfp_single_prior": VFPSinglePrior,
+    "vfp_vqvae_codebook": VQCodebook,
 }
 
 

@@ -15,7 +15,11 @@ from model_factory_server.constructor.blocks.parts.checks import (
 )
 from model_factory_server.constructor.blocks.parts.embedding import add_positions
 from model_factory_server.constructor.blocks.parts.example_tensors import BATCH, distinct_sizes, example
-from model_factory_server.constructor.blocks.parts.projections import normed_projection, project
+from model_factory_server.constructor.blocks.parts.projections import (
+    normed_projection,
+    project,
+    projection_unless_equal,
+)
 from model_factory_server.constructor.blocks.parts.tokens import SEQUENCE, make_cls_token, prepend, prepend_cls
 from model_factory_server.constructor.blocks.parts.transformer import (
     Activation,
@@ -61,9 +65,9 @@ class ModalityTokens(nn.Module):
         is_projected = check_flag("use_cond_semantic_projection", use_cond_semantic_projection)
         projected_semantic_dim = self.semantic_dim if is_projected else None
         self.cls_token = make_cls_token(use_cls_token, num_cls_token, d_model)
-        self.action_projection = _projection(self.action_dim, d_model)
+        self.action_projection = projection_unless_equal(normed_projection, self.action_dim, d_model)
         self.semantic_projection = _projections(self.num_semantics, projected_semantic_dim, d_model)
-        self.proprio_projection = _projection(cond_proprio_dim, d_model)
+        self.proprio_projection = projection_unless_equal(normed_projection, cond_proprio_dim, d_model)
         self.visual_projection = _projections(num_cond_visuals, cond_visual_dim, d_model)
 
     def assemble(
@@ -233,10 +237,6 @@ class VFPSingleInfoEmbedder(ModalityTokens):
         encoded: Tensor = self.encoder(self.assemble(cond_proprio, cond_visual, cond_semantic, action))
         cls_token = None if self.cls_token is None else encoded[:, : self.num_cls_token]
         return {"cls_token": cls_token, "encoder_output": encoded}
-
-
-def _projection(features: int | None, width: int) -> nn.Sequential | None:
-    return None if features is None or features == width else normed_projection(features, width)
 
 
 def _projections(count: int | None, features: int | None, width: int) -> nn.ModuleList | None:

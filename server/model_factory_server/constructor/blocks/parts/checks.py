@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def check_count(name: str, value: object) -> int:
@@ -73,3 +76,12 @@ def check_rank(name: str, tensor: Tensor, layouts: Mapping[int, str]) -> None:
     if tensor.ndim not in layouts:
         allowed = " or ".join(f"{rank} {layout}" for rank, layout in layouts.items())
         raise ValueError(f"{name} has rank {tensor.ndim}, shape {tuple(tensor.shape)}; allowed ranks: {allowed}")
+
+
+def note_ignored(block: str, ignored: Mapping[str, object], refused: Sequence[str] = ()) -> None:
+    """Log the arguments of a constructor that ``block`` does not know and ignores; ``refused`` raise an error."""
+    for name in refused:
+        if name in ignored:
+            raise ValueError(f"{name} is no argument of {block}. Remedy: leave it out of the config")
+    if ignored:
+        log.warning("%s ignores arguments without a meaning for this block: %s", block, ", ".join(sorted(ignored)))

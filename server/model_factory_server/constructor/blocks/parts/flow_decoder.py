@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
-from model_factory_server.constructor.blocks.parts.checks import check_count, check_rank
+from model_factory_server.constructor.blocks.parts.checks import check_count, check_given, check_rank
 from model_factory_server.constructor.blocks.parts.embedding import embed_time
 from model_factory_server.constructor.blocks.parts.example_tensors import BATCH, distinct_sizes, example
-from model_factory_server.constructor.blocks.parts.projections import project
+from model_factory_server.constructor.blocks.parts.projections import Projection, project, projection_unless_equal
 from model_factory_server.constructor.blocks.parts.tokens import SEQUENCE, prepend, semantic_sequence
 from model_factory_server.constructor.blocks.parts.transformer import TransformerArguments, TransformerDecoder
-
-Projection = Callable[[int, int], nn.Sequential]
 
 
 class FlowDecoder(nn.Module):
@@ -38,9 +34,7 @@ class FlowDecoder(nn.Module):
         self.action_dim = check_count("action_dim", action_dim)
         self.semantic_dim = semantic_dim
         self.noise_projection = projection(action_dim, d_model)
-        self.semantic_projection = (
-            None if semantic_dim is None or semantic_dim == d_model else projection(semantic_dim, d_model)
-        )
+        self.semantic_projection = projection_unless_equal(projection, semantic_dim, d_model)
         self.time_mlp = self._make_time_mlp()
         self.decoder = TransformerDecoder(arguments, num_tokens=num_tokens, tgt_is_causal=tgt_is_causal)
         self.output_layer = self._make_output_layer()
@@ -54,8 +48,19 @@ class FlowDecoder(nn.Module):
     def _prepare_memory(self, memory_input: Tensor) -> Tensor:
         return memory_input
 
+    def _used_semantics(self, discrete_semantic_input: Tensor | None) -> Tensor | None:
+        """Return the semantics if the block was built for semantics, else None; subclasses may use what is given."""
+        if self.semantic_dim is None:
+            return None
+        return check_given("discrete_semantic_input", discrete_semantic_input, "use_cond_semantic is true")
+
     def forward(
-        self, time: Tensor, noise: Tensor, memory_input: Tensor, discrete_semantic_input: Tensor | None = None
+        self,
+        time: Tensor,
+        noise: Tensor,
+        memory_input: Tensor,
+        discrete_semantic_input: Tensor | None = None,
+        **_ignored: object,
     ) -> Tensor:
         """Decode the noise against the tokens ``[semantics, time, memory]``.
 
@@ -63,27 +68,28 @@ class FlowDecoder(nn.Module):
             time: ``(batch,)`` or ``(batch, 1)``, flow time in 0..1.
             noise: ``(batch, s, action_dim)``.
             memory_input: ``(batch, m, d)``.
-            discrete_semantic_input: ``(batch, f)`` or ``(batch, k, f)``, or None for no semantics.
+            discrete_semantic_input: ``(batch, f)`` or ``(batch, k, f)`` with ``use_cond_semantic``; ignored otherwise.
 
         Returns:
             ``(batch, s, action_dim)``.
 
         Raises:
-            ValueError: rank or width of an argument differ from the above.
+            ValueError: semantics are missing, or rank or width of an argument differ from the above.
         """
         check_rank("noise", noise, SEQUENCE)
         check_rank("memory_input", memory_input, SEQUENCE)
         time_features = embed_time(_time_vector(time), self.d_model).to(noise.dtype)
         memory = project("memory_input", memory_input, None, self.d_model)
         memory = prepend(self.time_mlp(time_features).unsqueeze(1), self._prepare_memory(memory))
-        if discrete_semantic_input is not None:
+        given = self._used_semantics(discrete_semantic_input)
+        if given is not None:
             name = "discrete_semantic_input"
-            semantics = semantic_sequence(name, discrete_semantic_input)
+            semantics = semantic_sequence(name, given)
             memory = prepend(project(name, semantics, self.semantic_projection, self.d_model), memory)
         return self.output_layer(self.decoder(self.noise_projection(noise), memory))  # type: ignore[no-any-return]
 
     def example_inputs(self) -> list[dict[str, object]]:
-        """Return calls with semantics of both ranks, if the block uses semantics, and a call without."""
+        """Return calls with semantics of both ranks, or a call without semantics if the block uses none."""
         if not self.batch_first:
             return []
         sizes = distinct_sizes(self.action_dim, self.d_model, self.semantic_dim)
@@ -96,7 +102,7 @@ class FlowDecoder(nn.Module):
         if self.semantic_dim is None:
             return [inputs]
         semantics = (example(BATCH, self.semantic_dim), example(BATCH, next(sizes), self.semantic_dim))
-        return [*(inputs | {"discrete_semantic_input": item} for item in semantics), inputs]
+        return [inputs | {"discrete_semantic_input": item} for item in semantics]
 
 
 def _time_vector(time: Tensor) -> Tensor:

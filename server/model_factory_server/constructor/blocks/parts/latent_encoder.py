@@ -8,21 +8,20 @@ from torch import Tensor, nn
 from model_factory_server.constructor.blocks.parts.checks import check_count, check_flag, check_given, check_rank
 from model_factory_server.constructor.blocks.parts.embedding import add_positions
 from model_factory_server.constructor.blocks.parts.example_tensors import BATCH, distinct_sizes, example
-from model_factory_server.constructor.blocks.parts.projections import project, silu_projection
+from model_factory_server.constructor.blocks.parts.projections import (
+    project,
+    projection_unless_equal,
+    silu_projection,
+)
 from model_factory_server.constructor.blocks.parts.tokens import (
     SEQUENCE,
+    camera_tokens,
     make_cls_token,
     prepend,
     prepend_cls,
     semantic_sequence,
 )
 from model_factory_server.constructor.blocks.parts.transformer import TransformerArguments, TransformerEncoder
-
-VISUAL = {
-    4: "(batch, cameras, channels, seq)",
-    5: "(batch, cameras, channels, height, width)",
-    6: "(batch, cameras, time, channels, height, width)",
-}
 
 
 class LatentEncoder(nn.Module):
@@ -38,7 +37,7 @@ class LatentEncoder(nn.Module):
         project_semantic: bool,
         num_cameras: int,
         use_cls_token: bool,
-        num_cls_token: int,
+        num_cls_token: int | None,
         action_dim: int | None,
     ) -> None:
         super().__init__()
@@ -48,13 +47,14 @@ class LatentEncoder(nn.Module):
         self.semantic_dim = semantic_dim
         self.action_dim = action_dim
         self.num_cameras = check_count("num_cameras", num_cameras)
-        self.num_cls_token = check_count("num_cls_token", num_cls_token)
+        self.num_cls_token = num_cls_token
 
         self.cls_token = make_cls_token(use_cls_token, num_cls_token, d_model)
-        self.action_projection = _projection(action_dim, d_model)
+        self.action_projection = projection_unless_equal(silu_projection, action_dim, d_model)
         is_projected = check_flag("use_cond_semantic_projection", project_semantic)
-        self.semantic_projection = _projection(semantic_dim if is_projected else None, d_model)
-        self.proprio_projection = _projection(proprio_dim, d_model)
+        projected_semantic_dim = semantic_dim if is_projected else None
+        self.semantic_projection = projection_unless_equal(silu_projection, projected_semantic_dim, d_model)
+        self.proprio_projection = projection_unless_equal(silu_projection, proprio_dim, d_model)
         self.visual_projection = (
             None
             if visual_dim == d_model
@@ -64,7 +64,7 @@ class LatentEncoder(nn.Module):
 
     def forward(
         self, cond_proprio: Tensor, cond_visual: Tensor, cond_semantic: Tensor | None, action: Tensor | None
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Encode ``[learned tokens, action, semantics, visual, proprioception]``.
 
         Args:
@@ -75,7 +75,7 @@ class LatentEncoder(nn.Module):
             action: ``(batch, s, action_dim)`` for the posterior; ignored by the prior.
 
         Returns:
-            The first tokens of the output, ``(batch, num_cls_token, d)``.
+            The tokens of :meth:`_select`.
 
         Raises:
             ValueError: an argument is missing, or rank, width or number of cameras differ from the above.
@@ -92,17 +92,19 @@ class LatentEncoder(nn.Module):
             check_rank("action", action, SEQUENCE)
             x = prepend(project("action", action, self.action_projection, self.d_model), x)
         x = prepend_cls(self.cls_token, add_positions(x, self.d_model))
-        return self.encoder(x)[:, : self.num_cls_token]  # type: ignore[no-any-return]
+        return self._select(self.encoder(x))
+
+    def _select(self, encoded: Tensor) -> Tensor | None:
+        """Return the outputs ``(batch, num_cls_token, d)`` of the learned tokens; None without learned tokens."""
+        return None if self.cls_token is None else encoded[:, : self.num_cls_token]
 
     def _visual_tokens(self, cond_visual: Tensor) -> list[Tensor]:
-        """Return tokens ``(batch, tokens, d)`` of each camera: pixels row by row, image after image."""
-        check_rank("cond_visual", cond_visual, VISUAL)
+        """Return the tokens ``(batch, tokens, d)`` of each camera."""
+        visual = camera_tokens("cond_visual", cond_visual)
         if cond_visual.shape[1] != self.num_cameras:
             raise ValueError(
                 f"cond_visual is of {cond_visual.shape[1]} cameras (axis 1); the block was built for {self.num_cameras}"
             )
-        channel_axis = 3 if cond_visual.ndim == 6 else 2
-        visual = cond_visual.movedim(channel_axis, -1).flatten(2, -2)
         projections = [None] * self.num_cameras if self.visual_projection is None else self.visual_projection
         return [
             project("cond_visual", visual[:, camera], projection, self.d_model)
@@ -132,5 +134,8 @@ class LatentEncoder(nn.Module):
         return calls
 
 
-def _projection(features: int | None, width: int) -> nn.Sequential | None:
-    return None if features is None or features == width else silu_projection(features, width)
+class AllTokensEncoder(LatentEncoder):
+    """A :class:`LatentEncoder` that returns the outputs ``(batch, tokens, d)`` of all tokens."""
+
+    def _select(self, encoded: Tensor) -> Tensor:
+        return encoded

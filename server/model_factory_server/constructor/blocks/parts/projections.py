@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
+
+Projection = Callable[[int, int], nn.Sequential]
+"""Makes the layers from ``(..., features)`` to ``(..., width)`` from the two sizes."""
 
 
 def normed_projection(features: int, width: int) -> nn.Sequential:
@@ -23,6 +28,23 @@ def normed_projection(features: int, width: int) -> nn.Sequential:
     )
 
 
+def input_normed_projection(features: int, width: int) -> nn.Sequential:
+    """Two linear layers behind a layer norm, with dropout: ``(..., features)`` to ``(..., width)``.
+
+    Example:
+        >>> import torch
+        >>> input_normed_projection(3, 4)(torch.zeros(2, 5, 3)).shape
+        torch.Size([2, 5, 4])
+    """
+    return nn.Sequential(
+        nn.LayerNorm(features),
+        nn.Linear(features, 2 * width),
+        nn.SiLU(),
+        nn.Dropout(0.05),
+        nn.Linear(2 * width, width),
+    )
+
+
 def silu_projection(features: int, width: int) -> nn.Sequential:
     """A linear layer and SiLU: ``(..., features)`` to ``(..., width)``.
 
@@ -32,6 +54,17 @@ def silu_projection(features: int, width: int) -> nn.Sequential:
         torch.Size([2, 5, 4])
     """
     return nn.Sequential(nn.Linear(features, width), nn.SiLU())
+
+
+def projection_unless_equal(projection: Projection, features: int | None, width: int) -> nn.Sequential | None:
+    """Return ``projection(features, width)``; None for unused features, and for features of this width.
+
+    Example:
+        >>> projection_unless_equal(silu_projection, 3, 4)[0]
+        Linear(in_features=3, out_features=4, bias=True)
+        >>> projection_unless_equal(silu_projection, 4, 4)
+    """
+    return None if features is None or features == width else projection(features, width)
 
 
 def project(name: str, values: Tensor, projection: nn.Module | None, width: int) -> Tensor:
