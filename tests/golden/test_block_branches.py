@@ -88,8 +88,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "cfg_vqvae_prior": PRIOR,
     "cfg_vqvae_proprio_projector": PROJECTOR,
     "conv_bn_act": {"in_channels": 3, "out_channels": 4, "kernel_size": [5, 2], "dilation": 2},
+    "dsrl_noise_actor_processor": {"input_img_channel": 5, "input_depth_channel": 3, "output_img_channel": 4},
     "dsrl_noise_latent_actor": {"input_dim": 5, "action_chunk_size": 4, "action_dim": 3, "num_hidden_dim": 7},
     "dsrl_q_function": {"input_dim": 5, "num_hidden_dim": 7},
+    "dsrl_q_function_processor": {"input_img_channel": 5, "input_depth_channel": 3, "img_data_keys": ["left"]},
     "mlp": {"dims": [5, 7, 3]},
     "naive_action_decoder": SEMANTIC_DECODER,
     "naive_info_embedder": EMBEDDER,
@@ -182,6 +184,8 @@ def test_example_inputs_have_distinct_sizes(name: str) -> None:
 def converted(value: Any, convert: Any) -> Any:
     if isinstance(value, list):
         return [convert(item) for item in value]
+    if isinstance(value, dict):
+        return {key: convert(item) for key, item in value.items()}
     return convert(value) if isinstance(value, Tensor) else value
 
 
@@ -616,6 +620,39 @@ def test_q_function_is_the_mean_of_its_ensemble() -> None:
     close(block(x), (single[0] + single[1]) / 2)
 
 
+def test_processors_join_depth_images_proprioception_and_actions() -> None:
+    block = make("dsrl_q_function_processor", img_data_keys=["right", "left"])
+    data = {"left": randn(2, 5, 3, 4), "right": randn(2, 5, 2, 2), "head_depth": randn(2, 3, 4, 2)}
+    data |= {"proprio": randn(2, 3, 4), "action": randn(2, 2, 3), "other": randn(1)}
+    parts = [block.depth_latent_vec_proj["head_depth"](data["head_depth"])]
+    parts += [block.img_latent_vec_proj[key](data[key]) for key in ("right", "left")]
+    flat = [part.flatten(1) for part in [*parts, data["proprio"], data["action"]]]
+    assert block(dict(data)).equal(torch.cat(flat, dim=1))
+    with pytest.raises(KeyError, match="proprio"):
+        block({key: value for key, value in data.items() if key != "proprio"})
+    with pytest.raises(ValueError, match=r"data\['left'\] has rank 3"):
+        block(data | {"left": randn(5, 3, 4)})
+
+
+def test_processors_need_a_camera() -> None:
+    assert make("dsrl_noise_actor_processor", depth_data_keys=[]).example_inputs()
+    block = make("dsrl_noise_actor_processor", depth_data_keys=[], img_data_keys=[])
+    assert block.example_inputs() == []
+    with pytest.raises(TypeError, match="are both empty"):
+        block({"proprio": randn(2, 3, 4)})
+
+
+@pytest.mark.parametrize("name", ["dsrl_q_function", "dsrl_noise_latent_actor"])
+def test_networks_store_and_restore_their_state(name: str) -> None:
+    block, other = make(name), make(name)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    block.deserialize(other.serialize())
+    assert next(block.parameters()).equal(next(other.parameters()))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        block.deserialize({})
+
+
 @pytest.mark.parametrize("name", ["dsrl_q_function", "dsrl_noise_latent_actor"])
 def test_xavier_initialisation(name: str) -> None:
     linears = [module for module in make(name, num_hidden_dim=64).modules() if isinstance(module, nn.Linear)]
@@ -678,6 +715,8 @@ def test_rank_error_lists_all_that_is_allowed() -> None:
         ("dsrl_q_function", {"init_method": "kaiming"}, "init_method must be one of xavier, got 'kaiming'"),
         ("dsrl_q_function", {"num_ensemble": 0}, "num_ensemble must be"),
         ("dsrl_noise_latent_actor", {"num_layers": 0}, "num_layers must be"),
+        ("dsrl_noise_actor_processor", {"img_data_keys": "head"}, "img_data_keys must be a list of texts, got 'head'"),
+        ("dsrl_q_function_processor", {"action_key": 3}, "action_key must be a text, got 3"),
         ("a_encoder", {"embedding_dim": -1}, "embedding_dim must be"),
         ("a_decoder", {"hidden_dim": 1.5}, "hidden_dim must be"),
         ("vfp_single_info_embedder", {"use_action": False}, "use_action is false, so action_dim must be None, got 3"),

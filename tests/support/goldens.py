@@ -20,10 +20,10 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 class Golden:
     """Tensors and metadata of a golden."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, folder: Path = DATA) -> None:
         self.name = name
-        self.path = DATA / f"{name}.yaml"
-        with safe_open(DATA / f"{name}.safetensors", "pt") as file:
+        self.path = folder / f"{name}.yaml"
+        with safe_open(folder / f"{name}.safetensors", "pt") as file:
             metadata = file.metadata()
             self._tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
         self.modules: dict[str, str] = json.loads(metadata["modules"])

@@ -8,7 +8,7 @@ from torch import nn
 
 from model_factory.blocks import Block
 from model_factory.config import ResolvedConfig
-from model_factory_server.backends.hub import load_radio
+from model_factory_server.backends.hub import load_radio, load_resnet34
 from model_factory_server.backends.plugins import load_register, plugin_errors
 from model_factory_server.backends.self_check import register as register_self_check
 from model_factory_server.constructor import Permissions, build_model, default_registry
@@ -35,7 +35,9 @@ class BuiltinBackend:
             allow_target=bool(settings.imports),
             allowed_import_prefixes=settings.imports,
         )
-        self._registry = default_registry(functools.partial(load_radio, settings.hub))
+        self._registry = default_registry(
+            functools.partial(load_radio, settings.hub), functools.partial(load_resnet34, settings.hub)
+        )
         self._registry.register_from(BUILTIN, register_self_check)
         for plugin in settings.plugins:
             register = load_register(plugin)

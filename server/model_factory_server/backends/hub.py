@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +16,7 @@ from model_factory_server.backends.redaction import without_paths
 from model_factory_server.settings.server_settings import HubSettings
 
 _ENTRY_POINT = "radio_model"
+_RESNET34 = "https://download.pytorch.org/models/resnet34-b627a593.pth"  # torchvision's IMAGENET1K_V1
 
 
 def load_radio(hub: HubSettings) -> Any:
@@ -46,6 +47,26 @@ def load_radio(hub: HubSettings) -> Any:
         ) from error
 
 
+def load_resnet34(hub: HubSettings) -> Mapping[str, torch.Tensor]:
+    """Load the state dict of a ResNet-34 trained on ImageNet, from ``checkpoints/`` of the hub folder.
+
+    Raises:
+        BuildError: the file is missing and downloads are forbidden, or the file is damaged.
+    """
+    name = Path(_RESNET34).name
+    try:
+        with _hub_folder(hub):
+            state: Mapping[str, torch.Tensor] = torch.hub.load_state_dict_from_url(
+                _RESNET34, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            )
+            return state
+    except ModelFactoryError:
+        raise
+    except Exception as error:
+        detail = without_paths(f"{type(error).__name__}: {error}")
+        raise BuildError(f"loading checkpoints/{name} of the hub folder (--hub-dir) failed: {detail}") from error
+
+
 @contextmanager
 def _hub_folder(hub: HubSettings) -> Iterator[None]:
     """Set the folder of ``torch.hub`` for weights, and refuse downloads unless allowed."""
@@ -64,6 +85,6 @@ def _hub_folder(hub: HubSettings) -> Iterator[None]:
 def _refuse_download(url: str, dst: str, *_args: Any, **_kwargs: Any) -> NoReturn:
     name = Path(dst).name
     raise BuildError(
-        f"the hub repository wants to download {url}, and this server downloads nothing. Remedy: put the file into "
+        f"the model wants to download {url}, and this server downloads nothing. Remedy: put the file into "
         f"--hub-dir as checkpoints/{name}, or start the server with --allow-hub-download"
     )

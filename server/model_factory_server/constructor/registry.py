@@ -15,6 +15,7 @@ from model_factory.errors import ConfigError
 from model_factory.program.ops import OPS, resolve_op
 from model_factory.wording import nearest, quoted
 from model_factory_server.constructor import blocks
+from model_factory_server.constructor.blocks.parts.resnet_layers import LoadWeights, missing_weights
 from model_factory_server.constructor.blocks.radio import LoadRadio
 from model_factory_server.constructor.factory import Factory, SignaturePolicy, check_known
 
@@ -191,11 +192,12 @@ def _keywords_in_c(canonical: str) -> list[str]:
     return list(dict.fromkeys("input" if name == "self" else name for name in names))
 
 
-def default_registry(load_radio: LoadRadio | None = None) -> Registry:
+def default_registry(load_radio: LoadRadio | None = None, load_resnet34: LoadWeights = missing_weights) -> Registry:
     """Return a registry with the modules of ``torch.nn`` and the block library.
 
     Args:
         load_radio: Loads the pretrained model of ``radiov3``; if None, a config with ``radiov3`` is refused.
+        load_resnet34: Loads the weights of the blocks on a ResNet-34; by default a config with such a block is refused.
 
     Example:
         >>> registry = default_registry()
@@ -206,7 +208,7 @@ def default_registry(load_radio: LoadRadio | None = None) -> Registry:
     """
     registry = Registry()
     registry.register_from(TORCH, register_stock)
-    registry.register_from("builtin", lambda target: blocks.register(target, load_radio))
+    registry.register_from("builtin", lambda target: blocks.register(target, load_radio, load_resnet34))
     return registry
 
 

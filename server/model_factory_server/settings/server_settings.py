@@ -40,7 +40,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubSettings:
-    """The pretrained model of the block radiov3."""
+    """Pretrained models: of the block radiov3, and of the blocks on a ResNet-34."""
 
     repository: str = setting(
         "NVlabs/RADIO", "torch.hub repository on GitHub", name="radio_repo", metavar="OWNER/NAME[:REF]"
@@ -50,7 +50,8 @@ class HubSettings:
     )
     directory: Path | None = setting(
         None,
-        "local copy of the repository, or a torch.hub folder; weights are read from its subfolder checkpoints",
+        "local copy of the repository, or a torch.hub folder; weights are read from its subfolder checkpoints; for blocks "
+        "on a ResNet-34: torch.hub's own folder by default",
         name="hub_dir",
         metavar="DIR",
     )

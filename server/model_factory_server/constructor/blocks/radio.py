@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model_factory.errors import BuildError
 from model_factory_server.constructor.blocks.parts.checks import check_count, check_rank
+from model_factory_server.constructor.blocks.parts.images import IMAGE, to_unit_range
 
 LoadRadio: TypeAlias = "Callable[[], Any]"
 """Loads the pretrained model, a module with a method ``get_nearest_supported_resolution(height, width)``."""
@@ -18,9 +18,6 @@ LoadRadio: TypeAlias = "Callable[[], Any]"
 AUTO = "auto"
 FIXED_SIZE = (336, 504)
 """Requested height and width, in pixels, unless ``resize_method`` is ``auto``."""
-
-IMAGE = {3: "(channels, h, w)", 4: "(batch, channels, h, w)"}
-_MAX_UNIT_VALUE = 1.5  # above any value of a 0..1 image, below the maximum of any 0..255 image with content
 
 
 class RadioV3(nn.Module):
@@ -46,9 +43,7 @@ class RadioV3(nn.Module):
             ValueError: the rank is neither 3 nor 4.
         """
         check_rank("image", image, IMAGE)
-        images = image.unsqueeze(0) if image.ndim == 3 else image
-        # torch.where instead of an if: a program records one branch of an if.
-        images = torch.where(images.amax() > _MAX_UNIT_VALUE, images / 255.0, images)
+        images = to_unit_range(image.unsqueeze(0) if image.ndim == 3 else image)
         height, width = images.shape[-2:] if self.resize_method == AUTO else FIXED_SIZE
         size = self.model.get_nearest_supported_resolution(height, width)
         images = functional.interpolate(images, size=(size.height, size.width), mode="bilinear", align_corners=False)
