@@ -137,7 +137,7 @@ def test_bytes_are_images_where_their_values_are() -> None:
     block = make("resnet34")
     given = (image(3, 33, 40) * 255).byte()
     assert block(given).equal(block(given.float()))
-    with pytest.raises(TypeError, match="image is torch.uint8 with values up to 1"):
+    with pytest.raises(TypeError, match=r"image is torch\.uint8 with values up to 1"):
         block(given // 255)
 
 

@@ -50,8 +50,8 @@ class HubSettings:
     )
     directory: Path | None = setting(
         None,
-        "local copy of the repository, or a torch.hub folder; weights are read from its subfolder checkpoints; for blocks "
-        "on a ResNet-34: torch.hub's own folder by default",
+        "local copy of the repository, or a torch.hub folder; weights are read from its subfolder checkpoints "
+        "(those of ResNet-34 by default from torch.hub's own folder)",
         name="hub_dir",
         metavar="DIR",
     )

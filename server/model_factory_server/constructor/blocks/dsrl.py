@@ -148,7 +148,7 @@ class DSRLNoiseActorProcessor(nn.Module):
         self.img_data_keys = check_keys("img_data_keys", img_data_keys)
         self.input_img_channel = check_count("input_img_channel", input_img_channel)
         self.input_depth_channel = check_count("input_depth_channel", input_depth_channel)
-        check_count("output_img_channel", output_img_channel)
+        self.output_img_channel = check_count("output_img_channel", output_img_channel)
         check_count("output_depth_channel", output_depth_channel)
         self.img_latent_vec_proj = nn.ModuleDict(
             {key: nn.Conv2d(input_img_channel, output_img_channel, 1) for key in self.img_data_keys}
@@ -177,9 +177,8 @@ class DSRLNoiseActorProcessor(nn.Module):
         maps += [(key, self.img_latent_vec_proj[key]) for key in self.img_data_keys]
         if not maps:
             raise TypeError("depth_data_keys and img_data_keys are both empty; at least one needs a key")
-        return [*(projection(_entry(data, key, FEATURE_MAP)).flatten(1) for key, projection in maps)] + [
-            _entry(data, self.proprio_key, STEPS).flatten(1)
-        ]
+        flat = [projection(_entry(data, key, FEATURE_MAP)).flatten(1) for key, projection in maps]
+        return [*flat, _entry(data, self.proprio_key, STEPS).flatten(1)]
 
     def example_inputs(self) -> list[dict[str, dict[str, Tensor]]]:
         """Return a call with all keys; no call if the block has neither depth nor image keys."""

@@ -69,7 +69,7 @@ class _ImageFeatures(StateNetwork):
         if keys != (PROPRIO, ACTION) or not set(CAMERAS).issuperset(block.img_data_keys):
             return []
         area = math.prod(RESIZED_MAP if self.resnet_group.resize else EXAMPLE_MAP)
-        rest = input_dim - sum(area * block.img_latent_vec_proj[key].out_channels for key in block.img_data_keys)
+        rest = input_dim - area * block.output_img_channel * len(block.img_latent_vec_proj)
         width = 4 - rest % 2  # three steps of proprioception leave an even number for two steps of actions
         if rest < 3 * width + 2:
             return []
@@ -214,7 +214,7 @@ class ResfitQFunction(_ImageFeatures):
 
     def example_inputs(self) -> list[dict[str, object]]:
         """Return a call of each kind, where some sizes give ``input_dim`` features."""
-        kinds = ({}, {"subsample_q": False, "critic": True}, {"subsample_q": False})
+        kinds: tuple[dict[str, object], ...] = ({}, {"subsample_q": False, "critic": True}, {"subsample_q": False})
         examples = [{**data, ACTION: action} for data, action in self._example(self.input_dim)]
         return [{"data": data, **kind} for data in examples for kind in kinds]
 
