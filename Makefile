@@ -15,8 +15,8 @@ $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 demo: $(VENV)/installed  ## start a server, build the example policy on it, train it for a few steps
 	$(BIN)/python examples/flow_policy/train.py
 
-test: lint types imports docs test-unit  ## every check, and every test that is not slow; the tests have 25 minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --session-timeout=1500 --ignore tests/unit
+test: lint types imports docs test-unit  ## every check, and every test that is not slow; the tests have 40 minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --session-timeout=2400 --ignore tests/unit
 
 test-slow: $(VENV)/installed  ## the tests marked slow: servers killed, under load, or with thousands of connections
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow

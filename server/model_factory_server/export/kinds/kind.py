@@ -79,8 +79,9 @@ def has_same_steps(one: Program, other: Program) -> bool:
     """Whether two programs have the same ops and calls in the same order, whatever their arguments.
 
     Example:
+        >>> from model_factory.program.ir import OpCall, Ref
         >>> double = OpCall(name="torch.Tensor.mul", args=(Ref("x"), 2), out="v0")
-        >>> has_same_steps(Program((), (double,), None), Program((), (), None))
+        >>> has_same_steps(Program(inputs=("x",), steps=(double,), result=None), Program(inputs=(), steps=(), result=None))
         False
     """
     names = [
