@@ -81,7 +81,8 @@ def has_same_steps(one: Program, other: Program) -> bool:
     Example:
         >>> from model_factory.program.ir import OpCall, Ref
         >>> double = OpCall(name="torch.Tensor.mul", args=(Ref("x"), 2), out="v0")
-        >>> has_same_steps(Program(inputs=("x",), steps=(double,), result=None), Program(inputs=(), steps=(), result=None))
+        >>> one = Program(inputs=("x",), steps=(double,), result=Ref("v0"))
+        >>> has_same_steps(one, Program(inputs=("x",), steps=(), result=Ref("x")))
         False
     """
     names = [
