@@ -137,8 +137,12 @@ def test_waiting_does_not_hide_another_program_at_the_address() -> None:
 
 
 def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a process in the background
     timer = threading.Timer(1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
     timer.start()
-    assert main(["health", "--wait", "60", "--server", "127.0.0.1:1"]) == 130
+    try:
+        assert main(["health", "--wait", "60", "--server", "127.0.0.1:1"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     timer.join()
     assert capsys.readouterr() == ("", "interrupted\n")

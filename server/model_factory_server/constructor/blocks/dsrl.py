@@ -185,9 +185,9 @@ class DSRLNoiseActorProcessor(nn.Module):
         if not self.depth_data_keys and not self.img_data_keys:
             return []
         sizes = distinct_sizes(self.input_img_channel, self.input_depth_channel)
-        data = {key: example(BATCH, self.input_depth_channel, next(sizes), next(sizes)) for key in self.depth_data_keys}
-        for key in self.img_data_keys:
-            data[key] = example(BATCH, self.input_img_channel, next(sizes), next(sizes))
+        data = {key: example(BATCH, self.input_img_channel, next(sizes), next(sizes)) for key in self.img_data_keys}
+        for key in self.depth_data_keys:
+            data[key] = example(BATCH, self.input_depth_channel, next(sizes), next(sizes))
         data[self.proprio_key] = example(BATCH, next(sizes), next(sizes))
         return [{"data": data}]
 
