@@ -144,7 +144,7 @@ class ResfitQFunction(_ImageFeatures):
     """An ensemble of values of camera images, proprioception and an action.
 
     Members are drawn from Python's global random generator, as in the reference, and no program can record this draw:
-    a trainer gets the block as source code.
+    a server refuses the block, unless the source code of the block is sent.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  the config's arguments
