@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model_factory import RemoteModelFactory
+from model_factory.errors import ConfigError
 from model_factory.program.runtime.program_module import ProgramModule
 from model_factory_server import PolicyConstructorModelFactory
 from support.compare import assert_same
@@ -45,9 +46,9 @@ def pair(
 ) -> Callable[..., Pair]:
     monkeypatch.syspath_prepend(str(TEST_PLUGINS))
 
-    def make(block: str, *inputs: str) -> Pair:
+    def make(block: str, *inputs: str, **keys: Any) -> Pair:
         steps = [{"call": "module:block", "kwargs": {name: f"${name}" for name in inputs}, "out": "y"}]
-        graph = {"inputs": list(inputs), "modules": {"block": {"_type_": f"calling.{block}"}}, "steps": steps}
+        graph = {"inputs": list(inputs), "modules": {"block": {"_type_": block, **keys}}, "steps": steps}
         config = {"schema_version": 1, "model": {"graph": graph | {"outputs": ["y"]}}}
         remote = make_remote(calling.address).build({"config": copy.deepcopy(config)})
         local = PolicyConstructorModelFactory(seed=7, plugins=["calling"]).build({"config": config})
@@ -61,7 +62,7 @@ def parameters_of(method: Any) -> list[tuple[str, Any]]:
 
 
 def test_signatures_are_those_of_the_original(pair: Callable[..., Pair]) -> None:
-    remote, local = pair("Goals", "obs", "goal")
+    remote, local = pair("calling.Goals", "obs", "goal")
     block, original = (model.graph_modules["block"] for model in (remote, local))
     assert isinstance(block, ProgramModule)
     assert type(block).__name__ == "Goals"
@@ -77,7 +78,7 @@ def test_signatures_are_those_of_the_original(pair: Callable[..., Pair]) -> None
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_with_dynamic_shapes_by_name(pair: Callable[..., Pair], *, strict: bool) -> None:
-    remote, local = pair("Goals", "obs", "goal")
+    remote, local = pair("calling.Goals", "obs", "goal")
     given = {"obs": torch.randn(4, 3), "goal": torch.randn(4, 3)}
     if strict:  # one graph records nothing
         remote(**given)
@@ -90,7 +91,7 @@ def test_export_with_dynamic_shapes_by_name(pair: Callable[..., Pair], *, strict
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_traced_inputs_have_the_names(pair: Callable[..., Pair]) -> None:
-    remote, local = pair("Goals", "obs", "goal")
+    remote, local = pair("calling.Goals", "obs", "goal")
     given = {"obs": torch.randn(4, 3), "goal": torch.randn(4, 3)}
     traced = torch.jit.trace(remote, example_kwarg_inputs=given)
     assert [value.debugName() for value in traced.graph.inputs()][1:] == ["obs", "goal"]
@@ -101,14 +102,14 @@ def test_traced_inputs_have_the_names(pair: Callable[..., Pair]) -> None:
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_onnx_inputs_have_the_names(pair: Callable[..., Pair], tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    remote, _ = pair("Goals", "obs", "goal")
+    remote, _ = pair("calling.Goals", "obs", "goal")
     given = {"obs": torch.randn(4, 3), "goal": torch.randn(4, 3)}
     program = torch.onnx.export(remote, kwargs=given, dynamo=True, verbose=False)
     assert [value.name for value in program.model.graph.inputs] == ["obs", "goal"]
 
 
 def test_record_of_the_trainer(pair: Callable[..., Pair]) -> None:
-    remote, local = pair("Batches", "batch")
+    remote, local = pair("calling.Batches", "batch")
     calling: Any = __import__("calling")
     for rows in (4, 6):
         obs, mask = torch.randn(rows, 3), torch.randn(rows, 3)
@@ -120,7 +121,34 @@ def test_record_of_the_trainer(pair: Callable[..., Pair]) -> None:
 
 
 def test_array_of_numpy(pair: Callable[..., Pair]) -> None:
-    remote, local = pair("Arrays", "obs")
+    remote, local = pair("calling.Arrays", "obs")
     for rows in (4, 6):
         obs = np.random.default_rng(rows).random((rows, 3))
         assert_same(remote(obs), local(obs))
+
+
+def test_a_config_names_methods(pair: Callable[..., Pair]) -> None:
+    remote, local = pair("calling.Goals", "obs", "goal", _methods_=["compute_loss"])
+    block, original = (model.graph_modules["block"] for model in (remote, local))
+    assert parameters_of(block.compute_loss) == parameters_of(original.compute_loss)
+    obs, target = torch.randn(4, 3), torch.randn(4, 3)
+    for module in (block, original):
+        module.compute_loss(obs, target)["loss"].backward()
+    assert_same(block.compute_loss(obs, target), original.compute_loss(obs, target))
+    assert_same(block.layer.weight.grad, original.layer.weight.grad)
+    assert_same(block.encode(obs), original.encode(obs))  # the class still declares its own
+
+
+@pytest.mark.parametrize(
+    ("type_name", "names", "reason"),
+    [
+        ("calling.Goals", ["compute_los"], "names 'compute_los', which is not a method of the class"),
+        ("calling.Goals", ["state_dict"], "names 'state_dict', a name that rebuilt modules have already"),
+        ("nn.ReLU", ["extra_repr"], "'_methods_' is for custom blocks"),
+    ],
+)
+def test_a_wrong_method_is_an_error_of_the_config(
+    pair: Callable[..., Pair], type_name: str, names: list[str], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"block\._methods_: .*{reason}"):
+        pair(type_name, "obs", _methods_=names)

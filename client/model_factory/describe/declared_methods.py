@@ -1,4 +1,4 @@
-"""Methods besides ``forward``, declared as portable by a class."""
+"""Methods besides ``forward``, declared as portable by a class or by a config."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from model_factory.errors import NotPortableError
 from model_factory.program.runtime.program_module import is_free
 
 PORTABLE_METHODS = "portable_methods"
-"""The class attribute with the names, for example ``("encode", "decode")``."""
+"""The attribute with the names, for example ``("encode", "decode")``: of a class, or of one module, from a config."""
 
 
 def declared_methods(module: nn.Module, where: str) -> tuple[str, ...]:
-    """The methods declared as portable by a module's class.
+    """The methods declared as portable by a module's class, or by the spec of a config (``_methods_``).
 
     Raises:
         NotPortableError: a declared name is not a method, or is taken in rebuilt modules.
@@ -25,7 +25,7 @@ def declared_methods(module: nn.Module, where: str) -> tuple[str, ...]:
         >>> declared_methods(Autoencoder(), "the model")
         ('encode',)
     """
-    names = getattr(type(module), PORTABLE_METHODS, ())
+    names = getattr(module, PORTABLE_METHODS, ())
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise NotPortableError(f"{where}: {PORTABLE_METHODS} is {names!r}. Remedy: make it a tuple of method names")
     for name in names:

@@ -11,7 +11,9 @@ from torch import nn
 
 from model_factory.config import ConfigPath
 from model_factory.config.schema.specs import is_spec
-from model_factory.errors import BuildError, ConfigError, LocatedError, ModelFactoryError, plain_text
+from model_factory.describe.declared_methods import PORTABLE_METHODS, declared_methods
+from model_factory.descriptor.stock import is_stock
+from model_factory.errors import BuildError, ConfigError, LocatedError, ModelFactoryError, NotPortableError, plain_text
 from model_factory.wording import quoted
 from model_factory_server.constructor.factory import Factory
 from model_factory_server.constructor.permissions import Permissions
@@ -82,7 +84,7 @@ def _build(spec: Mapping[str, Any], registry: Registry, permissions: Permissions
     for name, (place, value) in {**dict(zip(factory.parameters(), by_position, strict=False)), **keywords}.items():
         _check_text(factory, name, value, place)
     try:
-        return factory.call(*args, **kwargs)
+        built = factory.call(*args, **kwargs)
     except LocatedError as error:
         if error.path or error.place:
             raise
@@ -94,6 +96,24 @@ def _build(spec: Mapping[str, Any], registry: Registry, permissions: Permissions
     except Exception as error:
         what = f"building {quoted(factory.name)} failed: {type(error).__name__}: {plain_text(error)}"
         raise BuildError(what, path=path) from error
+    if "_methods_" in spec:
+        _declare_methods(built, factory, spec["_methods_"], (*path, "_methods_"))
+    return built
+
+
+def _declare_methods(built: Any, factory: Factory, names: list[str], path: ConfigPath) -> None:
+    """Add the methods that a config names to those that the class of a custom block declares."""
+    if not isinstance(built, nn.Module) or is_stock(built):
+        raise ConfigError(
+            f"{quoted(factory.name)} makes a {type(built).__name__}, and '_methods_' is for custom blocks, whose class "
+            "the trainer does not have. Remedy: remove the key",
+            path=path,
+        )
+    setattr(built, PORTABLE_METHODS, tuple(dict.fromkeys((*getattr(built, PORTABLE_METHODS, ()), *names))))
+    try:
+        declared_methods(built, quoted(factory.name))
+    except NotPortableError as error:
+        raise ConfigError(error.reason, path=path) from error
 
 
 def _check_text(factory: Factory, name: str, value: Any, path: ConfigPath) -> None:

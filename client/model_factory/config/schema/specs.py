@@ -11,7 +11,7 @@ from model_factory.config.syntax.nodes import ListNode, MapNode
 from model_factory.config.syntax.plain_data import to_plain
 from model_factory.wording import listed, nearest, quoted, suggest_for_missing
 
-RESERVED_KEYS = ("_type_", "_args_", "_kwargs_", "_name_", "_target_")
+RESERVED_KEYS = ("_type_", "_args_", "_kwargs_", "_name_", "_target_", "_methods_")
 """The keys of a spec with a meaning of their own; every other key is a keyword argument."""
 
 _RESERVED_FORM = re.compile(r"_.*_", re.DOTALL)
@@ -46,8 +46,11 @@ def _check_spec(spec: Cursor, *, strict: bool) -> None:
         entries["_args_"].items("positional arguments")
     if "_kwargs_" in entries:
         _check_extra_keywords(entries, strict=strict)
+    if "_methods_" in entries:
+        for name in entries["_methods_"].items("names of methods"):
+            name.text()
     for key, value in entries.items():
-        if key not in {"_kwargs_", "_name_"}:
+        if key not in {"_kwargs_", "_name_", "_methods_"}:
             _check_argument(value, strict=strict)
 
 

@@ -165,8 +165,9 @@ class ProgramModule(nn.Module):
             declared = self.__dict__.get("_declared_methods", {})
             raise AttributeError(
                 f"{self.__dict__.get('_type_name')!r} object has no attribute {name!r}: the module was built remotely, "
-                f"with only the forward and the declared methods of its class ({', '.join(declared) or 'none'}). "
-                "Remedy: name the method in the class's portable_methods on the server (docs/portability.md)"
+                f"with only the forward and the declared methods ({', '.join(declared) or 'none'}). "
+                "Remedy: name the method in the config (_methods_) or in the class's portable_methods "
+                "(docs/portability.md)"
             ) from None
 
     def _choose(self, method: str, arguments: dict[str, Any]) -> tuple[Call, CompiledProgram]:
