@@ -160,6 +160,16 @@ class AttributeRead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BufferAssignment:
+    """Step: put a tensor in the place of a buffer that no state dict has, as a forward does that keeps a table."""
+
+    path: str
+    """Dotted path of the buffer."""
+    value: Ref
+    """The tensor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Constant:
     """Step: make a tensor of fixed values on the CPU, for a table in a plain list, a closure or a module's globals."""
 
@@ -223,7 +233,7 @@ class OwnBackward:
     out: Out = ()
 
 
-Step: TypeAlias = ModuleCall | OpCall | AttributeRead | Constant | Guard | Require | OwnBackward
+Step: TypeAlias = ModuleCall | OpCall | AttributeRead | BufferAssignment | Constant | Guard | Require | OwnBackward
 """One step of a program."""
 
 
@@ -243,6 +253,8 @@ def step_text(step: Step) -> str:
             return f"op:{name}"
         case AttributeRead(path=path):
             return f"{OWN}{path}"
+        case BufferAssignment(path=path):
+            return f"assign:{path}"
         case Constant(dtype=dtype):
             return f"constant:{dtype}"
         case Guard(kind=kind, asserts=asserts):
@@ -260,6 +272,8 @@ def step_arguments(step: Step) -> Argument:
             return (step.args, step.kwargs)
         case AttributeRead() | Constant():
             return ()
+        case BufferAssignment():
+            return step.value
         case Guard():
             return (step.value, step.outcome)
         case Require():
@@ -275,7 +289,7 @@ def out_names(step: Step) -> tuple[str, ...]:
         >>> out_names(ModuleCall(path="lstm", args=(Ref("x"),), out=("y", "state")))
         ('y', 'state')
     """
-    if isinstance(step, Guard | Require):
+    if isinstance(step, Guard | Require | BufferAssignment):
         return ()
     if isinstance(step.out, str):
         return (step.out,)

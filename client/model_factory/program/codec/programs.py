@@ -15,6 +15,7 @@ from model_factory.program.codec.values import decode_expression, decode_value, 
 from model_factory.program.ir import (
     Argument,
     AttributeRead,
+    BufferAssignment,
     Constant,
     Guard,
     ModuleCall,
@@ -22,6 +23,7 @@ from model_factory.program.ir import (
     Out,
     OwnBackward,
     Program,
+    Ref,
     Require,
     Size,
     Step,
@@ -48,6 +50,8 @@ def _encode_step(step: Step) -> Json:
             args, kwargs, out = step.args, step.kwargs, step.out
         case AttributeRead():
             out = step.out
+        case BufferAssignment():
+            args = (step.value,)
         case Constant():
             args, out = (list(step.shape), base64.b64encode(step.data).decode()), step.out
         case Guard():
@@ -98,14 +102,18 @@ def _decode_step(data: Json, *, is_backward: bool) -> Step:
         return AttributeRead(path=target, out=out)
     if kind == "constant" and not kwargs and isinstance(out, str):
         return _decode_constant(target, args, out)
-    condition = None if kwargs or out != "" else _decode_condition(kind, target, args)
-    if condition is None:
+    without_result = None if kwargs or out != "" else _decode_without_result(kind, target, args)
+    if without_result is None:
         raise FormatError(f"a program makes a call of unknown kind: {call!r}")
-    return condition
+    return without_result
 
 
-def _decode_condition(kind: str, target: str, args: tuple[Argument, ...]) -> Guard | Require | None:
+def _decode_without_result(
+    kind: str, target: str, args: tuple[Argument, ...]
+) -> Guard | Require | BufferAssignment | None:
     match kind, target, args:
+        case ("assign", path, (Ref() as value,)):
+            return BufferAssignment(path=path, value=value)
         case ("guard", "bool", (value, bool() as outcome)):
             return Guard(value=value, outcome=outcome)
         case ("guard", "assert", (value, True)):

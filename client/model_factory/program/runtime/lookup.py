@@ -62,6 +62,35 @@ def get_tensor(root: nn.Module, path: str) -> torch.Tensor | None:
     return value
 
 
+def assign_buffer(root: nn.Module, path: str, value: Any) -> None:
+    """Put a tensor in the place of the buffer at a dotted path, or add the buffer.
+
+    Buffers of a state dict are refused, and torch's own layers, whose kernels rely on the sizes of their buffers.
+
+    Raises:
+        GraphExecutionError: the value is no tensor, or no program may assign the buffer.
+
+    Example:
+        >>> class Block(nn.Module):
+        ...     pass
+        >>> block = Block()
+        >>> assign_buffer(block, "table", torch.arange(2))
+        >>> block.table, block.state_dict()
+        (tensor([0, 1]), OrderedDict())
+    """
+    owner, _, name = path.rpartition(".")
+    module = get_module(root, owner)
+    is_free = name in module._buffers or (name.isidentifier() and not hasattr(module, name))  # noqa: SLF001
+    is_saved = name in module._buffers and name not in module._non_persistent_buffers_set  # noqa: SLF001
+    of_torch = type(module).__module__.partition(".")[0] == "torch"
+    if of_torch or is_saved or not is_free or not isinstance(value, torch.Tensor):
+        raise GraphExecutionError(
+            f"a program assigns {path!r}; allowed is a tensor for a buffer that no state dict has, of a module other "
+            "than torch's own"
+        )
+    module.register_buffer(name, value, persistent=False)
+
+
 def has_read(root: nn.Module, path: str, name: str, value: Any) -> bool:
     """Whether an attribute of the module at ``path`` has the recorded value."""
     module = find_module(root, path)

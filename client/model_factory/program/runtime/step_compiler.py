@@ -19,6 +19,7 @@ from model_factory.program.ir import (
     FLOAT_LIMITS,
     Argument,
     AttributeRead,
+    BufferAssignment,
     Constant,
     Device,
     DtypeOf,
@@ -39,7 +40,7 @@ from model_factory.program.ir import (
     out_names,
 )
 from model_factory.program.ops import AUTOCAST_KINDS, OPS, SET_AUTOCAST_ENABLED, SET_GRAD_ENABLED
-from model_factory.program.runtime.lookup import get_module, get_tensor
+from model_factory.program.runtime.lookup import assign_buffer, get_module, get_tensor
 from model_factory.program.runtime.named_results import Record, RecordObject, RecordTuple
 from model_factory.program.runtime.own_backward import Run, own_function
 from model_factory.program.torch_names import torch_const
@@ -113,6 +114,9 @@ def compile_step(step: Step, compile_program: Callable[[Program], Run] | None = 
             return _compile_op_call(step)
         case AttributeRead(path=path):
             return lambda env: _present(get_tensor(env[SELF], path), path)
+        case BufferAssignment(path=path, value=value):
+            tensor = compile_argument(value)
+            return lambda env: assign_buffer(env[SELF], path, tensor(env))
         case Constant():
             constant = constant_tensor(step)
             return lambda _env: constant.clone()  # a later step may write to the tensor
@@ -279,7 +283,7 @@ def shape_of(env: Env, name: str) -> torch.Size:
 
 def compile_store(step: Step, measured: Iterable[str]) -> Callable[[Env, Any], None]:
     """Return a function to put a step's result into an environment, with the shapes for later steps."""
-    if isinstance(step, Guard | Require):
+    if isinstance(step, Guard | Require | BufferAssignment):
         return _discard
     store = _compile_plain_store(step.out)
     shapes = [(name, shape_key(name)) for name in out_names(step) if name in measured]

@@ -20,7 +20,7 @@ from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError, NotPortableError
 from model_factory.program.call_signature import call_signature, leaf_names
 from model_factory.program.expressions import expression_names
-from model_factory.program.ir import AttributeRead, ModuleCall, Outcome, Program
+from model_factory.program.ir import OWN, AttributeRead, BufferAssignment, ModuleCall, Outcome, Program
 from model_factory.program.recorded_program import RecordedProgram
 from model_factory_server.export.conditions.dtype_reads import HALVES
 from model_factory_server.export.conditions.module_reads import ALL, TRAINING, shared_paths
@@ -136,7 +136,6 @@ def _for_both(evaluating: Recording, evaluated: Program, other: Recording, train
             return RecordedProgram(
                 call_signature=evaluating.call_signature,
                 program=program,
-                size_conditions=conditions,
                 **_conditions(evaluating, other),
             )
     return None
@@ -167,20 +166,23 @@ def _accept_any_at(recorded: RecordedProgram, *unread: set[Place]) -> RecordedPr
 
 
 def _conditions(*recordings: Recording) -> dict[str, Any]:
-    """Reads of modules by recordings, as fields of a ``RecordedProgram``."""
+    """Conditions of recordings with equal conditions on sizes, as fields of a ``RecordedProgram``.
+
+    What a buffer was before its assignment is no condition: the verification compares later calls, too.
+    """
+    steps = [step for recording in recordings for step in recording.tape.steps]
+    assigned = {step.path for step in steps if isinstance(step, BufferAssignment)}
+    own = {f"{OWN}{path}" for path in assigned}
+    sizes = recordings[0].symbols.size_conditions()
     attributes = {key: value for recording in recordings for key, value in recording.tape.reads.attributes.items()}
     absent = dict.fromkeys(path for recording in recordings for path in recording.tape.reads.absent)
-    used = dict.fromkeys(
-        step.path
-        for recording in recordings
-        for step in recording.tape.steps
-        if isinstance(step, ModuleCall | AttributeRead)
-    )
+    used = dict.fromkeys(step.path for step in steps if isinstance(step, ModuleCall | AttributeRead))
     inlined = {path: reason for recording in recordings for path, reason in recording.tape.inlined.items()}
     modes = {name: value for recording in recordings for name, value in recording.tape.modes.noted.items()}
     return {
+        "size_conditions": tuple(item for item in sizes if own.isdisjoint(expression_names(item))),
         "reads": tuple((*key, value) for key, value in attributes.items()),
-        "absent": tuple(absent),
+        "absent": tuple(path for path in absent if path not in assigned),
         "shared": shared_paths(recordings[0].module, used),
         "inlined": tuple(inlined.items()),
         "modes": tuple(sorted(modes.items())),
@@ -203,7 +205,6 @@ def _settled(first: Recording, program: Program, other: Program | None = None) -
         program=program,
         training=flags,
         dtypes=dtypes,
-        size_conditions=first.symbols.size_conditions(),
         **_conditions(first),
     )
 

@@ -51,6 +51,7 @@ from model_factory_server.export.torch_private import (
 )
 from model_factory_server.export.trace.constants import NotingFakeMode
 from model_factory_server.export.trace.decisions import DecidesByValuesError, UndecidedError
+from model_factory_server.export.trace.module_calls import BUFFERS
 from model_factory_server.export.trace.results import portable_output
 from model_factory_server.export.trace.tape import Tape
 
@@ -89,7 +90,7 @@ class Assigned:
             >>> Assigned({(1, "last"): "Block"}).refuse_read()
         """
         for (_, name), cls in self.attributes.items():
-            if name in self.read:
+            if name in self.read or name.startswith(BUFFERS):
                 raise NotPortableError(
                     f"the forward assigns {cls}.{name}, which a forward reads at its next call, and programs assign no "
                     "attributes. Remedy: update a buffer in place"

@@ -13,8 +13,9 @@ from torch import nn
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import NotPortableError
-from model_factory.program.ir import Dim, Expr, ModuleCall, Rank, Size
+from model_factory.program.ir import BufferAssignment, Dim, Expr, ModuleCall, Rank, Size
 from model_factory.program.ops import AUTOCAST_KINDS
+from model_factory.program.runtime.lookup import join_path
 from model_factory_server.export.conditions.inner_blocks import InnerCall
 from model_factory_server.export.conditions.module_reads import class_of
 from model_factory_server.export.conditions.result_forms import ResultForm, TensorForm, fake_tensor
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from model_factory_server.export.trace.tape import Tape
 
 
-_BUFFERS = "_buffers."
+BUFFERS = "_buffers."
+"""Beginning of the name of an assigned buffer."""
 _INTERNALS = frozenset(nn.Module().__dict__)
 _UNREAD = "; if no forward reads the attribute, define example_inputs(), so that the build records the forward"
 _UNSEEN = (
@@ -184,11 +186,20 @@ class ModuleCalls:
             key for key in before.keys() | after.keys() if before.get(key, None) is not after.get(key, None)
         )
         for name in changed:
-            is_buffer = name.startswith(_BUFFERS)
-            if is_buffer or not self.may_assign:
+            is_buffer = name.startswith(BUFFERS)
+            if not self.may_assign or (is_buffer and not self._add_assignment(module, name.removeprefix(BUFFERS))):
                 raise _assigns(module, name, "" if is_buffer else _UNREAD)
             self.assigned[id(module.__dict__), name] = class_of(module)
         return result
+
+    def _add_assignment(self, module: nn.Module, name: str) -> bool:
+        """Add a step for an assigned buffer; return False for a buffer of the state dict, and for a removed one."""
+        value = module._buffers.get(name)  # noqa: SLF001
+        if value is None or name not in module._non_persistent_buffers_set:  # noqa: SLF001
+            return False
+        path = join_path(self._tape.paths[module], name)
+        self._tape.steps.append(BufferAssignment(path=path, value=self._tape.argument(value)))
+        return True
 
 
 def _assigns(module: nn.Module, name: str, remedy: str) -> NotPortableError:
@@ -204,4 +215,4 @@ def _private_state(module: nn.Module) -> dict[str, Any]:
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:
     own = {key: value for key, value in module.__dict__.items() if not key.startswith("_")}
-    return own | {f"{_BUFFERS}{key}": value for key, value in module._buffers.items()}  # noqa: SLF001
+    return own | {f"{BUFFERS}{key}": value for key, value in module._buffers.items()}  # noqa: SLF001

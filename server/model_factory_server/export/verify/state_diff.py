@@ -18,11 +18,15 @@ _ABSENT = object()
 
 
 def state_of(module: nn.Module, *, attributes: bool = True) -> State:
-    """Copy the tables of a module's containers, and of attributes unless told otherwise, for :func:`changed`."""
+    """Copy tables of a module's containers, and of attributes and buffers unless told otherwise, for :func:`changed`."""
     tables = [(f"{_literal(path)}[{{!r}}]", container) for path, container in plain_containers(module)]
     if attributes:
-        named = module.named_modules()
-        tables = [*((f"{_literal(path)}.{{}}".removeprefix("."), item.__dict__) for path, item in named), *tables]
+        of_modules = [
+            (f"{_literal(path)}.{{}}".removeprefix("."), table)
+            for path, item in module.named_modules()
+            for table in (item.__dict__, item._buffers)  # noqa: SLF001
+        ]
+        tables = of_modules + tables
     return [(name, table, table.copy()) for name, table in tables]
 
 
