@@ -24,7 +24,7 @@ from model_factory_server.export.example_inputs import Call, calls_of_blocks
 from model_factory_server.export.kinds.recorded_kinds import RecordedKinds
 from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.export.portable_methods import as_forward
-from model_factory_server.export.record.recording import Assigned
+from model_factory_server.export.record.assigned import Assigned
 from model_factory_server.export.record.sample_inputs import REFUSED_CALL
 from model_factory_server.export.restored_after import restored_after
 from model_factory_server.export.source.bundling import Root

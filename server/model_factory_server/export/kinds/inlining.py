@@ -8,7 +8,8 @@ from torch import nn
 
 from model_factory_server.export.conditions.inner_blocks import InnerCall
 from model_factory_server.export.conditions.result_forms import ResultForm
-from model_factory_server.export.record.recording import Assigned, Recording
+from model_factory_server.export.record.assigned import Assigned
+from model_factory_server.export.record.recording import Recording
 
 
 class Inlining:

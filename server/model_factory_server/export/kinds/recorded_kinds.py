@@ -35,8 +35,9 @@ from model_factory_server.export.kinds.inner_calls import (
 from model_factory_server.export.kinds.kind import Flags, Kind, RecordedCall, flags_of, flags_of_modes, has_same_steps
 from model_factory_server.export.kinds.known_kinds import KnownKinds, dtypes_of
 from model_factory_server.export.kinds.other_branches import other_branches
+from model_factory_server.export.record.assigned import Assigned
 from model_factory_server.export.record.recorder import record_as_is, record_modes
-from model_factory_server.export.record.recording import Assigned, Kinds, Recording
+from model_factory_server.export.record.recording import Kinds, Recording
 from model_factory_server.export.trace.decisions import UndecidedError
 from model_factory_server.export.verify.verifier import reproduces, verify
 

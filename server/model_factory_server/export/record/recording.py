@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +34,7 @@ from model_factory_server.export.conditions.symbols import DecisionShapeEnv, Sym
 from model_factory_server.export.conditions.unread_arguments import Place, with_use_noting
 from model_factory_server.export.error_texts import foreign_tensor
 from model_factory_server.export.out_of_memory import is_out_of_memory
+from model_factory_server.export.record.assigned import Assigned
 from model_factory_server.export.record.fakes import OwnFakes, in_dtype
 from model_factory_server.export.record.merge_dtypes import settle_dtypes
 from model_factory_server.export.record.sample_inputs import REFUSED_CALL
@@ -51,7 +51,6 @@ from model_factory_server.export.torch_private import (
 )
 from model_factory_server.export.trace.constants import NotingFakeMode
 from model_factory_server.export.trace.decisions import DecidesByValuesError, UndecidedError
-from model_factory_server.export.trace.module_calls import BUFFERS
 from model_factory_server.export.trace.results import portable_output
 from model_factory_server.export.trace.tape import Tape
 
@@ -60,46 +59,6 @@ _BY_VALUES = (
     DecidesByValuesError,
 )
 _REMEDY = "decide with torch.where, or by an argument of the forward, so that the forward is the same for all values"
-
-
-@dataclass(slots=True)
-class Assigned:
-    """Attributes that the forwards of a model assign, and that no forward reads before."""
-
-    attributes: dict[tuple[int, str], str] = field(default_factory=dict)
-    """Class, by ``id`` of the module's ``__dict__`` and name of the attribute."""
-    read: set[str] = field(default_factory=set)
-    """Names of attributes of custom modules that a run has read before an assignment."""
-    private: set[tuple[str, str]] = field(default_factory=set)
-    """Class and name of attributes with private names that a run has assigned."""
-    private_read: set[tuple[str, str]] = field(default_factory=set)
-    """Class and name of attributes with private names that a run has read, and not assigned.
-
-    A run that reads and assigns is compared with a second call of its kind when its program is verified.
-    """
-
-    def refuse_read(self) -> None:
-        """Refuse an attribute that a forward reads before an assignment: programs assign no attributes.
-
-        Names count, not modules: equal blocks are recorded once, and a method may read what another has assigned.
-
-        Raises:
-            NotPortableError: a forward assigns the attribute, and a forward reads the attribute.
-
-        Example:
-            >>> Assigned({(1, "last"): "Block"}).refuse_read()
-        """
-        for (_, name), cls in self.attributes.items():
-            if name in self.read or name.startswith(BUFFERS):
-                raise NotPortableError(
-                    f"the forward assigns {cls}.{name}, which a forward reads at its next call, and programs assign no "
-                    "attributes. Remedy: update a buffer in place"
-                )
-        for cls, name in sorted(self.private & self.private_read):
-            raise NotPortableError(
-                f"the forward assigns {cls}.{name}, which a forward reads in a call of another kind, and programs "
-                "assign no attributes. Remedy: update a buffer in place"
-            )
 
 
 class Kinds(InnerKinds, Protocol):

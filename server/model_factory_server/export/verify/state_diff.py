@@ -18,7 +18,7 @@ _ABSENT = object()
 
 
 def state_of(module: nn.Module, *, attributes: bool = True) -> State:
-    """Copy tables of a module's containers, and of attributes and buffers unless told otherwise, for :func:`changed`."""
+    """Copy tables of containers, and of attributes and buffers unless told otherwise, for :func:`changed`."""
     tables = [(f"{_literal(path)}[{{!r}}]", container) for path, container in plain_containers(module)]
     if attributes:
         of_modules = [
