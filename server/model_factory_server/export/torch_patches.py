@@ -31,6 +31,7 @@ from model_factory_server.export.conditions.module_reads import is_library
 from model_factory_server.export.conditions.symbols import DecisionShapeEnv
 from model_factory_server.export.torch_private import (
     FakeTensor,
+    fake_log,
     fake_tensors,
     function_base,
     recorded_number,
@@ -88,6 +89,7 @@ def _hiding(env: DecisionShapeEnv) -> list[Patch]:
         ),
         Patch(torch.SymInt, "sqrt", lambda _: torch.sym_sqrt, "NumPy takes the root of an object by the method"),
         Patch(math, "sqrt", _symbolic_sqrt, "the root of a size depends on the size"),
+        Patch(fake_log, "disabled", lambda _: True, "an error on fake tensors is tried another way, or reported"),
         Patch(builtins, "isinstance", _is_instance, "a size is an int, a quotient of sizes a float"),
     ]
 

@@ -7,6 +7,7 @@ and the version of torch.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -57,6 +58,7 @@ __all__ = [
     "detach_op",
     "empty_op",
     "enable_python_dispatcher",
+    "fake_log",
     "fake_tensors",
     "formula",
     "function_base",
@@ -77,6 +79,9 @@ __all__ = [
 
 fake_tensors: Any = torch._subclasses
 """The module with the ``FakeTensor`` seen by libraries."""
+
+fake_log: logging.Logger = torch._subclasses.fake_tensor.log
+"""Receives errors of kernels on fake tensors, also where another way to run them succeeds."""
 
 function_base: Any = _SingleLevelFunction
 """The base of ``torch.autograd.Function``, with the ``apply`` that every call of a function comes to."""

@@ -75,6 +75,7 @@ def _mvit() -> nn.Module:
         block(2, 16, 32, [1, 2, 2], [1, 1, 1], [3, 3, 3], [3, 3, 3]),
     ]
     return video.mvit.MViT(
-        (32, 32), 4, settings, residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=True, num_classes=5,
+        (32, 32), 4, settings, residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=True,
+        proj_after_attn=True, num_classes=5,
         patch_embed_kernel=(3, 3, 3), patch_embed_stride=(1, 2, 2), patch_embed_padding=(1, 1, 1),
     )  # fmt: skip

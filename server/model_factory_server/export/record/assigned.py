@@ -25,7 +25,7 @@ class Assigned:
     """
 
     def refuse_read(self) -> None:
-        """Refuse an attribute that a forward reads before an assignment, and a buffer, since it may be read by any call.
+        """Refuse a buffer, and an attribute read before its assignment: other calls may read both.
 
         Names count, not modules: equal blocks are recorded once, and a method may read what another has assigned.
 

@@ -35,10 +35,11 @@ def outcome_on(module: nn.Module, undecided: UndecidedError, examples: Sequence[
     Raises:
         NotPortableError: no sample inputs reach the decision.
     """
+    runner = Runner(undecided.program)
     inputs = itertools.chain([examples], sample_inputs(examples, [leaf.shape for leaf in examples]))
     for seed, leaves in enumerate(inputs, VERIFY_SEED):
         try:
-            value = _run(module, undecided.program, leaves, seed)
+            value = _run(module, runner, leaves, seed)
         except BranchMissError:
             continue
         return bool(value) if undecided.kind == "bool" else int(value)
@@ -49,17 +50,17 @@ def takes_branch(module: nn.Module, program: Program, leaves: Sequence[torch.Ten
     """Whether inputs take the program's branch of every decision."""
     if program.outcomes():
         try:
-            _run(module, program, leaves, VERIFY_SEED)
+            _run(module, Runner(program), leaves, VERIFY_SEED)
         except BranchMissError:
             return False
     return True
 
 
-def _run(module: nn.Module, program: Program, leaves: Sequence[torch.Tensor], seed: int) -> Any:
+def _run(module: nn.Module, runner: Runner, leaves: Sequence[torch.Tensor], seed: int) -> Any:
     with torch.random.fork_rng(), restored_after(module), torch.no_grad():
         seed_torch(seed)
         try:
-            return Runner(program).run(module, [leaf.clone() for leaf in leaves])
+            return runner.run(module, [leaf.clone() for leaf in leaves])
         except BranchMissError:
             raise
         except Exception as error:  # the operator's code may raise any error
@@ -83,6 +84,8 @@ def sample_inputs(
 ) -> Iterator[list[torch.Tensor]]:
     """Yield inputs of given sizes with dtypes and ranges of ``examples``: normal values first, then others, then mixed.
 
+    The second inputs are the examples, repeated or cut: a forward may count values, as the image tokens of a text.
+
     Equal arguments give equal inputs: programs must not depend on the seed of a build.
 
     Example:
@@ -104,6 +107,15 @@ def sample_inputs(
 
 def _normal(scale: float, signed: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> _Sample:
     return lambda like, shape, numbers: signed(torch.randn(tuple(shape), dtype=like.dtype, generator=numbers)) * scale
+
+
+def _repeated(like: torch.Tensor, shape: Sequence[int], _numbers: torch.Generator) -> torch.Tensor:
+    values = like.detach()
+    if not like.numel():
+        return torch.zeros(tuple(shape), dtype=like.dtype)
+    for axis, size in enumerate(shape):
+        values = values.index_select(axis, torch.arange(size, device=like.device) % like.shape[axis])
+    return values.clone()
 
 
 def _between(like: torch.Tensor, shape: Sequence[int], numbers: torch.Generator) -> torch.Tensor:
@@ -139,8 +151,8 @@ def _range(like: torch.Tensor) -> tuple[float, float]:
 
 
 _FLOATING: Sequence[_Sample] = (
-    *(_normal(1.0), _between, _normal(0.1), _normal(10.0), _normal(100.0), _normal(1000.0)),
+    *(_normal(1.0), _repeated, _between, _normal(0.1), _normal(10.0), _normal(100.0), _normal(1000.0)),
     *(_normal(1.0, torch.abs), _normal(-1.0, torch.abs), _uniform),
     *(_filled(0), _filled(1), _constant(0.0), _constant(1.0)),
 )
-_INTEGRAL: Sequence[_Sample] = (_integers, _filled(1), _filled(0))
+_INTEGRAL: Sequence[_Sample] = (_integers, _repeated, _filled(1), _filled(0))

@@ -6,6 +6,7 @@ are symbols, and arguments of later steps contain the symbols as expressions.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -60,6 +61,7 @@ from model_factory_server.export.trace.rewrites import as_recorded
 _Makes = ModuleCall | OpCall | OwnBackward
 _Convert = Callable[[str, torch.Tensor], torch.Tensor]  # (name of a step's result, tensor) -> tensor for the forward
 _OP_NAMES: Mapping[Any, str] = {function: name for name, function in reversed(list(OPS.items()))}
+_NEEDS_NUMBERS = re.compile(r"expected to contain only concrete integers|with symbolic sizes/strides")
 
 
 class Tape(TorchFunctionMode):
@@ -273,7 +275,7 @@ class Tape(TorchFunctionMode):
         }
         if op == "torch.Tensor.to" and len(args) > 1 and isinstance(args[1], str):
             step_args = (step_args[0], Device(), *step_args[2:])
-        result = func(*args, **kwargs)
+        result = _run_on_symbols(func, args, kwargs)
         if name in MAYBE_ITSELF and any(result is arg for arg in args):
             result = torch.ops.aten.alias(result)  # so that recordings in every dtype have two tensors
         return self.store(OpCall(name=op, args=step_args, kwargs=step_kwargs), result)
@@ -350,6 +352,17 @@ class Tape(TorchFunctionMode):
         self.know(tensor, name)
         self.sizes.note_parameter(path, tensor)
         return name
+
+
+def _run_on_symbols(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a function of torch on fake tensors; with torch's Python code, if the C++ code makes numbers of sizes."""
+    try:
+        return func(*args, **kwargs)
+    except RuntimeError as error:
+        if not _NEEDS_NUMBERS.search(str(error)):
+            raise
+    with enable_python_dispatcher():
+        return func(*args, **kwargs)
 
 
 def _like(container: Any, items: list[Any]) -> Any:

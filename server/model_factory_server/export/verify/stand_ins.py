@@ -26,6 +26,8 @@ from model_factory.program.runtime.lookup import find_module
 from model_factory_server.export.conditions.result_forms import Form, ResultForm, TensorForm, fake_tensor
 
 Forward: TypeAlias = Callable[..., Any]
+CompiledBlocks: TypeAlias = Mapping[nn.Module, Sequence[CompiledProgram]]
+"""Compiled programs of blocks."""
 
 
 class KnownForms(Protocol):
@@ -70,17 +72,22 @@ def stand_ins(blocks: Iterable[nn.Module], forms: KnownForms | None) -> Abstract
     return forwards_replaced(blocks, lambda block: partial(_stand_in_result, block, block.forward, forms))
 
 
-def programs_run(programs: Mapping[nn.Module, Sequence[RecordedProgram]]) -> AbstractContextManager[None]:
-    """Run programs in the place of the forwards of blocks; a call without a program still runs the forward.
+def compiled_blocks(programs: Mapping[nn.Module, Sequence[RecordedProgram]]) -> CompiledBlocks:
+    """Compile the programs of blocks, except blocks that decide by values."""
+    return {
+        block: [CompiledProgram(item) for item in found]
+        for block, found in programs.items()
+        if not any(item.program.outcomes() for item in found)
+    }
 
-    Blocks that decide by values keep their forwards.
-    """
-    blocks = [block for block, found in programs.items() if not any(item.program.outcomes() for item in found)]
-    return forwards_replaced(blocks, lambda block: _by_programs(block, programs[block]))
+
+def programs_run(compiled: CompiledBlocks) -> AbstractContextManager[None]:
+    """Run programs in the place of the forwards of blocks; a call without a program still runs the forward."""
+    return forwards_replaced(compiled, lambda block: _by_programs(block, compiled[block]))
 
 
-def _by_programs(block: nn.Module, programs: Sequence[RecordedProgram]) -> Forward:
-    forward, compiled = block.forward, [CompiledProgram(item) for item in programs]
+def _by_programs(block: nn.Module, compiled: Sequence[CompiledProgram]) -> Forward:
+    forward = block.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
         arguments = ForwardSignature.of(forward).bind(args, kwargs)

@@ -37,7 +37,13 @@ from model_factory_server.export.restored_after import restored_after
 from model_factory_server.export.trace.results import portable_output
 from model_factory_server.export.verify.candidate_sizes import acceptance_of, candidate_shapes
 from model_factory_server.export.verify.runs import Call, Run, Shapes, compare_runs, run_once
-from model_factory_server.export.verify.stand_ins import KnownForms, programs_run, replaceable, stand_ins
+from model_factory_server.export.verify.stand_ins import (
+    KnownForms,
+    compiled_blocks,
+    programs_run,
+    replaceable,
+    stand_ins,
+)
 from model_factory_server.export.verify.state_diff import changed, contents_of, state_of
 
 Programs: TypeAlias = Mapping[nn.Module, Sequence[RecordedProgram]]
@@ -151,8 +157,7 @@ def _calls(
     module: nn.Module, recorded: RecordedProgram, arguments: Mapping[str, Any], inner: Programs = MappingProxyType({})
 ) -> tuple[Call, Call]:
     """The original forward and the program, with programs of inner blocks, as functions of the program's tensors."""
-    signature, runner = ForwardSignature.of(module.forward), Runner(recorded.program)
-
+    signature, runner, compiled = ForwardSignature.of(module.forward), Runner(recorded.program), compiled_blocks(inner)
     frozen = {f"{REQUIRES_GRAD}{name}": index for index, name in enumerate(leaf_names(recorded.call_signature))}
 
     def with_gradients(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -166,7 +171,7 @@ def _calls(
             return portable_output(signature.call(module, given))
 
     def replay(leaves: list[torch.Tensor]) -> Any:
-        with modes_entered(recorded.modes), programs_run(inner):
+        with modes_entered(recorded.modes), programs_run(compiled):
             return runner.run(module, with_gradients(leaves))
 
     return original, replay
