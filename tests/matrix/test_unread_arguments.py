@@ -183,6 +183,31 @@ def test_unread_tensors_may_change() -> None:
     assert recorder.calls == 2, "a forward can tell None from a tensor"
 
 
+class ReadsPrecision(nn.Module):
+    """As policies do whose position table follows the precision of the state; actions are read in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, 3)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        y = self.layer(batch["obs"])
+        if batch["obs"].dtype == torch.float64:
+            y = y * 2
+        return y + batch["action"] if self.training else y
+
+    def example_inputs(self) -> list[Any]:
+        return [{"batch": {"obs": torch.ones(2, WIDTH), "action": torch.ones(2, 3)}}]
+
+
+def test_a_precision_of_an_unread_tensor_is_no_condition() -> None:
+    original = ReadsPrecision()
+    rebuilt = rebuilt_with_programs(original)
+    for training, action in ((True, torch.rand(5, 3)), (False, torch.rand(5, 3)), (False, torch.rand(1).half())):
+        batch = {"obs": torch.rand(5, WIDTH), "action": action}
+        assert_same(rebuilt.train(training)(batch), original.train(training)(batch))
+
+
 class ByKind(Policy):
     """Tells kinds apart without any use of the value."""
 

@@ -160,9 +160,10 @@ def _accept_any_at(recorded: RecordedProgram, *unread: set[Place]) -> RecordedPr
     places = set.intersection(*unread)
     tensors = {".".join(map(str, place)) for place in places}
     kept = tuple(item for item in recorded.size_conditions if tensors.isdisjoint(expression_names(item)))
+    dtypes = tuple((name, dtype) for name, dtype in recorded.dtypes if name not in tensors)
     signature = without(recorded.call_signature, places)
     program = replace(recorded.program, inputs=leaf_names(signature))
-    return replace(recorded, call_signature=signature, size_conditions=kept, program=program)
+    return replace(recorded, call_signature=signature, size_conditions=kept, dtypes=dtypes, program=program)
 
 
 def _conditions(*recordings: Recording) -> dict[str, Any]:
