@@ -316,14 +316,14 @@ def reads_a_global() -> nn.Module:
 
 class RemembersForLater(Block):
     def forward(self, x: Tensor) -> Tensor:
-        if not hasattr(self, "last"):
-            self.last = x
-        return x
+        if self.training:
+            self.last = x.mean()
+        return x * self.last if hasattr(self, "last") else x
 
     def example_inputs(self) -> list[dict[str, Any]]:
         return [{"x": torch.ones(2, WIDTH)}]
 
 
-@refused("a forward that assigns an attribute, and reads it", "RemembersForLater.last", "reads", remedy="buffer")
+@refused("a forward that keeps a value in an attribute for another call", "RemembersForLater.last", "reads", remedy="buffer")
 def remembers() -> nn.Module:
     return RemembersForLater()
