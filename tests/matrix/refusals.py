@@ -324,6 +324,8 @@ class RemembersForLater(Block):
         return [{"x": torch.ones(2, WIDTH)}]
 
 
-@refused("a forward that keeps a value in an attribute for another call", "RemembersForLater.last", "reads", remedy="buffer")
+@refused(
+    "a forward that keeps a value in an attribute for another call", "RemembersForLater.last", "reads", remedy="buffer"
+)
 def remembers() -> nn.Module:
     return RemembersForLater()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from matrix.portability import rebuilt_with_programs
 from support.compare import assert_same, observe
+from support.recording import InProcessRecorder, ask
 
 IMAGE, WIDTH, PARTS = 49, 8, 4
 
@@ -38,7 +39,7 @@ class Merges(nn.Module):
         torch._check_with(  # as a library does
             ValueError,
             texts[places].numel() == features.numel(),
-            lambda: f"{places.sum()} places for {features.shape[0]} images",
+            lambda: f"other places than images: {features.shape[0]}",
         )
         return self.head(texts.masked_scatter(places, features))
 
@@ -70,6 +71,23 @@ def test_images_that_do_not_fit_are_refused(pair: tuple[nn.Module, nn.Module]) -
     for module in pair:
         with pytest.raises(Exception):  # noqa: B017, PT011  the original's kind of error stays on the server
             module(**given)
+
+
+class MergesOneByOne(Merges):
+    """The number of images is fixed in a program."""
+
+    def forward(self, ids: Tensor, image: Tensor) -> Tensor:
+        return torch.stack([super(MergesOneByOne, self).forward(ids[i], image[i]) for i in range(len(image))])
+
+
+def test_a_call_without_values_has_the_integers_of_the_examples() -> None:
+    """Integers 0 and 1 have no place for an image."""
+    original = MergesOneByOne()
+    rebuilt, recorder = rebuilt_with_programs(original), InProcessRecorder(MergesOneByOne)
+    ask(rebuilt, recorder)
+    for batch in (2, 3):
+        assert_same(observe(rebuilt, call(batch, 9)), observe(original, call(batch, 9)))
+    assert recorder.calls == 1
 
 
 def test_errors_on_the_way_to_a_program_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:

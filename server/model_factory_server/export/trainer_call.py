@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +21,12 @@ from model_factory.program.recorded_program import FORWARD, Read, RecordedProgra
 from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.lookup import find_module, get_module
 from model_factory.wording import listed
-from model_factory_server.export.called_blocks import is_lazy
+from model_factory_server.export.called_blocks import example_calls, is_lazy
 from model_factory_server.export.error_texts import naming
 from model_factory_server.export.kinds.recorded_kinds import RecordedKinds
 from model_factory_server.export.portable_methods import as_forward
 from model_factory_server.export.record.annotated_classes import with_annotated_classes
-from model_factory_server.export.record.sample_inputs import UnreachedBranchError
+from model_factory_server.export.record.sample_inputs import UnreachedBranchError, repeated
 
 _NUMBERS = (bool, int, float)
 
@@ -62,7 +62,11 @@ def record_call(
         [('', ('x',))]
     """
     kinds = RecordedKinds(model)
-    programs: Programs = tuple((path, item) for item in _record_call(model, path, call, training, kinds))
+    found = _first_recorded(
+        lambda arguments: _record_call(model, path, replace(call, arguments=arguments), training, kinds),
+        [call.arguments, *_with_examples(model, path, call)],
+    )
+    programs: Programs = tuple((path, item) for item in found)
     return (*programs, *_inside(path, kinds.inner_programs(programs)))
 
 
@@ -144,25 +148,48 @@ def record_programs(model: nn.Module, path: str, call: ExampleCall, training: Ma
 def _record_with_integers(
     model: nn.Module, path: str, call: ExampleCall, training: Mapping[str, bool], kinds: RecordedKinds
 ) -> list[RecordedProgram]:
-    """Record a call with integers 0 and 1; if that fails, with ones, or with zeros.
+    """Record a call with integers of the block's examples; if that fails, with 0 and 1, with ones, or with zeros.
 
     Raises:
         NotPortableError: the method cannot be recorded for this call.
         CallSignatureError: the method refuses the call.
     """
-    refusal: CallSignatureError | UnreachedBranchError | None = None
-    for arguments in _with_integers(call.arguments):
-        try:
-            found = _record_call(model, path, replace(call, arguments=arguments), training, kinds)
-        except (CallSignatureError, UnreachedBranchError) as error:  # samples of a call with zeros alone are zeros, too
-            refusal = refusal or error
-            continue
+
+    def record(arguments: Mapping[str, Any]) -> list[RecordedProgram]:
+        found = _record_call(model, path, replace(call, arguments=arguments), training, kinds)
         block = as_forward(get_module(model, path), call.method)
         others = kinds.other_branches(block, found[0], with_annotated_classes(block.forward, arguments))
-        named = [replace(item, method=call.method, call_signature=_as_given(item, call)) for item in others]
-        return [*found, *named]
+        return [*found, *(replace(item, method=call.method, call_signature=_as_given(item, call)) for item in others)]
+
+    return _first_recorded(record, [*_with_examples(model, path, call), *_with_integers(call.arguments)])
+
+
+def _first_recorded(
+    record: Callable[[Mapping[str, Any]], list[RecordedProgram]], tried: Iterable[Mapping[str, Any]]
+) -> list[RecordedProgram]:
+    """Record with the first arguments that the forward accepts."""
+    refusal: CallSignatureError | UnreachedBranchError | None = None
+    for arguments in tried:
+        try:
+            return record(arguments)
+        except (CallSignatureError, UnreachedBranchError) as error:  # samples of a call with zeros alone are zeros, too
+            refusal = refusal or error
     assert refusal is not None
     raise refusal
+
+
+def _with_examples(model: nn.Module, path: str, call: ExampleCall) -> Iterator[Mapping[str, Any]]:
+    """Yield the arguments with integers of the block's examples of equal signature, repeated or cut."""
+    block = find_module(model, path)
+    signature, leaves = call_signature(call.arguments)
+    if block is None or call.outcomes or not any(map(is_integral, leaves)):
+        return
+    for example in example_calls(path, block).get(call.method, ()):
+        like, values = call_signature(example)
+        if like == signature:
+            pairs = zip(leaves, values, strict=True)
+            filled = [repeated(value, leaf.shape) if is_integral(leaf) else leaf for leaf, value in pairs]
+            yield rebuild_arguments(signature, filled, call.arguments)
 
 
 def _as_given(recorded: RecordedProgram, call: ExampleCall) -> CallSignature:

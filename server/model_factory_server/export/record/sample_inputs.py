@@ -109,13 +109,24 @@ def _normal(scale: float, signed: Callable[[torch.Tensor], torch.Tensor] = torch
     return lambda like, shape, numbers: signed(torch.randn(tuple(shape), dtype=like.dtype, generator=numbers)) * scale
 
 
-def _repeated(like: torch.Tensor, shape: Sequence[int], _numbers: torch.Generator) -> torch.Tensor:
+def repeated(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Return the values of a tensor, repeated or cut along each axis.
+
+    Example:
+        >>> repeated(torch.tensor([[1, 2]]), (2, 3))
+        tensor([[1, 2, 1],
+                [1, 2, 1]])
+    """
     values = like.detach()
     if not like.numel():
         return torch.zeros(tuple(shape), dtype=like.dtype)
     for axis, size in enumerate(shape):
         values = values.index_select(axis, torch.arange(size, device=like.device) % like.shape[axis])
     return values.clone()
+
+
+def _repeated(like: torch.Tensor, shape: Sequence[int], _numbers: torch.Generator) -> torch.Tensor:
+    return repeated(like, shape)
 
 
 def _between(like: torch.Tensor, shape: Sequence[int], numbers: torch.Generator) -> torch.Tensor:
