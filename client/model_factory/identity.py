@@ -91,6 +91,10 @@ class BuiltComponent:
     """The recorded programs, as a JSON document."""
     weights: Blob
     """Parameters and buffers, as a safetensors file."""
+    checkpoint_digest: str = ""
+    """Digest of the checkpoint that the config names; empty without one."""
+    notice: str = ""
+    """Missing and unexpected tensors of the checkpoint, in words; empty without any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +167,10 @@ class BuildInfo:
     """Version of torch in the process of the trainer."""
     client_version: str
     """Version of the package model-factory in the process of the trainer."""
+    checkpoint: str | None = None
+    """Name of the checkpoint that the config names as weights, in the catalogue of the server."""
+    checkpoint_digest: str | None = None
+    """Digest of this checkpoint; for a checkpoint in one file, the digest of the file."""
 
     def __deepcopy__(self, _memo: Mapping[int, Any]) -> BuildInfo:
         return self
@@ -174,6 +182,7 @@ class BuildInfo:
             "descriptor": self.descriptor,
             "programs": self.programs,
             "weights": self.weights,
+            "checkpoint": self.checkpoint_digest,
             "code": self.code_digest,
         }
         digests = ", ".join(f"{name} {value[:12]}" for name, value in known.items() if value)
@@ -232,6 +241,7 @@ class BuildInfo:
         reference: BuildReference,
         *,
         config_digest: str,
+        checkpoint: str | None,
         client_version: str,
         client_torch_version: str,
     ) -> BuildInfo:
@@ -255,6 +265,8 @@ class BuildInfo:
             server_version=_shown(manifest.server_version) or None,
             client_torch_version=client_torch_version,
             client_version=client_version,
+            checkpoint=checkpoint,
+            checkpoint_digest=built.checkpoint_digest or None,
         )
 
 
@@ -264,7 +276,9 @@ def _shortened(value: object) -> object:
 
 
 _MAY_BE_UNKNOWN = " | None"
-_DIGESTS = frozenset({"config_digest", "build_key", "architecture_key", "descriptor", "programs", "weights"})
+_DIGESTS = frozenset(
+    {"config_digest", "build_key", "architecture_key", "descriptor", "programs", "weights", "checkpoint_digest"}
+)
 
 
 def _checked(name: str, kind: str, value: Any) -> Any:

@@ -23,6 +23,7 @@ from model_factory.v1 import blob_pb2, service_pb2_grpc, wire
 from model_factory_server.access.authenticator import Authenticator
 from model_factory_server.access.exposure import check_exposure
 from model_factory_server.access.tls import load_tls
+from model_factory_server.backends.checkpoint_catalogue import check_catalogue
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.builds.admission import Admission
 from model_factory_server.builds.service import BuildService
@@ -86,6 +87,7 @@ async def _serve(settings: Settings, on_ready: Callable[[str], None]) -> None:
     check_exposure(settings.listen, settings.access)
     store = Store(settings.store, settings.limits.max_store_bytes, setting="--store")
     tls, authenticator = load_tls(settings.access), Authenticator(settings.access)
+    check_catalogue(settings.backend)
     backend = identify(settings.backend, _device_kind(settings.device))
     metrics, traces = Metrics(), configure_traces(environment())
     admission = Admission(settings.limits, settings.workers)

@@ -33,6 +33,7 @@ from model_factory.identity import BuildInfo
 from model_factory.model_file.live import undescribed, use_recorder
 from model_factory.program.torch_names import torch_name
 from model_factory.protocol import NamedModels, SingleModel, Weights
+from model_factory_server.backends.checkpoint_catalogue import checkpoint_path
 from model_factory_server.backends.code_files import operator_files, with_installed_plugins
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.backends.loading import load_backend
@@ -40,7 +41,7 @@ from model_factory_server.builds.checked_config import CheckedConfig
 from model_factory_server.builds.keys import architecture_key, build_key
 from model_factory_server.export.exporter import export_model
 from model_factory_server.settings.server_settings import BackendSettings
-from model_factory_server.worker.construction import construct
+from model_factory_server.worker.construction import construct, load_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,10 @@ class PolicyConstructorModelFactory:
         with build_seed(self._seed) as seed:
             for component in request.components:
                 with torch.random.fork_rng(), _locating_errors(component):
+                    path = checkpoint_path(self._settings, component.config.model)
                     module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
+                    if notice := load_checkpoint(module, component.config.model, path):
+                        log.warning("%s: %s", component.name, notice)
                 modules[component.name] = module.to(device=self._device, dtype=self._dtype)
                 if component.name in given:
                     load_into(modules[component.name], given[component.name])
@@ -142,6 +146,7 @@ class PolicyConstructorModelFactory:
         found: dict[str, Architecture] = {}
         for component in request.components:
             with torch.random.fork_rng(), _locating_errors(component):
+                checkpoint_path(self._settings, component.config.model)
                 module = self._without_weights(component.config)
             found[component.name] = Architecture(describe(module.to(dtype=self._dtype)))
         return request.result(found)

@@ -45,6 +45,7 @@ from model_factory_server.builds.build_records import (  # noqa: E402
     ProgramRecord,
     encode_record,
 )
+from model_factory_server.builds.checked_config import CheckedConfig  # noqa: E402
 from model_factory_server.builds.keys import architecture_key, build_key, final_key, reads_key  # noqa: E402
 from model_factory_server.export.exporter import record_model  # noqa: E402
 from model_factory_server.export.source.bundling import Root, collect  # noqa: E402
@@ -105,6 +106,10 @@ def _model_file(path: Path) -> Any:
     return index | {"written_by": {"model_factory": "0.1.0", "torch": "2.9.0"}}
 
 
+def _checked(config: ResolvedConfig) -> CheckedConfig:
+    return CheckedConfig.parse(config.wire)
+
+
 def _call() -> Any:
     """A call with an index tensor, a constant and an attribute that the trainer has set."""
     arguments = {"tokens": torch.arange(6).view(2, 3), "scale": 0.5, "mask": None}
@@ -126,8 +131,8 @@ def _build_lock(folder: Path, config: ResolvedConfig, blobs: Mapping[str, Blob])
         seed=7,
         dtype="",
         config_digest=config.digest,
-        build_key=build_key(_BACKEND, config, "", component_seed(7, "policy")),
-        architecture_key=architecture_key(_BACKEND, config, ""),
+        build_key=build_key(_BACKEND, _checked(config), "", component_seed(7, "policy")),
+        architecture_key=architecture_key(_BACKEND, _checked(config), ""),
         **{name: blob.digest for name, blob in blobs.items()},
         backend=_BACKEND.name,
         code_digest=_BACKEND.code_digest,
@@ -147,7 +152,10 @@ def _known_build(folder: Path, config: ResolvedConfig, blobs: Mapping[str, Blob]
     store, component = Store(folder / "cache"), Component(name="policy", config=config)
     for blob in blobs.values():
         store.put(Store(folder).read(blob) or b"")
-    keys = {"build_key": build_key(_BACKEND, config, "", 7), "architecture_key": architecture_key(_BACKEND, config, "")}
+    keys = {
+        "build_key": build_key(_BACKEND, _checked(config), "", 7),
+        "architecture_key": architecture_key(_BACKEND, _checked(config), ""),
+    }
     built = BuiltComponent(name="policy", **keys, **blobs)
     manifest = Manifest(
         identity=_BACKEND.public,
@@ -173,7 +181,7 @@ def _placement() -> Any:
 
 def _records(store: Store, config: ResolvedConfig, blobs: Mapping[str, Blob], programs: bytes) -> dict[str, Any]:
     files = (ReadFile("/data/vocabulary.txt", Blob.of(b"one\ntwo\n").digest),)
-    base = build_key(_BACKEND, config, "", 0)
+    base = build_key(_BACKEND, _checked(config), "", 0)
     documents = {"descriptor": blobs["descriptor"], "programs": blobs["programs"]}
     records = {
         "build-record": BuildRecord(**blobs, source=None, files=files),
@@ -182,7 +190,7 @@ def _records(store: Store, config: ResolvedConfig, blobs: Mapping[str, Blob], pr
     }
     keys = {
         "build-record": final_key(base, files),
-        "description-record": final_key(architecture_key(_BACKEND, config, ""), files),
+        "description-record": final_key(architecture_key(_BACKEND, _checked(config), ""), files),
         "program-record": digest_of(b"the key of a call"),
         "read-paths": reads_key(base),
         "node-programs": digest_of(b"the key of a component"),

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from model_factory.checkpoint.state_file import read_state
+from model_factory.config.request import Component
 from model_factory.descriptor.tree import Descriptor, TensorNode
 from model_factory.errors import ConfigError, FormatError
 from model_factory.program.torch_names import torch_dtype
@@ -48,8 +49,8 @@ class Checkpoint:
         """Name a file; the file is read by each build.
 
         Args:
-            path: A safetensors file, a model file, a folder with a ``model.safetensors``, or a file of ``torch.save``
-                with tensors only.
+            path: A safetensors file, a model file, a folder with a ``model.safetensors`` or with the parts of
+                ``model.safetensors.index.json``, or a file of ``torch.save`` with tensors only.
             prefixes: Beginnings of names in the file, and their replacements in the model. Only tensors with such a
                 beginning are used; the longest beginning counts. By default all tensors, with unchanged names.
             strict: Whether missing and unexpected tensors are errors. Otherwise missing tensors keep the weights of the
@@ -75,7 +76,7 @@ class Checkpoint:
             FormatError: a tensor has another shape; or, if strict, a tensor is missing or unexpected.
             StoreError: the file cannot be read.
         """
-        tensors = self._read()
+        tensors = self.read()
         found: dict[Hashable, torch.Tensor] = {}
         wrong = []
         for name, tensor in tensors.items():
@@ -96,15 +97,22 @@ class Checkpoint:
         for name, target in targets.items():
             if target.is_in_state:
                 needed.setdefault(target.key, name)
-        self.missing = tuple(name for key, name in needed.items() if key not in found)
-        self.unexpected = tuple(name for name in tensors if name not in targets)
-        self._report()
+        self.compare(
+            [name for key, name in needed.items() if key not in found],
+            [name for name in tensors if name not in targets],
+        )
         return found
 
-    def _read(self) -> dict[str, torch.Tensor]:
+    def read(self, *, writable: bool = True) -> dict[str, torch.Tensor]:
+        """Return the tensors of the file, by the names in the model; without ``writable`` for reading only.
+
+        Raises:
+            FormatError: the file is not a state dict, or two tensors become one.
+            StoreError: the file cannot be read.
+        """
         by_length = sorted(self.prefixes, key=len, reverse=True)
         renamed: dict[str, torch.Tensor] = {}
-        for name, tensor in read_state(self.path, self.entry).items():
+        for name, tensor in read_state(self.path, self.entry, writable=writable).items():
             beginning = next((item for item in by_length if name.startswith(item)), None)
             if beginning is None:
                 continue
@@ -114,20 +122,33 @@ class Checkpoint:
             renamed[new] = tensor
         return renamed
 
-    def _report(self) -> None:
+    @property
+    def difference(self) -> str:
+        """The missing and unexpected tensors in words, after a build; empty without any."""
         parts = [
             f"{what}: {listed(names)} ({len(names)})"
             for what, names in (("missing", self.missing), ("unexpected", self.unexpected))
             if names
         ]
-        if not parts:
-            return
-        if self.strict:
+        return "; ".join(parts)
+
+    def compare(self, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+        """Keep the names of missing and unexpected tensors.
+
+        Raises:
+            FormatError: there are any, and the checkpoint is strict.
+        """
+        self.missing, self.unexpected = tuple(missing), tuple(unexpected)
+        if self.strict and self.difference:
             raise FormatError(
-                f"{self.path} does not fit the model; {'; '.join(parts)}. Remedy: map names with "
-                "Checkpoint(PATH, prefixes={...}), or allow a part with strict=False"
+                f"{self.path} does not fit the model; {self.difference}. Remedy: map the beginnings of names with "
+                "prefixes, or allow a part of the tensors with strict off"
             )
-        log.warning("%s: %s", self.path, "; ".join(parts))
+
+    def log_difference(self) -> None:
+        """Log a line of level WARNING about missing and unexpected tensors, if there are any."""
+        if self.difference:
+            log.warning("%s: %s", self.path, self.difference)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +192,12 @@ def checkpoints(weights: Weights, names: Iterable[str], *, single: bool) -> dict
 
 def _checkpoint(item: str | PathLike[str] | Checkpoint) -> Checkpoint:
     return item if isinstance(item, Checkpoint) else Checkpoint(item)
+
+
+def has_no_random_weights(component: Component, checkpoint: Checkpoint | None) -> bool:
+    """Whether every weight of a component comes from a checkpoint, of the trainer or of the operator's catalogue."""
+    named = component.config.model.weights
+    return (checkpoint is not None and checkpoint.strict) or (named is not None and named.strict)
 
 
 def described_targets(descriptor: Descriptor) -> dict[str, Target]:
@@ -218,6 +245,7 @@ def load_into(module: nn.Module, checkpoint: Checkpoint) -> None:
     with torch.no_grad():
         for key, tensor in checkpoint.match(targets).items():
             by_key[key].copy_(tensor)  # type: ignore[index]  # keys are of this function
+    checkpoint.log_difference()
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...] | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from model_factory.descriptor.weights import map_weights, open_weights
+from model_factory.descriptor.weights import MAX_HEADER_BYTES, WEIGHTS_NAME, map_weights, open_weights
+from model_factory.documents import parse_json
 from model_factory.errors import FormatError
 from model_factory.wording import listed, quoted, shortened
 
@@ -17,12 +18,16 @@ _ZIP = b"PK\x03\x04"
 _OLD = b"\x80\x02"  # files of torch before 1.6
 _MAX_TEXT_CHARS = 300
 
+INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
+"""Name of the index in a folder with weights in several files, as on the Hugging Face Hub."""
 
-def read_state(path: Path, entry: str | None = None) -> dict[str, torch.Tensor]:
+
+def read_state(path: Path, entry: str | None = None, *, writable: bool = True) -> dict[str, torch.Tensor]:
     """Return the tensors of a file by name; ``entry`` is the key of the state dict in a file with more.
 
     Tensors of safetensors files and of ``torch.save`` are mapped privately: a write copies the written pages, and the
-    file never changes. Nothing in a file is executed.
+    file never changes. Nothing in a file is executed. Without ``writable``, tensors of safetensors files are for copies
+    only.
 
     Raises:
         FormatError: the file is not a state dict.
@@ -36,6 +41,8 @@ def read_state(path: Path, entry: str | None = None) -> dict[str, torch.Tensor]:
         >>> read_state(folder / "layer.safetensors")
         {'weight': tensor([1., 1.])}
     """
+    if not (path / WEIGHTS_NAME).exists() and (path / INDEX_NAME).exists():
+        return _read_parts(path, entry, writable=writable)
     with open_weights(path) as file:
         start = os.pread(file.fileno(), len(_ZIP), 0)
         if start == _ZIP or start[:2] == _OLD:
@@ -43,12 +50,33 @@ def read_state(path: Path, entry: str | None = None) -> dict[str, torch.Tensor]:
         if entry is not None:
             raise FormatError(f"{path} is no file of torch.save, and has no entries. Remedy: leave out entry")
         try:
-            return map_weights(file)
+            return map_weights(file, writable=writable)
         except FormatError as error:
             raise FormatError(
                 f"{path} is neither a safetensors file nor a file of torch.save: {error}. Remedy: write the file with "
                 "safetensors.torch.save_file(model.state_dict(), PATH)"
             ) from None
+
+
+def _read_parts(folder: Path, entry: str | None, *, writable: bool) -> dict[str, torch.Tensor]:
+    """Return the tensors of a folder with an index of several files."""
+    index = folder / INDEX_NAME
+    with open_weights(index) as file:
+        data = file.read(MAX_HEADER_BYTES)
+    try:
+        names: dict[str, str] = parse_json(data)["weight_map"]
+        # A part is a file of the folder, and never a path.
+        found = dict.fromkeys(map(_part_name, names.values()))
+        parts = {part: read_state(folder / part, entry, writable=writable) for part in found}
+        return {name: parts[part][name] for name, part in names.items()}
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise FormatError(f"{index} is not an index of safetensors files: {type(error).__name__}: {error}") from None
+
+
+def _part_name(name: str) -> str:
+    if name in {"", ".."} or name != Path(name).name:
+        raise ValueError(f"{quoted(name)} is not the name of a file in the folder")
+    return name
 
 
 def _read_torch(path: Path, *, is_mapped: bool) -> Any:
@@ -74,6 +102,6 @@ def _tensors(state: Any, path: Path, entry: str | None) -> dict[str, torch.Tenso
     if state and not tensors:
         raise FormatError(
             f"{path} has no tensors at its first level; entries: {listed(map(str, state))}. Remedy: "
-            "Checkpoint(PATH, entry=NAME) for the entry with the state dict"
+            "name the entry with the state dict, entry=NAME"
         )
     return tensors

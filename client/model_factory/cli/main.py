@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_trust,
         _add_validate,
         _add_blocks,
+        _add_checkpoints,
         add_cache,
         _add_health,
         _add_doctor,
@@ -171,6 +172,12 @@ def _add_blocks(commands: Any) -> None:
     _add_server(parser)
     parser.add_argument("names", nargs="*", metavar="NAME", help="list only blocks with a name that begins like this")
     parser.set_defaults(run=_blocks)
+
+
+def _add_checkpoints(commands: Any) -> None:
+    parser = commands.add_parser("checkpoints", help="list the checkpoints of a server, for model.weights of a config")
+    _add_server(parser)
+    parser.set_defaults(run=_checkpoints)
 
 
 def _add_health(commands: Any) -> None:
@@ -319,6 +326,12 @@ def _blocks(arguments: argparse.Namespace) -> int:
     from model_factory.cli.models import blocks  # noqa: PLC0415  validate must not import torch
 
     return blocks(arguments.server, arguments.names)
+
+
+def _checkpoints(arguments: argparse.Namespace) -> int:
+    from model_factory.cli.models import checkpoints  # noqa: PLC0415  validate must not import torch
+
+    return checkpoints(arguments.server)
 
 
 def _health(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The commands ``build``, ``describe`` and ``blocks``."""
+"""The commands ``build``, ``describe``, ``blocks`` and ``checkpoints``."""
 
 from __future__ import annotations
 
@@ -76,6 +76,16 @@ def blocks(server: str, names: Sequence[str]) -> int:
         say(f"{block.name}({', '.join(_argument(argument) for argument in block.arguments)})  [{about}]")
         if block.summary:
             say(f"    {block.summary}")
+    return 0
+
+
+def checkpoints(server: str) -> int:
+    """Print the names of the checkpoints that configs can use on a server."""
+    names = RemoteModelFactory(server).checkpoints()
+    for name in names:
+        say(name)
+    if not names:
+        say("the server has no checkpoints; its operator adds one with --checkpoint NAME=PATH", error=True)
     return 0
 
 

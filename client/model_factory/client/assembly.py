@@ -94,6 +94,7 @@ class Assembler:
         info = BuildInfo.of_remote(
             *(built, manifest, build),
             config_digest=component.config.digest,
+            checkpoint=None if (named := component.config.model.weights) is None else named.name,
             client_version=metadata.version("model-factory"),
             client_torch_version=str(torch.__version__),
         )
@@ -116,6 +117,8 @@ class Assembler:
             info = dataclasses.replace(info, weights=None)
         info.attach(model)
         log.info("built %s", info)
+        if built.notice:
+            log.warning("%s: %s", component.name, built.notice)
         _warn_of_other_torch(info)
         return model
 
@@ -157,6 +160,7 @@ class Assembler:
         if checkpoint is None:
             return self._read_weights(name, weights)
         found = checkpoint.match(described_targets(descriptor))
+        checkpoint.log_difference()
         own = {
             node.name: in_memory_order(found[node.name], node).to(self._device)
             for node in descriptor.tensors

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from model_factory.blocks import Block
-from model_factory.checkpoint.checkpoint import Checkpoint, checkpoints
+from model_factory.checkpoint.checkpoint import Checkpoint, checkpoints, has_no_random_weights
 from model_factory.client.assembly import Assembler
 from model_factory.client.builds.build_lock import BuildLock
 from model_factory.client.builds.known_builds import KnownBuilds
@@ -247,6 +247,17 @@ class RemoteModelFactory:
             response = self._connection.call("ListBlocks", capabilities_pb2.ListBlocksRequest())
         return [wire.from_block(block) for block in response.blocks]
 
+    def checkpoints(self) -> list[str]:
+        """List the checkpoints that configs can name as ``weights`` on this server, sorted.
+
+        >>> RemoteModelFactory(server).checkpoints()
+        []
+
+        Raises:
+            ServerError: the server cannot be reached, or refuses.
+        """
+        return [printable(name) for name in self._connection.capabilities().checkpoints]
+
     def wait(self, timeout: float) -> None:
         """Wait until the server accepts builds, for a server that is still starting.
 
@@ -263,13 +274,12 @@ class RemoteModelFactory:
         self._connection.close()
 
     def _fixed_seed(self, request: ModelRequest, given: Mapping[str, Checkpoint]) -> int | None:
-        names = [component.name for component in request.components]
         if self._seed is not None:
             return self._seed
         if self._lock is not None:
-            return self._lock.seed(names)
+            return self._lock.seed(component.name for component in request.components)
         # Without a random weight in the result, repeated builds are one build for the server.
-        return 0 if all(name in given and given[name].strict for name in names) else None
+        return 0 if all(has_no_random_weights(item, given.get(item.name)) for item in request.components) else None
 
     def _results(
         self, request: ModelRequest, seed: int, given: Collection[str]

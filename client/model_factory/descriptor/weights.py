@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,13 +227,20 @@ def read_header(file: BinaryIO) -> Header:
 
 
 def map_weights(
-    file: BinaryIO, device: str | torch.device = "cpu", entries: Iterable[Entry] | None = None
+    file: BinaryIO,
+    device: str | torch.device = "cpu",
+    entries: Iterable[Entry] | None = None,
+    *,
+    writable: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of an open weights file by name: all tensors, or the tensors of ``entries``.
 
     On the CPU, the tensors lie in a private mapping of the file: a write copies the written pages, and the file never
     changes. A tensor without alignment in the file, after tensors of odd sizes, is copied at once. The mapping, and so
     the open file with its locks, lives as long as any of the tensors. On another device, the tensors are copies.
+
+    Without ``writable``, the tensors are for copies only: a write to a tensor ends the process, numbers alone are
+    aligned, and the mapping counts for no limit of memory.
 
     Raises:
         FormatError: the file is not a whole safetensors file.
@@ -241,8 +249,11 @@ def map_weights(
     """
     with _whole():
         chosen = _read_header(file).entries if entries is None else entries
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        tensors = {entry.name: _mapped(mapping, entry) for entry in chosen}
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
+        with warnings.catch_warnings():
+            if not writable:
+                warnings.simplefilter("ignore")  # torch has no read-only tensors
+            tensors = {entry.name: _mapped(mapping, entry, ALIGNMENT if writable else 0) for entry in chosen}
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
@@ -286,11 +297,11 @@ def _read_header(file: BinaryIO) -> Header:
         return Header(tuple(found), opened.metadata() or {})
 
 
-def _mapped(mapping: mmap.mmap, entry: Entry) -> torch.Tensor:
+def _mapped(mapping: mmap.mmap, entry: Entry, alignment: int) -> torch.Tensor:
     count = math.prod(entry.shape)
     if count == 0:
         return torch.empty(entry.shape, dtype=entry.dtype)
-    if entry.offset % ALIGNMENT:  # without alignment, kernels may add up in another order
+    if entry.offset % (alignment or entry.dtype.itemsize):  # without alignment, kernels may add up in another order
         part = bytearray(mapping[entry.offset : entry.offset + entry.nbytes])
         return torch.frombuffer(part, dtype=entry.dtype).view(entry.shape).clone()
     return torch.frombuffer(mapping, dtype=entry.dtype, count=count, offset=entry.offset).view(entry.shape)

@@ -99,7 +99,7 @@ class BuildReference(_message.Message):
     def __init__(self, identity: _Optional[_Union[BuildIdentity, _Mapping]] = ..., architecture_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., dtype: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class BuiltComponent(_message.Message):
-    __slots__ = ("name", "build_key", "descriptor", "programs", "weights", "built_now", "architecture_key")
+    __slots__ = ("name", "build_key", "descriptor", "programs", "weights", "built_now", "architecture_key", "checkpoint_digest", "notice")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BUILD_KEY_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,8 @@ class BuiltComponent(_message.Message):
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     BUILT_NOW_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_KEY_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
     name: str
     build_key: str
     descriptor: _blob_pb2.Digest
@@ -114,7 +116,9 @@ class BuiltComponent(_message.Message):
     weights: _blob_pb2.Digest
     built_now: bool
     architecture_key: str
-    def __init__(self, name: _Optional[str] = ..., build_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., programs: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., weights: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., built_now: bool = ..., architecture_key: _Optional[str] = ...) -> None: ...
+    checkpoint_digest: str
+    notice: str
+    def __init__(self, name: _Optional[str] = ..., build_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., programs: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., weights: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., built_now: bool = ..., architecture_key: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., notice: _Optional[str] = ...) -> None: ...
 
 class InlineBlob(_message.Message):
     __slots__ = ("digest", "data")

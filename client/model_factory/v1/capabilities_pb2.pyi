@@ -10,20 +10,22 @@ class GetCapabilitiesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetCapabilitiesResponse(_message.Message):
-    __slots__ = ("server_version", "format_version", "backend", "device_kind", "limits", "store_path")
+    __slots__ = ("server_version", "format_version", "backend", "device_kind", "limits", "store_path", "checkpoints")
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     FORMAT_VERSION_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_KIND_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     STORE_PATH_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     server_version: str
     format_version: int
     backend: Backend
     device_kind: str
     limits: Limits
     store_path: str
-    def __init__(self, server_version: _Optional[str] = ..., format_version: _Optional[int] = ..., backend: _Optional[_Union[Backend, _Mapping]] = ..., device_kind: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., store_path: _Optional[str] = ...) -> None: ...
+    checkpoints: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, server_version: _Optional[str] = ..., format_version: _Optional[int] = ..., backend: _Optional[_Union[Backend, _Mapping]] = ..., device_kind: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., store_path: _Optional[str] = ..., checkpoints: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Backend(_message.Message):
     __slots__ = ("name", "code_digest", "torch_version", "version")

@@ -102,6 +102,7 @@ _MAX_ID = 64
 _MAX_PATH_BYTES = 500
 _MAX_NAME_CHARS = 255
 _MAX_DETAILS = 8
+_MAX_NOTICE_CHARS = 4096
 
 
 def reason_of(error: BaseException) -> Reason:
@@ -352,6 +353,8 @@ def _from_built(message: build_pb2.BuiltComponent) -> BuiltComponent:
         descriptor=from_digest(message.descriptor),
         programs=from_digest(message.programs),
         weights=from_digest(message.weights),
+        checkpoint_digest=check_digest(message.checkpoint_digest) if message.checkpoint_digest else "",
+        notice=printable(shortened(message.notice, _MAX_NOTICE_CHARS)),
     )
 
 

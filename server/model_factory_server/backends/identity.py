@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ _CODE = (
     _SERVER / "constructor",
     _SERVER / "export",
     _SERVER / "worker",
+    _CORE / "checkpoint",
     _CORE / "config",
+    _CORE / "describe",
     _CORE / "descriptor",
     _CORE / "program",
     _CORE / "source",
@@ -44,6 +47,8 @@ class BackendIdentity:
     """Version of the installed package, build variant included."""
     device_kind: str
     """``cpu`` or ``cuda``: random numbers differ between the two."""
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    """Path of each checkpoint by name. Part of the keys of configs that name a checkpoint."""
     code_stamp: str
     """Digest over sizes and modification times of checkout and plug-ins: workers detect changes. Not part of a key."""
 
@@ -84,6 +89,7 @@ def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
         code_digest=digest_of(encode_document(parts)),
         torch_version=metadata.version("torch"),
         device_kind=device_kind,
+        checkpoints={name: str(path) for name, path in settings.checkpoint_paths.items()},
         code_stamp=stamp,
     )
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from model_factory.blocks import Block
 from model_factory.config import ConfigPath, ResolvedConfig
+from model_factory.config.schema.check import WEIGHTS
 from model_factory.errors import BuildError, ConfigError, ServerError
 from model_factory_server.backends.checkout_model import convert_model
 from model_factory_server.backends.code_files import CHECKOUT_PACKAGE
@@ -57,6 +58,7 @@ class PolicyConstructorBackend:
         _refuse_interpolation(document, ())
         document["settings"] = document.get("settings", {}) | _NOTHING_ALLOWED
         document.pop("signature", None)  # unknown to a checkout
+        document["model"].pop(WEIGHTS, None)  # loaded by the worker
         try:
             built = self._build_model(document, registry=self._registry)
         except self._config_error as error:

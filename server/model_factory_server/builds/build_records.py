@@ -1,6 +1,7 @@
 """Records of finished jobs in the store: the blobs made, and the files read. Imports no torch.
 
-A record is stored as ``{"blobs": {name: [digest, size]}, "files": [[path, digest]]}``.
+A record is stored as ``{"blobs": {name: [digest, size]}, "files": [[path, digest]]}``, with ``"notice": text`` if there
+is a notice.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from model_factory.documents import expect_str
 from model_factory.store import Blob
 from model_factory_server.worker.files.read_files import ReadFile, decode_files, encode_files
 from model_factory_server.worker.outputs import (
@@ -37,6 +39,8 @@ class BuildRecord:
     """The bundle named by the descriptor; ``None`` where the descriptor names no bundle."""
     files: tuple[ReadFile, ...]
     """Files read by the job, and by the recording whose programs the job used."""
+    notice: str = ""
+    """Missing and unexpected tensors of the config's checkpoint, in words; empty without any."""
 
     @classmethod
     def from_output(cls, output: BuildOutput, files: tuple[ReadFile, ...]) -> BuildRecord:
@@ -47,6 +51,7 @@ class BuildRecord:
             weights=output.weights,
             source=output.architecture.source,
             files=files,
+            notice=output.notice,
         )
 
     @property
@@ -61,8 +66,13 @@ class BuildRecord:
         Raises:
             FormatError: the record is damaged.
         """
+        notice = ""
+        if isinstance(document, dict) and "notice" in document:
+            notice = expect_str(document["notice"])
+            document = {key: value for key, value in document.items() if key != "notice"}
         blobs, files = _decode_record(document)
         return cls(
+            notice=notice,
             descriptor=required(blobs, "descriptor"),
             programs=required(blobs, "programs"),
             weights=required(blobs, "weights"),
@@ -184,7 +194,8 @@ def encode_record(record: BuildRecord | DescriptionRecord | ProgramRecord) -> di
         >>> encode_record(ProgramRecord(programs=Blob("ab" * 32, 8), files=()))["files"]
         []
     """
-    return {"blobs": encode_blobs(**record.blobs), "files": encode_files(record.files)}
+    notice = {"notice": record.notice} if isinstance(record, BuildRecord) and record.notice else {}
+    return {"blobs": encode_blobs(**record.blobs), "files": encode_files(record.files), **notice}
 
 
 def merge_files(first: Iterable[ReadFile], second: Iterable[ReadFile]) -> tuple[ReadFile, ...]:

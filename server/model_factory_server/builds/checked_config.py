@@ -23,6 +23,8 @@ class CheckedConfig:
     """As in ``ResolvedConfig``."""
     order_digest: str
     """As in ``ResolvedConfig``."""
+    checkpoint: str = ""
+    """Name of the checkpoint with the first weights; empty without one."""
 
     @classmethod
     def parse(cls, data: bytes, bounds: ConfigBounds | None = None) -> CheckedConfig:
@@ -33,4 +35,10 @@ class CheckedConfig:
             ConfigError: the config is wrong.
         """
         config = parse_config(data, bounds)
-        return cls(wire=config.wire, digest=config.digest, order_digest=config.order_digest)
+        weights = config.model.weights
+        return cls(
+            wire=config.wire,
+            digest=config.digest,
+            order_digest=config.order_digest,
+            checkpoint="" if weights is None else weights.name,
+        )

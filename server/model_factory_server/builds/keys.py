@@ -58,4 +58,6 @@ def final_key(base_key: str, files: Sequence[ReadFile]) -> str:
 
 def _key(kind: str, backend: BackendIdentity, config: CheckedConfig, *rest: object) -> str:
     identity = [kind, FORMAT, backend.name, backend.code_digest, backend.torch_version, backend.device_kind]
-    return digest_of(encode_document([*identity, config.digest, config.order_digest, *rest]))
+    # Replicas with one store may map a name to different files; the contents of the files are in the final key.
+    named = [["checkpoint", backend.checkpoints.get(config.checkpoint, "")]] if config.checkpoint else []
+    return digest_of(encode_document([*identity, config.digest, config.order_digest, *rest, *named]))

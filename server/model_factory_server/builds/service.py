@@ -13,6 +13,7 @@ from model_factory.config.request import component_seed
 from model_factory.documents import encode_document
 from model_factory.identity import BuildReference
 from model_factory.store import Blob, Store
+from model_factory_server.backends.checkpoint_catalogue import checkpoint_digest
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builds.build_records import (
     BuildRecord,
@@ -80,6 +81,10 @@ class BuildResult:
     """Files read by the build."""
     built_now: bool
     """Whether the component was built for this request."""
+    checkpoint_digest: str
+    """Digest of the checkpoint that the config names; empty without one."""
+    notice: str
+    """Missing and unexpected tensors of the checkpoint, in words; empty without any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +153,8 @@ class BuildService:
             source=kept.record.source,
             files=kept.record.files,
             built_now=lookup.record is None,
+            checkpoint_digest=self._checkpoint_digest(request.config.checkpoint, kept.record.files),
+            notice=kept.record.notice,
         )
 
     async def describe(self, request: BuildRequest, *, portability: bool) -> DescribeResult:
@@ -227,6 +234,10 @@ class BuildService:
             await self._in_flight.join_or_start("warm_up", key, work, request.client)
         except errors.ModelFactoryError as error:
             raise errors.ServerError(f"the warm-up build failed, so this server cannot build: {error}") from error
+
+    def _checkpoint_digest(self, name: str, files: tuple[ReadFile, ...]) -> str:
+        path = self._backend.checkpoints.get(name)
+        return "" if path is None else checkpoint_digest(path, {file.path: file.digest for file in files})
 
     def _lookup_outcome(self, lookup: Lookup[BuildRecord]) -> str:
         if lookup.record is not None:

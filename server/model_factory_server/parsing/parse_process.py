@@ -60,7 +60,7 @@ def answer(data: bytes, bounds: ConfigBounds) -> bytes:
         reason = error.reason if isinstance(error, LocatedError) else str(error)
         message = JobFailed(type(error).__name__, reason.encode(errors="backslashreplace").decode(), path)
         return encode_frame(encode_message(message))
-    message = JobDone([config.digest, config.order_digest], ())
+    message = JobDone([config.digest, config.order_digest, config.checkpoint], ())
     return encode_frame(encode_message(message), config.wire)
 
 
@@ -73,8 +73,8 @@ def decode_answer(head: Message, wire: bytes) -> CheckedConfig:
     match head:
         case JobFailed() as failed:
             raise failed.exception()
-        case JobDone(output=[str(digest), str(order_digest)]):
-            return CheckedConfig(wire=wire, digest=digest, order_digest=order_digest)
+        case JobDone(output=[str(digest), str(order_digest), str(checkpoint)]):
+            return CheckedConfig(wire=wire, digest=digest, order_digest=order_digest, checkpoint=checkpoint)
     raise FormatError("an answer of the process that parses configs is malformed")
 
 

@@ -48,6 +48,7 @@ def capabilities(
         device_kind=backend.device_kind,
         store_path=str(store.root.resolve()) if settings.share_store else "",
         limits=_limits(settings),
+        checkpoints=sorted(settings.backend.checkpoint_paths),
     )
 
 
@@ -150,6 +151,8 @@ def _built_component(name: str, built: BuildResult) -> build_pb2.BuiltComponent:
         weights=wire.to_digest(built.weights),
         built_now=built.built_now,
         architecture_key=built.architecture_key,
+        checkpoint_digest=built.checkpoint_digest,
+        notice=built.notice,
     )
 
 

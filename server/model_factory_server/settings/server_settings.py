@@ -6,10 +6,12 @@ Each field made with ``setting`` is a flag, a variable, a key of the settings fi
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from model_factory.config.bounds import MAX_CONFIG_BYTES, MAX_NESTING, MAX_NODES
+from model_factory.config.schema.check import CHECKPOINT_NAME
 from model_factory.environment import DEFAULT_ADDRESS
 from model_factory.errors import ServerError
 from model_factory.limits import MAX_COMPONENTS, MAX_MESSAGE_BYTES, MAX_MODULES, MAX_PORT, MIB
@@ -93,9 +95,28 @@ class BackendSettings:
         "and TORCH_HOME; may be repeated",
         metavar="DIR",
     )
+    checkpoints: tuple[str, ...] = setting(
+        (),
+        "checkpoint that configs may name as weights: a safetensors file, a file of torch.save with tensors only, or a "
+        "folder with model.safetensors; may be repeated",
+        name="checkpoint",
+        metavar="NAME=PATH",
+    )
     hub: HubSettings = field(default_factory=HubSettings)
 
+    @property
+    def checkpoint_paths(self) -> dict[str, Path]:
+        """The absolute paths of the checkpoints by name; links are kept.
+
+        Example:
+            >>> BackendSettings(checkpoints=("resnet34=/models/resnet34.safetensors",)).checkpoint_paths
+            {'resnet34': PosixPath('/models/resnet34.safetensors')}
+        """
+        pairs = [item.partition("=") for item in self.checkpoints]
+        return {name: Path(os.path.abspath(path)) for name, _, path in pairs}  # noqa: PTH100  resolve() follows links
+
     def __post_init__(self) -> None:
+        self._check_checkpoints()
         if self.name not in BACKENDS:
             raise ServerError(f"--backend must be one of {', '.join(BACKENDS)}, got {self.name!r}")
         if (self.path is not None) != (self.name == POLICY_CONSTRUCTOR):
@@ -108,6 +129,19 @@ class BackendSettings:
                 f"--allow-import needs --backend {BUILTIN}: a checkout names its blocks in its own registry. "
                 f"Remedy: remove --allow-import"
             )
+
+    def _check_checkpoints(self) -> None:
+        seen: set[str] = set()
+        for item in self.checkpoints:
+            name, _, path = item.partition("=")
+            if not CHECKPOINT_NAME.fullmatch(name) or not path:
+                raise ServerError(
+                    f"--checkpoint must be NAME=PATH, with a name that matches ^{CHECKPOINT_NAME.pattern}$, "
+                    f"got {item!r}"
+                )
+            if name in seen:
+                raise ServerError(f"--checkpoint gives two paths for {name!r}. Remedy: another name for one")
+            seen.add(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from model_factory.config import ResolvedConfig
+from model_factory.checkpoint.checkpoint import Checkpoint
+from model_factory.config import ModelConfig, ResolvedConfig
+from model_factory.config.schema.check import WEIGHTS_PATH
 from model_factory.descriptor.stock import is_stock
 from model_factory.descriptor.stock_checks import check_stock_module
-from model_factory.errors import ConfigError, FormatError, LimitError
+from model_factory.errors import BuildError, ConfigError, FormatError, LimitError, StoreError, plain_text
 from model_factory.limits import MIB
 from model_factory.program.runtime.graph_model import GRAPH_MODULES
 from model_factory.program.torch_names import torch_dtype
 from model_factory_server.backends import Backend
+from model_factory_server.backends.redaction import without_paths
 from model_factory_server.export.example_inputs import materialise
+from model_factory_server.export.out_of_memory import is_out_of_memory
 from model_factory_server.settings.server_settings import LimitSettings
 from model_factory_server.worker.files.file_guard import GUARD
 from model_factory_server.worker.run_in_fork import run_in_fork
@@ -90,6 +95,45 @@ def _check_stock_modules(model: nn.Module, config: ResolvedConfig) -> None:
             raise ConfigError(
                 f"{path and f'{path}: '}{error}", path=config.model.module_paths.get(part, ("model",))
             ) from error
+
+
+def load_checkpoint(model: nn.Module, config: ModelConfig, path: Path | None) -> str:
+    """Load the checkpoint of a config into a constructed model, with torch's ``load_state_dict``.
+
+    ``path`` is the file or folder of the operator; ``None`` for a config without a checkpoint. A tied tensor needs one
+    name only.
+
+    Returns:
+        Missing and unexpected tensors in words; empty if there are none.
+
+    Raises:
+        ConfigError: the checkpoint does not fit the model, or the file is not a state dict.
+        BuildError: the file cannot be read.
+    """
+    weights = config.weights
+    if path is None or weights is None:
+        return ""
+    checkpoint = Checkpoint(path, prefixes=weights.prefixes, strict=weights.strict, entry=weights.entry)
+    label = f"checkpoint {weights.name!r}"
+
+    def public(error: Exception) -> str:
+        text = without_paths(plain_text(error).replace(str(path), label))
+        return text if label in text else f"{label}: {text}"
+
+    try:
+        state = checkpoint.read(writable=False)
+        result = model.load_state_dict(state, strict=False)
+        named = model.state_dict(keep_vars=True)
+        loaded = {id(named[name]) for name in state if name in named}
+        missing = [name for name in result.missing_keys if name not in named or id(named[name]) not in loaded]
+        checkpoint.compare(missing, result.unexpected_keys)
+    except (FormatError, RuntimeError) as error:  # of load_state_dict: sizes differ
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(public(error), path=WEIGHTS_PATH) from None
+    except StoreError as error:
+        raise BuildError(public(error), path=WEIGHTS_PATH) from error
+    return f"{label}: {checkpoint.difference}" if checkpoint.difference else ""
 
 
 def plan_model(

@@ -25,16 +25,19 @@ class BuildOutput:
     """The documents; the descriptor is the build's own, the other documents may be of an earlier build."""
     weights: Blob
     """The parameters and buffers."""
+    notice: str = ""
+    """Missing and unexpected tensors of the config's checkpoint, in words; empty without any."""
 
     def to_document(self) -> dict[str, object]:
         """Return plain data for ``from_document``."""
-        return encode_blobs(
+        blobs = encode_blobs(
             descriptor=self.architecture.descriptor,
             programs=self.architecture.programs,
             source=self.architecture.source,
             placement=self.architecture.placement,
             weights=self.weights,
         )
+        return {"blobs": blobs, "notice": self.notice}
 
     @classmethod
     def from_document(cls, document: object) -> BuildOutput:
@@ -43,14 +46,15 @@ class BuildOutput:
         Raises:
             FormatError: the data is malformed.
         """
-        blobs = decode_blobs(document)
+        parts = expect_keys(document, "blobs", "notice")
+        blobs = decode_blobs(parts["blobs"])
         architecture = ArchitectureBlobs(
             descriptor=required(blobs, "descriptor"),
             programs=required(blobs, "programs"),
             source=blobs.get("source"),
             placement=blobs.get("placement"),
         )
-        return cls(architecture=architecture, weights=required(blobs, "weights"))
+        return cls(architecture=architecture, weights=required(blobs, "weights"), notice=expect_str(parts["notice"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

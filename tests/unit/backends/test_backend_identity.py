@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from model_factory.config import resolve_mapping
 from model_factory.digest import Blob
+from model_factory.documents import encode_document
 from model_factory.errors import ServerError
 from model_factory.identity import BuildReference
 from model_factory_server.backends.code_files import code_files, digest_of_files, local_hub_repository
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.backends.redaction import without_paths
+from model_factory_server.builds.checked_config import CheckedConfig
 from model_factory_server.builds.keys import architecture_key, build_key, call_key
 from model_factory_server.settings.server_settings import BackendSettings, HubSettings
 
-CONFIG = resolve_mapping({"schema_version": 1, "model": {"sequential": {"layers": [{"_type_": "nn.ReLU"}]}}}, {})
+RELU = {"schema_version": 1, "model": {"sequential": {"layers": [{"_type_": "nn.ReLU"}]}}}
+CONFIG = CheckedConfig.parse(encode_document(RELU))
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:

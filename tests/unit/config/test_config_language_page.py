@@ -22,6 +22,7 @@ from model_factory.config.syntax.plain_data import to_plain
 from model_factory.environment import WORDS
 from model_factory.errors import ConfigError
 from model_factory_server import PolicyConstructorModelFactory
+from model_factory_server.settings.server_settings import BackendSettings
 
 PAGE = Path(__file__).parents[3] / "docs" / "config-language.md"
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"\n]*)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
@@ -82,7 +83,10 @@ def test_an_example_yields_what_the_page_shows(
     for name, value in example.env.items():
         monkeypatch.setenv(name, value)
     config = example.write()
-    factory = PolicyConstructorModelFactory(seed=0, base_dir="")
+    state = {"module.graph_modules.layer0.weight": torch.ones(2, 4), "module.graph_modules.layer0.bias": torch.zeros(2)}
+    torch.save({"step": 100, "model": state}, "policy-v3.pt")
+    catalogue = BackendSettings(checkpoints=("policy-v3=policy-v3.pt",))
+    factory = PolicyConstructorModelFactory(seed=0, base_dir="", backend=catalogue)
     assert example.results, "no result follows the example"
     if example.results[0][0] == "text":
         ((_, _, text),) = example.results

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _REQUESTED = {"config_digest": "config", "seed": "seed", "dtype": "dtype"}
 _RESULTS = {"descriptor": "descriptor", "programs": "programs", "weights": "weights"}
 _CAUSES = {
+    "checkpoint": "checkpoint",
+    "checkpoint_digest": "content of the checkpoint",
     "backend": "backend",
     "code_digest": "code of the backend",
     "torch_version": "torch of the server",

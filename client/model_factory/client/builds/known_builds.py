@@ -85,12 +85,14 @@ class KnownBuilds:
 
 def _encode(built: BuiltComponent, manifest: Manifest) -> dict[str, Any]:
     blobs = {name: getattr(built, name) for name in _BLOBS}
+    checkpoint = {"digest": built.checkpoint_digest, "notice": built.notice}
     return {
         "server": manifest.server,
         "server_version": manifest.server_version,
         "identity": dataclasses.asdict(manifest.identity),
         "keys": {"build_key": built.build_key, "architecture_key": built.architecture_key},
         "blobs": {name: [blob.digest, blob.size] for name, blob in blobs.items()},
+        **({"checkpoint": checkpoint} if built.checkpoint_digest else {}),
     }
 
 
@@ -106,6 +108,7 @@ def _decode(name: str, document: Any) -> tuple[BuiltComponent, Manifest]:
             Blob(check_digest(expect_str(digest)), expect_type(size, int))
             for digest, size in map(blobs.__getitem__, _BLOBS)
         )
+        checkpoint = document.get("checkpoint", {"digest": "", "notice": ""})
         built = BuiltComponent(
             name=name,
             build_key=check_digest(expect_str(keys["build_key"])),
@@ -113,6 +116,8 @@ def _decode(name: str, document: Any) -> tuple[BuiltComponent, Manifest]:
             descriptor=descriptor,
             programs=programs,
             weights=weights,
+            checkpoint_digest=check_digest(expect_str(checkpoint["digest"])) if checkpoint["digest"] else "",
+            notice=expect_str(checkpoint["notice"]),
         )
         manifest = Manifest(
             identity=BuildIdentity(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from model_factory.config.schema.graph import read_graph
-from model_factory.config.schema.model_config import ModelConfig, Settings
+from model_factory.config.schema.model_config import ModelConfig, NamedCheckpoint, Settings
 from model_factory.config.schema.sequential import read_sequential
 from model_factory.config.schema.signature_examples import read_signature
 from model_factory.config.syntax.cursor import Cursor
 from model_factory.config.syntax.nodes import ConfigPath, MapNode, Node, Scalar
 from model_factory.limits import MAX_INTEGER
+from model_factory.wording import quoted
 
 SCHEMA_VERSION = 1
 """The version of the language that this package reads."""
@@ -20,6 +22,17 @@ TOP_LEVEL_KEYS = ("schema_version", "model", "settings", "signature")
 
 MODEL_KINDS = {"sequential": read_sequential, "graph": read_graph}
 """The kinds of model by key, each with its reader."""
+
+WEIGHTS = "weights"
+"""The key of ``model`` for a checkpoint: a name, or a mapping with the keys of ``CHECKPOINT_KEYS``."""
+
+WEIGHTS_PATH: ConfigPath = ("model", WEIGHTS)
+"""The place of the checkpoint in a config."""
+
+CHECKPOINT_KEYS = ("checkpoint", "prefixes", "strict", "entry")
+
+CHECKPOINT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Names of checkpoints; matched against the whole string."""
 
 SETTINGS = ("strict", "allow_imports", "allowed_import_prefixes", "allow_target")
 """The keys of ``settings``."""
@@ -68,12 +81,44 @@ def _path_of_large(node: Node) -> ConfigPath | None:
 
 
 def _read_model(at: Cursor, settings: Settings) -> ModelConfig:
-    entries = at.entries(MODEL_KINDS)
+    entries = at.entries((*MODEL_KINDS, WEIGHTS))
+    weights = entries.pop(WEIGHTS, None)
     if len(entries) != 1:
         what = "both" if entries else "neither"
         raise at.error(f"a model is exactly one of 'sequential' and 'graph', found {what}")
     ((kind, body),) = entries.items()
-    return MODEL_KINDS[kind](body, settings)
+    model = MODEL_KINDS[kind](body, settings)
+    return model if weights is None else replace(model, weights=_read_weights(weights))
+
+
+def _read_weights(at: Cursor) -> NamedCheckpoint:
+    if isinstance(at.node, Scalar):
+        return NamedCheckpoint(name=_read_checkpoint_name(at))
+    entries = at.entries(CHECKPOINT_KEYS)
+    prefixes = entries.get("prefixes")
+    return NamedCheckpoint(
+        name=_read_checkpoint_name(at.entry("checkpoint")),
+        prefixes=None if prefixes is None else {key: _read_prefix(item) for key, item in prefixes.entries().items()},
+        strict=entries["strict"].boolean() if "strict" in entries else True,
+        entry=entries["entry"].text() if "entry" in entries else None,
+    )
+
+
+def _read_checkpoint_name(at: Cursor) -> str:
+    name = at.text()
+    if not CHECKPOINT_NAME.fullmatch(name):
+        raise at.error(
+            f"{quoted(name)} is not the name of a checkpoint; names match ^{CHECKPOINT_NAME.pattern}$. Remedy: a name "
+            "of `model-factory checkpoints`; a file of the trainer is an argument of build, weights=PATH"
+        )
+    return name
+
+
+def _read_prefix(at: Cursor) -> str:
+    prefix = at.scalar_value()
+    if not isinstance(prefix, str):
+        raise at.error(f"must be a string, the beginning of names in the model, found {at.found}")
+    return prefix
 
 
 def _read_settings(at: Cursor) -> Settings:

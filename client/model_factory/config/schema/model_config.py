@@ -29,6 +29,24 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NamedCheckpoint:
+    """The checkpoint that a config names: ``model.weights``. The operator maps the name to a file.
+
+    >>> NamedCheckpoint(name="resnet34-imagenet").strict
+    True
+    """
+
+    name: str
+    """Name in the catalogue of the server."""
+    prefixes: Mapping[str, str] | None = None
+    """Beginnings of names in the file, and their replacements in the model; None: all tensors, with unchanged names."""
+    strict: bool = True
+    """Whether missing and unexpected tensors are errors."""
+    entry: str | None = None
+    """Key of the state dict in a file with more than a state dict."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """A model: the specs of its modules, and the forward as steps.
 
@@ -54,6 +72,8 @@ class ModelConfig:
     """The config's settings with defaults."""
     signature: Mapping[str, Any] | None = None
     """Example inputs by input name as plain data; None for a config without ``signature``."""
+    weights: NamedCheckpoint | None = None
+    """The checkpoint with the first weights; None for a config without ``weights``."""
     module_paths: Mapping[str, ConfigPath]
     """The config path of each module's spec."""
     step_paths: tuple[ConfigPath, ...]

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from model_factory.environment import library_caches
+from model_factory_server.backends.checkpoint_catalogue import checkpoint_files
 from model_factory_server.backends.code_files import data_roots
 from model_factory_server.settings.server_settings import BackendSettings
 
@@ -82,5 +83,7 @@ def _folder_kinds(settings: BackendSettings, store: Path) -> Mapping[str, Folder
     system |= {str(folder) for folder in (*library_caches(), *inductor, Path(torch.__file__).parent, store)}
     kinds |= dict.fromkeys(system - prefixes, FolderKind.SYSTEM)
     kinds |= {str(folder): FolderKind.CODE for folder in data_roots(settings) if str(folder) not in system}
-    data = {str(folder): FolderKind.DATA for folder in (Path(torch.hub.get_dir()).parent, *settings.allow_files)}
+    checkpoints = [file for path in settings.checkpoint_paths.values() for file in checkpoint_files(path)]
+    allowed = (Path(torch.hub.get_dir()).parent, *settings.allow_files, *checkpoints)
+    data = {str(folder): FolderKind.DATA for folder in allowed}
     return {os.path.realpath(folder): kind for folder, kind in (kinds | data).items()}

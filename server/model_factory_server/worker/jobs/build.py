@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from model_factory.config import ResolvedConfig, parse_config
+from model_factory.config import ResolvedConfig
 from model_factory.describe.describe import describe, named_tensors
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor
@@ -38,7 +38,7 @@ def build_component(task: BuildTask, workspace: Workspace) -> BuildOutput:
     Raises:
         ModelFactoryError: the component cannot be built.
     """
-    store, config = workspace.store, parse_config(task.config)
+    store, config = workspace.store, workspace.read_config(task.config)
     known = _read_known(task, workspace)
     placement = _plan_placement(task, workspace, config) if known is None else known.placement
     with store.stage() as (file, publish):
@@ -55,7 +55,7 @@ def build_component(task: BuildTask, workspace: Workspace) -> BuildOutput:
         workspace.send(BlobsEvicted(sum(entry.size for entry in evicted)))
         weights = weights_file.write(named_tensors(model, descriptor))
         publish(weights)
-    return BuildOutput(architecture=architecture, weights=weights)
+    return BuildOutput(architecture=architecture, weights=weights, notice=workspace.notice)
 
 
 def _read_known(task: BuildTask, workspace: Workspace) -> _KnownArchitecture | None:

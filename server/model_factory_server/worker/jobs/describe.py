@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from model_factory.config import ResolvedConfig, parse_config
+from model_factory.config import ResolvedConfig
 from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import encode_descriptor
 from model_factory.errors import LimitError
@@ -24,7 +24,7 @@ def describe_component(task: DescribeTask, workspace: Workspace) -> DescribeOutp
     Raises:
         ModelFactoryError: the component cannot be described.
     """
-    config = parse_config(task.config)
+    config = workspace.read_config(task.config)
     refused: dict[str, str] = {}
     if task.portability:
         try:

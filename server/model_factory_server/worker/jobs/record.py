@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from model_factory.config import parse_config
 from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
 from model_factory.errors import OutdatedBuildError
@@ -24,7 +23,7 @@ def record_module(task: RecordTask, workspace: Workspace) -> RecordOutput:
         OutdatedBuildError: the server constructs another model than the trainer's.
         ModelFactoryError: the call cannot be recorded.
     """
-    call, config = decode_call(task.call), parse_config(task.config)
+    call, config = decode_call(task.call), workspace.read_config(task.config)
     workspace.plan(config, task.seed, task.dtype)
     model = workspace.construct(config, task.seed, task.dtype, "cpu")
     cast(model, task.built.dtype)

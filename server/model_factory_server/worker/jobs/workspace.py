@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from model_factory.config import ResolvedConfig
+from model_factory.config import ResolvedConfig, parse_config
 from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import encode_descriptor, encode_programs
 from model_factory.descriptor.tree import Descriptor, SourceClass, SourceNode
@@ -16,11 +16,19 @@ from model_factory.errors import NotPortableError, ServerError
 from model_factory.program.runtime.lookup import get_module
 from model_factory.program.torch_names import torch_dtype
 from model_factory.store import Store
+from model_factory_server.backends.checkpoint_catalogue import checkpoint_path
 from model_factory_server.backends.code_files import operator_files, operator_roots, stamp_of_files
 from model_factory_server.backends.loading import load_backend
 from model_factory_server.export.exporter import ExportedModel, export_model
 from model_factory_server.export.source.bundling import Root
-from model_factory_server.worker.construction import ModelPlan, check_size, construct, plan_model, size_of
+from model_factory_server.worker.construction import (
+    ModelPlan,
+    check_size,
+    construct,
+    load_checkpoint,
+    plan_model,
+    size_of,
+)
 from model_factory_server.worker.messages import FileStored, SendMessage, StageEntered
 from model_factory_server.worker.stages import Stage
 from model_factory_server.worker.task import ArchitectureBlobs, Job
@@ -56,6 +64,8 @@ class Workspace:
         self.backend = load_backend(job.backend)
         self.store = Store(job.store, job.limits.max_store_bytes, setting="--store")
         self.store.on_growth = lambda size: send(FileStored(size))  # the server counts the files of all workers
+        self.notice = ""
+        """Missing and unexpected tensors of the last loaded checkpoint, in words; empty without any."""
 
     @property
     def shared_roots(self) -> tuple[Root, ...]:
@@ -65,6 +75,16 @@ class Workspace:
     def enter(self, stage: Stage) -> None:
         """Report a stage."""
         self.send(StageEntered(stage))
+
+    def read_config(self, data: bytes) -> ResolvedConfig:
+        """Parse the config of a task.
+
+        Raises:
+            ConfigError: the config names an unknown checkpoint.
+        """
+        config = parse_config(data)
+        checkpoint_path(self.job.backend, config.model)
+        return config
 
     def plan(self, config: ResolvedConfig, seed: int, dtype: str, *, placed: bool = False) -> ModelPlan | None:
         """Return the plan of a model within the operator's bounds; see ``plan_model``.
@@ -82,7 +102,9 @@ class Workspace:
         return plan
 
     def construct(self, config: ResolvedConfig, seed: int, dtype: str, device_kind: str) -> nn.Module:
-        """Construct a model within the operator's bounds; the model is not cast, ``dtype`` only decides about its size.
+        """Construct a model within the operator's bounds, and load the checkpoint of the config.
+
+        The model is not cast, ``dtype`` only decides about its size.
 
         Raises:
             ConfigError: the config names or passes something wrong.
@@ -91,6 +113,7 @@ class Workspace:
         """
         model = construct(self.backend, config, seed, device_kind)
         check_size(self.job.limits, size_of(model, dtype))
+        self.notice = load_checkpoint(model, config.model, checkpoint_path(self.job.backend, config.model))
         return model
 
     @contextmanager
