@@ -145,12 +145,12 @@ class BuildInfo:
     architecture_key: str | None
     """Identity of descriptor and programs, which do not depend on the seed."""
     descriptor: str | None
-    """Digest of the module tree; unknown for a model built in this process."""
+    """Digest of the module tree; unknown for a model that no server could send."""
     programs: str | None
-    """Digest of the recorded programs; unknown for a model built in this process."""
+    """Digest of the recorded programs; unknown for a model built in this process without a lock or all digests."""
     weights: str | None
-    """Digest of the weights file of the build, before any training; unknown for a model built in this process, and for
-    a model with a checkpoint."""
+    """Digest of the weights file of the build, before any training; unknown for a model with a checkpoint of the
+    trainer."""
     backend: str
     """Name of the backend."""
     code_digest: str

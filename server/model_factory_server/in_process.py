@@ -18,30 +18,34 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from model_factory.checkpoint.checkpoint import checkpoints, load_into
+from model_factory.checkpoint.checkpoint import Checkpoint, checkpoints, load_into
+from model_factory.checkpoint.state_file import state_files
+from model_factory.client.builds.build_lock import BuildLock
 from model_factory.client.seeds import build_seed
 from model_factory.config import ModelConfig, ResolvedConfig
-from model_factory.config.request import SEED_RANGE, Component, component_seed, read_request
+from model_factory.config.request import SEED_RANGE, Component, ModelRequest, component_seed, read_request
 from model_factory.describe.describe import describe
 from model_factory.descriptor.architecture import Architecture
 from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.tree import Descriptor
 from model_factory.documents import FORMAT
 from model_factory.environment import environment
-from model_factory.errors import BuildError, LocatedError
+from model_factory.errors import BuildError, LocatedError, LockError, NotPortableError
 from model_factory.identity import BuildInfo
 from model_factory.model_file.live import undescribed, use_recorder
 from model_factory.program.torch_names import torch_name
 from model_factory.protocol import NamedModels, SingleModel, Weights
-from model_factory_server.backends.checkpoint_catalogue import checkpoint_path
-from model_factory_server.backends.code_files import operator_files, with_installed_plugins
+from model_factory_server.backends.checkpoint_catalogue import checkpoint_digest, checkpoint_path
+from model_factory_server.backends.code_files import operator_files, operator_roots, with_installed_plugins
 from model_factory_server.backends.identity import BackendIdentity, identify
 from model_factory_server.backends.loading import load_backend
 from model_factory_server.builds.checked_config import CheckedConfig
-from model_factory_server.builds.keys import architecture_key, build_key
+from model_factory_server.builds.keys import architecture_key, build_key, final_key
 from model_factory_server.export.exporter import export_model
+from model_factory_server.model_digests import ModelDigests, described_digests, recorded_digests
 from model_factory_server.settings.server_settings import BackendSettings
 from model_factory_server.worker.construction import construct, load_checkpoint
+from model_factory_server.worker.files.read_files import FileDigests
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +70,8 @@ class PolicyConstructorModelFactory:
         base_dir: str | PathLike[str] | None = None,
         backend: BackendSettings | None = None,
         plugins: Sequence[str] = (),
+        lock: str | PathLike[str] | None = None,
+        all_digests: bool = False,
     ) -> None:
         """Make a factory; ``seed`` to ``base_dir`` are the arguments of ``RemoteModelFactory``.
 
@@ -76,10 +82,18 @@ class PolicyConstructorModelFactory:
             base_dir: Base folder of relative config paths; None: the working directory.
             backend: Settings of the backend; None: the built-in backend with the plug-ins of installed packages.
             plugins: Additional plug-ins, as for ``model-factory serve --plugin``: modules with ``register(registry)``.
+            lock: File from ``model-factory lock`` with the accepted builds; without ``seed``, the pinned seed is used.
+                Forwards are recorded only if the pinned build has other code, or other digests.
+            all_digests: Whether to record the forwards for ``build_info.programs``, as long as a first build on a
+                server takes.
 
         Raises:
             ServerError: the backend or a plug-in cannot be used.
+            LockError: ``lock`` names a file that is not a build lock.
         """
+        self._lock = None if lock is None else BuildLock.read(lock)
+        self._all_digests = all_digests
+        self._digests = FileDigests()
         settings = backend or BackendSettings(plugins=with_installed_plugins(()))
         every = tuple(dict.fromkeys([*settings.plugins, *plugins]))
         self._settings = dataclasses.replace(settings, plugins=every)
@@ -113,25 +127,16 @@ class PolicyConstructorModelFactory:
             ValueError: the mapping is empty.
             ConfigError: a config is invalid.
             BuildError: a constructor fails.
+            LockError: a build is not the pinned build.
         """
         request = read_request(model_cfg, self._base_dir, environment())
         given = checkpoints(weights, [item.name for item in request.components], single=request.single)
-        modules: dict[str, nn.Module] = {}
-        with build_seed(self._seed) as seed:
-            for component in request.components:
-                with torch.random.fork_rng(), _locating_errors(component):
-                    path = checkpoint_path(self._settings, component.config.model)
-                    module = construct(self._backend, component.config, component_seed(seed, component.name), "cpu")
-                    if notice := load_checkpoint(module, component.config.model, path):
-                        log.warning("%s: %s", component.name, notice)
-                modules[component.name] = module.to(device=self._device, dtype=self._dtype)
-                if component.name in given:
-                    load_into(modules[component.name], given[component.name])
-                _configs[module] = component.config.model
-        for component in request.components:
-            info = self._build_info(component, seed % SEED_RANGE)
-            info.attach(modules[component.name])
-            log.info("built %s", info)
+        with build_seed(self._fixed_seed(request)) as drawn:
+            seed = drawn % SEED_RANGE
+            if self._lock is not None:
+                for item in request.components:
+                    self._lock.check_request(item.name, item.config.digest, self._dtype_name, seed)
+            modules = {item.name: self._build(item, seed, given.get(item.name)) for item in request.components}
         return request.result(modules)
 
     def describe(self, model_cfg: Mapping[str, Any]) -> Architecture | dict[str, Architecture]:
@@ -155,22 +160,84 @@ class PolicyConstructorModelFactory:
     def _identity(self) -> BackendIdentity:
         return identify(self._settings, "cpu")
 
-    def _build_info(self, component: Component, seed: int) -> BuildInfo:
-        backend, dtype = self._identity, "" if self._dtype is None else torch_name(self._dtype)
-        config = CheckedConfig(wire=b"", digest=component.config.digest, order_digest=component.config.order_digest)
-        # A server's key covers the files that the job has read. Nothing observes reads of files in this process.
+    @property
+    def _dtype_name(self) -> str:
+        return "" if self._dtype is None else torch_name(self._dtype)
+
+    def _fixed_seed(self, request: ModelRequest) -> int | None:
+        if self._seed is not None or self._lock is None:
+            return self._seed
+        return self._lock.seed(component.name for component in request.components)
+
+    def _build(self, component: Component, seed: int, checkpoint: Checkpoint | None) -> nn.Module:
+        """Build a component; with a ``checkpoint``, the weights come from the file of the trainer."""
+        module, notice = self._construct(component, seed)
+        if notice:
+            log.warning("%s: %s", component.name, notice)
+        module = module.to(dtype=self._dtype)
+        info = self._build_info(component, seed, described_digests(module))
+        if self._lock is not None or self._all_digests:
+            info = self._with_all_digests(info, component, seed)
+        if self._lock is not None:
+            self._lock.check(info)
+        if checkpoint is not None:
+            load_into(module, checkpoint)
+            info = dataclasses.replace(info, weights=None)
+        module = module.to(device=self._device)
+        _configs[module] = component.config.model
+        info.attach(module)
+        log.info("built %s", info)
+        return module
+
+    def _construct(self, component: Component, seed: int) -> tuple[nn.Module, str]:
+        """Construct a component on the CPU; return the module and the notice of its checkpoint."""
+        config, own_seed = component.config, component_seed(seed, component.name)
+        with torch.random.fork_rng(), _locating_errors(component):
+            path = checkpoint_path(self._settings, config.model)
+            module = construct(self._backend, config, own_seed, "cpu")
+            return module, load_checkpoint(module, config.model, path)
+
+    def _with_all_digests(self, info: BuildInfo, component: Component, seed: int) -> BuildInfo:
+        """Return build info with the digest of the programs: of the lock if nothing differs, else recorded."""
+        pinned = None if self._lock is None else self._lock.models[component.name]
+        if pinned is not None and all(getattr(pinned, name) == getattr(info, name) for name in _SAME_PROGRAMS):
+            return dataclasses.replace(info, programs=pinned.programs)
+        module, _ = self._construct(component, seed)
+        roots = operator_roots(self._settings) if self._settings.share_source else ()
+        try:
+            with torch.random.fork_rng():
+                found = recorded_digests(module, component.config.model, roots, self._dtype_name)
+        except NotPortableError as error:
+            if self._lock is None:
+                return info
+            raise LockError(
+                f"{component.name!r} cannot be compared with {self._lock.path}: {error}. Remedy: build without lock="
+            ) from error
+        return dataclasses.replace(info, **found._asdict())
+
+    def _build_info(self, component: Component, seed: int, digests: ModelDigests) -> BuildInfo:
+        backend, dtype, named = self._identity, self._dtype_name, component.config.model.weights
+        config = CheckedConfig(
+            wire=b"",
+            digest=component.config.digest,
+            order_digest=component.config.order_digest,
+            checkpoint="" if named is None else named.name,
+        )
+        path = checkpoint_path(self._settings, component.config.model)
+        files = self._digests.current([] if path is None else [str(file) for file in state_files(path)])
+        # A server's key covers the files that the job has read. Nothing observes other reads in this process.
         may_read_files = bool(operator_files(self._settings) or self._settings.allow_files)
-        key = None if may_read_files else build_key(backend, config, dtype, component_seed(seed, component.name))
+        key = build_key(backend, config, dtype, component_seed(seed, component.name))
         return BuildInfo(
             component=component.name,
             seed=seed,
             dtype=dtype,
             config_digest=config.digest,
-            build_key=key,
-            architecture_key=None if may_read_files else architecture_key(backend, config, dtype),
-            descriptor=None,
-            programs=None,
-            weights=None,
+            build_key=None if may_read_files else final_key(key, files),
+            architecture_key=None if may_read_files else final_key(architecture_key(backend, config, dtype), files),
+            descriptor=digests.descriptor,
+            programs=digests.programs,
+            weights=digests.weights,
             backend=backend.name,
             code_digest=backend.code_digest,
             device_kind=backend.device_kind,
@@ -179,6 +246,8 @@ class PolicyConstructorModelFactory:
             server_version=metadata.version("model-factory-server"),
             client_torch_version=str(torch.__version__),
             client_version=metadata.version("model-factory"),
+            checkpoint=config.checkpoint or None,
+            checkpoint_digest=checkpoint_digest(str(path), {file.path: file.digest for file in files}) or None,
         )
 
     def _without_weights(self, config: ResolvedConfig) -> nn.Module:
@@ -187,6 +256,13 @@ class PolicyConstructorModelFactory:
             return construct(self._backend, config, 0, "meta")
         except BuildError:
             return construct(self._backend, config, 0, "cpu")
+
+
+_SAME_PROGRAMS = (
+    *("config_digest", "dtype", "descriptor", "weights"),
+    *("backend", "code_digest", "torch_version", "device_kind", "format_version"),
+)
+"""Fields of build info: builds that are equal here have equal programs."""
 
 
 def _record(model: nn.Module) -> tuple[Descriptor, Programs]:

@@ -21,7 +21,7 @@ from model_factory.config import resolve_file
 from model_factory.digest import digest_of_file
 from model_factory.environment import environment
 from model_factory_server import PolicyConstructorModelFactory
-from support.cases import CONFIGS
+from support.cases import CASES, CONFIGS
 from support.compare import assert_same_state
 from support.configs import layers
 from support.server import ServerProcess
@@ -52,12 +52,35 @@ def test_every_model_has_the_facts_of_the_build(make: Make) -> None:
     assert models["mlp"].build_info.build_key != models["tiny"].build_info.build_key
 
 
-def test_both_factories_agree(make_remote: Make) -> None:
-    remote = make_remote().build({"mlp": MLP})["mlp"].build_info
-    local = PolicyConstructorModelFactory(seed=7).build({"mlp": MLP})["mlp"].build_info
-    assert dataclasses.replace(remote, descriptor=None, programs=None, weights=None) == local
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_both_factories_agree(dtype: torch.dtype | None, make_remote: Make) -> None:
+    remote = make_remote(dtype=dtype).build({"mlp": MLP})["mlp"].build_info
+    local = PolicyConstructorModelFactory(seed=7, dtype=dtype).build({"mlp": MLP})["mlp"].build_info
+    assert dataclasses.replace(remote, programs=None) == local
+    recorded = PolicyConstructorModelFactory(seed=7, dtype=dtype, all_digests=True).build({"mlp": MLP})["mlp"]
+    assert recorded.build_info == remote
     unknown = {name for name, value in remote.as_dict().items() if value is None}
     assert unknown == {"checkpoint", "checkpoint_digest"}  # the config names none
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "radio" not in name])
+def test_digests_of_this_process_are_the_digests_of_a_server(name: str, make_remote: Make) -> None:
+    request = {"config_path": CASES[name].config}
+    remote = make_remote().build(request).build_info
+    local = PolicyConstructorModelFactory(seed=7).build(request).build_info
+    assert (local.descriptor, local.weights) == (remote.descriptor, remote.weights)
+
+
+def test_a_model_without_a_place_in_a_file_has_no_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sparse_block.py").write_text(
+        "import torch\nfrom torch import nn\n\nclass Sparse(nn.Module):\n    def __init__(self):\n"
+        "        super().__init__()\n        self.register_buffer('table', torch.eye(3).to_sparse())\n\n"
+        "    def forward(self, x):\n        return x\n\ndef register(registry):\n"
+        "    registry.register_module('sparse', Sparse)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = PolicyConstructorModelFactory(plugins=["sparse_block"]).build({"config": layers({"_type_": "sparse"})})
+    assert (model.build_info.descriptor, model.build_info.weights) == (None, None)
 
 
 def test_digests_are_the_digests_of_the_files_in_the_cache(make_remote: Make, tmp_path: Path) -> None:

@@ -241,6 +241,10 @@ def test_the_checkpoint_is_in_the_build_info(
     assert info.seed == 0  # no random weight is in the result
     plain = factory.build({"config": MODEL}).build_info
     assert (plain.checkpoint, plain.checkpoint_digest) == (None, None)
+    settings = BackendSettings(checkpoints=(f"policy={files['policy']}",))
+    local = PolicyConstructorModelFactory(seed=0, backend=settings).build(named("policy")).build_info
+    for field in ("checkpoint", "checkpoint_digest", "config_digest", "descriptor", "weights"):
+        assert getattr(local, field) == getattr(info, field)
     offline = make_remote(catalogue_server.address, seed=None, offline=True).build(named("policy"))
     assert offline.build_info == info
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from model_factory import LockError, RemoteModelFactory
 from model_factory.client.builds.build_lock import BuildLock
+from model_factory.factories import PolicyConstructorModelFactory as DropInFactory
 from model_factory.v1 import wire
-from model_factory_server import PolicyConstructorModelFactory
+from model_factory_server import PolicyConstructorModelFactory, model_digests
 from support.cases import CONFIGS
 from support.compare import assert_same_state
 from support.configs import layers
@@ -145,10 +147,77 @@ def test_an_entry_names_its_model(lock: Path) -> None:
         BuildLock.read(lock)
 
 
-def test_a_model_of_this_process_cannot_be_pinned(tmp_path: Path) -> None:
+def test_a_model_of_this_process_is_pinned_with_all_digests(make_remote: Make, tmp_path: Path) -> None:
     model = PolicyConstructorModelFactory(seed=1).build({"config": TINY})
-    with pytest.raises(LockError, match=r"'model' was built in this process.*Remedy: build the model on a server"):
+    with pytest.raises(LockError, match=r"'model' lacks digests.*Remedy: .*in this process with all_digests=True"):
         BuildLock(tmp_path / "models.lock", {"model": model.build_info})
+    model = PolicyConstructorModelFactory(seed=1, all_digests=True).build({"config": TINY})
+    lock = BuildLock(tmp_path / "models.lock", {"model": model.build_info})
+    lock.write()
+    assert_same_state(make_remote(seed=None, lock=lock.path).build({"config": TINY}), model)
+
+
+@pytest.fixture(params=[PolicyConstructorModelFactory, DropInFactory])
+def local(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """A factory that builds in this process."""
+    return request.param
+
+
+def test_a_pinned_build_repeats_in_this_process(
+    local: Callable[..., Any], lock: Path, make_remote: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is recorded: code, torch and results are those of the lock."""
+    monkeypatch.setattr(model_digests, "export_model", None)
+    expected = make_remote(seed=7).build({"actor": TINY, "critic": MLP})
+    before = torch.get_rng_state()
+    models = local(lock=lock).build({"actor": TINY, "critic": MLP})
+    assert torch.get_rng_state().equal(before), "the pinned seed is used, and none is drawn"
+    for name, model in models.items():
+        assert_same_state(model, expected[name])
+        assert model.build_info == expected[name].build_info
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked", "text"),
+    [
+        ({}, {"actor": OTHER}, "pins another build of 'actor': config "),
+        ({"seed": 8}, {"actor": TINY}, "pins another build of 'actor': seed 7 is 8"),
+        ({"dtype": torch.float16}, {"actor": TINY}, "pins another build of 'actor': dtype '' is 'float16'"),
+        ({}, {"encoder": TINY}, "pins no model 'encoder'"),
+    ],
+    ids=["config", "seed", "dtype", "name"],
+)
+def test_another_request_is_refused_in_this_process(
+    arguments: dict[str, Any], asked: dict[str, Any], text: str, local: Callable[..., Any], lock: Path
+) -> None:
+    with pytest.raises(LockError, match=text):
+        local(lock=lock, **arguments).build(asked)
+
+
+@pytest.mark.parametrize("result", ["weights", "programs", "descriptor"])
+def test_other_results_are_refused_in_this_process(result: str, lock: Path) -> None:
+    changed(lock, **{result: "ab" * 32}, torch_version="2.4.0", code_digest="cd" * 32)
+    with pytest.raises(LockError, match=rf"(?s){result} abababababab\.\.\. is .*code of the backend cdcdcdcdcdcd"):
+        PolicyConstructorModelFactory(lock=lock).build({"actor": TINY})
+
+
+def test_other_code_with_the_pinned_digests_is_the_pinned_build_in_this_process(
+    lock: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed(lock, code_digest="cd" * 32)
+    with caplog.at_level(logging.INFO, "model_factory"):
+        model = PolicyConstructorModelFactory(lock=lock).build({"actor": TINY})["actor"]
+    assert "actor: the pinned digests, although: code of the backend cdcdcdcdcdcd..." in caplog.text
+    assert model.build_info.programs == BuildLock.read(lock).models["actor"].programs
+
+
+def test_a_checkpoint_of_the_trainer_does_not_change_the_pinned_build(lock: Path, tmp_path: Path) -> None:
+    other = PolicyConstructorModelFactory(seed=9).build({"actor": TINY})["actor"]
+    save_file(other.state_dict(), tmp_path / "actor.safetensors")
+    given = {"actor": tmp_path / "actor.safetensors"}
+    model = PolicyConstructorModelFactory(lock=lock).build({"actor": TINY}, weights=given)["actor"]
+    assert_same_state(model, other)
+    assert model.build_info.weights is None
 
 
 def test_the_command_writes_and_checks(server: ServerProcess, make_remote: Make, tmp_path: Path) -> None:

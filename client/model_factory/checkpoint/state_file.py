@@ -58,17 +58,37 @@ def read_state(path: Path, entry: str | None = None, *, writable: bool = True) -
             ) from None
 
 
+def state_files(path: Path) -> list[Path]:
+    """Return the files that :func:`read_state` reads for a path.
+
+    Raises:
+        FormatError: an index of parts is malformed.
+        StoreError: an index cannot be read.
+    """
+    if not path.is_dir():
+        return [path]
+    if (path / WEIGHTS_NAME).exists() or not (path / INDEX_NAME).exists():
+        return [path / WEIGHTS_NAME]
+    return [path / INDEX_NAME, *(path / part for part in dict.fromkeys(_read_index(path).values()))]
+
+
 def _read_parts(folder: Path, entry: str | None, *, writable: bool) -> dict[str, torch.Tensor]:
     """Return the tensors of a folder with an index of several files."""
+    names = _read_index(folder)
+    parts = {part: read_state(folder / part, entry, writable=writable) for part in dict.fromkeys(names.values())}
+    absent = [name for name, part in names.items() if name not in parts[part]]
+    if absent:
+        raise FormatError(f"{folder / INDEX_NAME} names tensors that the parts lack: {listed(absent)}")
+    return {name: parts[part][name] for name, part in names.items()}
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Return the part of each tensor; a part is the name of a file in the folder, and never a path."""
     index = folder / INDEX_NAME
     with open_weights(index) as file:
         data = file.read(MAX_HEADER_BYTES)
     try:
-        names: dict[str, str] = parse_json(data)["weight_map"]
-        # A part is a file of the folder, and never a path.
-        found = dict.fromkeys(map(_part_name, names.values()))
-        parts = {part: read_state(folder / part, entry, writable=writable) for part in found}
-        return {name: parts[part][name] for name, part in names.items()}
+        return {name: _part_name(part) for name, part in parse_json(data)["weight_map"].items()}
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise FormatError(f"{index} is not an index of safetensors files: {type(error).__name__}: {error}") from None
 

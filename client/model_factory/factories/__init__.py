@@ -45,14 +45,16 @@ class PolicyConstructorModelFactory:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         base_dir: str | PathLike[str] | None = None,
+        lock: str | PathLike[str] | None = None,
     ) -> None:
         """Make a factory; the arguments are arguments of ``RemoteModelFactory``.
 
         Raises:
+            LockError: ``lock`` names a file that is not a build lock.
             ServerError: neither a server nor the package ``model-factory-server`` is there.
             ModelFactoryError: an environment variable of this package has an invalid value.
         """
-        arguments: dict[str, Any] = {"seed": seed, "dtype": dtype, "device": device, "base_dir": base_dir}
+        arguments = {"seed": seed, "dtype": dtype, "device": device, "base_dir": base_dir, "lock": lock}
         self._factory: Any = _make(arguments)
 
     def __repr__(self) -> str:

@@ -51,15 +51,15 @@ class BuildLock:
         """Make the lock of built models, by name; :meth:`write` writes the file.
 
         Raises:
-            LockError: a model was built in this process, so no digests are known.
+            LockError: a digest is unknown: of a model built in this process, or with a checkpoint of the trainer.
         """
         self.path = Path(path)
         self.models = models
         for name, info in models.items():
             if None in {getattr(info, field) for field in _RESULTS}:
                 raise LockError(
-                    f"{quoted(name)} was built in this process, so a lock has no digests to pin. Remedy: build the "
-                    "model on a server"
+                    f"the build info of {quoted(name)} lacks digests that a lock pins. Remedy: build the model on a "
+                    "server, or in this process with all_digests=True; in both cases without weights="
                 )
 
     @classmethod
