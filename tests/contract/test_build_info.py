@@ -18,8 +18,10 @@ from torch import nn
 from model_factory import BuildInfo, ModelFactory, ModelFactoryError
 from model_factory.client import assembly
 from model_factory.config import resolve_file
-from model_factory.digest import digest_of_file
+from model_factory.descriptor.codec import encode_descriptor
+from model_factory.digest import digest_of, digest_of_file
 from model_factory.environment import environment
+from model_factory.model_file.live import portable_model
 from model_factory_server import PolicyConstructorModelFactory
 from support.cases import CASES, CONFIGS
 from support.compare import assert_same_state
@@ -66,8 +68,9 @@ def test_both_factories_agree(dtype: torch.dtype | None, make_remote: Make) -> N
 @pytest.mark.parametrize("name", [name for name in CASES if "radio" not in name])
 def test_digests_of_this_process_are_the_digests_of_a_server(name: str, make_remote: Make) -> None:
     request = {"config_path": CASES[name].config}
-    remote = make_remote().build(request).build_info
-    local = PolicyConstructorModelFactory(seed=7).build(request).build_info
+    model = make_remote().build(request)
+    remote, local = model.build_info, PolicyConstructorModelFactory(seed=7).build(request).build_info
+    assert digest_of(encode_descriptor(portable_model(model).descriptor)) == remote.descriptor  # of `build -o DIR`
     assert (local.descriptor, local.weights) == (remote.descriptor, remote.weights)
 
 

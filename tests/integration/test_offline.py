@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
+import os
 import pickle
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,12 @@ import torch
 from model_factory import CallSignatureError, LockError, ModelFactoryError, RemoteModelFactory, UnavailableError
 from model_factory.client import assembly
 from model_factory.client.builds.build_lock import BuildLock
+from model_factory.digest import digest_of
 from model_factory.errors import StoreError
 from model_factory.store import Store
 from support.compare import assert_same_state
 from support.configs import layers
-from support.server import ServerProcess, running_server
+from support.server import COMMAND, ServerProcess, running_server
 
 MLP = layers({"_type_": "mlp", "dims": [5, 6, 2]})
 TINY = layers({"_type_": "nn.Linear", "in_features": 3, "out_features": 2})
@@ -241,3 +245,39 @@ def test_an_unchanged_record_is_not_written_again(make_remote: Make, monkeypatch
     factory.build({"policy": MLP})
     monkeypatch.setattr(Store, "put_record", None)
     factory.build({"policy": MLP})
+
+
+@pytest.mark.parametrize("output", ["models.mf", "models"])
+def test_the_command_writes_files_without_a_server(output: str, tmp_path: Path) -> None:
+    """The same bytes as with the server; also without a variable, with a warning."""
+    for name, config in {"policy": MLP, "critic": TINY}.items():
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(config))
+
+    def build(address: str, folder: str, **variables: str) -> tuple[dict[str, bytes], str]:
+        command = [COMMAND, "build", "policy.yaml", "critic.yaml", "--seed", "7", "--server", address]
+        (tmp_path / folder).mkdir()
+        environment = os.environ | {"MODEL_FACTORY_CACHE": str(tmp_path / "cache")} | variables
+        done = subprocess.run(
+            [*command, "-o", f"{folder}/{output}"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        files = [path for path in sorted((tmp_path / folder).rglob("*")) if path.is_file()]
+        return {str(path.relative_to(tmp_path / folder)): path.read_bytes() for path in files}, done.stderr
+
+    with running_server(tmp_path / "store") as server:
+        expected, _ = build(server.address, "online")
+        info = RemoteModelFactory(server.address, seed=7, cache_dir=tmp_path / "cache").build({"policy": MLP})
+    if output == "models":
+        assert len(expected) == 6
+        descriptor = expected["models/policy.descriptor.json"]
+        assert digest_of(descriptor) == info["policy"].build_info.descriptor
+    assert build(server.address, "offline", MODEL_FACTORY_OFFLINE="1")[0] == expected
+    files, said = build(server.address, "unreachable")
+    assert files == expected
+    assert "built from the node cache" in said

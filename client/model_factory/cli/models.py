@@ -13,10 +13,10 @@ from model_factory.blocks import BlockArgument
 from model_factory.cli.output import say, say_lines
 from model_factory.client.factory import RemoteModelFactory
 from model_factory.descriptor.codec import encode_descriptor
-from model_factory.descriptor.tree import Descriptor
 from model_factory.descriptor.weights import write_weights
 from model_factory.errors import ModelFactoryError
 from model_factory.identity import BuildInfo
+from model_factory.model_file.live import portable_model
 from model_factory.model_file.save import save
 from model_factory.program.torch_names import torch_dtype
 from model_factory.store.staging import whole_file
@@ -29,7 +29,7 @@ def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: s
     """Build models and print their sizes; write the models to ``output`` if given.
 
     A path with the suffix ``.mf`` is one model file; a single config is saved as a module. Any other path is a folder
-    with the files of each model.
+    with the files of each model. A node with a warm cache needs no server.
     """
     factory = RemoteModelFactory(server, seed=seed, dtype=None if dtype is None else torch_dtype(dtype))
     started = time.monotonic()
@@ -37,13 +37,11 @@ def build(configs: Mapping[str, str], server: str, *, seed: int | None, dtype: s
     assert isinstance(models, dict)
     seconds = time.monotonic() - started
     in_one_file = output is not None and output.suffix == MODEL_FILE
-    described = factory.describe(configs, portability=True) if output is not None and not in_one_file else {}
-    assert isinstance(described, dict)
     for name, model in models.items():
         parameters = sum(item.numel() for item in model.parameters())
         say(f"{name}: {parameters:,} parameters")
         if output is not None and not in_one_file:
-            for path in _write(output, name, model, described[name].descriptor):
+            for path in _write(output, name, model):
                 say(f"  {path}")
     if output is not None and in_one_file:
         save(models if len(models) > 1 else next(iter(models.values())), output)
@@ -93,14 +91,14 @@ def _argument(argument: BlockArgument) -> str:
     return argument.name if not argument.default else f"{argument.name}={argument.default}"
 
 
-def _write(output: Path, name: str, model: nn.Module, architecture: Descriptor) -> list[Path]:
+def _write(output: Path, name: str, model: nn.Module) -> list[Path]:
     """Write a model's state dict, descriptor and build info, as whole files."""
     weights, descriptor = output / f"{name}.safetensors", output / f"{name}.descriptor.json"
     build_info = output / f"{name}.build_info.json"
     with whole_file(weights) as file:
         write_weights(file, model.state_dict())
     with whole_file(descriptor) as file:
-        file.write(encode_descriptor(architecture))
+        file.write(encode_descriptor(portable_model(model).descriptor))
     with whole_file(build_info) as file:
         file.write(f"{json.dumps(BuildInfo.of(model).as_dict(), indent=2)}\n".encode())
     return [weights, descriptor, build_info]
