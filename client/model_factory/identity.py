@@ -221,16 +221,22 @@ class BuildInfo:
 
     @classmethod
     def from_dict(cls, data: Any) -> BuildInfo:
-        """Read the fields of :meth:`as_dict`; fields of a later version are ignored, missing ones may be unknown.
+        """Read the fields of :meth:`as_dict`; fields of a later version are ignored.
+
+        Only fields with a default may be missing: earlier versions did not have these fields.
 
         Raises:
             FormatError: a field is missing or has another type, a digest is malformed, or a text is too long.
         """
         given = expect_type(data, dict)
-        kinds = {item.name: str(item.type) for item in dataclasses.fields(cls)}
-        missing = [name for name, kind in kinds.items() if name not in given and not kind.endswith(_MAY_BE_UNKNOWN)]
+        fields = dataclasses.fields(cls)
+        kinds = {item.name: str(item.type) for item in fields}
+        missing = [item.name for item in fields if item.name not in given and item.default is dataclasses.MISSING]
         if missing:
-            raise FormatError(f"build info without {', '.join(missing)}")
+            raise FormatError(
+                f"build info without {', '.join(missing)}: the record is not whole. Remedy: write the record again "
+                "from as_dict() of the build_info of a built model"
+            )
         return cls(**{name: _checked(name, kind, given.get(name)) for name, kind in kinds.items()})
 
     @classmethod

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from model_factory import BuildInfo, ModelFactory, ModelFactoryError
+from model_factory import BuildInfo, FormatError, ModelFactory, ModelFactoryError
 from model_factory.client import assembly
 from model_factory.config import resolve_file
 from model_factory.descriptor.codec import encode_descriptor
@@ -201,11 +201,13 @@ def test_a_damaged_record_is_refused(change: dict[str, Any], text: str, server: 
     assert BuildInfo.from_dict(data | {"a field of a later version": 1}).as_dict() == data
     with pytest.raises(ModelFactoryError, match=text.replace("[", r"\[")):
         BuildInfo.from_dict(data | change)
-    del data["server_version"]  # as in a record of a version without this field
-    assert BuildInfo.from_dict(data).server_version is None
-    del data["seed"]
-    with pytest.raises(ModelFactoryError, match="build info without seed"):
-        BuildInfo.from_dict(data)
+    del data["checkpoint"], data["checkpoint_digest"]  # as in a record of a version without these fields
+    assert BuildInfo.from_dict(data).checkpoint is None
+    for missing in data:
+        with pytest.raises(FormatError, match=rf"build info without {missing}: the record is not whole\. Remedy: "):
+            BuildInfo.from_dict({name: value for name, value in data.items() if name != missing})
+    with pytest.raises(FormatError, match="build info without component, seed, "):
+        BuildInfo.from_dict({})
 
 
 def test_notebooks_show_tables(make: Make) -> None:

@@ -27,7 +27,7 @@ NAMES = sorted(schemas())
 UNKNOWN = "unknown field"
 
 OPTIONAL = {
-    "build-lock": {"build_key", "architecture_key", "server_version", "checkpoint", "checkpoint_digest"},
+    "build-lock": {"checkpoint", "checkpoint_digest"},
     "model-file": {"checkpoint", "checkpoint_digest"},
     "description-record": {"programs"},
     "call": {"outcomes", "reads", "method", "range"},

@@ -15,6 +15,8 @@ from model_factory.documents import FORMAT, decode_document, encode_document, ex
 from model_factory.errors import FormatError
 from model_factory.identity import BuildInfo
 from model_factory.limits import MAX_COMPONENTS, MAX_DOCUMENT_BYTES, MAX_TENSORS
+from model_factory.model_file import migrations
+from model_factory.model_file.migrations import is_readable, rewritten
 from model_factory.program.codec.json_fields import exact_fields
 from model_factory.wording import quoted
 
@@ -53,6 +55,8 @@ class Index:
     """Version of model-factory that wrote the file."""
     torch_version: str
     """Version of torch that wrote the file."""
+    document_format: int = FORMAT
+    """Version of descriptors and programs in the file."""
 
     def prefix(self, component: SavedComponent) -> str:
         """Beginning of the names of a component's tensors in the file; empty for a single model."""
@@ -90,6 +94,7 @@ def decode_index(text: str) -> Index:
     document = decode_document(text.encode(), "the index of the file")
     try:
         _check_versions(document)
+        document = rewritten(document, migrations.INDEX, "file_format", FILE_FORMAT)
         exact_fields(document, "file_format", "format", "written_by", "single", "components", "tensors")
         written_by = exact_fields(document["written_by"], "model_factory", "torch")
         index = Index(
@@ -101,6 +106,7 @@ def decode_index(text: str) -> Index:
             },
             version=expect_name(written_by["model_factory"]),
             torch_version=expect_name(written_by["torch"]),
+            document_format=expect_type(document["format"], int),
         )
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise FormatError(f"malformed index of a model file: {error!r}") from None
@@ -110,8 +116,13 @@ def decode_index(text: str) -> Index:
 
 def _check_versions(document: Any) -> None:
     version = expect_type(document, dict)["written_by"]["model_factory"]
-    for key, known in (("file_format", FILE_FORMAT), ("format", FORMAT)):
-        if expect_type(document[key], int) != known:
+    tables: tuple[tuple[str, Mapping[int, object], int], ...] = (
+        ("file_format", migrations.INDEX, FILE_FORMAT),
+        ("format", migrations.DOCUMENTS, FORMAT),
+    )
+    for key, table, current in tables:
+        if not is_readable(table, expect_type(document[key], int), current):
+            known = " and ".join(str(item) for item in [*sorted(table), current])
             raise FormatError(
                 f"{key} is {document[key]}, and this version of model-factory reads {known}. Remedy: install "
                 f"model-factory {quoted(version)}, which wrote the file; or build the model with this version, load "

@@ -16,10 +16,13 @@ from model_factory.descriptor.rebuild import Blueprint, FindClass
 from model_factory.descriptor.tree import Descriptor
 from model_factory.descriptor.weights import Entry, map_weights, open_weights, read_header, wrong_tensors
 from model_factory.digest import Blob
+from model_factory.documents import FORMAT
 from model_factory.errors import FormatError, IntegrityError, ModelFactoryError
 from model_factory.identity import BuildInfo
 from model_factory.limits import MAX_SOURCE_BYTES
+from model_factory.model_file import migrations
 from model_factory.model_file.index import INDEX, Index, SavedComponent, decode_index
+from model_factory.model_file.migrations import Rewrite, rewritten_bytes
 from model_factory.source.loader import load_source
 from model_factory.source.trust import Trust, TrustSource
 from model_factory.store.file_locks import closed_on_error
@@ -139,12 +142,15 @@ class ModelFile:
     def descriptor(self, name: str) -> Descriptor:
         """Return the module tree of a model."""
         if name not in self._descriptors:
-            self._descriptors[name] = decode_descriptor(self._document(self._components[name].descriptor))
+            rewrites = {version: item.descriptor for version, item in migrations.DOCUMENTS.items()}
+            data = self._current(self._components[name].descriptor, rewrites, "the descriptor")
+            self._descriptors[name] = decode_descriptor(data)
         return self._descriptors[name]
 
     def programs(self, name: str) -> Programs:
         """Return the programs of a model."""
-        return decode_programs(self._document(self._components[name].programs))
+        rewrites = {version: item.programs for version, item in migrations.DOCUMENTS.items()}
+        return decode_programs(self._current(self._components[name].programs, rewrites, "the programs"))
 
     def source(self, bundle: Blob) -> bytes:
         """Return a bundle of source code as text; no code is run."""
@@ -208,6 +214,11 @@ class ModelFile:
                 if entry is None:
                     raise FormatError(f"the file lacks the tensor {quoted(prefix + node.name)}")
                 yield node.name, entry
+
+    def _current(self, blob: Blob, rewrites: Mapping[int, Rewrite], what: str) -> bytes:
+        """Return a document in the current format; the digest is that of the file's own document."""
+        data = self._document(blob)
+        return data if self._index.document_format == FORMAT else rewritten_bytes(data, rewrites, what, FORMAT)
 
     def _document(self, blob: Blob) -> bytes:
         text = self._documents.get(blob.digest)
