@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from model_factory.wording import html_table, printable, shortened
+
+_SHOWN_CHARS = 200
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockArgument:
@@ -22,9 +26,14 @@ class BlockArgument:
     """Default value in Python syntax; empty without default."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Block:
-    """A module type or an op that a config can name."""
+    """A module type or an op that a config can name.
+
+    >>> bias = BlockArgument(name="bias", annotation="bool", required=False, default="True")
+    >>> Block(name="nn.Linear", summary="A layer.", origin="torch", tags=(), arguments=(bias,))
+    <Block nn.Linear(bias=True)>
+    """
 
     name: str
     """Name in a config: the value of ``_type_``, or of ``call`` with the prefix ``op:``."""
@@ -36,6 +45,19 @@ class Block:
     """Tags from the registration."""
     arguments: tuple[BlockArgument, ...]
     """Arguments in order; empty also for an unreadable signature."""
+
+    @property
+    def signature(self) -> str:
+        """Name and arguments with defaults, as a call in Python."""
+        parts = [item.name if not item.default else f"{item.name}={item.default}" for item in self.arguments]
+        return f"{self.name}({', '.join(parts)})"
+
+    def __repr__(self) -> str:
+        return f"<Block {printable(shortened(self.signature, _SHOWN_CHARS))}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(item.name, item.annotation, "required" if item.required else item.default) for item in self.arguments]
+        return html_table((self.name, self.summary, ", ".join((self.origin, *self.tags))), rows)
 
 
 SELF_CHECK = "model_factory.SelfCheck"

@@ -210,6 +210,29 @@ def test_a_damaged_record_is_refused(change: dict[str, Any], text: str, server: 
         BuildInfo.from_dict({})
 
 
+def test_models_and_blocks_have_a_short_repr_and_a_table(make: Make, make_remote: Make) -> None:
+    model = make().build({"<policy>": TINY})["<policy>"]
+    assert repr(model) == "<GraphModel <policy>: 3 modules, 8 parameters, seed 7>"
+    assert str(model).startswith("GraphModel(\n  (graph_modules): ModuleDict(\n    (layer0): Linear(in_features=3")
+    assert f"{model}" == str(model)
+    assert repr(nn.Sequential(model)).startswith("Sequential(\n  (0): <GraphModel <policy>: 3 modules")
+    table = model._repr_html_()
+    assert table.startswith("<p>&lt;GraphModel &lt;policy&gt;: 3 modules, 8 parameters, seed 7&gt;</p><table>")
+    assert "<td>graph_modules.layer0</td><td>Linear</td><td>8</td>" in table
+    assert "<td>total</td><td>3 modules</td><td>8</td>" in table
+    lazy = make().build({"config": layers({"_type_": "nn.LazyLinear", "out_features": 2})})
+    assert repr(lazy) == "<GraphModel model: 3 modules, 0 parameters, seed 7>"
+    many = make().build({"config": layers(*({"_type_": "nn.ReLU"} for _ in range(600)))})
+    assert "<td>...</td><td>102 more modules</td>" in many._repr_html_()
+    blocks = {block.name: block for block in make_remote().blocks()}
+    linear = blocks["nn.Linear"]
+    assert repr(linear) == "<Block nn.Linear(in_features, out_features, bias=True, device=None, dtype=None)>"
+    assert linear._repr_html_().startswith("<table><tr><th>nn.Linear</th><th>Applies an affine")
+    assert "<td>in_features</td><td>int</td><td>required</td>" in linear._repr_html_()
+    assert "<td>bias</td><td>bool</td><td>True</td>" in linear._repr_html_()
+    assert max(len(repr(block)) for block in blocks.values()) <= 220
+
+
 def test_notebooks_show_tables(make: Make) -> None:
     factory = make()
     info = factory.build({"<b>": TINY})["<b>"].build_info

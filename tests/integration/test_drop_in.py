@@ -45,7 +45,8 @@ def test_the_variable_decides_where_models_are_built(
     assert isinstance(remote, ModelFactory)
     models = [factory.build({"policy": TINY})["policy"] for factory in (local, remote)]
     assert_same_state(*models)
-    assert models[0].build_info.weights is None
+    assert models[0].build_info.programs is None
+    assert models[0].build_info.weights == models[1].build_info.weights
     assert (tmp_path / "cache" / "blobs" / models[1].build_info.weights[:2]).is_dir()
     assert repr(remote).startswith(f"PolicyConstructorModelFactory(RemoteModelFactory('{server.address}', seed=7")
     assert repr(local).startswith("PolicyConstructorModelFactory(PolicyConstructorModelFactory(backend='builtin'")

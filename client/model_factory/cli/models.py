@@ -9,7 +9,6 @@ from pathlib import Path
 
 from torch import nn
 
-from model_factory.blocks import BlockArgument
 from model_factory.cli.output import say, say_lines
 from model_factory.client.factory import RemoteModelFactory
 from model_factory.descriptor.codec import encode_descriptor
@@ -71,7 +70,7 @@ def blocks(server: str, names: Sequence[str]) -> int:
         raise ModelFactoryError(f"no block of the server has a name that begins with {' or '.join(map(repr, names))}")
     for block in found:
         about = ", ".join((block.origin, *block.tags))
-        say(f"{block.name}({', '.join(_argument(argument) for argument in block.arguments)})  [{about}]")
+        say(f"{block.signature}  [{about}]")
         if block.summary:
             say(f"    {block.summary}")
     return 0
@@ -85,10 +84,6 @@ def checkpoints(server: str) -> int:
     if not names:
         say("the server has no checkpoints; its operator adds one with --checkpoint NAME=PATH", error=True)
     return 0
-
-
-def _argument(argument: BlockArgument) -> str:
-    return argument.name if not argument.default else f"{argument.name}={argument.default}"
 
 
 def _write(output: Path, name: str, model: nn.Module) -> list[Path]:

@@ -36,6 +36,7 @@ class CurrentForkServer:
         self._waiting_clients: set[str] = set()
         self._replacement: asyncio.Task[None] | None = None
         self._crashes: list[float] = []
+        self._is_closed = False
 
     def is_ready_for(self, clients: Collection[str]) -> bool:
         """Whether one of the clients of a build may use the current fork server; true for a build without clients."""
@@ -53,7 +54,7 @@ class CurrentForkServer:
 
     def replace_if_ended(self) -> None:
         """Start another fork server if the current one has ended, and end what has outlived the current one."""
-        if self._current.has_ended:
+        if self._current.has_ended and not self._is_closed:
             log.error("the fork server has ended; starting another one")
             self._switch(self._start())
 
@@ -71,7 +72,8 @@ class CurrentForkServer:
             self._replacement = asyncio.create_task(self._replace(delay))
 
     def close(self) -> None:
-        """End the fork servers and all processes below."""
+        """End the fork servers and all processes below; no other fork server starts afterwards."""
+        self._is_closed = True
         if self._replacement is not None:
             self._replacement.cancel()
         for server in self._all():

@@ -49,6 +49,7 @@ class ForkServer:
                 env=variables,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[end.fileno()],
+                start_new_session=True,  # Ctrl-C in a terminal reaches the server alone, also during the imports
             )
         self._lock = threading.Lock()
         self._workers = 0

@@ -112,6 +112,7 @@ class _Lane:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=self._variables,
+                start_new_session=True,  # Ctrl-C in a terminal reaches the server alone
             )
             HELPERS.add(self._process.pid)
         requests, answers = self._process.stdin, self._process.stdout

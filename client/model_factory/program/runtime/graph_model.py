@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import itertools
 from collections.abc import Mapping
 from contextlib import suppress
 from keyword import iskeyword
@@ -10,16 +12,20 @@ from typing import Any
 from torch import nn
 
 from model_factory.errors import CallSignatureError, GraphExecutionError
+from model_factory.identity import BuildInfo
 from model_factory.program.forward_signature import ForwardParameter, ForwardSignature
 from model_factory.program.ir import ModuleCall, OpCall, Program, Step, step_text
 from model_factory.program.ops import short_op
 from model_factory.program.recorded_program import FORWARD
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.signed_class import signed_class
-from model_factory.wording import nearest, printable, quoted, shortened
+from model_factory.wording import html_table, nearest, printable, quoted, shortened
 
 GRAPH_MODULES = "graph_modules"
 """Name of the child that holds a graph's modules."""
+
+_SHOWN_MODULES = 500
+"""Rows of the table for notebooks."""
 
 _OP = "op:"
 _DOT = ":"  # replaces a dot in the name of a child, where torch allows no dot
@@ -31,7 +37,8 @@ class GraphModel(nn.Module):
     """A model whose forward is the steps of a config.
 
     ``inputs`` is the list of input names. ``graph_modules`` is an ``nn.ModuleDict`` of the config's modules by name.
-    The forward takes the inputs by position or by name, in any mix.
+    The forward takes the inputs by position or by name, in any mix. ``repr()`` is one line; ``print`` shows the tree of
+    torch, and a notebook a table.
 
     Example:
         >>> import torch
@@ -46,6 +53,8 @@ class GraphModel(nn.Module):
         torch.Size([3, 2])
         >>> [name for name, _ in model.named_parameters()]
         ['graph_modules.layer.weight', 'graph_modules.layer.bias']
+        >>> model
+        <GraphModel: 3 modules, 10 parameters>
     """
 
     def __init__(self, program: Program, modules: Mapping[str, nn.Module]) -> None:
@@ -62,6 +71,25 @@ class GraphModel(nn.Module):
         if type(self) is GraphModel and all(name.isidentifier() and not iskeyword(name) for name in self.inputs):
             signature = ForwardSignature(tuple(ForwardParameter(name, "positional") for name in self.inputs))
             self.__class__ = signed_class(GraphModel, "GraphModel", {FORWARD: signature})
+
+    def __repr__(self) -> str:
+        info, name, seed = vars(self).get("build_info"), "", ""
+        if isinstance(info, BuildInfo):
+            name, seed = f" {printable(info.component)}", f", seed {info.seed}"
+        return f"<GraphModel{name}: {sum(1 for _ in self.modules())} modules, {_count(self):,} parameters{seed}>"
+
+    def __str__(self) -> str:
+        return super().__repr__()
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name or "(model)", type(module).__name__, f"{_count(module, recurse=False):,}")
+            for name, module in itertools.islice(self.named_modules(), _SHOWN_MODULES)
+        ]
+        total = sum(1 for _ in self.modules())
+        more = [("...", f"{total - len(rows)} more modules", "")] if total > len(rows) else []
+        last = ("total", f"{total} modules", f"{_count(self):,}")
+        return f"<p>{html.escape(repr(self))}</p>{html_table(('name', 'type', 'parameters'), [*rows, *more, last])}"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the steps.
@@ -104,6 +132,11 @@ class GraphModel(nn.Module):
         if type(error) in _REFUSALS:
             raise type(error)(f"{where}: {error}") from error
         _add_note(error, printable(shortened(f"in {where} of a graph")))
+
+
+def _count(module: nn.Module, *, recurse: bool = True) -> int:
+    """Return the count of numbers in parameters; parameters of lazy modules have none before the first call."""
+    return sum(item.numel() for item in module.parameters(recurse) if not nn.parameter.is_lazy(item))
 
 
 def plugin_op_child(name: str) -> str:
