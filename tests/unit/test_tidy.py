@@ -82,7 +82,7 @@ def test_one_module_prints_and_one_escapes():
     assert users("print") == {f"{client}/cli/output.py"}
     assert users("sys.stdout", "sys.__stdout__") == {
         f"{client}/cli/output.py",  # escapes
-        f"{client}/cli/main.py",  # closes it after its reader
+        f"{client}/cli/commands.py",  # closes it after its reader
         f"{server}/worker/main.py",  # replaces it by a stream that escapes
         f"{server}/worker/fork_server_main.py",  # flushes
     }
