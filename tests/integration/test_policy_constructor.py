@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from model_factory import RemoteModelFactory
@@ -264,3 +265,18 @@ def test_path_and_backend_go_together(tmp_path: Path) -> None:
         ended = subprocess.run([COMMAND, "serve", *arguments], capture_output=True, text=True, timeout=60, check=False)
         assert ended.returncode == 1
         assert "--backend-path DIR needs --backend policy_constructor" in ended.stderr
+
+
+def test_a_model_of_a_checkout_starts_from_a_checkpoint(
+    checkout: Path, start_server: Callable[..., ServerProcess], make_remote: MakeRemote, tmp_path: Path
+) -> None:
+    """The checkout does not know the key; the worker loads the file."""
+    trained = {name: item + 1 for name, item in original(checkout, policy_config()).state_dict().items()}
+    save_file(trained, tmp_path / "policy.safetensors")
+    server = start_server(
+        None, *options(checkout), "--share-source", "--checkpoint", f"p={tmp_path}/policy.safetensors"
+    )
+    config = policy_config()
+    config["model"] = {**config["model"], "weights": "p"}
+    model = make_remote(server.address, trust_source=True).build({"config": config})
+    assert_same(dict(model.state_dict()), trained)
