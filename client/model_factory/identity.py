@@ -95,6 +95,8 @@ class BuiltComponent:
     """Digest of the checkpoint that the config names; empty without one."""
     notice: str = ""
     """Missing and unexpected tensors of the checkpoint, in words; empty without any."""
+    warnings: tuple[str, ...] = ()
+    """Warnings of the constructors; unknown for a build from the node cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,6 +62,12 @@ MAX_SOURCE_BYTES = 16 * MIB
 MAX_SOURCE_NAME_BYTES = 255
 """Length of a file name in a bundle."""
 
+MAX_WARNINGS = 100
+"""Warnings of the constructors of a component."""
+
+MAX_WARNING_CHARS = 500
+"""Characters of a warning; the middle of a longer text is left out."""
+
 MAX_PORT = 65535
 """The largest TCP port."""
 

@@ -184,7 +184,7 @@ def _records(store: Store, config: ResolvedConfig, blobs: Mapping[str, Blob], pr
     base = build_key(_BACKEND, _checked(config), "", 0)
     documents = {"descriptor": blobs["descriptor"], "programs": blobs["programs"]}
     records = {
-        "build-record": BuildRecord(**blobs, source=None, files=files),
+        "build-record": BuildRecord(**blobs, source=None, files=files, warnings=("blocks: no table: uses defaults",)),
         "description-record": DescriptionRecord(**documents, files=files),
         "program-record": ProgramRecord(programs=blobs["programs"], files=files),
     }

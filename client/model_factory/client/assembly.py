@@ -119,6 +119,8 @@ class Assembler:
         log.info("built %s", info)
         if built.notice:
             log.warning("%s: %s", component.name, built.notice)
+        for text in built.warnings:
+            log.warning("%s: a constructor warns: %s", component.name, text)
         _warn_of_other_torch(info)
         return model
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from model_factory.v1 import blob_pb2 as model__factory_dot_v1_dot_blob__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmodel_factory/v1/build.proto\x12\x10model_factory.v1\x1a\x1bmodel_factory/v1/blob.proto\".\n\tComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x02 \x01(\x0c\"b\n\x12\x42uildModelsRequest\x12/\n\ncomponents\x18\x01 \x03(\x0b\x32\x1b.model_factory.v1.Component\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\x83\x01\n\x13\x42uildModelsResponse\x12\x33\n\x08progress\x18\x01 \x01(\x0b\x32\x1f.model_factory.v1.BuildProgressH\x00\x12.\n\x08manifest\x18\x02 \x01(\x0b\x32\x1a.model_factory.v1.ManifestH\x00\x42\x07\n\x05\x65vent\"c\n\rBuildProgress\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12+\n\x05stage\x18\x02 \x01(\x0e\x32\x1c.model_factory.v1.BuildStage\x12\x12\n\nelapsed_ms\x18\x03 \x01(\x03\"\xbf\x01\n\x08Manifest\x12\x34\n\ncomponents\x18\x01 \x03(\x0b\x32 .model_factory.v1.BuiltComponent\x12\x32\n\x0cinline_blobs\x18\x02 \x03(\x0b\x32\x1c.model_factory.v1.InlineBlob\x12\x31\n\x08identity\x18\x03 \x01(\x0b\x32\x1f.model_factory.v1.BuildIdentity\x12\x16\n\x0eserver_version\x18\x04 \x01(\t\"y\n\rBuildIdentity\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x13\n\x0b\x63ode_digest\x18\x02 \x01(\t\x12\x15\n\rtorch_version\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65vice_kind\x18\x04 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x05 \x01(\x05\"\xa8\x01\n\x0e\x42uildReference\x12\x31\n\x08identity\x18\x01 \x01(\x0b\x32\x1f.model_factory.v1.BuildIdentity\x12\x18\n\x10\x61rchitecture_key\x18\x02 \x01(\t\x12,\n\ndescriptor\x18\x03 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"\x8e\x02\n\x0e\x42uiltComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbuild_key\x18\x02 \x01(\t\x12,\n\ndescriptor\x18\x03 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12*\n\x08programs\x18\x04 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12)\n\x07weights\x18\x05 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12\x11\n\tbuilt_now\x18\x06 \x01(\x08\x12\x18\n\x10\x61rchitecture_key\x18\x07 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x08 \x01(\t\x12\x0e\n\x06notice\x18\t \x01(\t\"D\n\nInlineBlob\x12(\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"l\n\x15\x44\x65scribeModelsRequest\x12/\n\ncomponents\x18\x01 \x03(\x0b\x32\x1b.model_factory.v1.Component\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x13\n\x0bportability\x18\x03 \x01(\x08\"R\n\x16\x44\x65scribeModelsResponse\x12\x38\n\ncomponents\x18\x01 \x03(\x0b\x32$.model_factory.v1.DescribedComponent\"\xc6\x01\n\x12\x44\x65scribedComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x65scriptor_json\x18\x02 \x01(\x0c\x12\x15\n\rprograms_json\x18\x03 \x01(\x0c\x12\x42\n\x07refused\x18\x04 \x03(\x0b\x32\x31.model_factory.v1.DescribedComponent.RefusedEntry\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xa9\x01\n\nBuildStage\x12\x1b\n\x17\x42UILD_STAGE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42UILD_STAGE_QUEUED\x10\x01\x12\x1c\n\x18\x42UILD_STAGE_CONSTRUCTING\x10\x02\x12\x19\n\x15\x42UILD_STAGE_RECORDING\x10\x03\x12\x17\n\x13\x42UILD_STAGE_WRITING\x10\x04\x12\x14\n\x10\x42UILD_STAGE_DONE\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmodel_factory/v1/build.proto\x12\x10model_factory.v1\x1a\x1bmodel_factory/v1/blob.proto\".\n\tComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x63onfig_json\x18\x02 \x01(\x0c\"b\n\x12\x42uildModelsRequest\x12/\n\ncomponents\x18\x01 \x03(\x0b\x32\x1b.model_factory.v1.Component\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05\x64type\x18\x03 \x01(\t\"\x83\x01\n\x13\x42uildModelsResponse\x12\x33\n\x08progress\x18\x01 \x01(\x0b\x32\x1f.model_factory.v1.BuildProgressH\x00\x12.\n\x08manifest\x18\x02 \x01(\x0b\x32\x1a.model_factory.v1.ManifestH\x00\x42\x07\n\x05\x65vent\"c\n\rBuildProgress\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12+\n\x05stage\x18\x02 \x01(\x0e\x32\x1c.model_factory.v1.BuildStage\x12\x12\n\nelapsed_ms\x18\x03 \x01(\x03\"\xbf\x01\n\x08Manifest\x12\x34\n\ncomponents\x18\x01 \x03(\x0b\x32 .model_factory.v1.BuiltComponent\x12\x32\n\x0cinline_blobs\x18\x02 \x03(\x0b\x32\x1c.model_factory.v1.InlineBlob\x12\x31\n\x08identity\x18\x03 \x01(\x0b\x32\x1f.model_factory.v1.BuildIdentity\x12\x16\n\x0eserver_version\x18\x04 \x01(\t\"y\n\rBuildIdentity\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x13\n\x0b\x63ode_digest\x18\x02 \x01(\t\x12\x15\n\rtorch_version\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65vice_kind\x18\x04 \x01(\t\x12\x16\n\x0e\x66ormat_version\x18\x05 \x01(\x05\"\xa8\x01\n\x0e\x42uildReference\x12\x31\n\x08identity\x18\x01 \x01(\x0b\x32\x1f.model_factory.v1.BuildIdentity\x12\x18\n\x10\x61rchitecture_key\x18\x02 \x01(\t\x12,\n\ndescriptor\x18\x03 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"\xa0\x02\n\x0e\x42uiltComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tbuild_key\x18\x02 \x01(\t\x12,\n\ndescriptor\x18\x03 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12*\n\x08programs\x18\x04 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12)\n\x07weights\x18\x05 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12\x11\n\tbuilt_now\x18\x06 \x01(\x08\x12\x18\n\x10\x61rchitecture_key\x18\x07 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x08 \x01(\t\x12\x0e\n\x06notice\x18\t \x01(\t\x12\x10\n\x08warnings\x18\n \x03(\t\"D\n\nInlineBlob\x12(\n\x06\x64igest\x18\x01 \x01(\x0b\x32\x18.model_factory.v1.Digest\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"l\n\x15\x44\x65scribeModelsRequest\x12/\n\ncomponents\x18\x01 \x03(\x0b\x32\x1b.model_factory.v1.Component\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x13\n\x0bportability\x18\x03 \x01(\x08\"R\n\x16\x44\x65scribeModelsResponse\x12\x38\n\ncomponents\x18\x01 \x03(\x0b\x32$.model_factory.v1.DescribedComponent\"\xc6\x01\n\x12\x44\x65scribedComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x64\x65scriptor_json\x18\x02 \x01(\x0c\x12\x15\n\rprograms_json\x18\x03 \x01(\x0c\x12\x42\n\x07refused\x18\x04 \x03(\x0b\x32\x31.model_factory.v1.DescribedComponent.RefusedEntry\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xa9\x01\n\nBuildStage\x12\x1b\n\x17\x42UILD_STAGE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42UILD_STAGE_QUEUED\x10\x01\x12\x1c\n\x18\x42UILD_STAGE_CONSTRUCTING\x10\x02\x12\x19\n\x15\x42UILD_STAGE_RECORDING\x10\x03\x12\x17\n\x13\x42UILD_STAGE_WRITING\x10\x04\x12\x14\n\x10\x42UILD_STAGE_DONE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DESCRIBEDCOMPONENT_REFUSEDENTRY']._loaded_options = None
   _globals['_DESCRIBEDCOMPONENT_REFUSEDENTRY']._serialized_options = b'8\001'
-  _globals['_BUILDSTAGE']._serialized_start=1689
-  _globals['_BUILDSTAGE']._serialized_end=1858
+  _globals['_BUILDSTAGE']._serialized_start=1707
+  _globals['_BUILDSTAGE']._serialized_end=1876
   _globals['_COMPONENT']._serialized_start=79
   _globals['_COMPONENT']._serialized_end=125
   _globals['_BUILDMODELSREQUEST']._serialized_start=127
@@ -51,15 +51,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUILDREFERENCE']._serialized_start=780
   _globals['_BUILDREFERENCE']._serialized_end=948
   _globals['_BUILTCOMPONENT']._serialized_start=951
-  _globals['_BUILTCOMPONENT']._serialized_end=1221
-  _globals['_INLINEBLOB']._serialized_start=1223
-  _globals['_INLINEBLOB']._serialized_end=1291
-  _globals['_DESCRIBEMODELSREQUEST']._serialized_start=1293
-  _globals['_DESCRIBEMODELSREQUEST']._serialized_end=1401
-  _globals['_DESCRIBEMODELSRESPONSE']._serialized_start=1403
-  _globals['_DESCRIBEMODELSRESPONSE']._serialized_end=1485
-  _globals['_DESCRIBEDCOMPONENT']._serialized_start=1488
-  _globals['_DESCRIBEDCOMPONENT']._serialized_end=1686
-  _globals['_DESCRIBEDCOMPONENT_REFUSEDENTRY']._serialized_start=1640
-  _globals['_DESCRIBEDCOMPONENT_REFUSEDENTRY']._serialized_end=1686
+  _globals['_BUILTCOMPONENT']._serialized_end=1239
+  _globals['_INLINEBLOB']._serialized_start=1241
+  _globals['_INLINEBLOB']._serialized_end=1309
+  _globals['_DESCRIBEMODELSREQUEST']._serialized_start=1311
+  _globals['_DESCRIBEMODELSREQUEST']._serialized_end=1419
+  _globals['_DESCRIBEMODELSRESPONSE']._serialized_start=1421
+  _globals['_DESCRIBEMODELSRESPONSE']._serialized_end=1503
+  _globals['_DESCRIBEDCOMPONENT']._serialized_start=1506
+  _globals['_DESCRIBEDCOMPONENT']._serialized_end=1704
+  _globals['_DESCRIBEDCOMPONENT_REFUSEDENTRY']._serialized_start=1658
+  _globals['_DESCRIBEDCOMPONENT_REFUSEDENTRY']._serialized_end=1704
 # @@protoc_insertion_point(module_scope)

@@ -99,7 +99,7 @@ class BuildReference(_message.Message):
     def __init__(self, identity: _Optional[_Union[BuildIdentity, _Mapping]] = ..., architecture_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., dtype: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class BuiltComponent(_message.Message):
-    __slots__ = ("name", "build_key", "descriptor", "programs", "weights", "built_now", "architecture_key", "checkpoint_digest", "notice")
+    __slots__ = ("name", "build_key", "descriptor", "programs", "weights", "built_now", "architecture_key", "checkpoint_digest", "notice", "warnings")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BUILD_KEY_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +109,7 @@ class BuiltComponent(_message.Message):
     ARCHITECTURE_KEY_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     NOTICE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     name: str
     build_key: str
     descriptor: _blob_pb2.Digest
@@ -118,7 +119,8 @@ class BuiltComponent(_message.Message):
     architecture_key: str
     checkpoint_digest: str
     notice: str
-    def __init__(self, name: _Optional[str] = ..., build_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., programs: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., weights: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., built_now: bool = ..., architecture_key: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., notice: _Optional[str] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., build_key: _Optional[str] = ..., descriptor: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., programs: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., weights: _Optional[_Union[_blob_pb2.Digest, _Mapping]] = ..., built_now: bool = ..., architecture_key: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., notice: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class InlineBlob(_message.Message):
     __slots__ = ("digest", "data")

@@ -18,6 +18,7 @@ from model_factory.config.request import Component, ModelRequest
 from model_factory.digest import Blob, check_digest
 from model_factory.documents import FORMAT, parse_json
 from model_factory.identity import BuildIdentity, BuildReference, BuiltComponent, Manifest
+from model_factory.limits import MAX_WARNING_CHARS, MAX_WARNINGS
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2
 from model_factory.wording import is_printable, printable, quoted, shortened
 
@@ -355,6 +356,9 @@ def _from_built(message: build_pb2.BuiltComponent) -> BuiltComponent:
         weights=from_digest(message.weights),
         checkpoint_digest=check_digest(message.checkpoint_digest) if message.checkpoint_digest else "",
         notice=printable(shortened(message.notice, _MAX_NOTICE_CHARS)),
+        warnings=tuple(
+            errors.safe_text(shortened(text, MAX_WARNING_CHARS)) for text in message.warnings[:MAX_WARNINGS]
+        ),
     )
 
 

@@ -51,7 +51,7 @@ def operator_files(settings: BackendSettings) -> dict[str, Path]:
         ServerError: a checkout, plug-in or package of the settings does not exist.
     """
     if settings.path is not None:
-        files = _named("checkout", _checkout_files(settings.path))
+        files = _named("checkout", _checkout_files(settings.path)) | _named("hub", _hub_code(settings.hub))
     else:
         files = _named("hub", _hub_files(settings.hub))
     for plugin in settings.plugins:
@@ -75,7 +75,7 @@ def operator_roots(settings: BackendSettings) -> tuple[Root, ...]:
         assert spec is not None
         places = [*(spec.submodule_search_locations or ())] or [spec.origin or ""]
         roots += [Root(Path(place).parent, frozenset({top})) for place in places]
-    if settings.path is None and (repository := local_hub_repository(settings.hub)) is not None:
+    if (repository := local_hub_repository(settings.hub)) is not None:
         roots.append(Root(repository))
     return (*roots, Root(_PACKAGE.parent, frozenset({_PACKAGE.name})))
 
@@ -145,12 +145,18 @@ def code_files(root: Path) -> dict[str, Path]:
 
 def local_hub_repository(hub: HubSettings) -> Path | None:
     """Return the local copy of the hub repository: the hub folder, or the copy of ``torch.hub`` inside; or ``None``."""
+    if hub.directory is not None and (hub.directory / _HUBCONF).is_file():
+        return hub.directory
+    return cached_hub_repository(hub, hub.repository)
+
+
+def cached_hub_repository(hub: HubSettings, repository: str) -> Path | None:
+    """Return the copy of a repository ``OWNER/NAME[:REF]`` that ``torch.hub`` keeps in the hub folder; or ``None``."""
     if hub.directory is None:
         return None
-    name, _, reference = hub.repository.partition(":")
+    name, _, reference = repository.partition(":")
     cached = f"{name.replace('/', '_')}_{reference.replace('/', '_') or '*'}"
-    candidates = [hub.directory, *sorted(hub.directory.glob(cached))]
-    return next((folder for folder in candidates if (folder / _HUBCONF).is_file()), None)
+    return next((folder for folder in sorted(hub.directory.glob(cached)) if (folder / _HUBCONF).is_file()), None)
 
 
 def _checkout_files(path: Path) -> dict[str, Path]:
@@ -189,6 +195,14 @@ def _hub_files(hub: HubSettings) -> dict[str, Path]:
         return {}
     weights = {path.name: path for path in (hub.directory / "checkpoints").glob("*") if path.is_file()}
     return code_files(repository) | _named("checkpoints", weights)
+
+
+def _hub_code(hub: HubSettings) -> dict[str, Path]:
+    """Return the code of every repository in the hub folder; empty if downloads can change the folder.
+
+    A checkout chooses the repositories. Weights are no code: a build notes the weights that the build reads.
+    """
+    return {} if hub.directory is None or hub.allow_download else code_files(hub.directory)
 
 
 def _named(prefix: str, files: Mapping[str, Path]) -> dict[str, Path]:

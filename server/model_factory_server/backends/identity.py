@@ -83,6 +83,7 @@ def identify(settings: BackendSettings, device_kind: str) -> BackendIdentity:
     parts += ["source is shared"] if settings.share_source else []
     # Without the version of this package: the digest covers the code, and most releases change no model.
     parts += [settings.hub.repository, settings.hub.version] if settings.name == BUILTIN else [version]
+    parts += [["hub", settings.hub.repository]] if settings.name != BUILTIN and settings.hub.directory else []
     return BackendIdentity(
         name=settings.name,
         version=version,

@@ -22,6 +22,8 @@ from model_factory.config.schema.check import WEIGHTS
 from model_factory.errors import BuildError, ConfigError, ServerError
 from model_factory_server.backends.checkout_model import convert_model
 from model_factory_server.backends.code_files import CHECKOUT_PACKAGE
+from model_factory_server.backends.error_places import place_of_error, without_place
+from model_factory_server.backends.hub import hub_of_other_code
 from model_factory_server.backends.plugins import load_register, plugin_errors
 from model_factory_server.backends.redaction import without_paths
 from model_factory_server.backends.self_check import register as register_self_check
@@ -42,6 +44,7 @@ class PolicyConstructorBackend:
         """
         assert settings.path is not None
         path = settings.path.absolute()
+        self._hub = settings.hub
         with _checkout_errors(path):
             self._build_model: Callable[..., Any] = _import(path, "").build_model
             self._config_error: type[Exception] = _import(path, ".errors").ConfigError
@@ -60,13 +63,16 @@ class PolicyConstructorBackend:
         document.pop("signature", None)  # unknown to a checkout
         document["model"].pop(WEIGHTS, None)  # loaded by the worker
         try:
-            built = self._build_model(document, registry=self._registry)
+            with hub_of_other_code(self._hub):
+                built = self._build_model(document, registry=self._registry)
         except self._config_error as error:
-            raise ConfigError(without_paths(str(error))) from error
+            place = place_of_error(error, config)
+            raise ConfigError(without_place(without_paths(str(error)), place), path=place) from error
         except BuildError:
-            raise  # the checkout read a forbidden file
+            raise  # the checkout read a forbidden file, or a file that the hub folder lacks
         except Exception as error:
-            raise BuildError(without_paths(f"{type(error).__name__}: {error}")) from error
+            place = place_of_error(error, config)
+            raise BuildError(without_paths(f"{type(error).__name__}: {error}"), path=place) from error
         return convert_model(built)
 
     def blocks(self) -> tuple[Block, ...]:

@@ -1,7 +1,7 @@
 """Records of finished jobs in the store: the blobs made, and the files read. Imports no torch.
 
 A record is stored as ``{"blobs": {name: [digest, size]}, "files": [[path, digest]]}``, with ``"notice": text`` if there
-is a notice.
+is a notice; the record of a build also has ``"warnings": [text]``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from model_factory.documents import expect_str
+from model_factory.documents import expect_str, expect_type
 from model_factory.store import Blob
 from model_factory_server.worker.files.read_files import ReadFile, decode_files, encode_files
 from model_factory_server.worker.outputs import (
@@ -41,9 +41,13 @@ class BuildRecord:
     """Files read by the job, and by the recording whose programs the job used."""
     notice: str = ""
     """Missing and unexpected tensors of the config's checkpoint, in words; empty without any."""
+    warnings: tuple[str, ...] = ()
+    """Warnings of the constructors."""
 
     @classmethod
-    def from_output(cls, output: BuildOutput, files: tuple[ReadFile, ...]) -> BuildRecord:
+    def from_output(
+        cls, output: BuildOutput, files: tuple[ReadFile, ...], warnings: tuple[str, ...] = ()
+    ) -> BuildRecord:
         """Return the record of a finished job."""
         return cls(
             descriptor=output.architecture.descriptor,
@@ -52,6 +56,7 @@ class BuildRecord:
             source=output.architecture.source,
             files=files,
             notice=output.notice,
+            warnings=warnings,
         )
 
     @property
@@ -70,7 +75,9 @@ class BuildRecord:
         if isinstance(document, dict) and "notice" in document:
             notice = expect_str(document["notice"])
             document = {key: value for key, value in document.items() if key != "notice"}
-        blobs, files = _decode_record(document)
+        parts = expect_keys(document, "blobs", "files", "warnings")
+        warnings = tuple(expect_str(text) for text in expect_type(parts.pop("warnings"), list))
+        blobs, files = _decode_record(parts)
         return cls(
             notice=notice,
             descriptor=required(blobs, "descriptor"),
@@ -78,6 +85,7 @@ class BuildRecord:
             weights=required(blobs, "weights"),
             source=blobs.get("source"),
             files=files,
+            warnings=warnings,
         )
 
 
@@ -195,7 +203,9 @@ def encode_record(record: BuildRecord | DescriptionRecord | ProgramRecord) -> di
         []
     """
     notice = {"notice": record.notice} if isinstance(record, BuildRecord) and record.notice else {}
-    return {"blobs": encode_blobs(**record.blobs), "files": encode_files(record.files), **notice}
+    document: dict[str, object] = {"blobs": encode_blobs(**record.blobs), "files": encode_files(record.files)}
+    document |= notice
+    return document | {"warnings": list(record.warnings)} if isinstance(record, BuildRecord) else document
 
 
 def merge_files(first: Iterable[ReadFile], second: Iterable[ReadFile]) -> tuple[ReadFile, ...]:

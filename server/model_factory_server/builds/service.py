@@ -85,6 +85,8 @@ class BuildResult:
     """Digest of the checkpoint that the config names; empty without one."""
     notice: str
     """Missing and unexpected tensors of the checkpoint, in words; empty without any."""
+    warnings: tuple[str, ...] = ()
+    """Warnings of the constructors, also of an earlier build."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +157,7 @@ class BuildService:
             built_now=lookup.record is None,
             checkpoint_digest=self._checkpoint_digest(request.config.checkpoint, kept.record.files),
             notice=kept.record.notice,
+            warnings=kept.record.warnings,
         )
 
     async def describe(self, request: BuildRequest, *, portability: bool) -> DescribeResult:
@@ -286,7 +289,7 @@ class BuildService:
             if not files_agree(known.files, files):
                 raise _FilesChangedError(_FILES_CHANGE)
             files = merge_files(known.files, files)
-        record = BuildRecord.from_output(result.output, files)
+        record = BuildRecord.from_output(result.output, files, result.warnings)
         await self._records.put(base_key, record)
         return record
 

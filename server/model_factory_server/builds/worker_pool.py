@@ -18,8 +18,10 @@ from multiprocessing.connection import Connection
 from typing import Generic, TypeVar
 
 from model_factory import errors
-from model_factory.limits import MAX_DOCUMENT_BYTES
+from model_factory.errors import safe_text
+from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_WARNING_CHARS, MAX_WARNINGS
 from model_factory.store import Store
+from model_factory.wording import shortened
 from model_factory_server.backends.identity import BackendIdentity
 from model_factory_server.builds.admission import Admission
 from model_factory_server.builds.current_fork_server import CurrentForkServer
@@ -34,6 +36,7 @@ from model_factory_server.worker.messages import (
     FileStored,
     JobDone,
     JobFailed,
+    ModelWarned,
     StageEntered,
     WarningRaised,
     decode_message,
@@ -48,6 +51,7 @@ Output = TypeVar("Output")
 StageCallback = Callable[[Stage], None]
 """Called with every stage of a job."""
 
+_Ended = tuple[JobDone, tuple[str, ...]]  # the last message, and the warnings of constructors
 _EXIT_SECONDS = 10.0  # from the last message of a worker to its end
 
 
@@ -59,6 +63,8 @@ class JobResult(Generic[Output]):
     """The output of the task."""
     files: tuple[ReadFile, ...]
     """Files read by the job."""
+    warnings: tuple[str, ...] = ()
+    """Warnings of the model's constructors."""
 
 
 class WorkerPool:
@@ -124,10 +130,10 @@ class WorkerPool:
             await self._fork_server.wait_for(claim.clients)  # first, so that no worker is held meanwhile
             async with self._admission.worker(claim):
                 if self._fork_server.is_ready_for(claim.clients):
-                    done = await self._run(task, on_stage, claim, seconds)
-                    return JobResult(decode(done.output), done.files)
+                    done, warnings = await self._run(task, on_stage, claim, seconds)
+                    return JobResult(decode(done.output), done.files, warnings)
 
-    async def _run(self, task: Task, on_stage: StageCallback, claim: Claim, seconds: float) -> JobDone:
+    async def _run(self, task: Task, on_stage: StageCallback, claim: Claim, seconds: float) -> _Ended:
         """Run a task in a new worker."""
         loop = asyncio.get_running_loop()
 
@@ -167,19 +173,19 @@ class WorkerPool:
             threads=max(1, cores // self._settings.workers),
         )
 
-    def _attend(self, process: WorkerProcess, on_stage: StageCallback, seconds: float) -> JobDone:
+    def _attend(self, process: WorkerProcess, on_stage: StageCallback, seconds: float) -> _Ended:
         """Start a worker and read its messages until its end; runs in a thread."""
         killer = threading.Timer(seconds + _EXIT_SECONDS, process.end)  # for a worker stopped within a message
         killer.start()
         try:
             with process.start() as connection:
                 try:
-                    done = self._read_messages(process, connection, on_stage, seconds)
+                    ended = self._read_messages(process, connection, on_stage, seconds)
                 except (EOFError, ConnectionError):
                     raise self._error_of(process) from None
                 if process.wait(_EXIT_SECONDS) != 0:
                     raise self._error_of(process)
-                return done
+                return ended
         finally:
             killer.cancel()
             process.clear()
@@ -192,8 +198,8 @@ class WorkerPool:
 
     def _read_messages(
         self, process: WorkerProcess, receiver: Connection, on_stage: StageCallback, seconds: float
-    ) -> JobDone:
-        """Read messages up to the last message, and return the last message.
+    ) -> _Ended:
+        """Read messages up to the last message, and return the last message and the warnings.
 
         Raises:
             EOFError: the worker died before its last message.
@@ -201,10 +207,11 @@ class WorkerPool:
             ModelFactoryError: the job failed.
         """
         deadline = time.monotonic() + seconds
+        warnings: list[str] = []
         while process.has_message(receiver, max(0.0, deadline - time.monotonic())):
             match decode_message(receiver.recv_bytes(MAX_DOCUMENT_BYTES)):
                 case JobDone() as done:
-                    return done
+                    return done, tuple(warnings)
                 case JobFailed() as failed:
                     raise failed.exception()
                 case StageEntered(stage):
@@ -215,6 +222,8 @@ class WorkerPool:
                     self._store.grow(size)
                 case WarningRaised(text):
                     self._warn(text)
+                case ModelWarned(text):
+                    _note_warning(warnings, text)
                 case ErrorLogged(text):
                     log.error("a worker process failed:\n%s", text)
         raise errors.LimitError(f"the job took longer than the {seconds:g} seconds that this server allows")
@@ -229,6 +238,13 @@ class WorkerPool:
         self._metrics.evicted_bytes.inc(size)
         if size:
             log.info("evicted blobs of %d bytes from the store to make room", size)
+
+
+def _note_warning(warnings: list[str], text: str) -> None:
+    """Log a constructor's warning with the build's RPC, and note the warning for the record of the build."""
+    if len(warnings) < MAX_WARNINGS:
+        warnings.append(shown := safe_text(shortened(text, MAX_WARNING_CHARS)))
+        log.warning("a constructor warns: %s", shown)
 
 
 def _error_of_dead_worker(exit_code: int | None, cpu_seconds: float) -> errors.ModelFactoryError:

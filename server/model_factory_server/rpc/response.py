@@ -153,6 +153,7 @@ def _built_component(name: str, built: BuildResult) -> build_pb2.BuiltComponent:
         architecture_key=built.architecture_key,
         checkpoint_digest=built.checkpoint_digest,
         notice=built.notice,
+        warnings=built.warnings,
     )
 
 

@@ -53,6 +53,13 @@ class WarningRaised:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelWarned:
+    """A constructor of the model warns, for the log of the server and of the trainer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class JobFailed:
     """The job has failed; the last message."""
 
@@ -84,7 +91,7 @@ class JobDone:
     """Files read by the job."""
 
 
-Message = StageEntered | BlobsEvicted | FileStored | ErrorLogged | WarningRaised | JobFailed | JobDone
+Message = StageEntered | BlobsEvicted | FileStored | ErrorLogged | WarningRaised | ModelWarned | JobFailed | JobDone
 
 SendMessage = Callable[[Message], None]
 """Sends a message to the server."""
@@ -108,6 +115,8 @@ def encode_message(message: Message) -> bytes:
             parts = ["log", text]
         case WarningRaised(text):
             parts = ["warning", text]
+        case ModelWarned(text):
+            parts = ["model warning", text]
         case JobFailed(error, text, path):
             parts = ["error", [error, text, list(path)]]
         case JobDone(output, files):
@@ -163,6 +172,7 @@ _DECODERS: dict[str, Callable[[object], Message]] = {
     "stored": lambda body: FileStored(expect_type(body, int)),
     "log": lambda body: ErrorLogged(expect_str(body)),
     "warning": lambda body: WarningRaised(expect_str(body)),
+    "model warning": lambda body: ModelWarned(expect_str(body)),
     "error": _decode_failure,
     "result": _decode_done,
 }

@@ -19,6 +19,7 @@ from model_factory_server.constructor.blocks.dsrl import (
     DSRLQFunctionProcessor,
 )
 from model_factory_server.constructor.blocks.mlp import MLP
+from model_factory_server.constructor.blocks.parts.refused_blocks import REFUSED_BLOCKS, refusing_factory
 from model_factory_server.constructor.blocks.parts.resnet_layers import LoadWeights, missing_weights
 from model_factory_server.constructor.blocks.radio import LoadRadio, radiov3_factory
 from model_factory_server.constructor.blocks.resfit import ResfitQFunction, ResfitResidualActor
@@ -104,6 +105,8 @@ def register(
         registry.register_module(name, block, tags=("block",))
     for name, pretrained in PRETRAINED.items():
         registry.register_module(name, with_weights(pretrained, load_resnet34), tags=("pretrained",))
+    for name in REFUSED_BLOCKS:
+        registry.register_module(name, refusing_factory(name), tags=("refused",))
     registry.register_module("radiov3", radiov3_factory(load_radio), tags=("pretrained",))
 
 

@@ -26,7 +26,7 @@ CHANGED = "0" * 64
 
 _MAX_REMEMBERED = 100_000  # digests in the memory of a server
 _SETTLED_NS = 2_000_000_000  # within this time a file may change twice under one time of change
-_CODE_SUFFIXES = (".py", ".pyc", ".so", ".pyd", ".pth")
+_CODE_SUFFIXES = (".py", ".pyc", ".so", ".pyd")
 
 FileStamp = tuple[int, int, int, int, int]
 """Device, inode, size, and the times of change of content and of entry: equal until the file is touched."""
@@ -50,8 +50,10 @@ class ReadFile:
 def is_code(path: str) -> bool:
     """Whether Python can import a file.
 
+    A ``.pth`` file is data: torch's weights, and in site-packages a list of folders.
+
     Example:
-        >>> is_code("/models/blocks.py"), is_code("/models/weights.pt")
+        >>> is_code("/models/blocks.py"), is_code("/models/resnet34.pth")
         (True, False)
     """
     return path.endswith(_CODE_SUFFIXES)

@@ -10,6 +10,7 @@ from model_factory.descriptor.codec import encode_descriptor
 from model_factory.errors import LimitError
 from model_factory.limits import MAX_DOCUMENT_BYTES
 from model_factory_server.worker.construction import construct, plan_in_fork
+from model_factory_server.worker.jobs.caught_warnings import caught_warnings
 from model_factory_server.worker.jobs.workspace import Workspace, cast
 from model_factory_server.worker.outputs import DescribeOutput
 from model_factory_server.worker.stages import Stage
@@ -54,7 +55,8 @@ def _outline(task: DescribeTask, workspace: Workspace, config: ResolvedConfig) -
     job = workspace.job
 
     def outline(device_kind: str) -> bytes:
-        model: nn.Module = construct(workspace.backend, config, _SEED, device_kind)
+        with caught_warnings([]):  # a build repeats the warnings
+            model: nn.Module = construct(workspace.backend, config, _SEED, device_kind)
         cast(model, task.dtype)
         return encode_descriptor(describe(model, refused={} if job.backend.share_source else None))
 

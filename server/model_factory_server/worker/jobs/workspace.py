@@ -29,9 +29,10 @@ from model_factory_server.worker.construction import (
     plan_model,
     size_of,
 )
-from model_factory_server.worker.messages import FileStored, SendMessage, StageEntered
+from model_factory_server.worker.jobs.caught_warnings import caught_warnings
+from model_factory_server.worker.messages import FileStored, ModelWarned, SendMessage, StageEntered, WarningRaised
 from model_factory_server.worker.stages import Stage
-from model_factory_server.worker.task import ArchitectureBlobs, Job
+from model_factory_server.worker.task import ArchitectureBlobs, Job, RecordTask
 from model_factory_server.worker.weights_placement import Placement
 
 WORKER_FAILED = "the worker process failed with {}; the server's log has the details"
@@ -61,7 +62,8 @@ class Workspace:
             raise ServerError("the code that this server builds with has changed since it started. Remedy: restart it")
         self.job = job
         self.send = send
-        self.backend = load_backend(job.backend)
+        with self._sending_warnings(WarningRaised):  # of imports: equal for all jobs
+            self.backend = load_backend(job.backend)
         self.store = Store(job.store, job.limits.max_store_bytes, setting="--store")
         self.store.on_growth = lambda size: send(FileStored(size))  # the server counts the files of all workers
         self.notice = ""
@@ -94,7 +96,8 @@ class Workspace:
         """
 
         def construct_on(device_kind: str) -> nn.Module:
-            return construct(self.backend, config, seed, device_kind)
+            with caught_warnings([]):  # the real construction repeats the warnings
+                return construct(self.backend, config, seed, device_kind)
 
         plan = plan_model(self.job.limits, self.job.device_kind, construct_on, dtype, placed=placed)
         if plan is not None:
@@ -111,10 +114,22 @@ class Workspace:
             BuildError: a constructor fails.
             LimitError: the model is too large.
         """
-        model = construct(self.backend, config, seed, device_kind)
+        with self._sending_warnings(ModelWarned):
+            model = construct(self.backend, config, seed, device_kind)
         check_size(self.job.limits, size_of(model, dtype))
         self.notice = load_checkpoint(model, config.model, checkpoint_path(self.job.backend, config.model))
         return model
+
+    @contextmanager
+    def _sending_warnings(self, kind: type[WarningRaised | ModelWarned]) -> Iterator[None]:
+        """Send what the operator's code warns of; a job that repeats a construction for a recording sends nothing."""
+        texts: list[str] = []
+        try:
+            with caught_warnings(texts):
+                yield
+        finally:
+            for text in texts if not isinstance(self.job.task, RecordTask) else ():
+                self.send(kind(text))
 
     @contextmanager
     def hinting_at_source(self) -> Iterator[None]:

@@ -1,4 +1,6 @@
+import logging
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +8,7 @@ import torch
 from einops import rearrange, reduce
 from torch import nn
 
+from model_constructor.errors import ConfigError
 from model_constructor.registry import default_registry
 
 
@@ -65,6 +68,56 @@ class Broken(nn.Module):
         raise OSError(f"cannot read {Path(__file__).with_name('weights.pt')}")
 
 
+class Pretrained(nn.Module):
+    """Loads weights by their address, as the models of torchvision do."""
+
+    def __init__(self, file="layer.pth"):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        url = f"https://example.invalid/{file}"
+        self.layer.load_state_dict(torch.hub.load_state_dict_from_url(url, weights_only=True))
+
+    def forward(self, x):
+        return self.layer(x).relu()
+
+
+class Backbone(nn.Module):
+    """A model of a hub repository."""
+
+    def __init__(self, repository="NVlabs/RADIO"):
+        super().__init__()
+        self.model = torch.hub.load(repository, "radio_model", version="tiny")
+
+    def forward(self, image):
+        summary, features = self.model(image, feature_fmt="NCHW")
+        return features.mean(dim=(2, 3)) @ self.model.summary.weight.T + summary
+
+
+class Warns(nn.Module):
+    """Warns as libraries do."""
+
+    def __init__(self, width):
+        super().__init__()
+        warnings.warn(f"a width of {width} is slow", stacklevel=1)
+        logger = logging.getLogger("model_constructor.blocks")
+        logger.propagate = False
+        logger.warning("no table at %s: uses %s", Path(__file__).with_name("table.json"), "defaults")
+        logger.info("width is %d", width)
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, x):
+        return self.layer(x) * 2
+
+
+class Picky(nn.Module):
+    def __init__(self, says, kind="config", path=None):
+        super().__init__()
+        error = (ConfigError if kind == "config" else ValueError)(says)
+        if path is not None:
+            error.path = path
+        raise error
+
+
 def blend(first, second, *, ratio):
     return first * ratio + second * (1 - ratio)
 
@@ -74,4 +127,8 @@ def register(registry):
     registry.register_module("counter", Counter)
     registry.register_module("broken", Broken)
     registry.register_module("ranked", Ranked)
+    registry.register_module("pretrained", Pretrained)
+    registry.register_module("backbone", Backbone)
+    registry.register_module("warns", Warns)
+    registry.register_module("picky", Picky)
     registry.register_op("blend", blend)
