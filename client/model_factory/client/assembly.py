@@ -13,19 +13,19 @@ from torch import nn
 
 from model_factory.checkpoint.checkpoint import Checkpoint, described_targets
 from model_factory.client.builds.build_lock import BuildLock
+from model_factory.client.builds.trusted_source import SourceClient
 from model_factory.client.connection import Connection
 from model_factory.client.fetch import fetch_blob, read_blob
 from model_factory.client.program_client import ProgramClient
 from model_factory.client.progress import downloading
 from model_factory.config.request import Component
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
-from model_factory.descriptor.rebuild import Blueprint, BuiltState, FindClass, in_memory_order
+from model_factory.descriptor.rebuild import Blueprint, BuiltState, in_memory_order
 from model_factory.descriptor.tree import Descriptor
 from model_factory.descriptor.weights import map_weights
 from model_factory.errors import FormatError
 from model_factory.identity import BuildInfo, BuildReference, BuiltComponent, Manifest
-from model_factory.limits import MAX_DOCUMENT_BYTES, MAX_SOURCE_BYTES
-from model_factory.source.loader import load_source
+from model_factory.limits import MAX_DOCUMENT_BYTES
 from model_factory.source.trust import Trust
 from model_factory.store import Blob, Store
 
@@ -64,7 +64,7 @@ class Assembler:
         self._share_values = share_values
         self._connection = connection
         self._cache = cache
-        self._trust = trust
+        self.source = SourceClient(connection, cache, trust)
         self._device = device
         self._dtype = dtype
 
@@ -103,10 +103,10 @@ class Assembler:
         blueprint = _BLUEPRINTS.get(
             (built.descriptor, built.programs), lambda: self._read_blueprint(built, manifest.inline)
         )
-        find_class = self._trusted_classes(component.name, blueprint.descriptor)  # before the large download
+        find_class = self.source.find_class(component.name, blueprint.descriptor)  # before the large download
         described = BuiltState(blueprint.descriptor)
         recorder = ProgramClient(
-            *(self._connection, self._cache, component, build, built.programs, described),
+            *(self._connection, self._cache, component, build, built.programs, described, self.source),
             server=manifest.server,
             share_values=self._share_values,
         )
@@ -124,18 +124,6 @@ class Assembler:
         _warn_of_other_torch(info)
         return model
 
-    def read_source(self, bundle: Blob) -> bytes:
-        """Return a bundle of source code as text; no code is run.
-
-        Raises:
-            FormatError: the bundle is too large.
-            IntegrityError: the server sent other bytes.
-            UnavailableError: the server went away.
-        """
-        if bundle.size > MAX_SOURCE_BYTES:
-            raise FormatError(f"a bundle of {bundle.size} bytes; at most {MAX_SOURCE_BYTES} are allowed")
-        return read_blob(self._connection, self._cache, bundle, {}, is_private=True)
-
     def _read_blueprint(self, built: BuiltComponent, inline: Mapping[str, bytes]) -> Blueprint:
         for blob in (built.descriptor, built.programs):
             if blob.size > MAX_DOCUMENT_BYTES:
@@ -144,16 +132,6 @@ class Assembler:
             decode_descriptor(read_blob(self._connection, self._cache, built.descriptor, inline)),
             decode_programs(read_blob(self._connection, self._cache, built.programs, inline)),
         )
-
-    def _trusted_classes(self, component: str, descriptor: Descriptor) -> FindClass | None:
-        """Return a function to find classes in trusted source; None without source. Refuses untrusted source."""
-        bundle = descriptor.bundle
-        if bundle is None:
-            return None
-        reasons = descriptor.source_reasons
-        self._trust.check(component, bundle.digest, reasons, lambda: self.read_source(bundle))
-        source = load_source(self.read_source(bundle), bundle.digest, f"{component}: {', '.join(reasons)}")
-        return lambda item: source.find_class(item.module, item.qualname, item.reason)
 
     def _tensors(
         self, name: str, weights: Blob, descriptor: Descriptor, checkpoint: Checkpoint | None

@@ -234,7 +234,7 @@ class RemoteModelFactory:
             IntegrityError: the server sent other bytes.
             UnavailableError: the server went away.
         """
-        return self._assembler.read_source(bundle)
+        return self._assembler.source.read(bundle)
 
     def blocks(self) -> list[Block]:
         """List the blocks that configs can name on this server, sorted by name.

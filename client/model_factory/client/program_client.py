@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from model_factory.client.builds.trusted_source import SourceAtCall, SourceClient
 from model_factory.client.connection import Connection
 from model_factory.config.request import Component
-from model_factory.descriptor.codec import Programs, decode_programs, encode_programs
+from model_factory.descriptor.codec import Programs, decode_descriptor, decode_programs, encode_programs
 from model_factory.digest import digest_of
 from model_factory.documents import encode_document
 from model_factory.environment import SHARE_VALUES
@@ -49,7 +50,7 @@ _MAX_KEPT = 1000
 class ProgramClient:
     """The ``ProgramRecorder`` of the modules of one built component; records programs on the server."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the build, and all that a server is asked through
         self,
         connection: Connection,
         cache: Store,
@@ -57,6 +58,7 @@ class ProgramClient:
         build: BuildReference,
         programs: Blob,
         built: Built,
+        source: SourceClient,
         *,
         server: str,
         share_values: bool = False,
@@ -70,12 +72,14 @@ class ProgramClient:
             build: The build of the modules.
             programs: The blob of programs from the build.
             built: What the server has described of the component.
+            source: The source code of the server.
             server: Digest of the identity of the server that has built the component.
             share_values: Whether the server may learn values of calls.
         """
         self._connection = connection
         self._share_values = share_values
         self._built = built
+        self._source = source
         self._cache = cache
         self._component = component
         self._build = build
@@ -106,8 +110,10 @@ class ProgramClient:
         method: str = FORWARD,
         reads: Sequence[Read] = (),
         defaults: Mapping[str, Any] = MappingProxyType({}),
-    ) -> RecordedProgram:
+    ) -> RecordedProgram | SourceAtCall:
         """Have the server record a program for a call; cache the program for every later process of this node.
+
+        Where no program is possible, a server that shares source returns the module as source code.
 
         Raises:
             CallSignatureError: the server cannot be reached, the forward refuses the call, or the server needs values
@@ -127,27 +133,32 @@ class ProgramClient:
             if not follows_from_sizes((path, call), describe, self._built):
                 raise self._needs_values(path, "sizes or a choice of blocks that follow from values")
         try:
-            data = self._record_on_server(path, call, training, dtype)
+            response = self._record_on_server(path, call, training, dtype)
         except CallSignatureError as error:
             left_out = without_values(given, defaults) != given or any(map(is_integral, leaves))
             if self._share_values or not left_out or isinstance(error.__cause__, UnavailableError):
                 raise
             raise type(error)(f"{error} ({_SERVERS_CHOICE})") from error  # also the class of the forward's error
-        programs = self._programs_of(path, method, data)
+        programs = self._programs_of(path, method, response)
         self._recorded += programs
         try:
             self._cache_programs(programs)
         except (AccessError, StoreError) as error:  # training goes on
             log.warning("cannot cache the program of %s for other processes of this node: %s", path, error)
+        if response.source_descriptor_json:
+            descriptor = decode_descriptor(response.source_descriptor_json)
+            return SourceAtCall(self._source, self._component.name, path, descriptor)
         return self._chosen(path, [item for at, item in programs if (at, item.method) == (path, method)], given)
 
-    def _programs_of(self, path: str, method: str, data: bytes) -> Programs:
+    def _programs_of(self, path: str, method: str, response: program_pb2.RecordProgramResponse) -> Programs:
         """Decode programs of the called method, and of the forwards of blocks inside the called module."""
-        programs = decode_programs(data)
+        programs = decode_programs(response.programs_json)
         below = f"{path}." if path else ""
         called = [(at, item.method) == (path, method) for at, item in programs]
         inner = [at != path and at.startswith(below) and item.method == FORWARD for at, item in programs]
-        if not any(called) or not all(one or other for one, other in zip(called, inner, strict=True)):
+        if any(called) == bool(response.source_descriptor_json) or not all(
+            one or other for one, other in zip(called, inner, strict=True)
+        ):
             raise ServerError(f"the server at {self._connection.address} sent programs of another module or method")
         return programs
 
@@ -197,7 +208,7 @@ class ProgramClient:
 
     def _record_on_server(
         self, path: str, call: bytes, training: tuple[tuple[str, bool], ...], dtype: torch.dtype | None
-    ) -> bytes:
+    ) -> program_pb2.RecordProgramResponse:
         request = program_pb2.RecordProgramRequest(
             component=wire.to_component(self._component),
             dtype=self._build.dtype if dtype is None else torch_name(dtype),
@@ -208,14 +219,13 @@ class ProgramClient:
         )
         try:
             with self._connection.errors({self._component.name: self._component.config}):
-                response = self._connection.call("RecordProgram", request)
+                response: program_pb2.RecordProgramResponse = self._connection.call("RecordProgram", request)
         except UnavailableError as error:
             raise CallSignatureError(
                 f"{self._component.name}: no program exists for this call signature of {path}, and the server that "
                 f"records programs cannot be reached ({error}). Remedy: make this call once while the server is up"
             ) from error
-        data: bytes = response.programs_json
-        return data
+        return response
 
 
 def _cache_key(server: str, component: Component, build: BuildReference, programs: Blob) -> str:

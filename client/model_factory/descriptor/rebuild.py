@@ -29,12 +29,13 @@ from model_factory.descriptor.tree import (
     TensorRef,
 )
 from model_factory.errors import FormatError, SourceError
+from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import ModuleCall
 from model_factory.program.recorded_program import is_plain
 from model_factory.program.runtime.compiled_program import CompiledProgram
 from model_factory.program.runtime.graph_model import GRAPH_MODULES, GraphModel
 from model_factory.program.runtime.interpreter import Runner
-from model_factory.program.runtime.lookup import join_path, plain_read
+from model_factory.program.runtime.lookup import find_module, join_path, plain_read
 from model_factory.program.runtime.program_module import ProgramModule, ProgramRecorder
 from model_factory.program.torch_names import torch_dtype
 
@@ -101,7 +102,7 @@ class Blueprint:
             case StockNode():
                 return _bare_stock(node)
             case SourceNode():
-                return _bare_source(node, find_class)
+                return _empty(_source_class(node, find_class))
             case GraphNode():
                 model: GraphModel = _empty(GraphModel)
                 model._initialise(self._runners[index])
@@ -232,17 +233,61 @@ def _bare_stock(node: StockNode) -> Any:
     return _empty(cls)
 
 
-def _bare_source(node: SourceNode, find_class: FindClass | None) -> Any:
+def _source_class(node: SourceNode, find_class: FindClass | None) -> type[nn.Module]:
     if find_class is None:
         raise SourceError(f"a {node.type} needs trusted source here, and no source is trusted: {node.source.reason}")
     cls = find_class(node.source)
     if not isinstance(cls, type) or not issubclass(cls, nn.Module):
         raise FormatError(f"{node.source.qualname!r} of {node.source.module!r} is not the class of a module")
-    return _empty(cls)
+    return cls
+
+
+def give_source_classes(module: nn.Module, descriptor: Descriptor, find_class: FindClass) -> None:
+    """Give program modules the classes of source nodes, in place: a call has shown that the modules need source code.
+
+    Parameters, buffers, children, hooks, flags and attributes set by the trainer stay. A module that the trainer has
+    replaced is left alone.
+
+    Args:
+        module: The module of the descriptor's first node.
+        descriptor: The module and all below.
+        find_class: Source of the classes.
+
+    Raises:
+        SourceError: a class cannot be found.
+        FormatError: a node is no class of a module, or has an attribute that cannot be set.
+    """
+    changes = []
+    for index, path in descriptor.paths().items():
+        node, found = descriptor.modules[index], find_module(module, path)
+        if isinstance(node, SourceNode) and isinstance(found, ProgramModule):
+            cls = _source_class(node, find_class)
+            own = {name: value for name, value in vars(found).items() if name not in _PROGRAM_ATTRIBUTES}
+            changes.append((found, cls, {**_plain_attributes(cls, node, own), **own}))
+    for found, cls, attributes in changes:  # all or none
+        vars(found).clear()
+        vars(found).update(attributes)
+        found.__class__ = cls  # type: ignore[assignment]  # any class of modules
+
+
+def _plain_attributes(cls: type[nn.Module], node: SourceNode, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the described attributes; a tensor has to be an attribute of the module already."""
+    found = {}
+    for name, value in node.attributes.items():
+        if not settable(cls, _BARE, name):
+            raise FormatError(f"{node.type} cannot have the attribute {name!r} set")
+        if type(value) is not TensorRef:
+            found[name] = live(value)
+        elif name not in own:
+            raise FormatError(f"{node.type} has a tensor {name!r} that the build does not have")
+    return found
 
 
 _BARE = vars(nn.Module())
 _CONTAINERS = {name: type(value) for name, value in _BARE.items() if isinstance(value, dict | set)}
+
+
+_PROGRAM_ATTRIBUTES = frozenset(vars(ProgramModule("", ForwardSignature(()), "", None, ())).keys() - _BARE.keys())
 
 
 def _empty(cls: type[nn.Module]) -> Any:

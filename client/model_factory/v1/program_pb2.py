@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from model_factory.v1 import build_pb2 as model__factory_dot_v1_dot_build__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emodel_factory/v1/program.proto\x12\x10model_factory.v1\x1a\x1cmodel_factory/v1/build.proto\"\xa7\x02\n\x14RecordProgramRequest\x12.\n\tcomponent\x18\x01 \x01(\x0b\x32\x1b.model_factory.v1.Component\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x13\n\x0bmodule_path\x18\x03 \x01(\t\x12\x11\n\tcall_json\x18\x04 \x01(\x0c\x12\x46\n\x08training\x18\x05 \x03(\x0b\x32\x34.model_factory.v1.RecordProgramRequest.TrainingEntry\x12/\n\x05\x62uild\x18\x06 \x01(\x0b\x32 .model_factory.v1.BuildReference\x1a/\n\rTrainingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\".\n\x15RecordProgramResponse\x12\x15\n\rprograms_json\x18\x01 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1emodel_factory/v1/program.proto\x12\x10model_factory.v1\x1a\x1cmodel_factory/v1/build.proto\"\xa7\x02\n\x14RecordProgramRequest\x12.\n\tcomponent\x18\x01 \x01(\x0b\x32\x1b.model_factory.v1.Component\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x13\n\x0bmodule_path\x18\x03 \x01(\t\x12\x11\n\tcall_json\x18\x04 \x01(\x0c\x12\x46\n\x08training\x18\x05 \x03(\x0b\x32\x34.model_factory.v1.RecordProgramRequest.TrainingEntry\x12/\n\x05\x62uild\x18\x06 \x01(\x0b\x32 .model_factory.v1.BuildReference\x1a/\n\rTrainingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\"N\n\x15RecordProgramResponse\x12\x15\n\rprograms_json\x18\x01 \x01(\x0c\x12\x1e\n\x16source_descriptor_json\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,5 +39,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDPROGRAMREQUEST_TRAININGENTRY']._serialized_start=331
   _globals['_RECORDPROGRAMREQUEST_TRAININGENTRY']._serialized_end=378
   _globals['_RECORDPROGRAMRESPONSE']._serialized_start=380
-  _globals['_RECORDPROGRAMRESPONSE']._serialized_end=426
+  _globals['_RECORDPROGRAMRESPONSE']._serialized_end=458
 # @@protoc_insertion_point(module_scope)

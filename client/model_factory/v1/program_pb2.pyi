@@ -30,7 +30,9 @@ class RecordProgramRequest(_message.Message):
     def __init__(self, component: _Optional[_Union[_build_pb2.Component, _Mapping]] = ..., dtype: _Optional[str] = ..., module_path: _Optional[str] = ..., call_json: _Optional[bytes] = ..., training: _Optional[_Mapping[str, bool]] = ..., build: _Optional[_Union[_build_pb2.BuildReference, _Mapping]] = ...) -> None: ...
 
 class RecordProgramResponse(_message.Message):
-    __slots__ = ("programs_json",)
+    __slots__ = ("programs_json", "source_descriptor_json")
     PROGRAMS_JSON_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_DESCRIPTOR_JSON_FIELD_NUMBER: _ClassVar[int]
     programs_json: bytes
-    def __init__(self, programs_json: _Optional[bytes] = ...) -> None: ...
+    source_descriptor_json: bytes
+    def __init__(self, programs_json: _Optional[bytes] = ..., source_descriptor_json: _Optional[bytes] = ...) -> None: ...

@@ -163,22 +163,26 @@ class DescriptionRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramRecord:
-    """The program of a module for a call."""
+    """The program of a module for a call, or the module as source code."""
 
     programs: Blob
-    """A single program, in the format of a model's programs."""
+    """The recorded programs, in the format of a model's programs."""
+    descriptor: Blob | None = None
+    """The module as source code, if no program can be recorded; ``None`` otherwise."""
+    source: Blob | None = None
+    """The bundle named by the descriptor."""
     files: tuple[ReadFile, ...]
     """Files read by the job."""
 
     @classmethod
     def from_output(cls, output: RecordOutput, files: tuple[ReadFile, ...]) -> ProgramRecord:
         """Return the record of a finished job."""
-        return cls(programs=output.programs, files=files)
+        return cls(programs=output.programs, descriptor=output.descriptor, source=output.source, files=files)
 
     @property
     def blobs(self) -> dict[str, Blob]:
         """Blobs by name."""
-        return _present(programs=self.programs)
+        return _present(programs=self.programs, descriptor=self.descriptor, source=self.source)
 
     @classmethod
     def from_document(cls, document: object) -> ProgramRecord:
@@ -188,7 +192,12 @@ class ProgramRecord:
             FormatError: the record is damaged.
         """
         blobs, files = _decode_record(document)
-        return cls(programs=required(blobs, "programs"), files=files)
+        return cls(
+            programs=required(blobs, "programs"),
+            descriptor=blobs.get("descriptor"),
+            source=blobs.get("source"),
+            files=files,
+        )
 
 
 Record = TypeVar("Record", BuildRecord, DescriptionRecord, ProgramRecord)

@@ -183,8 +183,8 @@ class BuildService:
         path: str,
         call: bytes,
         training: Mapping[str, bool],
-    ) -> Blob:
-        """Return the program of a module for a call.
+    ) -> ProgramRecord:
+        """Return the program of a module for a call, or the module as source code.
 
         Args:
             request: The component of the module.
@@ -217,7 +217,7 @@ class BuildService:
         program = await self._found_or_made("record", lookup, work, client=request.client)
         if not files_agree(description.record.files, program.record.files):
             raise errors.OutdatedBuildError(_OTHER_ARCHITECTURE)
-        return program.record.programs
+        return program.record
 
     async def blocks(self, client: str) -> tuple[Block, ...]:
         """Return every block that configs may name, sorted by name; the job uses the share of ``client``."""

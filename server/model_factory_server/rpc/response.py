@@ -11,8 +11,9 @@ from model_factory.documents import FORMAT
 from model_factory.errors import StoreError
 from model_factory.limits import MIB
 from model_factory.store import Blob, Store
-from model_factory.v1 import build_pb2, capabilities_pb2, wire
+from model_factory.v1 import build_pb2, capabilities_pb2, program_pb2, wire
 from model_factory_server.backends.identity import BackendIdentity
+from model_factory_server.builds.build_records import ProgramRecord
 from model_factory_server.builds.service import BuildResult, DescribeResult
 from model_factory_server.settings.server_settings import Settings
 from model_factory_server.worker.stages import Stage
@@ -131,6 +132,23 @@ def described_component(name: str, described: DescribeResult, store: Store) -> b
         descriptor_json=read(store, described.descriptor),
         programs_json=b"" if described.programs is None else read(store, described.programs),
         refused=described.refused,
+    )
+
+
+def recorded_size(recorded: ProgramRecord) -> int:
+    """Return the size of the documents of a recorded module."""
+    return recorded.programs.size + (recorded.descriptor.size if recorded.descriptor else 0)
+
+
+def recorded_program(recorded: ProgramRecord, store: Store) -> program_pb2.RecordProgramResponse:
+    """Return the message of a recorded module.
+
+    Raises:
+        EvictedError: a document is gone.
+    """
+    return program_pb2.RecordProgramResponse(
+        programs_json=read(store, recorded.programs),
+        source_descriptor_json=b"" if recorded.descriptor is None else read(store, recorded.descriptor),
     )
 
 

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from model_factory.errors import MissingBlobError
 from model_factory.limits import KIB
-from model_factory.store import Blob, Store
+from model_factory.store import Store
 from model_factory.v1 import blob_pb2, build_pb2, capabilities_pb2, program_pb2, service_pb2_grpc, wire
 from model_factory_server.backends.identity import BackendIdentity
+from model_factory_server.builds.build_records import ProgramRecord
 from model_factory_server.builds.fair_shares import FairThreads
 from model_factory_server.builds.service import BuildRequest, BuildResult, BuildService, DescribeResult
 from model_factory_server.observe.metrics import Metrics
@@ -126,16 +127,16 @@ class Servicer(service_pb2_grpc.ModelFactoryServiceServicer):
         reference = read_build_reference(request)
         ((name, component),) = components.items()
 
-        async def record() -> Blob:
+        async def record() -> ProgramRecord:
             with at_component(name):
                 return await self._builds.record(
                     component, name, reference, request.module_path, request.call_json, dict(request.training)
                 )
 
-        def respond(programs: Blob) -> program_pb2.RecordProgramResponse:
-            return program_pb2.RecordProgramResponse(programs_json=response.read(self._store, programs))
+        def respond(recorded: ProgramRecord) -> program_pb2.RecordProgramResponse:
+            return response.recorded_program(recorded, self._store)
 
-        return await self._with_documents(context, record, lambda programs: programs.size, respond)
+        return await self._with_documents(context, record, response.recorded_size, respond)
 
     async def ReadBlob(  # noqa: N802
         self, request: blob_pb2.ReadBlobRequest, context: Context

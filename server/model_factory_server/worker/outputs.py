@@ -97,11 +97,15 @@ class RecordOutput:
     """The output of a ``RecordTask``."""
 
     programs: Blob
-    """A single program, in the format of a model's programs."""
+    """The recorded programs, in the format of a model's programs."""
+    descriptor: Blob | None = None
+    """The module as source code, if no program can be recorded; ``None`` otherwise."""
+    source: Blob | None = None
+    """The bundle named by the descriptor."""
 
     def to_document(self) -> dict[str, object]:
         """Return plain data for ``from_document``."""
-        return encode_blobs(programs=self.programs)
+        return encode_blobs(programs=self.programs, descriptor=self.descriptor, source=self.source)
 
     @classmethod
     def from_document(cls, document: object) -> RecordOutput:
@@ -110,7 +114,8 @@ class RecordOutput:
         Raises:
             FormatError: the data is malformed.
         """
-        return cls(programs=required(decode_blobs(document), "programs"))
+        blobs = decode_blobs(document)
+        return cls(programs=required(blobs, "programs"), descriptor=blobs.get("descriptor"), source=blobs.get("source"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

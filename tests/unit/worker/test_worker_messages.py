@@ -106,6 +106,7 @@ def test_a_malformed_message_is_refused(document: Any) -> None:
         DescribeOutput(descriptor=ONE, programs=TWO, source=THREE, refused={"": "too large", "a.b": "a hook"}),
         DescribeOutput(descriptor=ONE, programs=None, source=None, refused={}),
         RecordOutput(programs=ONE),
+        RecordOutput(programs=ONE, descriptor=TWO, source=THREE),
         ListOutput(blocks=(BLOCK,)),
     ],
     ids=lambda output: type(output).__name__,
@@ -145,6 +146,7 @@ def test_a_malformed_output_is_refused(output: Any, document: Any) -> None:
         DescriptionRecord.from_build(BuildOutput(architecture=FULL, weights=THREE), FILES),
         DescriptionRecord(descriptor=ONE, files=()),
         ProgramRecord(programs=ONE, files=FILES),
+        ProgramRecord(programs=ONE, descriptor=TWO, source=THREE, files=FILES),
     ],
     ids=lambda record: type(record).__name__,
 )

@@ -31,6 +31,14 @@ _untraced: Callable[[_Function], _Function] = torch.compiler.disable(  # type: i
 )
 
 
+class SourceForm(Protocol):
+    """A module as trusted source code, for a module without a possible program."""
+
+    def give_classes(self, module: nn.Module) -> None:
+        """Give a program module, and program modules below, the classes of the source code, in place."""
+        ...
+
+
 class ProgramRecorder(Protocol):
     """Source of programs for calls without a program."""
 
@@ -48,8 +56,8 @@ class ProgramRecorder(Protocol):
         method: str = FORWARD,
         reads: Sequence[Read] = (),
         defaults: Mapping[str, Any] = MappingProxyType({}),
-    ) -> RecordedProgram:
-        """Return a program for a call of the module at ``path``.
+    ) -> RecordedProgram | SourceForm:
+        """Return a program for a call of the module at ``path``, or the module as source code.
 
         Args:
             path: Path of the module in the model.
@@ -141,6 +149,8 @@ class ProgramModule(nn.Module):
         """Run the program for a call of a method; raises as :meth:`forward` does."""
         arguments = signature.bind(args, kwargs, method)
         call, compiled = outside_of_jit_trace(self._choose, method, arguments)
+        if compiled is None:
+            return getattr(self, method)(*args, **kwargs)  # of the class from source code
         if compiled.dtypes:
             self._warn_of_autocast(call)
         if compiled.recorded.inlined:
@@ -170,8 +180,8 @@ class ProgramModule(nn.Module):
                 "(docs/portability.md)"
             ) from None
 
-    def _choose(self, method: str, arguments: dict[str, Any]) -> tuple[Call, CompiledProgram]:
-        """Return a call and the program for the call."""
+    def _choose(self, method: str, arguments: dict[str, Any]) -> tuple[Call, CompiledProgram | None]:
+        """Return a call and the program for the call; ``None`` if this module has got a class from source code."""
         signature, tensors = call_signature(arguments)
         call = Call(method, signature, tensors, arguments)
         for compiled in self._programs:
@@ -184,15 +194,18 @@ class ProgramModule(nn.Module):
         for other in self._programs:
             if other.continues(point) and other.accepts(self, call):
                 return other
-        return self._learn(call, point)
+        learned = self._learn(call, point)
+        if learned is None:
+            raise CallSignatureError(f"{self._where(call)}: a call in progress cannot go on as source code")
+        return learned
 
     @_untraced
-    def _learn(self, call: Call, point: BranchPoint | None = None) -> CompiledProgram:
-        """Get a program for a call; after a guard, a program to continue the run."""
+    def _learn(self, call: Call, point: BranchPoint | None = None) -> CompiledProgram | None:
+        """Get a program for a call; after a guard, a program to continue the run. See :meth:`_choose` for ``None``."""
         with outside_of_traces():
             return self._known_or_recorded(call, point)
 
-    def _known_or_recorded(self, call: Call, point: BranchPoint | None) -> CompiledProgram:
+    def _known_or_recorded(self, call: Call, point: BranchPoint | None) -> CompiledProgram | None:
         if self._recorder is None:
             raise CallSignatureError(
                 f"{self._where(call)} has no program for the call ({call_signature_text(call.signature)}) and no "
@@ -207,13 +220,14 @@ class ProgramModule(nn.Module):
                     return self._programs[-1]
         self._warn_of_changing_numbers(call)
         compiled = self._record(self._recorder, call, point)
-        self._programs.append(compiled)
+        if compiled is not None:
+            self._programs.append(compiled)
         return compiled
 
     def _fits(self, compiled: CompiledProgram, call: Call, point: BranchPoint | None) -> bool:
         return compiled.accepts(self, call) and (point is None or compiled.continues(point))
 
-    def _record(self, recorder: ProgramRecorder, call: Call, point: BranchPoint | None) -> CompiledProgram:
+    def _record(self, recorder: ProgramRecorder, call: Call, point: BranchPoint | None) -> CompiledProgram | None:
         """Have a program recorded; again with more attributes, if the program reads changed attributes."""
         outcomes = () if point is None else point.outcomes
         given = call_signature_text(call.signature)
@@ -232,6 +246,9 @@ class ProgramModule(nn.Module):
             recorded = recorder.record(
                 *(self._path, call.arguments, flags, dtype, outcomes, call.method, changed), defaults=defaults
             )
+            if not isinstance(recorded, RecordedProgram):
+                recorded.give_classes(self)
+                return None
             compiled = CompiledProgram(recorded)
             if self._fits(compiled, call, point):
                 return compiled

@@ -1,4 +1,4 @@
-"""Record the program of a module for a trainer's call."""
+"""Record the program of a module for a trainer's call, or send the module's source code instead."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from torch import nn
 
 from model_factory.describe.describe import describe
 from model_factory.descriptor.codec import decode_descriptor, encode_descriptor, encode_programs
-from model_factory.errors import OutdatedBuildError
-from model_factory.program.example_call import decode_call
+from model_factory.errors import NotPortableError, OutdatedBuildError
+from model_factory.program.example_call import ExampleCall, decode_call
+from model_factory.program.runtime.lookup import get_module, join_path
 from model_factory.store import Blob
 from model_factory_server.export.trainer_call import record_programs
+from model_factory_server.worker.jobs.source_at_call import SourceOfBlock, source_of_block
 from model_factory_server.worker.jobs.workspace import Workspace, cast, source_classes_of
 from model_factory_server.worker.outputs import RecordOutput
 from model_factory_server.worker.stages import Stage
@@ -17,7 +19,7 @@ from model_factory_server.worker.task import RecordTask
 
 
 def record_module(task: RecordTask, workspace: Workspace) -> RecordOutput:
-    """Record a module for a call, and put the program into the store.
+    """Record a module for a call, and put the program, or the source code of the module, into the store.
 
     Raises:
         OutdatedBuildError: the server constructs another model than the trainer's.
@@ -30,8 +32,35 @@ def record_module(task: RecordTask, workspace: Workspace) -> RecordOutput:
     _check_descriptor(task, workspace, model)
     cast(model, task.dtype)  # the trainer can have cast the module since the build
     workspace.enter(Stage.RECORDING)
-    programs = record_programs(model, task.path, call, dict(task.training))
-    return RecordOutput(programs=workspace.store.put(encode_programs(programs)))
+    put = workspace.store.put
+    try:
+        with workspace.hinting_at_source():
+            programs = record_programs(model, task.path, call, dict(task.training))
+    except NotPortableError as error:
+        found = _as_source(task, workspace, model, call, error)
+        if found is None:
+            raise
+        programs = tuple((join_path(task.path, path), program) for path, program in found.programs)
+        return RecordOutput(
+            programs=put(encode_programs(programs)),
+            descriptor=put(encode_descriptor(found.descriptor)),
+            source=put(found.sources.bundle, is_private=True),
+        )
+    return RecordOutput(programs=put(encode_programs(programs)))
+
+
+def _as_source(
+    task: RecordTask, workspace: Workspace, model: nn.Module, call: ExampleCall, error: NotPortableError
+) -> SourceOfBlock | None:
+    """Return the module of the task as source code; ``None`` if the operator or the call does not allow source.
+
+    Raises:
+        NotPortableError: the module cannot be sent as source code either.
+    """
+    if not workspace.shared_roots:
+        return None
+    refusal = error.__cause__ if isinstance(error.__cause__, NotPortableError) else error  # without the hint
+    return source_of_block(get_module(model, task.path), call, refusal, workspace.shared_roots)
 
 
 def _check_descriptor(task: RecordTask, workspace: Workspace, model: nn.Module) -> None:

@@ -42,9 +42,9 @@ _NO_SOURCE = (
     "A block whose forward cannot be recorded can be sent as source code, if the operator allows source with "
     "--share-source and the trainer trusts the source (docs/portability.md)"
 )
-_SOURCE_NEEDS_EXAMPLES = (
-    "This server shares source: a block is sent as source code if a build finds that no program can be recorded for "
-    "the block's examples, its own or those of the config's signature (docs/portability.md)"
+_SOURCE_REFUSED = (
+    "This server shares source: a block is sent as source code if its class is at the top level of a file of the "
+    "operator, and if no decision of the call has been recorded before (docs/portability.md)"
 )
 
 
@@ -137,7 +137,7 @@ class Workspace:
         try:
             yield
         except NotPortableError as error:
-            hint = _SOURCE_NEEDS_EXAMPLES if self.job.backend.share_source else _NO_SOURCE
+            hint = _SOURCE_REFUSED if self.job.backend.share_source else _NO_SOURCE
             raise NotPortableError(f"{error}. {hint}") from error
 
     def export(
