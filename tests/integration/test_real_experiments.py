@@ -19,12 +19,15 @@ from torch import nn
 from model_factory import RemoteModelFactory
 from model_factory.config import resolve_file
 from model_factory_server import PolicyConstructorModelFactory
+from model_factory_server.settings.server_settings import BackendSettings, HubSettings
 from support.cases import CONFIGS
 from support.compare import assert_same, assert_same_state, loss_of
-from support.server import ServerProcess
+from support.hub import write_hub
+from support.server import ServerProcess, running_server
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared" / "configs" / "vfp_single_expert"
+IN_USE = ROOT.parent / "shared" / "configs"
+SHARED = IN_USE / "vfp_single_expert"
 EXAMPLE = ROOT / "examples" / "flow_policy"
 # The example's config of each component of exp1.
 FLOW_POLICY = {
@@ -45,7 +48,8 @@ EXPERIMENTS = {
         "four_cameras",
     ),
 }
-in_use = pytest.mark.skipif(not SHARED.exists(), reason=f"the experiments in use are not here ({SHARED})")
+in_use = pytest.mark.skipif(not IN_USE.exists(), reason=f"the experiments in use are not here ({IN_USE})")
+FILES = sorted(IN_USE.rglob("*.yaml"))
 
 
 def configs(experiment: str, folder: Path) -> dict[str, Path]:
@@ -182,6 +186,76 @@ def test_ours_have_the_components_and_sizes_of_those_in_use(experiment: str) -> 
 
 
 @in_use
-@pytest.mark.parametrize("path", sorted(SHARED.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(path.with_suffix("").parts[-3:]))
 def test_every_config_in_use_is_well_formed(path: Path) -> None:
     assert resolve_file(path, {}).model.modules
+
+
+# The other experiments in use, a component at a time to keep memory low
+
+
+def block_inputs(path: Path) -> dict[str, Any] | None:
+    """A small batch for the block of a config; None for blocks that the tests above have."""
+    (spec,) = resolve_file(path, {}).model.modules.values()
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    match spec["_type_"]:
+        case "a_encoder":
+            return {"action": random(2, spec["action_chunk"], spec["action_dim"])}
+        case "a_decoder":
+            return {"embedding": random(2, spec["embedding_dim"])}
+        case "dsrl_noise_latent_actor" | "dsrl_q_function":
+            return {"flat_features": random(2, spec["input_dim"])}
+        case "vfp_moe":
+            return {
+                "time": torch.tensor([0.3]),
+                "noise": random(1, spec["transformer_action_chunk_size"], spec["action_dim"]),
+                "memory_input": random(1, 7, spec["transformer_d_model"]),
+                "discrete_semantic_input": None,
+            }
+        case "radiov3":
+            return {"image": random(1, 3, 9, 14).sigmoid()}
+    return None
+
+
+OTHERS = [path for path in FILES if block_inputs(path) is not None]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub folder with a small model in the place of the external one."""
+    return write_hub(tmp_path_factory.mktemp("radio") / "hub")
+
+
+@pytest.fixture(scope="module")
+def hub_server(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    store = tmp_path_factory.mktemp("radio_server") / "store"
+    with running_server(store, "--hub-dir", str(hub), "--radio-version", "tiny") as process:
+        yield process
+
+
+@pytest.mark.slow
+@in_use
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: "/".join(path.with_suffix("").parts[-3:]))
+def test_a_component_in_use_trains_as_in_process(
+    path: Path, hub: Path, hub_server: ServerProcess, tmp_path: Path
+) -> None:
+    """A training step, dropout included: the loss and every parameter and buffer afterwards."""
+    settings = BackendSettings(hub=HubSettings(directory=hub, version="tiny"))
+    results = []
+    for factory in (
+        RemoteModelFactory(hub_server.address, seed=11, cache_dir=tmp_path / "cache"),
+        PolicyConstructorModelFactory(seed=11, backend=settings),
+    ):
+        model = factory.build({"config_path": path})
+        torch.manual_seed(3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        loss = loss_of(model(**block_inputs(path)))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        results.append((loss.item(), dict(model.state_dict())))
+        optimizer.zero_grad()
+    assert_same(*results)
