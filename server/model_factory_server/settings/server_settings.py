@@ -42,7 +42,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubSettings:
-    """Pretrained models: of the block radiov3, and of the blocks on a ResNet-34."""
+    """Pretrained models: of radiov3, of the blocks on a ResNet-34, and of a checkout."""
 
     repository: str = setting(
         "NVlabs/RADIO", "torch.hub repository on GitHub", name="radio_repo", metavar="OWNER/NAME[:REF]"
@@ -53,7 +53,7 @@ class HubSettings:
     directory: Path | None = setting(
         None,
         "local copy of the repository, or a torch.hub folder; weights are read from its subfolder checkpoints "
-        "(those of ResNet-34 by default from torch.hub's own folder)",
+        "(those of ResNet-34 and of a checkout by default from torch.hub's own folder)",
         name="hub_dir",
         metavar="DIR",
     )
