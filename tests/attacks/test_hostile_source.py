@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from model_factory.descriptor.codec import encode_descriptor, encode_programs
 from model_factory.descriptor.weights import write_weights
 from model_factory.digest import digest_of
 from model_factory.documents import encode_document
-from model_factory.errors import FormatError, IntegrityError, SourceError
+from model_factory.errors import FormatError, IntegrityError, ServerError, SourceError
 from model_factory.limits import MAX_SOURCE_BYTES, MAX_SOURCE_FILE_BYTES, MAX_SOURCE_FILES
+from model_factory.program.runtime.program_module import ProgramModule
 from model_factory.source.bundle import decode_bundle
 from support.hostile_server import HostileServer
 
@@ -326,3 +328,90 @@ def test_a_real_client_executes_and_unpickles_nothing(hostile: Any, canary: Path
     name = f"<model-factory {digest_of(bundle)[:12]}>/evil.py"
     assert {f"compile {name}", f"exec {name}"} <= set(seen), "the hook works"
     assert all(digest_of(bundle) not in server.asked for server in servers[1:])
+
+
+# Source in the response to a call
+
+
+class Unrecorded(nn.Linear):
+    """Sent as a program, without any."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+@contextmanager
+def offering(
+    hostile: Any, bundle: bytes, source: bytes, cache: Path, trust_source: Any
+) -> Iterator[tuple[HostileServer, Any]]:
+    """A model whose first block has no program, and a server that responds to its call with a descriptor of source."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Unrecorded(2, 3), nn.Linear(3, 2))
+    server = hostile(encode_descriptor(describe(model)), bundle)
+    server.recorded, server.recorded_source = encode_programs(()), source
+    with RemoteModelFactory(server.address, seed=1, cache_dir=cache, trust_source=trust_source) as factory:
+        built = factory.build({"config": CONFIG})
+        assert isinstance(built[0], ProgramModule)
+        yield server, built
+
+
+def source_of(bundle: bytes, source: Any = ("evil", "Evil", "it is needed"), **node: Any) -> bytes:
+    document = json.loads(encode_descriptor(describe(nn.Linear(2, 3))))
+    document["modules"][0] |= {"kind": "source", "source": list(source)} | node
+    document["bundle"] = [digest_of(bundle), len(bundle)]
+    return encode_document(document)
+
+
+def test_untrusted_source_of_a_call_is_neither_fetched_nor_run(hostile: Any, canary: Path, tmp_path: Path) -> None:
+    bundle = bundle_of({"evil.py": EVIL + "# of a call\n"})
+    for trusted in (None, False, [], ["0" * 64]):
+        with offering(hostile, bundle, source_of(bundle), tmp_path / "cache", trusted) as (server, model):
+            with pytest.raises(SourceError, match=r"0 \(nn\.Linear\): it is needed\. The bundle is [0-9a-f]{64}; "):
+                model(torch.ones(1, 2))
+            assert digest_of(bundle) not in server.asked
+            assert isinstance(model[0], ProgramModule)
+    assert not canary.exists()
+    with offering(hostile, bundle, source_of(bundle), tmp_path / "cache", [digest_of(bundle)]) as (_, model):
+        result = model(torch.ones(1, 2))
+    assert canary.read_text() == "executed", "the harm that the rest of this test asserts absent"
+    assert type(model[0]).__name__ == "Evil"
+    assert result.equal(plain()(torch.ones(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"source": ("evil", "NoModule", "")}, FormatError, "is not the class of a module"),
+        ({"source": ("evil", "alias", "")}, SourceError, "does not define the class"),
+        ({"source": ("os", "system", "")}, SourceError, "the bundle has no module 'os'"),
+        ({"attributes": [["forward", 1]]}, FormatError, "cannot have the attribute 'forward' set"),
+        ({"attributes": [["_modules", 1]]}, FormatError, "cannot have the attribute '_modules' set"),
+    ],
+)
+def test_a_malformed_description_leaves_the_module(
+    hostile: Any, canary: Path, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    bundle = bundle_of({"evil.py": EVIL})
+    with offering(hostile, bundle, source_of(bundle, **changes), tmp_path / "cache", True) as (_, model):
+        with pytest.raises(error, match=message):
+            model(torch.ones(1, 2))
+        assert isinstance(model[0], ProgramModule)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        (b"", ServerError, "sent programs of another module or method"),
+        (encode_descriptor(describe(nn.Linear(2, 3))), FormatError, "without a bundle"),
+        (b"[]", FormatError, "descriptor"),
+    ],
+    ids=["nothing", "no source", "no descriptor"],
+)
+def test_a_response_is_a_program_or_source(
+    hostile: Any, tmp_path: Path, source: bytes, error: type[Exception], message: str
+) -> None:
+    bundle = bundle_of({"evil.py": EVIL})
+    with offering(hostile, bundle, source, tmp_path / "cache", True) as (_, model):
+        with pytest.raises(error, match=message):
+            model(torch.ones(1, 2))
+        assert isinstance(model[0], ProgramModule)

@@ -25,6 +25,8 @@ class HostileServer(service_pb2_grpc.ModelFactoryServiceServicer):
         self.architecture_key = "0" * 64
         self.recorded = b""
         """Response to every request to record a program."""
+        self.recorded_source = b""
+        """Descriptor of source code in this response."""
         self.asked: list[str] = []
         """Digests that a client has read."""
         self._server = grpc.server(ThreadPoolExecutor(2))
@@ -39,7 +41,9 @@ class HostileServer(service_pb2_grpc.ModelFactoryServiceServicer):
         return capabilities_pb2.GetCapabilitiesResponse(server_version="0", format_version=FORMAT)
 
     def RecordProgram(self, request: Any, context: Any) -> program_pb2.RecordProgramResponse:  # noqa: ARG002, N802
-        return program_pb2.RecordProgramResponse(programs_json=self.recorded)
+        return program_pb2.RecordProgramResponse(
+            programs_json=self.recorded, source_descriptor_json=self.recorded_source
+        )
 
     def DescribeModels(self, request: Any, context: Any) -> build_pb2.DescribeModelsResponse:  # noqa: ARG002, N802
         return build_pb2.DescribeModelsResponse(
