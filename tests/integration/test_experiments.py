@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from model_factory import RemoteModelFactory
 from model_factory_server import PolicyConstructorModelFactory
 from support.cases import CASES
 from support.compare import assert_same, assert_same_state, loss_of
-from support.experiments import EXPERIMENTS, Models
+from support.experiments import EXPERIMENTS, LATENT, SENSE_INPUTS, Models, component
 from support.server import ServerProcess
 
 SEED = 11
@@ -77,3 +78,16 @@ def test_an_experiment_with_one_expert_trains_as_in_process(
 
     remote = make_remote(server.address, seed=SEED).build(configs)
     check(remote, PolicyConstructorModelFactory(seed=SEED).build(configs), loss)
+
+
+def test_an_argument_without_a_meaning_is_a_line_in_both_logs(
+    server: ServerProcess, make_remote: MakeRemote, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The blocks with a transformer ignore unknown arguments, as the originals do."""
+    config = component("vfp_prior", SENSE_INPUTS, LATENT | {"dropout_of_inputs": 0.1})
+    with caplog.at_level(logging.WARNING, "model_factory"):
+        make_remote(server.address, seed=SEED).build({"prior": config})
+    (line,) = (record.getMessage() for record in caplog.records if "dropout_of_inputs" in record.getMessage())
+    assert line.startswith("prior: a constructor warns: model_factory_server.constructor.blocks")
+    (line,) = (text for text in server.log.splitlines() if "dropout_of_inputs" in text)
+    assert " WARNING model_factory_server." in line

@@ -11,6 +11,7 @@ from model_factory import errors
 from model_factory.digest import Blob
 from model_factory.documents import FORMAT
 from model_factory.errors import ConfigError, FormatError, ModelFactoryError, ServerError
+from model_factory.limits import MAX_WARNING_CHARS, MAX_WARNINGS
 from model_factory.v1 import blob_pb2, build_pb2, wire
 
 
@@ -204,3 +205,12 @@ def test_a_manifest_of_another_format_is_refused():
         ServerError, match=rf"host:1 built with format {FORMAT + 1}, this client reads format {FORMAT}\."
     ):
         wire.from_manifest(other, "host:1")
+
+
+def test_warnings_are_printable_and_bounded():
+    message = manifest()
+    message.components[0].warnings.extend(["slow \x1b[2J", *(f"{number} {'x' * 5000}" for number in range(200))])
+    (built,) = wire.from_manifest(message, "host:1").components
+    assert built.warnings[0] == "slow \\x1b[2J"
+    assert len(built.warnings) == MAX_WARNINGS
+    assert all(len(text) <= MAX_WARNING_CHARS for text in built.warnings)
