@@ -164,8 +164,14 @@ def test_the_lock_of_a_config_with_a_signature_holds(
     config = RANKS["config"] | {"signature": {"x": {"shape": [2, WIDTH]}}}
     (tmp_path / "policy.yaml").write_text(json.dumps(config))
     monkeypatch.chdir(tmp_path)
-    with redirect_stdout(StringIO()):
+    (tmp_path / "without.yaml").write_text(json.dumps(RANKS["config"]))
+    with redirect_stdout(StringIO()) as said:
+        assert main(["trust", "without.yaml", "--server", source_server.address, "-o", "without.lock"]) == 0
+    assert "without: needs no source code, as far as known\n" in said.getvalue()
+    assert "  graph_modules.layer1 (Ranks): may need source at its first call; a `signature:`" in said.getvalue()
+    with redirect_stdout(StringIO()) as said:
         assert main(["trust", "policy.yaml", "--server", source_server.address]) == 0
+    assert "first call" not in said.getvalue()
     built = make_remote(source_server.address, seed=SEED, trust_source="model-factory.lock").build(RANKS)
     assert isinstance(ranks(built), ProgramModule)
     assert_same_runs(built, original(RANKS), inputs(3))

@@ -11,7 +11,7 @@ from model_factory.cli.models import MODEL_FILE
 from model_factory.cli.output import say
 from model_factory.cli.source_text import WIDTH, numbered_lines
 from model_factory.client.factory import RemoteModelFactory
-from model_factory.descriptor.architecture import Architecture
+from model_factory.descriptor.architecture import UNRECORDED, Architecture
 from model_factory.descriptor.tree import Descriptor
 from model_factory.digest import Blob
 from model_factory.errors import SourceError
@@ -32,10 +32,13 @@ def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, t
     """
     bundles: dict[str, Bundle] = {}
     needed_by: dict[str, list[str]] = {}
-    for name, descriptor, read_source in _described(configs, server):
+    for name, descriptor, unrecorded, read_source in _described(configs, server):
         ref = descriptor.bundle
         if ref is None:
-            say(f"{name}: needs no source code")
+            say(f"{name}: needs no source code{', as far as known' if unrecorded else ''}")
+        for block in unrecorded:
+            say(f"  {block}: may need source at its first call; a `signature:` in the config shows the need")
+        if ref is None:
             continue
         if ref.digest not in bundles:
             bundles[ref.digest] = decode_bundle(read_source(ref))
@@ -49,13 +52,15 @@ def trust(configs: Mapping[str, str], server: str, *, lock: Path, check: bool, t
     return _check(lock, pinned) if check else _write(lock, pinned)
 
 
-def _described(configs: Mapping[str, str], server: str) -> Iterator[tuple[str, Descriptor, Callable[[Blob], bytes]]]:
-    """Yield name, descriptor and reader of source of each model: from model files, and from the server."""
+def _described(
+    configs: Mapping[str, str], server: str
+) -> Iterator[tuple[str, Descriptor, list[str], Callable[[Blob], bytes]]]:
+    """Yield name, descriptor, unrecorded blocks and reader of source of each model: from files, and from the server."""
     files = {name: path for name, path in configs.items() if Path(path).suffix == MODEL_FILE}
     for name, path in files.items():
         with ModelFile(path) as file, file.errors():
             for part in file.names:
-                yield (name if file.single else f"{name}.{part}"), file.descriptor(part), file.source
+                yield (name if file.single else f"{name}.{part}"), file.descriptor(part), [], file.source
     others = {name: path for name, path in configs.items() if name not in files}
     if others:
         factory = RemoteModelFactory(server)
@@ -63,7 +68,8 @@ def _described(configs: Mapping[str, str], server: str) -> Iterator[tuple[str, D
         assert isinstance(described, dict)
         for name, architecture in described.items():
             _refuse_unbuildable(name, architecture)
-            yield name, architecture.descriptor, factory.read_source
+            unrecorded = [f"{row.path} ({row.type})" for row in architecture.modules if row.reason == UNRECORDED]
+            yield name, architecture.descriptor, unrecorded, factory.read_source
 
 
 def _refuse_unbuildable(name: str, architecture: Architecture) -> None:

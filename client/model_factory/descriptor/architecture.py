@@ -16,6 +16,9 @@ _CONTAINERS = frozenset({"nn.ModuleList", "nn.ModuleDict"})
 _MAX_CELL_CHARS = 400
 """All cells of a column are as wide as the widest cell."""
 
+UNRECORDED = "recorded at its first call: no example inputs"
+"""Reason for a block whose portability shows at its first call."""
+
 NONE = "none"
 """Kind of a module without a portable form."""
 
@@ -195,7 +198,7 @@ def _unrecorded_text(
             return f"part of the program of {path or 'the model'}{reason}"
         if above is not None and above.type not in _CONTAINERS:
             break  # called by torch, by the graph or by source: the module needs its own programs
-    return "recorded at its first call: no example inputs"
+    return UNRECORDED
 
 
 def _shapes_text(row: ModuleRow) -> str:
