@@ -356,9 +356,7 @@ def _from_built(message: build_pb2.BuiltComponent) -> BuiltComponent:
         weights=from_digest(message.weights),
         checkpoint_digest=check_digest(message.checkpoint_digest) if message.checkpoint_digest else "",
         notice=printable(shortened(message.notice, _MAX_NOTICE_CHARS)),
-        warnings=tuple(
-            errors.safe_text(shortened(text, MAX_WARNING_CHARS)) for text in message.warnings[:MAX_WARNINGS]
-        ),
+        warnings=tuple(errors.safe_text(shortened(s, MAX_WARNING_CHARS)) for s in message.warnings[:MAX_WARNINGS]),
     )
 
 
