@@ -19,8 +19,8 @@ from torch import nn
 
 from model_factory.blocks import Block
 from model_factory.config import ConfigPath, ResolvedConfig
-from model_factory.config.syntax.cursor import Cursor
 from model_factory.config.schema.check import WEIGHTS
+from model_factory.config.syntax.cursor import Cursor
 from model_factory.errors import BuildError, ConfigError, ServerError
 from model_factory_server.backends.checkout_model import convert_model
 from model_factory_server.backends.code_files import CHECKOUT_PACKAGE
