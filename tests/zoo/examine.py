@@ -67,7 +67,8 @@ def _runs(module: nn.Module, model: Model, size: int) -> bool:
 
 
 def _observe(module: nn.Module, model: Model, size: int) -> dict[str, Any]:
-    found = observe(module, model.inputs(size), model.method, input_gradients=size != 1, convert=portable_output)
+    gradients = model.input_gradients and size != 1
+    found = observe(module, model.inputs(size), model.method, input_gradients=gradients, convert=portable_output)
     return {**found, "state": dict(module.state_dict())}
 
 

@@ -31,6 +31,8 @@ class Model:
     """Arguments of a call."""
     method: str = "forward"
     """The called method."""
+    input_gradients: bool = True
+    """Whether the inputs may have gradients; some models refuse them in train mode."""
 
     @property
     def library(self) -> str:

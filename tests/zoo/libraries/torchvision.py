@@ -71,8 +71,8 @@ def _lists_of_images(size: int) -> dict[str, Any]:
 def _mvit() -> nn.Module:
     block = video.mvit.MSBlockConfig
     settings = [
-        block(1, 16, 16, [], [1, 2, 2], [3, 3, 3], [3, 3, 3]),
-        block(2, 16, 32, [1, 2, 2], [1, 1, 1], [3, 3, 3], [3, 3, 3]),
+        block(1, 16, 16, [3, 3, 3], [3, 3, 3], [1, 1, 1], [1, 2, 2]),
+        block(2, 16, 32, [3, 3, 3], [3, 3, 3], [1, 2, 2], [1, 1, 1]),
     ]
     return video.mvit.MViT(
         (32, 32), 4, settings, residual_pool=True, residual_with_cls_embed=False, rel_pos_embed=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -148,6 +149,49 @@ _SPEECH = {
 }  # fmt: skip
 
 
+_PARTS = 4
+"""Tokens of an image."""
+
+
+def _merged(config_class: str, model_class: str, **settings: Any) -> torch.nn.Module:
+    config = getattr(transformers, config_class)(image_token_index=49, image_token_id=49, **settings)
+    return getattr(transformers, model_class)(config)
+
+
+def _text_and_image(size: int, *, parts: int = _PARTS, extra: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
+    """A text that begins with the places of an image."""
+    numbers = torch.Generator().manual_seed(size)
+    ids = torch.randint(1, 48, (BATCH[size], parts + _LENGTHS[size]), generator=numbers)
+    ids[:, :parts] = 49
+    pixels = torch.randn(BATCH[size], *extra, 3, 32, 32, generator=numbers)
+    return {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
+
+
+def _with_token_types(size: int) -> dict[str, torch.Tensor]:
+    found = _text_and_image(size, parts=16)
+    return {**found, "token_type_ids": torch.zeros_like(found["input_ids"])}
+
+
+_VISION_AND_LANGUAGE: dict[str, tuple[Any, Any]] = {
+    "PaliGemma": (
+        partial(
+            _merged, "PaliGemmaConfig", "PaliGemmaForConditionalGeneration", projection_dim=32, hidden_size=32,
+            text_config={**_DECODER, "model_type": "gemma", "head_dim": 8},
+            vision_config={**_WIDTHS, **_IMAGE, "model_type": "siglip_vision_model", "projection_dim": 32,
+                           "vision_use_head": False},
+        ),
+        _with_token_types,
+    ),
+    "SmolVLM": (
+        partial(
+            _merged, "SmolVLMConfig", "SmolVLMForConditionalGeneration", scale_factor=2,
+            text_config={**_DECODER, "model_type": "llama"}, vision_config={**_WIDTHS, **_IMAGE},
+        ),
+        partial(_text_and_image, extra=(1,)),
+    ),
+}  # fmt: skip
+
+
 def models() -> list[Model]:
     """Return the models."""
     ids = integers(_VOCABULARY, input_ids=(BATCH, _LENGTHS))
@@ -196,7 +240,9 @@ def models() -> list[Model]:
             ),
         ),
     }  # fmt: skip
-    return rows("transformers", table)
+    table |= _VISION_AND_LANGUAGE
+    refuses_gradients = {"transformers/wav2vec2", "transformers/HuBERT"}
+    return [replace(item, input_gradients=item.name not in refuses_gradients) for item in rows("transformers", table)]
 
 
 def _model(config_class: str, model_class: str, config: dict[str, Any]) -> torch.nn.Module:

@@ -133,13 +133,18 @@ def _after_max_pool(module: Any, sizes: _Sizes, axes: int) -> _Sizes | None:
     if module.ceil_mode or module.return_indices:
         return None
     kernel, stride, padding, dilation = (
-        value if isinstance(value, tuple) else (value,) * axes
-        for value in (module.kernel_size, module.stride, module.padding, module.dilation)
+        _of_each(value, axes) for value in (module.kernel_size, module.stride, module.padding, module.dilation)
     )
     spatial = [
         _slid(sizes[axis - axes], kernel[axis], stride[axis], padding[axis], dilation[axis]) for axis in range(axes)
     ]
     return (*sizes[:-axes], *spatial)
+
+
+def _of_each(value: int | Sequence[int], axes: int) -> Sequence[int]:
+    """The number of each axis: a layer keeps a list as given, and one number holds for all axes."""
+    numbers = [value] if isinstance(value, int) else value
+    return numbers if len(numbers) == axes else (*numbers,) * axes
 
 
 def _slid(size: Any, kernel: int, stride: int, padding: int, dilation: int) -> Any:
