@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from torch import nn
 
 from model_factory import RemoteModelFactory
-from model_factory_server import PolicyConstructorModelFactory
 from support.cases import CASES, Case
 from support.folders import EXAMPLE_PLUGINS, TEST_PLUGINS
 from support.server import ServerProcess, running_server
+
+if TYPE_CHECKING:
+    from model_factory_server import PolicyConstructorModelFactory
 
 PAIR_SEED = 7
 PLUGINS = {
@@ -26,6 +29,13 @@ PLUGINS = {
 MakePair = Callable[[Case | str], tuple[nn.Module, nn.Module]]
 
 
+def in_process(**arguments: Any) -> PolicyConstructorModelFactory:
+    """Return the in-process factory; the oldest client has no server package."""
+    from model_factory_server import PolicyConstructorModelFactory  # noqa: PLC0415
+
+    return PolicyConstructorModelFactory(seed=PAIR_SEED, **arguments)
+
+
 @pytest.fixture(scope="session")
 def pair_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pairs") / "cache"
@@ -35,7 +45,7 @@ def pair_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_pair(server: ServerProcess, pair_cache: Path) -> Iterator[MakePair]:
     """Build a small model twice, both fresh: from the server and in this process."""
     remote = RemoteModelFactory(server.address, seed=PAIR_SEED, cache_dir=pair_cache)
-    local = PolicyConstructorModelFactory(seed=PAIR_SEED)
+    local = in_process()
 
     def make(case: Case | str) -> tuple[nn.Module, nn.Module]:
         case = CASES[case] if isinstance(case, str) else case
@@ -62,4 +72,4 @@ def local_with_plugins(monkeypatch: pytest.MonkeyPatch) -> PolicyConstructorMode
     """The in-process factory with the plug-ins."""
     for folder in dict.fromkeys(PLUGINS.values()):
         monkeypatch.syspath_prepend(folder)
-    return PolicyConstructorModelFactory(seed=PAIR_SEED, plugins=list(PLUGINS))
+    return in_process(plugins=list(PLUGINS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -14,8 +15,8 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
-COMMAND = Path(sys.executable).with_name("model-factory")
-"""The console script of this environment."""
+COMMAND = Path(os.environ.get("SERVER_COMMAND", Path(sys.executable).with_name("model-factory")))
+"""The console script of this environment, or of the server's where the client has another one (`make test-oldest`)."""
 
 READY_SECONDS = 90.0
 STOP_SECONDS = 60.0

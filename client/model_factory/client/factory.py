@@ -9,7 +9,7 @@ import operator
 from collections.abc import Collection, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import grpc
 import torch
@@ -48,6 +48,9 @@ from model_factory.source.trust import Trust, TrustSource
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
 from model_factory.wording import listed, printable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -27,6 +27,9 @@ from model_factory.source.loader import load_source
 from model_factory.source.trust import Trust, TrustSource
 from model_factory.store.file_locks import closed_on_error
 from model_factory.wording import listed, nearest, quoted
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 
 def load(

@@ -8,15 +8,17 @@ Other modules read private attributes of module instances (``module._parameters`
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import MappingProxyType
+from types import CodeType, MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils import parametrizations, parametrize
 
-SUPPORTED = "torch>=2.9,<2.14"
+SUPPORTED = "torch>=2.4,<2.14"
 """Tested versions of torch; the same text is in the package's metadata."""
 
 PRIVATE_NAMES = (
@@ -107,6 +109,18 @@ def _jit_trace_paused() -> Iterator[None]:
         yield
     finally:
         kernel._set_tracing_state(state)  # noqa: SLF001
+
+
+def uncompiled(reason: str) -> Any:
+    """Return ``torch.compiler.disable`` with a reason, which torch shows from version 2.7 on."""
+    disable: Any = torch.compiler.disable
+    return disable(reason=reason) if "reason" in inspect.signature(disable).parameters else disable()
+
+
+def is_uncompiled_call(code: CodeType) -> bool:
+    """Whether code is torch's function that calls a function without compilation, as ``torch.jit.trace`` does."""
+    compiler: Any = sys.modules.get("torch._dynamo.eval_frame")  # not imported here: the import takes a second
+    return compiler is not None and code in compiler.DisableContext.__call__.__code__.co_consts
 
 
 @contextmanager

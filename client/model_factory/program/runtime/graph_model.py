@@ -164,4 +164,4 @@ def _add_note(error: BaseException, note: str) -> None:
     if note in getattr(error, "__notes__", ()):
         return
     with suppress(Exception):  # a class may refuse new attributes
-        error.add_note(note)
+        vars(error).setdefault("__notes__", []).append(note)  # as BaseException.add_note, new in Python 3.11

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -21,11 +21,14 @@ from model_factory.program.runtime.compiled_program import BranchPoint, Call, Co
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import changed_reads, find_module
 from model_factory.program.runtime.signed_class import signed_class
-from model_factory.program.torch_private import outside_of_jit_trace, outside_of_traces
+from model_factory.program.torch_private import outside_of_jit_trace, outside_of_traces, uncompiled
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_untraced: Callable[[_Function], _Function] = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    reason="this call of a remotely built module has no program yet, and code compiled as one graph records none. "
+_untraced: Callable[[_Function], _Function] = uncompiled(
+    "this call of a remotely built module has no program yet, and code compiled as one graph records none. "
     "Remedy: make the same call once before, without torch.compile, or record the call at the build with "
     "example_inputs() (docs/portability.md)"
 )

@@ -82,7 +82,7 @@ def _reduce(module: nn.Module, protocol: Any) -> Any:
     description = vars(type(module)).get(_DESCRIPTION)
     if description is None:  # a tool has given the module a class of its own
         return object.__reduce_ex__(module, protocol)
-    return (_unfilled, description, object.__getstate__(module))
+    return (_unfilled, description, module.__dict__)
 
 
 def _unfilled(base: type[nn.Module], name: str, methods: Mapping[str, ForwardSignature]) -> nn.Module:

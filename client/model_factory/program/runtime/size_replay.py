@@ -41,7 +41,7 @@ from model_factory.program.runtime.graph_model import GraphModel
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import has_read
 from model_factory.program.runtime.program_module import ProgramModule, ProgramRecorder
-from model_factory.program.torch_private import TorchDispatchMode, tree_leaves
+from model_factory.program.torch_private import TorchDispatchMode, is_uncompiled_call, tree_leaves
 
 Describe = Callable[..., bytes]
 """Describes a call without values, by its ``arguments``, ``method`` and ``defaults``."""
@@ -55,7 +55,6 @@ Repeat = Callable[[Any], object]
 _CALLS = {nn.Module._wrapped_call_impl.__code__, GraphModel.forward.__code__}  # noqa: SLF001
 _METHOD_CALL = ProgramModule.run_method.__code__
 _OURS = ("torch", "model_factory")
-_UNCOMPILED = "DisableContext."  # torch's function that calls a function without compilation: ``torch.jit.trace``
 
 
 class Built(Protocol):
@@ -112,7 +111,7 @@ def _outermost_call() -> tuple[nn.Module, ProgramModule, Repeat] | None:
         elif isinstance(module, nn.Module):
             if not isinstance(module, ProgramModule | GraphModel) and _is_from_a_server(module):
                 found = None  # a forward without a module call is not repeated: the arguments may have changed
-        elif name.startswith("torch._dynamo") and not frame.f_code.co_qualname.startswith(_UNCOMPILED):
+        elif name.startswith("torch._dynamo") and not is_uncompiled_call(frame.f_code):
             found = None  # calls inside a compiled function may lack frames; a module call above is known again
         frame = frame.f_back
     return None if innermost is None or found is None else (found[0], innermost, found[1])
