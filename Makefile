@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-slow test-unit test-cuda test-torch-floor test-fast lint types imports stubs soak fairness leaks fuzz faults \
+.PHONY: demo test test-slow test-unit test-cuda test-oldest versions test-fast lint types imports stubs soak fairness leaks fuzz faults \
 	benchmarks zoo docs images image-steps alerts clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
@@ -40,24 +40,21 @@ $(CUDA_VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 test-cuda: $(CUDA_VENV)/installed  ## the tests of builds with PyPI's CUDA build of torch (2.5 GB); needs no GPU
 	$(CUDA_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CUDA_TESTS)
 
-FLOOR_TORCH := 2.9.0
-FLOOR_VENV := .venv-floor
-FLOOR_TESTS := tests/unit/program tests/unit/descriptor tests/unit/model_file tests/unit/exported \
-	$(addprefix tests/matrix/test_,value_guards.py unread_arguments.py file_round_trips.py \
-	hostile_descriptors.py rebuilt_life.py kinds.py refusals.py torch_nn.py)
+OLDEST := .venv-versions/oldest/bin/python
+OLDEST_TESTS := tests/unit/config tests/unit/descriptor/test_weights.py \
+	$(addprefix tests/attacks/test_,hostile_programs.py hostile_responses.py hostile_files.py endless_responses.py) \
+	$(addprefix tests/integration/test_,builds.py offline.py)
 
-# PyPI's own build, whatever else this machine's pip is set up to prefer.
-$(FLOOR_VENV)/installed: pyproject.toml server/pyproject.toml
-	$(PYTHON) -m venv $(FLOOR_VENV)
-	env -u PIP_FIND_LINKS PIP_CONFIG_FILE=/dev/null \
-		$(FLOOR_VENV)/bin/pip install --quiet --disable-pip-version-check torch==$(FLOOR_TORCH)
-	$(FLOOR_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]' torch==$(FLOOR_TORCH) \
-		'grpcio-reflection>=1.71' 'prometheus-client>=0.21'
-	$(FLOOR_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -e ./server  # which needs a newer torch
-	touch $@
+# The client's environment has no server package; its tests start the server of this environment.
+test-oldest: $(VENV)/installed  ## a client with the lower bounds of each requirement, and the server of this environment
+	$(BIN)/python tests/versions/run.py oldest
+	SERVER_COMMAND=$(CURDIR)/$(BIN)/model-factory $(OLDEST) -m pytest -n 2 --dist loadfile $(OLDEST_TESTS)
 
-test-torch-floor: $(FLOOR_VENV)/installed  ## the client with the oldest torch of a trainer (2.5 GB)
-	$(FLOOR_VENV)/bin/python -m pytest -n 2 --dist loadfile $(FLOOR_TESTS)
+LEGS ?=
+
+versions: $(VENV)/installed  ## clients of other versions (20 GB), LEGS="oldest openpi" for some; writes docs/versions.md
+	$(BIN)/python tests/versions/run.py --write $(LEGS)
+	$(BIN)/python tests/versions/page.py
 
 test-fast: $(VENV)/installed  ## the suites that start no server
 	$(BIN)/python -m pytest tests/unit tests/property tests/golden
@@ -86,6 +83,7 @@ lint: $(VENV)/installed
 
 types: $(VENV)/installed
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 client/model_factory
 
 imports: $(VENV)/installed
 	$(BIN)/lint-imports

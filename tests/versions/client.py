@@ -67,21 +67,19 @@ def trained(address: str, calls: list[dict[str, Any]], arguments: dict[str, Any]
 
 
 def built(factory: RemoteModelFactory, calls: list[dict[str, Any]], refused: dict[str, str]) -> Any:
-    """Yield the models by name; a group with a refused model is built again, one model at a time."""
+    """Yield the models by name; a refused config is halved, down to the refused model."""
     blocks = [call for call in calls if "block" in call]
     groups = [blocks[start : start + BATCH_OF_BUILDS] for start in range(0, len(blocks), BATCH_OF_BUILDS)]
-    for group in groups:
+    while groups:
+        group = groups.pop(0)
         try:
             yield from models(factory, group)
-        except ModelFactoryError:
-            groups_of_one = [[call] for call in group]
-        else:
-            continue
-        for single in groups_of_one:
-            try:
-                yield from models(factory, single)
-            except ModelFactoryError as error:
-                refused[key_of(single[0])] = f"{type(error).__name__}: {error}"
+        except ModelFactoryError as error:
+            if len(group) == 1:
+                refused[key_of(group[0])] = f"{type(error).__name__}: {error}"
+            else:
+                half = len(group) // 2
+                groups[:0] = [group[:half], group[half:]]
     for call in calls:
         if "config" in call:
             yield key_of(call), factory.build({"config_path": call["config"]})
@@ -116,12 +114,12 @@ def opened(files: str, calls: list[dict[str, Any]], arguments: dict[str, Any], o
         try:
             results[key_of(call)] = observed(model_factory.load(path), arguments.get(key_of(call)))
         except (ModelFactoryError, NotImplementedError, AttributeError, RuntimeError, TypeError) as error:
-            refused[key_of(call)] = f"{type(error).__name__}: {error}"
+            refused[key_of(call)] = f"{type(error).__name__}: {error}".replace(f"{path}: ", "")
     return results, refused
 
 
 def observed(model: nn.Module, arguments: Any) -> dict[str, Any]:
-    """Return what can be seen of a module: its state, a call, and training steps, first in eval mode, then in train mode.
+    """Return what can be seen of a module: its state, a call, and training steps in eval mode, then in train mode.
 
     The last item is whether the steps in train mode drew random numbers.
     """
@@ -138,7 +136,11 @@ def observed(model: nn.Module, arguments: Any) -> dict[str, Any]:
 
 
 def steps(mode: str, model: nn.Module, arguments: Any) -> dict[str, Any]:
-    """Train for a few steps with AdamW; return losses, gradients, and the state afterwards."""
+    """Train for a few steps; return losses, gradients, and the state afterwards.
+
+    The optimiser is SGD: AdamW divides by the size of a gradient, so that rounding errors in the place of a gradient of
+    zero (of the bias of keys in attention) would become whole steps.
+    """
     found: dict[str, Any] = {}
     optimizer: Any = None
     for step in range(STEPS):
@@ -152,14 +154,14 @@ def steps(mode: str, model: nn.Module, arguments: Any) -> dict[str, Any]:
         found |= named(f"{mode} step {step}", {"loss": loss, "gradients": gradients, "inputs": gradients_of(given)})
         trained = [item for item in model.parameters() if item.grad is not None and not item.grad.is_sparse]
         if trained and optimizer is None:  # after the first call, which gives lazy parameters their shapes
-            optimizer = torch.optim.AdamW(trained, lr=1e-3)
+            optimizer = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
         if optimizer is not None:
             optimizer.step()
     return found | named(f"{mode} afterwards", dict(model.state_dict()))
 
 
 def call(model: nn.Module, arguments: Any) -> Any:
-    """Call a module with arguments by position or by name; a forward may write to its inputs, so these are no leaves."""
+    """Call a module by position or by name; no argument is a leaf of autograd, since a forward may write to it."""
     given = mapped(arguments, lambda item: item * 1 if item.requires_grad else item)
     return model(**given) if isinstance(given, dict) else model(*given)
 

@@ -37,7 +37,10 @@ def outcome(found: Mapping[str, torch.Tensor] | None, expected: Mapping[str, tor
         if _bits(other).equal(_bits(tensor)):
             continue
         if is_random and not place.startswith(("state", "eval")):
-            return {"status": "random", "reason": "other random numbers in train mode; the same weights and results in eval mode"}
+            return {
+                "status": "random",
+                "reason": "other random numbers in train mode; the same weights and results in eval mode",
+            }
         difference = _difference(other, tensor)
         if difference > CLOSE:
             return {"status": "different", "reason": f"{place}: relative difference {difference:.2g}"}

@@ -11,7 +11,6 @@ from torch import nn
 
 from matrix import blocks, cases
 
-
 SEED = 5
 
 

@@ -122,7 +122,7 @@ def check_convolution(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         >>> check_convolution(nn.LazyConv1d(4, 3, stride=2), (torch.zeros(1, 8, 9),), {})
     """
     given = kwargs.get("input", args[0] if args else None)
-    strides = module.stride if isinstance(module.stride, list | tuple) else [module.stride]
+    strides = module.stride if isinstance(module.stride, (list, tuple)) else [module.stride]
     if not isinstance(given, Tensor) or _all_are(strides, 1):
         return
     axes = next(axes for cls, axes in _CONVOLUTIONS.items() if isinstance(module, cls))
@@ -211,4 +211,4 @@ def call_check(cls: type[nn.Module], module: nn.Module) -> Check | None:
 
 
 def _all_are(value: Any, number: int) -> bool:
-    return all(item == number for item in (value if isinstance(value, list | tuple) else [value]))
+    return all(item == number for item in (value if isinstance(value, (list, tuple)) else [value]))

@@ -31,6 +31,7 @@ from model_factory.descriptor.tree import (
 from model_factory.errors import FormatError, SourceError
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import ModuleCall
+from model_factory.program.newer_torch import remedy
 from model_factory.program.recorded_program import is_plain
 from model_factory.program.runtime.compiled_program import CompiledProgram
 from model_factory.program.runtime.graph_model import GRAPH_MODULES, GraphModel
@@ -229,7 +230,7 @@ def in_memory_order(tensor: torch.Tensor, node: TensorNode) -> torch.Tensor:
 def _bare_stock(node: StockNode) -> Any:
     cls = STOCK_CLASSES.get(node.type)
     if cls is None:
-        raise FormatError(f"{node.type!r} is not a stock module of this torch ({torch.__version__})")
+        raise FormatError(f"{node.type!r} is not a stock module of this torch{remedy(node.type)}")
     return _empty(cls)
 
 

@@ -138,7 +138,7 @@ def einsum(equation: Any, *operands: Any, path: Sequence[int] = ()) -> torch.Ten
         >>> einsum("ij,j->i", torch.eye(2), torch.ones(2))
         tensor([1., 1.])
     """
-    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
     # Two operands have a single order. Without an equation, operands alternate with lists of axes. A compiler chooses
     # orders itself.
     if len(tensors) <= 2 or not isinstance(equation, str) or torch.compiler.is_compiling():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from model_factory.errors import FormatError
+from model_factory.program.newer_torch import remedy
 
 # Dense tensors of numbers only: kernels of other layouts, and of quantised and packed dtypes, trust their arguments.
 _NAMES = """
@@ -43,7 +44,7 @@ def torch_const(name: str) -> Any:
     """
     value = _CONSTANTS.get(name)
     if value is None:
-        raise FormatError(f"{name!r} is not a dtype, memory format or layout that may be named here")
+        raise FormatError(f"{name!r} is not a dtype, memory format or layout that may be named here{remedy(name)}")
     return value
 
 

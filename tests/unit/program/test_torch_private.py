@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from model_factory.program.torch_private import PRIVATE_NAMES, SUPPORTED, check_torch
+from versions.legs import LEGS
 
 ROOT = Path(__file__).resolve().parents[3]
 CLIENT = ROOT / "client" / "model_factory"
@@ -59,9 +60,9 @@ def test_the_supported_versions_are_those_of_the_metadata() -> None:
 
 def test_the_tests_run_on_the_lowest_and_on_the_highest_supported_version() -> None:
     lowest, below = re.fullmatch(r"torch>=(\d+\.\d+),<2\.(\d+)", SUPPORTED).groups()  # type: ignore[union-attr]
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    assert f"FLOOR_TORCH := {lowest}.0\n" in makefile
+    assert any(item.startswith(f"torch=={lowest}.") for item in LEGS["oldest"].requirements)
+    assert any(item.startswith(f"torch==2.{int(below) - 1}.") for item in LEGS["newest"].requirements)
     assert re.search(rf"^torch==2\.{int(below) - 1}\.", constraints, re.MULTILINE)
     server = tomllib.loads((ROOT / "server" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"torch>=2.{int(below) - 1},<2.{below}" in server["dependencies"]

@@ -17,8 +17,8 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from model_factory import documents
 from model_factory.config.syntax.nodes import ConfigPath
-from model_factory.documents import JSON_STRING
 from model_factory.wording import listed, nearest, quoted
 
 CASTS = ("int", "float", "bool", "json")
@@ -27,7 +27,7 @@ _PATH = re.compile(r"[^.\[\]]+(?:\.[^.\[\]]+|\[[0-9]{1,9}\])*")
 _PATH_PART = re.compile(r"([^.\[\]]+)|\[([0-9]+)\]")
 _JSON_REFERENCE = re.compile(r"\s*env:json:")
 _VARIABLE = re.compile(r"env:(?:([A-Za-z0-9_]*):)?([A-Za-z_][A-Za-z0-9_]*)(?:,(.*))?", re.DOTALL)
-_BRACE_OR_STRING = re.compile(JSON_STRING + "|[{}]", re.DOTALL)
+_BRACE_OR_STRING = re.compile(documents.JSON_STRING + "|[{}]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,10 @@ from typing import Any
 
 from model_factory import documents
 from model_factory.config.bounds import MAX_NESTING, MAX_NODES, ConfigBounds
-from model_factory.documents import JSON_STRING
 from model_factory.errors import ConfigError
 
 # One token per container end, per comma and per string. An empty container is one token, because it holds no value.
-_TOKEN = re.compile(JSON_STRING + r"|\[\s*\]|\{\s*\}|[\[\]{},]", re.DOTALL)
+_TOKEN = re.compile(documents.JSON_STRING + r"|\[\s*\]|\{\s*\}|[\[\]{},]", re.DOTALL)
 
 # The wire form writes a float that JSON lacks as a mapping, one level deeper than the value.
 _MAX_JSON_NESTING = MAX_NESTING + 1

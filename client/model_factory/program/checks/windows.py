@@ -65,7 +65,10 @@ def given(args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int, *name
     """
     if position < len(args):
         return args[position]
-    return next((kwargs[name] for name in names if name in kwargs), None)
+    for name in names:
+        if name in kwargs:
+            return kwargs[name]
+    return None
 
 
 def check_max_pool(input: torch.Tensor, axes: int, padding: Any = 0, dilation: Any = 1) -> None:  # noqa: A002
@@ -91,7 +94,7 @@ def check_max_pool(input: torch.Tensor, axes: int, padding: Any = 0, dilation: A
 
 
 def _per_axis(value: Any, axes: int) -> list[Any]:
-    values = list(value) if isinstance(value, list | tuple) else [value]
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
     return values * axes if len(values) == 1 else values
 
 
@@ -192,6 +195,6 @@ def slide(op: Op, *args: Any, **kwargs: Any) -> Any:
 
 
 def _check_distances(name: str, values: Any, most: int) -> None:
-    for value in values if isinstance(values, list | tuple) else (values,):
+    for value in values if isinstance(values, (list, tuple)) else (values,):
         if isinstance(value, int) and value > most:
             raise GraphExecutionError(f"the {name} of a convolution or window is {value}; at most {most} is allowed")

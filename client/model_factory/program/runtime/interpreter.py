@@ -65,6 +65,7 @@ class Runner:
             FormatError: an op, value or constant is unknown.
         """
         self.program = program
+        self._inputs = program.inputs
         parts = [parts_of(step_arguments(step), []) for step in program.steps]
         parts_of_result = parts_of(program.result, [])
         used = [_names(some) for some in [*parts, parts_of_result]]
@@ -110,7 +111,7 @@ class Runner:
         Raises:
             BranchMissError: a guard has an outcome without steps, and ``other_branch`` is None.
         """
-        env: Env = dict(zip(self.program.inputs, values, strict=True))
+        env: Env = dict(zip(self._inputs, values, strict=True))
         env[SELF] = module
         if self._measured:
             self._measure(env)
@@ -153,8 +154,8 @@ class Runner:
         else:
             return self._result(env)
         other, values = other_branch(index, outcome)
-        env.update(zip(other.program.inputs, values, strict=True))
-        other._measure(env)  # noqa: SLF001  same class
+        env.update(zip(other._inputs, values, strict=True))  # noqa: SLF001  same class
+        other._measure(env)  # noqa: SLF001
         return other._interpret(env, on_error, other_branch, index)  # noqa: SLF001
 
     def _measure(self, env: Env) -> None:

@@ -39,6 +39,7 @@ from model_factory.program.ir import (
     TorchConst,
     out_names,
 )
+from model_factory.program.newer_torch import lacking, remedy
 from model_factory.program.ops import AUTOCAST_KINDS, OPS, SET_AUTOCAST_ENABLED, SET_GRAD_ENABLED
 from model_factory.program.runtime.lookup import assign_buffer, get_module, get_tensor
 from model_factory.program.runtime.named_results import Record, RecordObject, RecordTuple
@@ -142,7 +143,9 @@ def _compile_op_call(step: OpCall) -> Action:
     args, kwargs = [*map(compile_argument, step.args)], _compile_kwargs(step.kwargs)
     function = CHECKED_OPS.get(step.name) or OPS.get(step.name)
     if function is None:
-        raise FormatError(f"a program calls the unknown op {step.name!r}")
+        raise FormatError(f"a program calls the unknown op {step.name!r}{remedy(step.name)}")
+    if (name := lacking(step.name, step.kwargs)) is not None:
+        raise FormatError(f"a program calls {name}, an argument that this torch lacks{remedy(name)}")
     if "names" in kwargs:
         raise FormatError(f"a program names axes in a call of {step.name}; tensors of programs have no named axes")
     if step.name == SET_AUTOCAST_ENABLED and (kwargs or tuple(step.args) not in ((), (False,))):
@@ -314,7 +317,7 @@ def _compile_plain_store(out: Out) -> Callable[[Env, Any], None]:
         names = out
 
         def store_items(env: Env, value: Any) -> None:
-            if not isinstance(value, tuple | list) or len(value) != len(names):
+            if not isinstance(value, (tuple, list)) or len(value) != len(names):
                 raise GraphExecutionError(f"expected a tuple or list of {len(names)} values, got {_shape_text(value)}")
             env.update(zip(names, value, strict=True))
 
@@ -334,5 +337,5 @@ def _compile_plain_store(out: Out) -> Callable[[Env, Any], None]:
 
 def _shape_text(value: Any) -> str:
     return (
-        f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
+        f"a {type(value).__name__} of {len(value)}" if isinstance(value, (tuple, list)) else f"a {type(value).__name__}"
     )
