@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
-.PHONY: demo test test-slow test-unit test-cuda test-oldest versions test-fast lint types imports stubs soak fairness leaks fuzz faults \
+.PHONY: demo test test-slow test-unit test-cuda test-oldest test-oldest-suites versions test-fast lint types imports stubs soak fairness leaks fuzz faults \
 	benchmarks zoo docs images image-steps alerts clean
 
 $(VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
@@ -41,14 +41,22 @@ test-cuda: $(CUDA_VENV)/installed  ## the tests of builds with PyPI's CUDA build
 	$(CUDA_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CUDA_TESTS)
 
 OLDEST := .venv-versions/oldest/bin/python
-OLDEST_TESTS := tests/unit/config tests/unit/descriptor/test_weights.py \
-	$(addprefix tests/attacks/test_,hostile_programs.py hostile_responses.py hostile_files.py endless_responses.py) \
-	$(addprefix tests/integration/test_,builds.py offline.py)
+OLDEST_TESTS := tests/unit/program/test_newer_torch.py tests/unit/descriptor/test_weights.py \
+	tests/attacks/test_hostile_responses.py tests/integration/test_builds.py tests/integration/test_offline.py
+OLDEST_SUITES := tests/unit/config tests/fuzz/test_ops.py \
+	$(addprefix tests/attacks/test_,hostile_programs.py hostile_modules.py hostile_source.py false_sizes.py \
+	endless_responses.py shared_caches.py) \
+	$(addprefix tests/integration/test_,drop_in.py forked_trainers.py goldens_remote.py http_proxies.py read_files.py \
+	store_bound.py)
+# The client's environment has no server package: its tests start the server of this environment.
+PYTEST_OLDEST := SERVER_COMMAND=$(CURDIR)/$(BIN)/model-factory $(OLDEST) -m pytest -n 2 --dist loadfile
 
-# The client's environment has no server package; its tests start the server of this environment.
-test-oldest: $(VENV)/installed  ## a client with the lower bounds of each requirement, and the server of this environment
+test-oldest: $(VENV)/installed  ## a client with the lower bounds of its requirements, and the server of this environment
 	$(BIN)/python tests/versions/run.py oldest
-	SERVER_COMMAND=$(CURDIR)/$(BIN)/model-factory $(OLDEST) -m pytest -n 2 --dist loadfile $(OLDEST_TESTS)
+	$(PYTEST_OLDEST) $(OLDEST_TESTS)
+
+test-oldest-suites: test-oldest  ## further attacks and integration tests with the oldest client
+	$(PYTEST_OLDEST) $(OLDEST_SUITES)
 
 LEGS ?=
 
