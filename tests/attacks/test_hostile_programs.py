@@ -20,9 +20,9 @@ from model_factory.program import checked_ops
 from model_factory.program.checked_ops import ascending
 from model_factory.program.codec.programs import decode_program, encode_program
 from model_factory.program.ir import Expr, OpCall, OwnBackward, Program, Ref, Size
-from model_factory.program.newer_torch import lacking
 from model_factory.program.ops import OPS
 from model_factory.program.runtime.interpreter import Runner
+from model_factory.program.torch_names import lacking
 
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 

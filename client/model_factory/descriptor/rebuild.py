@@ -31,14 +31,13 @@ from model_factory.descriptor.tree import (
 from model_factory.errors import FormatError, SourceError
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import ModuleCall
-from model_factory.program.newer_torch import remedy
 from model_factory.program.recorded_program import is_plain
 from model_factory.program.runtime.compiled_program import CompiledProgram
 from model_factory.program.runtime.graph_model import GRAPH_MODULES, GraphModel
 from model_factory.program.runtime.interpreter import Runner
 from model_factory.program.runtime.lookup import find_module, join_path, plain_read
 from model_factory.program.runtime.program_module import ProgramModule, ProgramRecorder
-from model_factory.program.torch_names import torch_dtype
+from model_factory.program.torch_names import remedy, torch_dtype
 
 _LAZY: Any = nn.parameter  # the declared types lack the arguments of the lazy tensors
 

@@ -10,12 +10,12 @@ import torch
 from model_factory.descriptor.rebuild import rebuild
 from model_factory.descriptor.tree import Descriptor, StockNode
 from model_factory.errors import FormatError
-from model_factory.program import newer_torch, torch_names
+from model_factory.program import torch_names
 from model_factory.program.ir import OpCall, Program, Ref
-from model_factory.program.newer_torch import SINCE
 from model_factory.program.ops import OPS
 from model_factory.program.runtime import step_compiler
 from model_factory.program.runtime.interpreter import Runner
+from model_factory.program.torch_names import SINCE
 
 REMEDY = r".*; torch 2\.\d+ has the name, this is torch 2\..* Remedy: install torch 2\.\d+ or later"
 
@@ -23,7 +23,7 @@ REMEDY = r".*; torch 2\.\d+ has the name, this is torch 2\..* Remedy: install to
 @pytest.fixture
 def old_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables of torch 2.4, if this is a newer one."""
-    monkeypatch.setattr(newer_torch, "_THIS", (2, 4))
+    monkeypatch.setattr(torch_names, "_THIS", (2, 4))
     older = {name: op for name, op in OPS.items() if name not in SINCE}
     monkeypatch.setattr(step_compiler, "OPS", older)
     monkeypatch.setattr(step_compiler, "CHECKED_OPS", {})

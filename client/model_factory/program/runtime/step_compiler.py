@@ -39,12 +39,11 @@ from model_factory.program.ir import (
     TorchConst,
     out_names,
 )
-from model_factory.program.newer_torch import lacking, remedy
 from model_factory.program.ops import AUTOCAST_KINDS, OPS, SET_AUTOCAST_ENABLED, SET_GRAD_ENABLED
 from model_factory.program.runtime.lookup import assign_buffer, get_module, get_tensor
 from model_factory.program.runtime.named_results import Record, RecordObject, RecordTuple
 from model_factory.program.runtime.own_backward import Run, own_function
-from model_factory.program.torch_names import torch_const
+from model_factory.program.torch_names import lacking, remedy, torch_const
 from model_factory.program.torch_private import assert_async, outside_of_jit_trace, set_grad_enabled
 
 # Keys of an environment for the module of the run, the device, and the caller's modes. Tuples, since a program could
