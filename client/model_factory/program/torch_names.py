@@ -20,16 +20,16 @@ SINCE: Mapping[str, tuple[int, int]] = MappingProxyType(
         "float8_e8m0fnu": (2, 7),
         "nn.LinearCrossEntropyLoss": (2, 13),
         "torch._grouped_mm": (2, 8),
-        "torch.nn.functional.huber_loss(weight)": (2, 7),
-        "torch.nn.functional.l1_loss(weight)": (2, 7),
-        "torch.nn.functional.mse_loss(weight)": (2, 7),
+        "torch.nn.functional.huber_loss(weight)": (2, 6),
+        "torch.nn.functional.l1_loss(weight)": (2, 6),
+        "torch.nn.functional.mse_loss(weight)": (2, 6),
         "torch.nn.functional.scaled_dot_product_attention(enable_gqa)": (2, 5),
         "torch.stft(align_to_window)": (2, 7),
         "torch.Tensor.stft(align_to_window)": (2, 7),
         **{f"{owner}.{name}(out_dtype)": (2, 8) for owner in ("torch", "torch.Tensor") for name in _OUT_DTYPE},
     }
 )
-"""Name of an op, argument of an op, class or dtype -> a version of torch with the name: the first that was tried."""
+"""Name of an op, argument of an op, class or dtype -> a version of torch with the name; for arguments, the first one."""
 
 
 def remedy(name: str) -> str:
