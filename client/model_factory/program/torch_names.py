@@ -29,7 +29,7 @@ SINCE: Mapping[str, tuple[int, int]] = MappingProxyType(
         **{f"{owner}.{name}(out_dtype)": (2, 8) for owner in ("torch", "torch.Tensor") for name in _OUT_DTYPE},
     }
 )
-"""Name of an op, argument of an op, class or dtype -> a version of torch with the name; for arguments, the first one."""
+"""Op, argument of an op, class or dtype -> a version of torch with the name; for arguments, the first one."""
 
 
 def remedy(name: str) -> str:
