@@ -40,23 +40,19 @@ $(CUDA_VENV)/installed: pyproject.toml server/pyproject.toml constraints.txt
 test-cuda: $(CUDA_VENV)/installed  ## the tests of builds with PyPI's CUDA build of torch (2.5 GB); needs no GPU
 	$(CUDA_VENV)/bin/python -m pytest -n 2 --dist loadfile $(CUDA_TESTS)
 
-OLDEST := .venv-versions/oldest/bin/python
-OLDEST_TESTS := tests/unit/program/test_newer_torch.py tests/unit/descriptor/test_weights.py \
-	tests/attacks/test_hostile_responses.py tests/integration/test_builds.py tests/integration/test_offline.py
-OLDEST_SUITES := tests/unit/config tests/fuzz/test_ops.py \
-	$(addprefix tests/attacks/test_,hostile_programs.py hostile_modules.py hostile_source.py false_sizes.py \
-	endless_responses.py shared_caches.py) \
-	$(addprefix tests/integration/test_,drop_in.py forked_trainers.py goldens_remote.py http_proxies.py read_files.py \
-	store_bound.py)
-# The client's environment has no server package: its tests start the server of this environment.
-PYTEST_OLDEST := SERVER_COMMAND=$(CURDIR)/$(BIN)/model-factory $(OLDEST) -m pytest -n 2 --dist loadfile
-
 test-oldest: $(VENV)/installed  ## a client with the lower bounds of its requirements, and the server of this environment
 	$(BIN)/python tests/versions/run.py oldest
-	$(PYTEST_OLDEST) $(OLDEST_TESTS)
 
-test-oldest-suites: test-oldest  ## further attacks and integration tests with the oldest client
-	$(PYTEST_OLDEST) $(OLDEST_SUITES)
+OLDEST := .venv-versions/oldest/bin/python
+OLDEST_SUITES := tests/unit/config tests/unit/program/test_newer_torch.py tests/unit/descriptor/test_weights.py \
+	tests/fuzz/test_ops.py \
+	$(addprefix tests/attacks/test_,hostile_programs.py hostile_responses.py hostile_modules.py hostile_source.py \
+	false_sizes.py endless_responses.py shared_caches.py) \
+	$(addprefix tests/integration/test_,builds.py drop_in.py goldens_remote.py http_proxies.py offline.py store_bound.py)
+
+# The client's environment has no server package: its tests start the server of this environment.
+test-oldest-suites: test-oldest  ## unit tests, attacks and integration tests with the oldest client
+	SERVER_COMMAND=$(CURDIR)/$(BIN)/model-factory $(OLDEST) -m pytest -n 2 --dist loadfile $(OLDEST_SUITES)
 
 LEGS ?=
 
