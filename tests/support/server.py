@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 COMMAND = Path(os.environ.get("SERVER_COMMAND", Path(sys.executable).with_name("model-factory")))
-"""The console script of this environment, or of the server's where the client has another one (`make test-oldest-suites`)."""
+"""The console script of this environment, or of the server's where a client has its own (`make test-oldest-suites`)."""
 
 READY_SECONDS = 90.0
 STOP_SECONDS = 60.0
