@@ -196,7 +196,8 @@ def write(reader: str, path: Path, value: float) -> None:
     elif reader == "jit":
         layer = nn.Linear(1, 1, bias=False)
         nn.init.constant_(layer.weight, value)
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             torch.jit.script(layer).save(str(path))  # type: ignore[no-untyped-call]
     elif reader == "sqlite":
         connection = sqlite3.connect(path)
