@@ -18,7 +18,7 @@ def read_results(leg: str) -> dict[str, Any]:
 
 
 def write_results(leg: str, results: Mapping[str, Any]) -> None:
-    """Record the versions and outcomes of an environment. Equal outcomes are the rule, and only counted."""
+    """Record the versions and outcomes of an environment."""
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{leg}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
