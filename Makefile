@@ -48,7 +48,8 @@ OLDEST_SUITES := tests/unit/config tests/unit/program/test_newer_torch.py tests/
 	tests/fuzz/test_ops.py \
 	$(addprefix tests/attacks/test_,hostile_programs.py hostile_responses.py hostile_modules.py hostile_source.py \
 	false_sizes.py endless_responses.py shared_caches.py) \
-	$(addprefix tests/integration/test_,builds.py drop_in.py goldens_remote.py http_proxies.py offline.py store_bound.py)
+	$(addprefix tests/integration/test_,builds.py drop_in.py forked_trainers.py goldens_remote.py http_proxies.py \
+	offline.py store_bound.py)
 
 # The client's environment has no server package: its tests start the server of this environment.
 test-oldest-suites: test-oldest  ## unit tests, attacks and integration tests with the oldest client
