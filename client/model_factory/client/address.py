@@ -16,7 +16,14 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from model_factory.environment import DEFAULT_ADDRESS, USE_PROXY, proxy_variables, use_proxy
+from model_factory.environment import (
+    DEFAULT_ADDRESS,
+    SERVER,
+    USE_PROXY,
+    configured_server,
+    proxy_variables,
+    use_proxy,
+)
 from model_factory.errors import ServerError
 from model_factory.limits import MAX_PORT
 from model_factory.wording import quoted
@@ -28,6 +35,18 @@ _HOSTS = ("dns:", "ipv4:", "ipv6:")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _NOT_IN_HOST = re.compile(r"[\s/\\@?#,\[\]\x00-\x1f\x7f\ud800-\udfff]")
 _FORMS = "Remedy: HOST:PORT, as in gpu-node:50051, or [IPV6]:PORT; unix:PATH and dns:///HOST:PORT are addresses too"
+
+
+def server_of_environment() -> str:
+    """The address in ``$MODEL_FACTORY_SERVER``.
+
+    Raises:
+        ServerError: the variable is not set.
+    """
+    address = configured_server()
+    if not address:
+        raise ServerError(f"no server is given. Remedy: set {SERVER} to HOST:PORT, or pass the address")
+    return address
 
 
 NO_PROXY: Mapping[str, Any] = MappingProxyType(

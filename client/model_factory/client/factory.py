@@ -17,6 +17,7 @@ from torch import nn
 
 from model_factory.blocks import Block
 from model_factory.checkpoint.checkpoint import Checkpoint, checkpoints, has_no_random_weights
+from model_factory.client.address import server_of_environment
 from model_factory.client.assembly import Assembler
 from model_factory.client.builds.build_lock import BuildLock
 from model_factory.client.builds.known_builds import KnownBuilds
@@ -30,8 +31,6 @@ from model_factory.config.request import SEED_RANGE, Component, ModelRequest, re
 from model_factory.descriptor.architecture import Architecture, Portability
 from model_factory.descriptor.codec import decode_descriptor, decode_programs
 from model_factory.environment import (
-    SERVER,
-    configured_server,
     default_cache_bytes,
     default_cache_dir,
     environment,
@@ -141,7 +140,7 @@ class RemoteModelFactory:
         """
         self._lock = None if lock is None else BuildLock.read(lock)
         self._offline = offline_by_default() if offline is None else offline
-        place = _server_of_environment() if address is None else address
+        place = server_of_environment() if address is None else address
         self._connection = Connection(*(place, timeout, credentials, shared_store()), is_offline=bool(self._offline))
         self._seed = None if seed is None else operator.index(seed)
         self._dtype = "" if dtype is None else torch_name(dtype)
@@ -372,13 +371,6 @@ class RemoteModelFactory:
             built = manifest.components[0]
         self._known.keep(component, built, manifest, seed)
         return module
-
-
-def _server_of_environment() -> str:
-    address = configured_server()
-    if not address:
-        raise ServerError(f"no server is given. Remedy: set {SERVER} to HOST:PORT, or pass the address")
-    return address
 
 
 def _open_cache(folder: str | PathLike[str] | None, max_bytes: int | None) -> Store:
