@@ -39,7 +39,7 @@ class Merges(nn.Module):
         torch._check_with(  # as a library does
             ValueError,
             texts[places].numel() == features.numel(),
-            lambda: f"other places than images: {features.shape[0]}",
+            lambda: f"{places.sum()} places for {features.shape[0]} images",
         )
         return self.head(texts.masked_scatter(places, features))
 

@@ -95,6 +95,8 @@ def _arguments(call: ast.Call) -> Iterator[tuple[int | str, ast.expr]]:
 def _is_text(item: ast.expr) -> bool:
     """Whether an expression makes a text of values, and uses no text of a value for anything else."""
     match item:
+        case ast.Lambda(body=body):  # ``torch._check(condition, lambda: f"{sizes}")``
+            return _is_text(body)
         case ast.JoinedStr(values=values):
             parts: list[ast.expr] = [value.value for value in values if isinstance(value, ast.FormattedValue)]
         case ast.BinOp(left=ast.Constant(value=str()), op=ast.Mod(), right=right):
