@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from matrix.portability import rebuilt_with_programs
 from model_factory import GraphExecutionError, NotPortableError
+from model_factory.descriptor.codec import encode_programs
 from model_factory.program.ir import BufferAssignment, Program, Ref
 from model_factory.program.runtime.interpreter import Runner
+from model_factory_server.export.exporter import record_model
 from support.compare import assert_same, observe
+from support.schemas import check
 
 WIDTH = 4
 
@@ -78,6 +81,12 @@ class Around(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.inner(x))
+
+
+def test_a_document_assigns_a_buffer() -> None:
+    document = encode_programs(record_model(InBuffer()))
+    assert b"assign:positions" in document
+    check("programs", document)
 
 
 @pytest.mark.parametrize("block", [OfOneSize, Growing, InBuffer, InLaterBuffer, Around])

@@ -7,6 +7,7 @@ plain tuples: cheap to compare, and ``torch.compile`` can trace the comparison::
     ("tensor", 3, "", ())   ("const", "NoneType", None)   ("list", (item, ...))   ("dict", ((key, item), ...))
     ("nan",)   ("object", "mylib.Config")   ("any", "tensor")   ("omitted",)   ("numpy", "float32", 0.5)
     ("array", 3, "", ())   ("dataclass", ((name, item), ...))   ("tensor_dict", ((key, item), ...), 1)
+    ("generator",)
 
 A NumPy scalar has its type, and an array the entries of a tensor. The kinds with parts are in
 :mod:`model_factory.program.arguments.kinds`.
@@ -58,6 +59,9 @@ OMITTED = Omitted.OMITTED
 TENSORS = ("tensor", "array")
 """Kinds of arguments that are inputs of a program."""
 
+GENERATOR: ArgumentSignature = ("generator",)
+"""Signature of a ``torch.Generator``."""
+
 VALUES = ("const", "nan", "numpy")
 """Kinds of arguments with a value in the signature."""
 
@@ -95,7 +99,7 @@ def call_signature(arguments: Mapping[str, Any]) -> tuple[CallSignature, list[to
     return tuple([(name, _signature(value, name, tensors)) for name, value in arguments.items()]), tensors
 
 
-def _signature(value: Any, path: str, tensors: list[torch.Tensor]) -> ArgumentSignature:
+def _signature(value: Any, path: str, tensors: list[torch.Tensor]) -> ArgumentSignature:  # noqa: C901  one arm per kind
     if type(value) is Unreadable:  # described before
         return ("object", object.__getattribute__(value, "_type_name"))
     if isinstance(value, torch.Tensor):
@@ -111,6 +115,8 @@ def _signature(value: Any, path: str, tensors: list[torch.Tensor]) -> ArgumentSi
     if isinstance(value, np.ndarray) and (torch.compiler.is_compiling() or value.dtype.name in NUMPY_TYPES):
         tensors.append(torch.from_numpy(value))  # a compiler reads no dtypes of arrays, and takes these dtypes only
         return ("array", tensors[-1].dim(), _DTYPES[tensors[-1].dtype], _empty_axes(tensors[-1]))
+    if isinstance(value, torch.Generator):
+        return GENERATOR
     parts = take_apart(value)
     if parts is not None:
         return _of_parts(parts, [_signature(item, f"{path}.{key}", tensors) for key, item in parts.entries])
@@ -328,6 +334,8 @@ def _rebuild(signature: ArgumentSignature, tensors: Iterator[tuple[Any, Any]], l
             return like
         case "omitted":
             return OMITTED
+        case "generator":
+            return like if isinstance(like, torch.Generator) else torch.Generator()
         case "object":
             return Unreadable(signature[1], path)
     parts = parts_of(signature)
@@ -358,6 +366,40 @@ def _collect_names(name: str, signature: ArgumentSignature, names: list[str]) ->
         _collect_names(f"{name}.{key}", item, names)
 
 
+def has_generators(signature: CallSignature) -> bool:
+    """Whether a part of a signature is a generator of random numbers."""
+    return any(_has_generator(item) for _, item in signature)
+
+
+def _has_generator(signature: ArgumentSignature) -> bool:
+    return signature == GENERATOR or any(_has_generator(item) for _, item in parts_of(signature) or ())
+
+
+def generators_of(signature: CallSignature, arguments: Mapping[str, Any]) -> dict[str, torch.Generator]:
+    """Return the generators of random numbers among the arguments of a call, by name.
+
+    Example:
+        >>> arguments = {"noise": {"source": torch.Generator()}}
+        >>> list(generators_of(call_signature(arguments)[0], arguments))
+        ['noise.source']
+    """
+    found: dict[str, torch.Generator] = {}
+    for name, item in signature:
+        _collect_generators(name, item, arguments.get(name), found)
+    return found
+
+
+def _collect_generators(name: str, signature: ArgumentSignature, value: Any, found: dict[str, torch.Generator]) -> None:
+    if signature == GENERATOR:
+        found[name] = value
+    parts = parts_of(signature)
+    values = take_apart(value) if parts else None
+    if parts and values is not None:
+        entries = dict(values.entries)
+        for key, item in parts:
+            _collect_generators(f"{name}.{key}", item, entries.get(key), found)
+
+
 def call_signature_text(signature: CallSignature) -> str:
     """Write a signature for a message.
 
@@ -384,6 +426,8 @@ def _text(signature: ArgumentSignature) -> str:
             return f"any {signature[1]}"
         case "omitted":
             return "the default"
+        case "generator":
+            return "torch.Generator"
         case "object":
             return f"{signature[1]} object"
     name = "" if signature[0] in {"list", "tuple", "dict"} else signature[0]

@@ -117,6 +117,14 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class GeneratorOf:
+    """A ``torch.Generator`` among the arguments of the call."""
+
+    name: str
+    """Name of the argument, as in :func:`model_factory.program.call_signature.generators_of`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Fields:
     """An object with named fields, without the object's class; see ``program/runtime/named_results.py``."""
 

@@ -12,6 +12,7 @@ from model_factory.program.arguments.kinds import LISTED, NAMED
 from model_factory.program.call_signature import (
     ANY,
     CONSTANT_TYPES,
+    GENERATOR,
     NUMPY_TYPES,
     OMITTED,
     ArgumentSignature,
@@ -38,7 +39,7 @@ def decode_call_signature(data: Json) -> CallSignature:
     return tuple((expect_str(name), _decode_argument(item)) for name, item in expect_pairs(data))
 
 
-def _encode_argument(signature: ArgumentSignature) -> Json:
+def _encode_argument(signature: ArgumentSignature) -> Json:  # noqa: C901  one arm for each kind
     match signature[0]:
         case "tensor" | "array":
             kind, rank, dtype, empty = signature
@@ -53,6 +54,8 @@ def _encode_argument(signature: ArgumentSignature) -> Json:
             return {"object": signature[1]}
         case "omitted":
             return _OMITTED
+        case "generator":
+            return {"generator": True}
         case "numpy":
             return {"numpy": [signature[1], encode_value(signature[2])]}
         case "tensor_dict":
@@ -87,6 +90,8 @@ def _decode_argument(data: Json) -> ArgumentSignature:  # noqa: C901  one arm fo
             return ("object", expect_str(body))
         case "omitted" if body is True:
             return ("omitted",)
+        case "generator" if body is True:
+            return GENERATOR
         case "tensor_dict":
             axes, entries = expect_items(body, 2)
             return (kind, _decode_entries(entries, kind), expect_int(axes))

@@ -25,6 +25,7 @@ from model_factory.program.ir import (
     Expression,
     Fields,
     FieldsKind,
+    GeneratorOf,
     LimitOf,
     Rank,
     Ref,
@@ -71,6 +72,8 @@ def encode_value(value: Argument) -> Json:  # noqa: C901, PLR0912  one arm per k
         return {"limit_of": [value.name, value.limit]}
     if isinstance(value, Device):
         return {"device": True}
+    if isinstance(value, GeneratorOf):
+        return {"generator_of": value.name}
     if isinstance(value, Fields):
         entries = [[name, encode_value(item)] for name, item in zip(value.names, value.values, strict=True)]
         return {value.kind: entries}
@@ -163,6 +166,7 @@ _VALUES: Mapping[str, Callable[[Json], Argument]] = {
     "dtype_of": lambda body: DtypeOf(expect_str(body)),
     "limit_of": lambda body: LimitOf(*map(expect_str, expect_items(body, 2))),
     "device": lambda _body: Device(),
+    "generator_of": lambda body: GeneratorOf(expect_str(body)),
     "record": lambda body: _decode_fields(body, "record"),
     "named_tuple": lambda body: _decode_fields(body, "named_tuple"),
     "object": _decode_object,

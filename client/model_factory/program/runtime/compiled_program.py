@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from model_factory.errors import CallSignatureError, FormatError
-from model_factory.program.call_signature import CallSignature, has_any, leaf_names, match_call_signature
+from model_factory.program.call_signature import (
+    CallSignature,
+    generators_of,
+    has_any,
+    has_generators,
+    leaf_names,
+    match_call_signature,
+)
 from model_factory.program.expressions import Env, compile_expression, expression_names, shape_key
 from model_factory.program.ir import OWN, Outcome, step_text
 from model_factory.program.recorded_program import RecordedProgram
@@ -76,6 +84,7 @@ class CompiledProgram:
         sized = {name for condition in recorded.size_conditions for name in expression_names(condition)}
         self._own = {name for name in sized if name.startswith(OWN)}
         self._has_any = has_any(recorded.call_signature)
+        self._has_generators = has_generators(recorded.call_signature)
         self.step_texts = [(step_text(step), getattr(step, "out", "")) for step in recorded.program.steps]
         """Call and result names of each step."""
         conditions = sized | {name for name, _ in recorded.dtypes}
@@ -108,6 +117,10 @@ class CompiledProgram:
             return call.tensors if call.signature == self.recorded.call_signature else None
         kept = match_call_signature(self.recorded.call_signature, call.signature)
         return None if kept is None else [call.tensors[index] for index in kept]
+
+    def generators_of(self, call: Call) -> Mapping[str, torch.Generator]:
+        """Return the generators of random numbers that the program takes from the arguments of a call, by name."""
+        return generators_of(self.recorded.call_signature, call.arguments) if self._has_generators else {}
 
     def check_inlined(self, module: nn.Module, where: str) -> None:
         """Check that nothing was put on a block whose inside is a part of the program, since it would have no effect.

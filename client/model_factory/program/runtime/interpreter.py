@@ -36,6 +36,7 @@ from model_factory.program.runtime.lookup import own_shape
 from model_factory.program.runtime.step_compiler import (
     CALLER_MODES,
     DEVICE,
+    GENERATORS,
     SELF,
     Action,
     BranchMissError,
@@ -95,6 +96,7 @@ class Runner:
         module: nn.Module,
         values: list[Any],
         *,
+        generators: Mapping[str, torch.Generator] | None = None,
         on_error: Callable[[int, BaseException], None] | None = None,
         other_branch: Callable[[int, Outcome], tuple[Runner, list[Any]]] | None = None,
     ) -> Any:
@@ -103,6 +105,7 @@ class Runner:
         Args:
             module: Module that the program belongs to.
             values: One value per input, in order.
+            generators: Generators of random numbers among the arguments of the call, by name.
             on_error: Called with the number of a failing step and the error; may raise another error.
             other_branch: Called with the number of a guard and an outcome without steps here. Returns the runner to
                 continue with, and the inputs of this runner. Both programs have the same steps up to the guard, so the
@@ -113,6 +116,8 @@ class Runner:
         """
         env: Env = dict(zip(self._inputs, values, strict=True))
         env[SELF] = module
+        if generators:
+            env[GENERATORS] = generators
         if self._measured:
             self._measure(env)
         if self._uses_device:

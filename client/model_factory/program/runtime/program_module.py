@@ -158,10 +158,10 @@ class ProgramModule(nn.Module):
             self._warn_of_autocast(call)
         if compiled.recorded.inlined:
             compiled.check_inlined(self, self._where(call))
-        values = compiled.tensors_of(call)
+        values, generators = compiled.tensors_of(call), compiled.generators_of(call)
         assert values is not None
         if not compiled.decides:
-            return compiled.runner.run(self, values)
+            return compiled.runner.run(self, values, generators=generators)
         branch = compiled
 
         def other_branch(step: int, outcome: Outcome) -> tuple[Runner, list[Any]]:
@@ -169,7 +169,7 @@ class ProgramModule(nn.Module):
             branch = self._other_branch(BranchPoint(branch, step, outcome), call)
             return branch.runner, branch.tensors_of(call) or []
 
-        return compiled.runner.run(self, values, other_branch=other_branch)
+        return compiled.runner.run(self, values, generators=generators, other_branch=other_branch)
 
     def __getattr__(self, name: str) -> Any:
         try:

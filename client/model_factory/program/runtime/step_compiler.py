@@ -7,6 +7,7 @@ takes effect.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from model_factory.program.ir import (
     Device,
     DtypeOf,
     Fields,
+    GeneratorOf,
     Guard,
     LimitOf,
     ModuleCall,
@@ -50,6 +52,7 @@ from model_factory.program.torch_private import assert_async, outside_of_jit_tra
 # use any text as a name.
 SELF = ("self",)
 DEVICE = ("device",)
+GENERATORS = ("generators",)
 CALLER_MODES = ("caller modes",)
 
 _LISTS = (list, tuple)
@@ -249,6 +252,8 @@ def compile_argument(argument: Argument) -> Evaluate:  # noqa: C901, PLR0912  on
         return lambda env: getattr(torch.finfo(env[name].dtype), limit)
     if isinstance(argument, Device):
         return lambda env: env[DEVICE]
+    if isinstance(argument, GeneratorOf):
+        return partial(_generator, name=argument.name)
     if isinstance(argument, slice):
         bounds = [compile_argument(bound) for bound in (argument.start, argument.stop, argument.step)]
         return lambda env: slice(*[bound(env) for bound in bounds])
@@ -269,6 +274,13 @@ def compile_argument(argument: Argument) -> Evaluate:  # noqa: C901, PLR0912  on
     if argument is None or argument is Ellipsis or isinstance(argument, _PLAIN):
         return lambda _env: argument
     raise FormatError(f"a program holds an argument of unknown type {type(argument).__name__}")
+
+
+def _generator(env: Env, name: str) -> torch.Generator:
+    found = env.get(GENERATORS, {}).get(name)
+    if not isinstance(found, torch.Generator):
+        raise GraphExecutionError(f"a program uses the generator {name!r}, which is no argument of the call")
+    return found
 
 
 def shape_of(env: Env, name: str) -> torch.Size:

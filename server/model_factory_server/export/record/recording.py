@@ -16,7 +16,7 @@ from torch import nn
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError, NotPortableError, refused_call
 from model_factory.program.arguments.kinds import Parts, take_apart
-from model_factory.program.call_signature import call_signature, leaf_names, rebuild_arguments
+from model_factory.program.call_signature import call_signature, generators_of, leaf_names, rebuild_arguments
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import Outcome, Program
 from model_factory.program.runtime.caller_modes import GRAD, REQUIRES_GRAD, modes_entered
@@ -143,6 +143,8 @@ class Recording:
             *(self.shape_env, self.symbols, self.module, self.names, self._outcomes, inner, self.dtype),
             make_fake=partial(self._fake_mode.from_tensor, static_shapes=True),
         )
+        generators = generators_of(self.call_signature, self.arguments)
+        self.tape.generators.update({id(item): name for name, item in generators.items()})
         self.tape.modes.assumed = self.assumed
         self.tape.module_calls.may_assign = self._kinds is not None and self._kinds.assigned is not None
         self._fake_mode.tape = self.tape

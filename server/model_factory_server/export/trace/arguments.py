@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from model_factory.errors import FormatError, NotPortableError
 from model_factory.program.arguments.unreadable import Unreadable
 from model_factory.program.bounds import bounded_integer
-from model_factory.program.ir import Argument, Device, Fields, Ref, Size, TorchConst
+from model_factory.program.ir import Argument, Device, Fields, GeneratorOf, Ref, Size, TorchConst
 from model_factory.program.runtime.named_results import Record, RecordObject, RecordTuple
 from model_factory.program.torch_names import torch_name
 from model_factory_server.export.conditions.dtype_reads import DtypeReads
@@ -23,8 +23,15 @@ from model_factory_server.export.trace.results import plain_key
 class ArgumentWriter:
     """Writes the arguments of a recording."""
 
-    def __init__(self, name_of: Callable[[torch.Tensor], str], symbols: SymbolTable, dtypes: DtypeReads) -> None:
-        """Use ``name_of(tensor)`` as the name of a tensor in the program."""
+    def __init__(
+        self,
+        name_of: Callable[[torch.Tensor], str],
+        symbols: SymbolTable,
+        dtypes: DtypeReads,
+        generators: Mapping[int, str],
+    ) -> None:
+        """Use ``name_of(tensor)`` as the name of a tensor, and ``generators`` as names of generators by id."""
+        self._generators = generators
         self._name_of = name_of
         self._symbols = symbols
         self._dtypes = dtypes
@@ -57,6 +64,8 @@ class ArgumentWriter:
             return TorchConst(torch_name(value))
         if isinstance(value, torch.device):
             return Device()
+        if isinstance(value, torch.Generator) and id(value) in self._generators:
+            return GeneratorOf(self._generators[id(value)])
         return self._write_container(value)
 
     def _write_container(self, value: Any) -> Argument:

@@ -115,7 +115,9 @@ class Tape(TorchFunctionMode):
         self.module_calls = ModuleCalls(self)
         self.modes = ModeCalls(self.steps, lambda: self.paused > 0, self._is_forward)
         self.reads = ModuleReads(root, self._is_forward, self._with_symbolic_sizes)
-        self.argument = ArgumentWriter(self.name_of, symbols, self.dtypes).write
+        self.generators: dict[int, str] = {}
+        """``id`` of a generator of random numbers among the arguments -> name."""
+        self.argument = ArgumentWriter(self.name_of, symbols, self.dtypes, self.generators).write
         """Writes a run-time value as a step's argument."""
         shape_env.decide_by_value = self.decisions.decide_number
         self.constants = Constants(self)
@@ -355,7 +357,11 @@ class Tape(TorchFunctionMode):
 
 
 def _run_on_symbols(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a function of torch on fake tensors; with torch's Python code, if the C++ code makes numbers of sizes."""
+    """Run a function of torch on fake tensors; with torch's Python code, if the C++ code makes numbers of sizes.
+
+    Fake tensors have no random numbers, so no generator is passed: torch takes no symbols beside one, nor beside None.
+    """
+    kwargs = {key: value for key, value in kwargs.items() if key != "generator"}
     try:
         return func(*args, **kwargs)
     except RuntimeError as error:

@@ -16,7 +16,13 @@ from torch import nn
 
 from model_factory.describe.assignments import attributes_restored_after
 from model_factory.errors import CallSignatureError, NotPortableError, refused_call
-from model_factory.program.call_signature import call_signature, leaf_names, match_call_signature, rebuild_arguments
+from model_factory.program.call_signature import (
+    call_signature,
+    generators_of,
+    leaf_names,
+    match_call_signature,
+    rebuild_arguments,
+)
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import ModuleCall
 from model_factory.program.recorded_program import FORWARD, RecordedProgram
@@ -160,19 +166,32 @@ def _calls(
     signature, runner, compiled = ForwardSignature.of(module.forward), Runner(recorded.program), compiled_blocks(inner)
     frozen = {f"{REQUIRES_GRAD}{name}": index for index, name in enumerate(leaf_names(recorded.call_signature))}
 
+    generators = generators_of(recorded.call_signature, arguments)
+
+    def seed_generators() -> None:
+        for generator in generators.values():
+            generator.manual_seed(VERIFY_SEED)
+
+    def with_states(result: Any) -> Any:
+        """A result together with the numbers that the generators draw next."""
+        drawn = [torch.rand(2, generator=generator, device=generator.device) for generator in generators.values()]
+        return [result, drawn] if generators else result
+
     def with_gradients(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
         detached = {frozen[name] for name, value in recorded.modes if name in frozen and value is False}
         return [leaf.detach() if index in detached else leaf for index, leaf in enumerate(leaves)]
 
     def original(leaves: list[torch.Tensor]) -> Any:
         leaves = with_gradients(leaves)
+        seed_generators()
         given = rebuild_arguments(recorded.call_signature, leaves, arguments)
         with modes_entered(recorded.modes):
-            return portable_output(signature.call(module, given))
+            return with_states(portable_output(signature.call(module, given)))
 
     def replay(leaves: list[torch.Tensor]) -> Any:
+        seed_generators()
         with modes_entered(recorded.modes), programs_run(compiled):
-            return runner.run(module, with_gradients(leaves))
+            return with_states(runner.run(module, with_gradients(leaves), generators=generators))
 
     return original, replay
 
