@@ -152,3 +152,14 @@ def test_a_wrong_method_is_an_error_of_the_config(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"block\._methods_: .*{reason}"):
         pair(type_name, "obs", _methods_=names)
+
+
+def test_a_trainers_generator_is_drawn_from(pair: Callable[..., Pair]) -> None:
+    remote, local = pair("calling.Samples", "obs", "generator")
+    obs = torch.randn(4, 3)
+    for seed in (1, 2):
+        sources = [torch.Generator().manual_seed(seed) for _ in range(2)]
+        for _ in range(2):
+            results = [model(obs, source) for model, source in zip((remote, local), sources, strict=True)]
+            assert_same(*results)
+        assert torch.equal(sources[0].get_state(), sources[1].get_state())

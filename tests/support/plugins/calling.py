@@ -50,6 +50,17 @@ class Batches(nn.Module):
         return Batch(y if batch.mask is None else y * batch.mask, batch.mask)
 
 
+class Samples(nn.Module):
+    """Draws noise from a generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.layer(obs) + torch.randn(obs.shape, generator=generator)
+
+
 class Arrays(nn.Module):
     """Takes an array of NumPy."""
 
@@ -63,5 +74,5 @@ class Arrays(nn.Module):
 
 def register(registry: Any) -> None:
     """Register the blocks under their names."""
-    for block in (Goals, Batches, Arrays):
+    for block in (Goals, Batches, Samples, Arrays):
         registry.register_module(f"calling.{block.__name__}", block)
