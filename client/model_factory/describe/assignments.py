@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from model_factory.descriptor.stock import is_stock
@@ -16,13 +18,16 @@ _CONTAINERS = frozenset({list, dict, set, deque, OrderedDict, defaultdict})
 
 
 def plain_containers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Lists, dicts, sets and deques, also nested, in attributes of modules other than torch's own, by path."""
+    """Lists, dicts, sets and deques, also nested, in attributes of modules other than torch's own, by path.
+
+    The attributes of an object with tensors, for example of a noise scheduler, are a dict, too.
+    """
     pending = [
-        (f"{path}.{name}" if path else name, value)
+        (f"{path}.{name}" if path else name, value if type(value) in _CONTAINERS else value.__dict__)
         for path, item in module.named_modules()
         if not is_stock(item)
         for name, value in item.__dict__.items()
-        if name not in _INTERNALS and type(value) in _CONTAINERS
+        if name not in _INTERNALS and (type(value) in _CONTAINERS or _holds_tensors(value))
     ]
     seen: set[int] = set()
     while pending:
@@ -32,6 +37,14 @@ def plain_containers(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path, value
             entries = value.items() if isinstance(value, dict) else enumerate(value)
             pending += [(f"{path}[{key!r}]", entry) for key, entry in entries if type(entry) in _CONTAINERS]
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether a value is an object with tensors in attributes of its own, and no tensor and no module."""
+    attributes = getattr(value, "__dict__", None)
+    if type(attributes) is not dict or isinstance(value, torch.Tensor | nn.Module | ModuleType):
+        return False
+    return any(isinstance(item, torch.Tensor) for item in attributes.values())
 
 
 @contextmanager

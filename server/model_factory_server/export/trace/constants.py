@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 _MAKERS = (make_tensor, as_tensor, asarray)
 _PLAIN = (bool, int, float, str, type(None), TorchConst, type(Ellipsis))
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Constants:
@@ -186,6 +187,20 @@ class Constants:
             found = Runner(program).run(nn.Module(), [])
             is_random = not torch.equal(before, torch.get_rng_state())
         return found if isinstance(found, torch.Tensor) and not is_random else None
+
+    def with_known_numbers(self, index: Any) -> Any:
+        """Return an index with numbers in the place of integer tensors of rank 0 that are computed from constants.
+
+        Torch takes such a tensor as a number, for example the step of a noise scheduler.
+        """
+        if type(index) is tuple:
+            return tuple(map(self.with_known_numbers, index))
+        is_number = isinstance(index, torch.Tensor) and not index.dim() and index.dtype in _INTEGERS
+        known = self.value_of(index) if is_number else None
+        if known is None:
+            return index
+        with self._tape.no_recording(), without_fakes():
+            return int(known)
 
     def _makers(self, name: str) -> tuple[Step, ...] | None:
         """Return the steps that compute a value from constants; ``None`` if the value depends on anything else."""

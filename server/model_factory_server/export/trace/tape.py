@@ -200,6 +200,8 @@ class Tape(TorchFunctionMode):
             given = [*args, *kwargs.values()]
             return given[0] if len(given) == 1 and type(given[0]) is CallerDevice else func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if name in {"__getitem__", "__setitem__"} and len(args) > 1:
+            args = (args[0], self.constants.with_known_numbers(args[1]), *args[2:])
         self.sizes.touched.update(self.names[id(arg)] for arg in args if id(arg) in self.names)
         if (answer := self.properties.treatment(func, name)) is not None:
             return answer(*args, **kwargs)
