@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
-from model_factory.describe.assignments import attributes_restored_after, module_tables
+from model_factory.describe.assignments import attributes_restored_after, module_tables, plain_containers
 from model_factory.errors import NotPortableError
 from model_factory_server.export.torch_private import version
 
@@ -45,7 +45,8 @@ def plain_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 def tensors_as(module: nn.Module, convert: Callable[[str, torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Put ``convert(path, tensor)`` in the place of each parameter, buffer and plain tensor; restore them afterwards.
 
-    Unlike ``torch.func.functional_call``, this function handles shared modules and plain tensors.
+    Unlike ``torch.func.functional_call``, this function handles shared modules, plain tensors, and lists and dicts in
+    attributes that also have the tensors, as torch's recurrent layers have a list of their weights.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -53,12 +54,19 @@ def tensors_as(module: nn.Module, convert: Callable[[str, torch.Tensor], torch.T
         ...     layer.weight.device
         device(type='meta')
     """
+    converted: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with the tensor, whose id stays taken
     with attributes_restored_after(module):
         for path, item in module.named_modules():
             for table in module_tables(item):
                 for name, value in table.items():
                     if isinstance(value, torch.Tensor):
                         table[name] = convert(f"{path}.{name}" if path else name, value)
+                        converted[id(value)] = value, table[name]
+        for _, container in plain_containers(module):
+            entries = container.items() if isinstance(container, dict) else enumerate(container)
+            for key, value in entries if isinstance(container, dict | list) else ():
+                if id(value) in converted:
+                    container[key] = converted[id(value)][1]
         yield
 
 
