@@ -151,7 +151,7 @@ def test_the_very_exception_arrives_with_its_step(kind: str, place: str, name: s
         assert caught_from(lambda: model(torch.ones(2, 6))) is error
         notes.append(list(getattr(error, "__notes__", ())))
     assert (type(error), str(error), repr(error), error.args, error.__cause__) == before
-    assert notes == [[] if kind == "frozen" else [f"in {STEPS[name]} of a graph"]] * 3
+    assert notes == [[f"in {STEPS[name]} of a graph"]] * 3
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 3, 7)])
