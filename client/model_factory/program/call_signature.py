@@ -152,25 +152,6 @@ def with_parts(signature: ArgumentSignature, items: Iterable[ArgumentSignature])
     return (signature[0], tuple(zip([key for key, _ in signature[1]], items, strict=True)), *signature[2:])
 
 
-def in_kinds_of(signature: CallSignature, given: CallSignature) -> CallSignature:
-    """Return a signature with records and named tuples of the kinds that another signature has in their places.
-
-    Example:
-        >>> x = ("tensor", 1, "", ())
-        >>> in_kinds_of((("batch", ("dataclass", (("x", x),))),), (("batch", ("record", (("x", x),))),))
-        (('batch', ('record', (('x', ('tensor', 1, '', ())),))),)
-    """
-    return tuple((name, _in_kind_of(item, other)) for (name, item), (_, other) in zip(signature, given, strict=True))
-
-
-def _in_kind_of(signature: ArgumentSignature, given: ArgumentSignature) -> ArgumentSignature:
-    parts, others = parts_of(signature), dict(parts_of(given) or ())
-    if parts is None or not others:
-        return signature
-    named = with_parts(signature, [_in_kind_of(item, others[key]) for key, item in parts])
-    return (given[0], *named[1:])
-
-
 def _of_parts(parts: Parts, items: Sequence[ArgumentSignature]) -> ArgumentSignature:
     if parts.kind in LISTED:
         return (parts.kind, tuple(items))
@@ -364,40 +345,6 @@ def _collect_names(name: str, signature: ArgumentSignature, names: list[str]) ->
         names.append(name)
     for key, item in parts_of(signature) or ():
         _collect_names(f"{name}.{key}", item, names)
-
-
-def has_generators(signature: CallSignature) -> bool:
-    """Whether a part of a signature is a generator of random numbers."""
-    return any(_has_generator(item) for _, item in signature)
-
-
-def _has_generator(signature: ArgumentSignature) -> bool:
-    return signature == GENERATOR or any(_has_generator(item) for _, item in parts_of(signature) or ())
-
-
-def generators_of(signature: CallSignature, arguments: Mapping[str, Any]) -> dict[str, torch.Generator]:
-    """Return the generators of random numbers among the arguments of a call, by name.
-
-    Example:
-        >>> arguments = {"noise": {"source": torch.Generator()}}
-        >>> list(generators_of(call_signature(arguments)[0], arguments))
-        ['noise.source']
-    """
-    found: dict[str, torch.Generator] = {}
-    for name, item in signature:
-        _collect_generators(name, item, arguments.get(name), found)
-    return found
-
-
-def _collect_generators(name: str, signature: ArgumentSignature, value: Any, found: dict[str, torch.Generator]) -> None:
-    if signature == GENERATOR:
-        found[name] = value
-    parts = parts_of(signature)
-    values = take_apart(value) if parts else None
-    if parts and values is not None:
-        entries = dict(values.entries)
-        for key, item in parts:
-            _collect_generators(f"{name}.{key}", item, entries.get(key), found)
 
 
 def call_signature_text(signature: CallSignature) -> str:

@@ -121,7 +121,7 @@ class GeneratorOf:
     """A ``torch.Generator`` among the arguments of the call."""
 
     name: str
-    """Name of the argument, as in :func:`model_factory.program.call_signature.generators_of`."""
+    """Name of the argument, as in :func:`model_factory.program.arguments.generators.generators_of`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from model_factory.descriptor.codec import Programs
 from model_factory.descriptor.stock import is_stock
 from model_factory.descriptor.stock_checks import check_stock_module
 from model_factory.errors import CallSignatureError, FormatError, GraphExecutionError, NotPortableError
-from model_factory.program.call_signature import CallSignature, call_signature, in_kinds_of, rebuild_arguments
+from model_factory.program.arguments.differences import in_kinds_of
+from model_factory.program.call_signature import CallSignature, call_signature, rebuild_arguments
 from model_factory.program.example_call import ExampleCall, is_integral
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.recorded_program import FORWARD, Read, RecordedProgram, is_plain

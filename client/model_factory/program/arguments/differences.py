@@ -12,6 +12,7 @@ from model_factory.program.call_signature import (
     any_of_kind,
     is_match,
     parts_of,
+    with_parts,
 )
 
 _CHANGES = 2  # other values of a number before the number counts as changing
@@ -67,3 +68,22 @@ def _differing(one: ArgumentSignature, other: ArgumentSignature, path: tuple[str
         yield path
     for (key, first), (_, second) in _pairs_of_parts(one, other) if one[0] == other[0] else ():
         yield from _differing(first, second, (*path, str(key)))
+
+
+def in_kinds_of(signature: CallSignature, given: CallSignature) -> CallSignature:
+    """Return a signature with records and named tuples of the kinds that another signature has in their places.
+
+    Example:
+        >>> x = ("tensor", 1, "", ())
+        >>> in_kinds_of((("batch", ("dataclass", (("x", x),))),), (("batch", ("record", (("x", x),))),))
+        (('batch', ('record', (('x', ('tensor', 1, '', ())),))),)
+    """
+    return tuple((name, _in_kind_of(item, other)) for (name, item), (_, other) in zip(signature, given, strict=True))
+
+
+def _in_kind_of(signature: ArgumentSignature, given: ArgumentSignature) -> ArgumentSignature:
+    parts, others = parts_of(signature), dict(parts_of(given) or ())
+    if parts is None or not others:
+        return signature
+    named = with_parts(signature, [_in_kind_of(item, others[key]) for key, item in parts])
+    return (given[0], *named[1:])

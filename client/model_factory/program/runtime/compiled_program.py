@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from model_factory.errors import CallSignatureError, FormatError
+from model_factory.program.arguments.generators import generators_of, has_generators
 from model_factory.program.call_signature import (
     CallSignature,
-    generators_of,
     has_any,
-    has_generators,
     leaf_names,
     match_call_signature,
 )

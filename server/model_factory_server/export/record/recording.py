@@ -15,8 +15,9 @@ from torch import nn
 
 from model_factory.descriptor.stock import is_stock
 from model_factory.errors import CallSignatureError, NotPortableError, refused_call
+from model_factory.program.arguments.generators import generators_of
 from model_factory.program.arguments.kinds import Parts, take_apart
-from model_factory.program.call_signature import call_signature, generators_of, leaf_names, rebuild_arguments
+from model_factory.program.call_signature import call_signature, leaf_names, rebuild_arguments
 from model_factory.program.forward_signature import ForwardSignature
 from model_factory.program.ir import Outcome, Program
 from model_factory.program.runtime.caller_modes import GRAD, REQUIRES_GRAD, modes_entered

@@ -99,6 +99,31 @@ def _by_programs(block: nn.Module, compiled: Sequence[CompiledProgram]) -> Forwa
     return run
 
 
+@contextmanager
+def shallow_stacks(module: nn.Module, recorded: RecordedProgram, replaced: Sequence[nn.Module]) -> Iterator[None]:
+    """Cut stacks of layers, if the program calls the stack as a whole, to one layer; not inside replaced blocks.
+
+    The inside of torch's own modules needs no verification, and would take minutes for a large model.
+    """
+    inside = {item for block in replaced for item in block.modules()}
+    calls = [step.path for step in recorded.program.steps if isinstance(step, ModuleCall)]
+    stacks = [
+        item
+        for path, item in module.named_modules()
+        if isinstance(item, nn.TransformerEncoder | nn.TransformerDecoder)
+        and item not in inside
+        and not any(call.startswith(f"{path}.") for call in calls)
+    ]
+    layers = [stack.layers for stack in stacks]
+    try:
+        for stack in stacks:
+            stack.layers = stack.layers[:1]
+        yield
+    finally:
+        for stack, full in zip(stacks, layers, strict=True):
+            stack.layers = full
+
+
 def replaceable(module: nn.Module, program: Program) -> list[nn.Module]:
     """The custom blocks that a program calls, without blocks with tensors that the program reads after a call."""
     read = [step.path for step in program.steps if isinstance(step, AttributeRead)]

@@ -7,7 +7,7 @@ CPU, within float tolerance on other devices.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -16,15 +16,14 @@ from torch import nn
 
 from model_factory.describe.assignments import attributes_restored_after
 from model_factory.errors import CallSignatureError, NotPortableError, refused_call
+from model_factory.program.arguments.generators import generators_of
 from model_factory.program.call_signature import (
     call_signature,
-    generators_of,
     leaf_names,
     match_call_signature,
     rebuild_arguments,
 )
 from model_factory.program.forward_signature import ForwardSignature
-from model_factory.program.ir import ModuleCall
 from model_factory.program.recorded_program import FORWARD, RecordedProgram
 from model_factory.program.runtime.caller_modes import REQUIRES_GRAD, modes_entered
 from model_factory.program.runtime.compiled_program import Call as ProgramCall
@@ -48,6 +47,7 @@ from model_factory_server.export.verify.stand_ins import (
     compiled_blocks,
     programs_run,
     replaceable,
+    shallow_stacks,
     stand_ins,
 )
 from model_factory_server.export.verify.state_diff import changed, contents_of, state_of
@@ -196,31 +196,6 @@ def _calls(
     return original, replay
 
 
-@contextmanager
-def _shallow_stacks(module: nn.Module, recorded: RecordedProgram, replaced: Sequence[nn.Module]) -> Iterator[None]:
-    """Cut stacks of layers, if the program calls the stack as a whole, to one layer; not inside replaced blocks.
-
-    The inside of torch's own modules needs no verification, and would take minutes for a large model.
-    """
-    inside = {item for block in replaced for item in block.modules()}
-    calls = [step.path for step in recorded.program.steps if isinstance(step, ModuleCall)]
-    stacks = [
-        item
-        for path, item in module.named_modules()
-        if isinstance(item, nn.TransformerEncoder | nn.TransformerDecoder)
-        and item not in inside
-        and not any(call.startswith(f"{path}.") for call in calls)
-    ]
-    layers = [stack.layers for stack in stacks]
-    try:
-        for stack in stacks:
-            stack.layers = stack.layers[:1]
-        yield
-    finally:
-        for stack, full in zip(stacks, layers, strict=True):
-            stack.layers = full
-
-
 def _verify_at_sizes(
     module: nn.Module,
     recorded: RecordedProgram,
@@ -231,7 +206,7 @@ def _verify_at_sizes(
 ) -> None:
     """Verify in each mode of the program, at several sizes."""
     examples = _examples(recorded, arguments)
-    with _shallow_stacks(module, recorded, replaced):
+    with shallow_stacks(module, recorded, replaced):
         module.eval()
         _set_flags(module, recorded)
         # Found once for both modes: sizes that a mode refuses are refused by original and program.
