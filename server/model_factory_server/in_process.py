@@ -35,6 +35,7 @@ from model_factory.identity import BuildInfo
 from model_factory.model_file.live import undescribed, use_recorder
 from model_factory.program.torch_names import torch_name
 from model_factory.protocol import NamedModels, SingleModel, Weights
+from model_factory.wording import html_table
 from model_factory_server.backends.checkpoint_catalogue import checkpoint_digest, checkpoint_path
 from model_factory_server.backends.code_files import operator_files, operator_roots, with_installed_plugins
 from model_factory_server.backends.identity import BackendIdentity, identify
@@ -106,6 +107,10 @@ class PolicyConstructorModelFactory:
     def __repr__(self) -> str:
         backend, device = self._settings.name, str(self._device)
         return f"{type(self).__name__}(backend={backend!r}, seed={self._seed}, device={device!r})"
+
+    def _repr_html_(self) -> str:
+        settings = {"backend": self._settings.name, "seed": self._seed, "device": self._device}
+        return html_table(("factory", type(self).__name__), ((name, str(item)) for name, item in settings.items()))
 
     @overload
     def build(  # type: ignore[overload-overlap]  # a name config_path

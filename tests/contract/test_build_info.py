@@ -211,7 +211,10 @@ def test_a_damaged_record_is_refused(change: dict[str, Any], text: str, server: 
 
 
 def test_models_and_blocks_have_a_short_repr_and_a_table(make: Make, make_remote: Make) -> None:
-    model = make().build({"<policy>": TINY})["<policy>"]
+    factory = make()
+    assert factory._repr_html_().startswith(f"<table><tr><th>factory</th><th>{type(factory).__name__}</th></tr>")
+    assert "<td>seed</td><td>7</td>" in factory._repr_html_()
+    model = factory.build({"<policy>": TINY})["<policy>"]
     assert repr(model) == "<GraphModel <policy>: 3 modules, 8 parameters, seed 7>"
     assert str(model).startswith("GraphModel(\n  (graph_modules): ModuleDict(\n    (layer0): Linear(in_features=3")
     assert f"{model}" == str(model)

@@ -46,7 +46,7 @@ from model_factory.protocol import NamedModels, SingleModel, Weights
 from model_factory.source.trust import Trust, TrustSource
 from model_factory.store import Blob, Store
 from model_factory.v1 import build_pb2, capabilities_pb2, wire
-from model_factory.wording import listed, printable
+from model_factory.wording import html_table, listed, printable
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
@@ -158,6 +158,10 @@ class RemoteModelFactory:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._connection.address!r}, seed={self._seed}, device={str(self._device)!r})"
+
+    def _repr_html_(self) -> str:
+        settings = {"server": self._connection.address, "seed": self._seed, "device": self._device}
+        return html_table(("factory", type(self).__name__), ((name, str(item)) for name, item in settings.items()))
 
     def __enter__(self) -> Self:
         return self
