@@ -33,6 +33,7 @@ def program(name: str, **kwargs: object) -> Program:
     return Program(inputs=("x",), steps=(OpCall(name=name, args=(Ref("x"),), kwargs=kwargs, out="y"),), result=Ref("y"))
 
 
+@pytest.mark.skipif(max(SINCE.values()) > torch_names._THIS, reason="needs the newest torch")
 def test_every_name_is_one_of_the_newest_torch() -> None:
     for name in SINCE:
         op, _, argument = name.partition("(")
