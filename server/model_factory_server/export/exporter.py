@@ -35,7 +35,7 @@ from model_factory_server.export.source.source_modules import (
     source_classes,
     verify_sources,
 )
-from model_factory_server.export.verify.kept_values import MethodCall, are_caches
+from model_factory_server.export.verify.kept_values import are_caches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +130,7 @@ class _Export:
             self._record(blocks, calls)
             descriptor = self._describe_again()
         self._record_other_branches()
-        self._refuse_kept([*((path, FORWARD, arguments) for path, arguments in calls), *method_calls(self._model)])
+        self._refuse_kept(calls)
         if self._assigned.attributes:
             descriptor = self._describe_again()
         called = tuple(item for item in self._programs if get_module(self._model, item[0]) not in self._classes)
@@ -161,12 +161,13 @@ class _Export:
         named_tensors(self._model, found)
         return found
 
-    def _refuse_kept(self, calls: Sequence[MethodCall]) -> None:
+    def _refuse_kept(self, calls: Sequence[Call]) -> None:
         """Refuse attributes that one call keeps for another, except caches."""
         try:
             self._assigned.refuse_read()
         except NotPortableError as error:
-            if not are_caches(self._model, calls):
+            forwards = [(path, FORWARD, arguments) for path, arguments in calls]
+            if not are_caches(self._model, [*forwards, *method_calls(self._model)]):
                 self._refuse("", named("", self._model, error))
 
     def _called(self) -> tuple[dict[str, nn.Module], list[Call]]:
