@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from model_factory_server.constructor import Permissions, build_model, default_registry
-from support.compare import leaves
+from support.compare import leaves, map_tensors
 from support.large_goldens import LARGE_NAMES, LargeGolden, check_gradients, check_outputs, load_formula
 from support.resnet34 import weights
 
@@ -46,12 +46,6 @@ def test_state_types_and_outputs(golden: LargeGolden, model: nn.Module) -> None:
 
 def test_gradients(golden: LargeGolden, model: nn.Module) -> None:
     """In float64: in float32, a value near zero in front of a ReLU may have another sign on another machine."""
-    outputs = run(model.double(), golden, doubled(golden.inputs))
+    outputs = run(model.double(), golden, map_tensors(golden.inputs, torch.Tensor.double))
     sum(leaf.square().sum() for leaf in leaves(outputs)).backward()
     check_gradients(model, golden)
-
-
-def doubled(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: doubled(item) for key, item in value.items()}
-    return value.double() if isinstance(value, torch.Tensor) else value

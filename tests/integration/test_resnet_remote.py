@@ -22,7 +22,7 @@ from model_factory.errors import BuildError, SourceError
 from model_factory.program.runtime.program_module import ProgramModule
 from model_factory_server import PolicyConstructorModelFactory
 from model_factory_server.settings.server_settings import BackendSettings, HubSettings
-from support.compare import assert_same, assert_same_state, leaves
+from support.compare import assert_same, assert_same_state, leaves, map_tensors
 from support.experiments import RESFIT
 from support.large_goldens import LARGE_NAMES, LargeGolden, check_gradients, check_outputs, load_formula
 from support.resnet34 import NAME, write_weights
@@ -90,15 +90,9 @@ def test_goldens_agree_over_the_remote_path(name: str, build: Callable[[str], An
 def test_gradients_agree_over_the_remote_path(name: str, build: Callable[[str], Any]) -> None:
     """In float64, as in process."""
     golden, model = LargeGolden(name), build(name).eval().double()
-    outputs = run(model, golden, doubled(golden.inputs))
+    outputs = run(model, golden, map_tensors(golden.inputs, torch.Tensor.double))
     sum(leaf.square().sum() for leaf in leaves(outputs)).backward()
     check_gradients(model, golden)
-
-
-def doubled(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: doubled(item) for key, item in value.items()}
-    return value.double() if isinstance(value, torch.Tensor) else value
 
 
 @slow
